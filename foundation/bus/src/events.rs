@@ -1,0 +1,187 @@
+//! Durable events: the outbox they are written to, the relay, and the inbox they are handled from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsule_contracts::organization::Membership;
+use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid};
+use capsule_store::{Store, Transaction, unscoped};
+use rand::RngExt;
+use sea_orm::FromQueryResult;
+
+use crate::Bus;
+use crate::context::Context;
+
+/// How long a relay or an inbox sleeps unless it is woken.
+pub const POLL: Duration = Duration::from_secs(1);
+
+/// An event that failed this often becomes a dead letter.
+const MOST_ATTEMPTS: i32 = 10;
+
+/// Handled and relayed rows are kept this long, so that an event told twice is known.
+const KEEP_SECONDS: i64 = 7 * 24 * 3600;
+
+/// Writes `event` to the outbox, in the transaction that makes it true.
+///
+/// # Errors
+/// When the row cannot be written.
+pub async fn emit<E: Event>(tx: &Transaction<'_>, context: &Context, event: &E) -> Result<(), Problem> {
+    let envelope = EventEnvelope::wrap(tx.name(), &context.correlation_id, event).map_err(|_| Problem::internal())?;
+    let text = serde_json::to_string(&envelope).map_err(|_| Problem::internal())?;
+    tx.run(unscoped!(
+        "the outbox belongs to the service",
+        "INSERT INTO outbox (id, kind, envelope) VALUES ($1, $2, $3)",
+        envelope.id,
+        E::TYPE,
+        text
+    ))
+    .await?;
+    Ok(())
+}
+
+#[derive(FromQueryResult)]
+struct Unrelayed {
+    id: Uuid,
+    envelope: String,
+}
+
+/// Hands every outbox row to the bus, at least once, for as long as the process lives.
+pub async fn relay(store: Arc<Store>, bus: Bus) {
+    loop {
+        match relay_once(&store, &bus).await {
+            Ok(0) => {
+                let _ = tokio::time::timeout(POLL, store.committed()).await;
+            }
+            Ok(_) => {}
+            Err(problem) => {
+                tracing::warn!(service = store.name(), %problem, "events could not be relayed; trying again");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+}
+
+async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
+    let rows = store
+        .read()
+        .all::<Unrelayed>(unscoped!(
+            "the outbox belongs to the service",
+            "SELECT id, envelope FROM outbox WHERE relayed_at IS NULL ORDER BY id LIMIT 100"
+        ))
+        .await?;
+    for row in &rows {
+        let envelope: EventEnvelope = serde_json::from_str(&row.envelope).map_err(|_| Problem::internal())?;
+        bus.deliver(&envelope).await?;
+    }
+    if !rows.is_empty() {
+        let now = Timestamp::now();
+        let tx = store.begin().await?;
+        for row in &rows {
+            tx.run(unscoped!("the outbox belongs to the service", "UPDATE outbox SET relayed_at = $1 WHERE id = $2", now.0, row.id))
+                .await?;
+        }
+        let old = now.plus_seconds(-KEEP_SECONDS).0;
+        tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", old)).await?;
+        tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", old)).await?;
+        tx.commit().await?;
+        metrics::counter!("capsule_events_relayed_total", "service" => store.name()).increment(rows.len() as u64);
+    }
+    Ok(rows.len())
+}
+
+/// Keeps an event until it is handled. One that is known already stays as it is.
+pub async fn receive(store: &Store, envelope: &EventEnvelope) -> Result<(), Problem> {
+    let text = serde_json::to_string(envelope).map_err(|_| Problem::internal())?;
+    let now = Timestamp::now().0;
+    let tx = store.begin().await?;
+    tx.run(unscoped!(
+        "the inbox belongs to the service",
+        "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, received_at) \
+         VALUES ($1, $2, $3, 'pending', 0, $4, $5) ON CONFLICT (id) DO NOTHING",
+        envelope.id,
+        envelope.kind.as_str(),
+        text,
+        now,
+        now
+    ))
+    .await?;
+    tx.commit().await
+}
+
+/// An event that waits to be handled.
+#[derive(FromQueryResult)]
+pub struct Pending {
+    pub id: Uuid,
+    pub kind: String,
+    pub envelope: String,
+    pub attempts: i32,
+}
+
+/// The events whose turn it is.
+pub async fn pending(store: &Store) -> Result<Vec<Pending>, Problem> {
+    store
+        .read()
+        .all(unscoped!(
+            "the inbox belongs to the service",
+            "SELECT id, kind, envelope, attempts FROM inbox WHERE state = 'pending' AND next_attempt_at <= $1 ORDER BY id LIMIT 100",
+            Timestamp::now().0
+        ))
+        .await
+}
+
+/// Marks an event as handled, in the transaction that handled it.
+pub async fn done(tx: &Transaction<'_>, id: Uuid) -> Result<(), Problem> {
+    tx.run(unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = $1", id)).await?;
+    Ok(())
+}
+
+/// Puts a failed event back with a growing, jittered delay, or aside as a dead letter.
+pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
+    let attempts = row.attempts + 1;
+    let dead = attempts >= MOST_ATTEMPTS;
+    let delay = backoff(attempts);
+    tracing::warn!(service = store.name(), event = row.kind, id = %row.id, attempts, dead, %problem, "an event could not be handled");
+    if dead {
+        metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
+    }
+    let result = async {
+        let tx = store.begin().await?;
+        tx.run(unscoped!(
+            "the inbox belongs to the service",
+            "UPDATE inbox SET state = $1, attempts = $2, next_attempt_at = $3, last_error = $4 WHERE id = $5",
+            if dead { "dead" } else { "pending" },
+            attempts,
+            Timestamp::now().0.saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)),
+            problem.to_string(),
+            row.id
+        ))
+        .await?;
+        tx.commit().await
+    }
+    .await;
+    if result.is_err() {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// 0.2 s doubling to 5 minutes, each time half to one and a half of it by chance.
+fn backoff(attempts: i32) -> Duration {
+    let whole = 0.2 * 2_f64.powi(attempts.clamp(0, 20));
+    Duration::from_secs_f64(whole.min(300.0) * rand::rng().random_range(0.5..1.5))
+}
+
+/// Takes over what a membership event or answer says, unless something newer is known.
+pub async fn remember(tx: &Transaction<'_>, membership: &Membership) -> Result<(), Problem> {
+    tx.run(unscoped!(
+        "the cache decides who may act for a tenant",
+        "INSERT INTO memberships (organization_id, user_id, role, sequence) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (organization_id, user_id) DO UPDATE SET role = excluded.role, sequence = excluded.sequence \
+         WHERE excluded.sequence > memberships.sequence",
+        membership.organization_id,
+        membership.user_id,
+        membership.role.map(|role| role.name().to_owned()),
+        membership.sequence
+    ))
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! A service on the bus: its handlers, the events it consumes, and the work it does for both.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use capsule_contracts::organization::{GetMembership, MembershipChanged};
+use capsule_contracts::project::Place;
+use capsule_contracts::{Event, EventEnvelope, Message, Problem, Role, StreamMessage, Target, Uuid};
+use capsule_store::{Store, Transaction, unscoped};
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc};
+use tracing::Instrument;
+
+use crate::access::Prove;
+use crate::context::Context;
+use crate::{Bus, Inbox, Route, STREAM_CREDIT, events};
+
+/// What the dispatcher needs to know of a service.
+pub trait Service: Send + Sync + 'static {
+    /// Its database.
+    fn store(&self) -> &Arc<Store>;
+
+    /// The bus it serves on.
+    fn bus(&self) -> &Bus;
+
+    /// Whose a thing is: the one unscoped look-up there is. `None` where there is no such thing.
+    fn locate(&self, target: &Target) -> impl Future<Output = Result<Option<Place>, Problem>> + Send;
+
+    /// A member's role as this service was told it.
+    fn cached_role(&self, organization: Uuid, user: Uuid) -> impl Future<Output = Result<Option<Role>, Problem>> + Send {
+        async move {
+            let role = unscoped!(
+                "the cache decides who may act for a tenant",
+                "SELECT role FROM memberships WHERE organization_id = $1 AND user_id = $2",
+                organization,
+                user
+            );
+            let role = self.store().read().value::<Option<String>>(role).await?.flatten();
+            role.map(|role| role.parse()).transpose()
+        }
+    }
+
+    /// A member's role as its owner, the organization service, knows it; remembered here.
+    fn true_role(&self, organization: Uuid, user: Uuid) -> impl Future<Output = Result<Option<Role>, Problem>> + Send {
+        async move {
+            let ask = GetMembership { organization_id: organization, user_id: user };
+            let membership = self.bus().request(&Context::background(self.store().name()), &ask).await?;
+            if membership.sequence > 0 {
+                let tx = self.store().begin().await?;
+                events::remember(&tx, &membership).await?;
+                tx.commit().await?;
+            }
+            Ok(membership.role)
+        }
+    }
+}
+
+/// A message on its way into its handler, with the proof that its rule was met.
+#[derive(Debug)]
+pub struct Call<M: Message>
+where
+    M::Rule: Prove,
+{
+    pub message: M,
+    pub proof: <M::Rule as Prove>::Proof,
+    pub context: Context,
+}
+
+/// Where a stream's handler puts its items. Waits while the reader is behind.
+#[derive(Debug)]
+pub struct Items<T> {
+    channel: mpsc::Sender<Vec<u8>>,
+    item: std::marker::PhantomData<fn(T)>,
+}
+
+impl<T: serde::Serialize> Items<T> {
+    /// Sends one item. `false` once nobody reads any more.
+    pub async fn send(&self, item: &T) -> bool {
+        match serde_json::to_vec(item) {
+            Ok(bytes) => self.channel.send(bytes).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// Resolves once nobody reads any more.
+    pub async fn closed(&self) {
+        self.channel.closed().await;
+    }
+}
+
+type Consumer<S> =
+    Box<dyn for<'a> Fn(&'a S, &'a Transaction<'a>, serde_json::Value) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync>;
+
+/// Collects a service's handlers and consumers, then puts it on the bus.
+pub struct Router<S: Service> {
+    service: Arc<S>,
+    consumers: HashMap<&'static str, Consumer<S>>,
+}
+
+impl<S: Service> std::fmt::Debug for Router<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Router({})", self.service.store().name())
+    }
+}
+
+impl<S: Service> Router<S> {
+    /// A router that keeps the service's membership cache and nothing else yet.
+    #[must_use]
+    pub fn new(service: Arc<S>) -> Self {
+        Self { service, consumers: HashMap::new() }
+            .consume::<MembershipChanged>(|_, tx, event| Box::pin(async move { events::remember(tx, &event.membership).await }))
+    }
+
+    /// Serves a message. The proof in its [`Call`] follows from its access rule.
+    #[must_use]
+    pub fn handle<M, F, Fut>(self, handler: F) -> Self
+    where
+        M: Message,
+        M::Rule: Prove,
+        F: Fn(Arc<S>, Call<M>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Problem>> + Send + 'static,
+    {
+        let service = self.service.clone();
+        let run = move |context: Context, payload: Vec<u8>| {
+            let (service, handler) = (service.clone(), handler.clone());
+            let span = tracing::info_span!("message", subject = M::SUBJECT, correlation_id = context.correlation_id);
+            let work = async move {
+                let call = admit::<S, M>(&service, context, &payload).await?;
+                let reply = handler(service, call).await?;
+                serde_json::to_vec(&reply).map_err(|_| Problem::internal())
+            };
+            Box::pin(work.instrument(span)) as BoxFuture<'static, _>
+        };
+        let route = Route { kind: M::KIND, access: M::ACCESS, handler: Box::new(run) };
+        self.service.bus().write_table().routes.insert(M::SUBJECT, Arc::new(route));
+        self
+    }
+
+    /// Serves a stream. The rule is checked before the first item.
+    #[must_use]
+    pub fn stream<M, F, Fut>(self, handler: F) -> Self
+    where
+        M: StreamMessage,
+        M::Rule: Prove,
+        F: Fn(Arc<S>, Call<M>, Items<M::Reply>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Problem>> + Send + 'static,
+    {
+        let service = self.service.clone();
+        let run = move |context: Context, payload: Vec<u8>| {
+            let (service, handler) = (service.clone(), handler.clone());
+            let work = async move {
+                let call = admit::<S, M>(&service, context, &payload).await?;
+                let (channel, items) = mpsc::channel(STREAM_CREDIT);
+                let sink = Items { channel, item: std::marker::PhantomData };
+                tokio::spawn(async move {
+                    if let Err(problem) = handler(service, call, sink).await {
+                        tracing::warn!(subject = M::SUBJECT, %problem, "a stream ended early");
+                    }
+                });
+                Ok(items)
+            };
+            Box::pin(work) as BoxFuture<'static, _>
+        };
+        self.service.bus().write_table().streams.insert(M::SUBJECT, Arc::new(Box::new(run)));
+        self
+    }
+
+    /// Consumes an event. What the consumer writes and the mark that the event was handled are one
+    /// transaction; an error makes it come again later, and in the end a dead letter.
+    #[must_use]
+    pub fn consume<E: Event>(
+        mut self,
+        consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, E) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync + 'static,
+    ) -> Self {
+        let run: Consumer<S> = Box::new(move |service, tx, data| match serde_json::from_value::<E>(data) {
+            Ok(event) => consumer(service, tx, event),
+            Err(cause) => Box::pin(async move { Err(Problem::bad_request(format!("{} is not understood: {cause}", E::TYPE))) }),
+        });
+        self.consumers.insert(E::TYPE, run);
+        self
+    }
+
+    /// Puts the service on the bus: begins to relay its events and to consume those of others.
+    pub fn start(self) {
+        let inbox = Arc::new(ServiceInbox { service: self.service.clone(), consumers: self.consumers, arrived: Notify::new() });
+        self.service.bus().write_table().inboxes.push(inbox.clone());
+        tokio::spawn(events::relay(self.service.store().clone(), self.service.bus().clone()));
+        tokio::spawn(async move { inbox.work().await });
+    }
+}
+
+/// Understands, authorizes and validates, in this order.
+async fn admit<S: Service, M: Message>(service: &S, context: Context, payload: &[u8]) -> Result<Call<M>, Problem>
+where
+    M::Rule: Prove,
+{
+    let message: M =
+        serde_json::from_slice(payload).map_err(|cause| Problem::bad_request(format!("{} is not understood: {cause}", M::SUBJECT)))?;
+    let proof = M::Rule::prove(service, &context, &message).await?;
+    message.validate()?;
+    Ok(Call { message, proof, context })
+}
+
+struct ServiceInbox<S: Service> {
+    service: Arc<S>,
+    consumers: HashMap<&'static str, Consumer<S>>,
+    arrived: Notify,
+}
+
+impl<S: Service> Inbox for ServiceInbox<S> {
+    fn wants(&self, kind: &str) -> bool {
+        self.consumers.contains_key(kind)
+    }
+
+    fn put<'a>(&'a self, envelope: &'a EventEnvelope) -> BoxFuture<'a, Result<(), Problem>> {
+        Box::pin(async move {
+            events::receive(self.service.store(), envelope).await?;
+            self.arrived.notify_one();
+            Ok(())
+        })
+    }
+}
+
+impl<S: Service> ServiceInbox<S> {
+    async fn work(&self) {
+        loop {
+            let wait = match events::pending(self.service.store()).await {
+                Ok(pending) if pending.is_empty() => events::POLL,
+                Ok(pending) => {
+                    for row in pending {
+                        self.process(row).await;
+                    }
+                    continue;
+                }
+                Err(_) => events::POLL,
+            };
+            let _ = tokio::time::timeout(wait, self.arrived.notified()).await;
+        }
+    }
+
+    async fn process(&self, row: events::Pending) {
+        let store = self.service.store();
+        let outcome = async {
+            let envelope: EventEnvelope = serde_json::from_str(&row.envelope)
+                .map_err(|cause| Problem::bad_request(format!("the envelope is not understood: {cause}")))?;
+            let tx = store.begin().await?;
+            if let Some(consumer) = self.consumers.get(row.kind.as_str()) {
+                consumer(&self.service, &tx, envelope.data).await?;
+            }
+            events::done(&tx, row.id).await?;
+            tx.commit().await
+        }
+        .await;
+        if let Err(problem) = outcome {
+            events::failed(store, &row, &problem).await;
+        }
+    }
+}

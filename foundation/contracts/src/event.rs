@@ -1,0 +1,53 @@
+//! Facts that services tell each other. Each carries the CloudEvents 1.0 attributes, the sequence
+//! and the state of the thing it is about, so that order of arrival does not matter.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{Uuid, Timestamp};
+
+/// A fact another service may want to know.
+pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// `CloudEvents` `type`, such as `organization.member_added`.
+    const TYPE: &'static str;
+    /// Version of the payload's shape; readers tolerate unknown members.
+    const VERSION: u16;
+    /// The thing it is about, `CloudEvents` `subject`.
+    fn subject(&self) -> Uuid;
+}
+
+/// An event on its way: `CloudEvents` 1.0 attributes around the payload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventEnvelope {
+    pub specversion: String,
+    pub id: Uuid,
+    pub source: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub subject: Uuid,
+    pub time: Timestamp,
+    pub dataschema: String,
+    /// Correlation id of the request that caused it (extension attribute).
+    pub correlationid: String,
+    pub data: serde_json::Value,
+}
+
+impl EventEnvelope {
+    /// Wraps `event`, said by the service `source`.
+    ///
+    /// # Errors
+    /// When the payload cannot be written as JSON.
+    pub fn wrap<E: Event>(source: &str, correlation_id: &str, event: &E) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            specversion: "1.0".into(),
+            id: crate::new_id(),
+            source: format!("/capsule/{source}"),
+            kind: E::TYPE.into(),
+            subject: event.subject(),
+            time: Timestamp::now(),
+            dataschema: format!("/schemas/{}/v{}", E::TYPE, E::VERSION),
+            correlationid: correlation_id.into(),
+            data: serde_json::to_value(event)?,
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! What makes a type a message: subject, kind, access rule, reply and validation.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{Access, FieldError, Problem, Target};
+
+/// Whether a message changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads only: dropped when nobody waits for the answer any more.
+    Query,
+    /// Changes state: once begun it runs to its end, whoever still waits.
+    Command,
+}
+
+/// A request over the bus with its reply.
+pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'static {
+    /// `<service>.<verb_noun>`.
+    const SUBJECT: &'static str;
+    /// Query or command.
+    const KIND: Kind;
+    /// Who may send it.
+    const ACCESS: Access;
+    /// The marker of `ACCESS`, from which the handler's signature follows.
+    type Rule;
+    /// What comes back.
+    type Reply: Serialize + DeserializeOwned + ToSchema + Send + 'static;
+
+    /// The thing it is about, where the rule needs one.
+    fn target(&self) -> Option<Target>;
+
+    /// Field-level checks beyond what the types say.
+    fn check(&self, _check: &mut Check) {}
+
+    /// Runs [`Message::check`].
+    ///
+    /// # Errors
+    /// [`Problem::invalid`] with each field at fault.
+    fn validate(&self) -> Result<(), Problem> {
+        let mut check = Check::default();
+        self.check(&mut check);
+        if check.errors.is_empty() { Ok(()) } else { Err(Problem::invalid(check.errors)) }
+    }
+}
+
+/// A message whose reply is an endless or large sequence of items rather than one value. `Reply` is
+/// the type of an item.
+pub trait StreamMessage: Message {}
+
+/// Collects what is wrong with a message's fields.
+#[derive(Debug, Default)]
+pub struct Check {
+    errors: Vec<FieldError>,
+}
+
+impl Check {
+    /// Records `message` against `field` unless `ok`.
+    pub fn that(&mut self, ok: bool, field: &str, message: &str) {
+        if !ok {
+            self.errors.push(FieldError { field: field.into(), message: message.into() });
+        }
+    }
+
+    /// A person-given title: 1 to 100 characters with no control characters.
+    pub fn title(&mut self, field: &str, text: &str) {
+        let fits = (1..=100).contains(&text.trim().chars().count()) && !text.chars().any(char::is_control);
+        self.that(fits, field, "must have 1 to 100 characters and no control characters");
+    }
+
+    /// A DNS label (RFC 1123), used in host names: `a-z`, `0-9` and `-`, at most 40 characters.
+    pub fn label(&mut self, field: &str, text: &str) {
+        self.that(is_label(text), field, "must be a DNS label: a-z, 0-9 and -, at most 40 characters, no - at either end");
+    }
+
+    /// The name of an environment variable (POSIX).
+    pub fn variable_name(&mut self, field: &str, name: &str) {
+        let mut bytes = name.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+        let fits = first && name.len() <= 255 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        self.that(fits, field, "must be a variable name: letters, digits and _, not beginning with a digit");
+    }
+
+    /// The value of an environment variable: no NUL, at most 64 KiB.
+    pub fn variable_value(&mut self, field: &str, value: &str) {
+        self.that(!value.contains('\0') && value.len() <= 65_536, field, "must have no NUL byte and at most 65536 bytes");
+    }
+}
+
+/// Whether `text` is a DNS label of at most 40 characters.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    (1..=40).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// Turns any text into a DNS label, or `fallback` where nothing of it can stay.
+#[must_use]
+pub fn to_label(text: &str, fallback: &str) -> String {
+    let mut label = String::new();
+    for c in text.chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() {
+            label.push(c);
+        } else if !label.is_empty() && !label.ends_with('-') {
+            label.push('-');
+        }
+        if label.len() >= 40 {
+            break;
+        }
+    }
+    let label = label.trim_matches('-');
+    if label.is_empty() { fallback.into() } else { label.into() }
+}
+
+/// A reply that says nothing but that it was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Empty {}
+
+/// One page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give it as `cursor` to get the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// A list that fits on one page.
+    #[must_use]
+    pub fn whole(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+}
+
+/// Binds a type to its subject, kind, access rule and reply:
+/// `message!(GetProject, query "project.get_project", Granted(ProjectView) at Project(id) => Project);`
+#[macro_export]
+macro_rules! message {
+    ($name:ident, $kind:ident $subject:literal, Granted($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::Granted($crate::Permission::$permission), $reply,
+            |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
+    };
+    ($name:ident, $kind:ident $subject:literal, GrantedDeploy at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedDeploy, $reply,
+            |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
+    };
+    ($name:ident, $kind:ident $subject:literal, $rule:ident => $reply:ty $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, $rule, $crate::Access::$rule, $reply, |_: &$name| None $(, $check)?);
+    };
+    (@kind query) => { $crate::Kind::Query };
+    (@kind command) => { $crate::Kind::Command };
+    (@impl $name:ident, $kind:ident, $subject:literal, $rule:ident, $access:expr, $reply:ty, $target:expr $(, $check:expr)?) => {
+        impl $crate::Message for $name {
+            const SUBJECT: &'static str = $subject;
+            const KIND: $crate::Kind = $crate::message!(@kind $kind);
+            const ACCESS: $crate::Access = $access;
+            type Rule = $crate::access::rule::$rule;
+            type Reply = $reply;
+            fn target(&self) -> Option<$crate::Target> {
+                let target: fn(&$name) -> Option<$crate::Target> = $target;
+                target(self)
+            }
+            $(fn check(&self, check: &mut $crate::Check) {
+                let run: fn(&$name, &mut $crate::Check) = $check;
+                run(self, check);
+            })?
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Check, is_label, to_label};
+
+    #[test]
+    fn any_text_becomes_a_label() {
+        for (text, label) in [("My App_v2", "my-app-v2"), ("--x--", "x"), ("日本", "app"), ("", "app")] {
+            assert_eq!(to_label(text, "app"), label);
+        }
+        assert!(is_label(&to_label(&"ab-".repeat(40), "app")));
+    }
+
+    #[test]
+    fn variable_names_follow_posix() {
+        for (name, fits) in [("PORT", true), ("_x1", true), ("1X", false), ("A-B", false), ("", false), ("A=B", false)] {
+            let mut check = Check::default();
+            check.variable_name("name", name);
+            assert_eq!(check.errors.is_empty(), fits, "{name}");
+        }
+    }
+}

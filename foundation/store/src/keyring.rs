@@ -1,0 +1,152 @@
+//! Envelope encryption of what must not rest in the clear: AES-256-GCM with a data key of its own
+//! per value, wrapped by the installation's master key.
+//!
+//! Layout: `1 | key id (8) | nonce (12) | wrapped data key (48) | nonce (12) | ciphertext and tag`.
+//! The context (table, column and row) is authenticated, so a value moved elsewhere does not open.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use aes_gcm::aead::{Aead, KeyInit, Payload};
+use aes_gcm::{Aes256Gcm, Nonce};
+use capsule_contracts::Problem;
+use sha2::{Digest, Sha256};
+
+const VERSION: u8 = 1;
+const KEY_ID: usize = 8;
+const NONCE: usize = 12;
+const WRAPPED: usize = 48;
+const HEADER: usize = 1 + KEY_ID + NONCE + WRAPPED + NONCE;
+
+/// Seals and opens values under the installation's master key.
+#[derive(Clone)]
+pub struct Keyring {
+    master: [u8; 32],
+    id: [u8; KEY_ID],
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keyring({})", hex::encode(self.id))
+    }
+}
+
+impl Keyring {
+    /// Reads the master key from `file`, or makes one there that only its owner can read.
+    ///
+    /// # Errors
+    /// When the file cannot be read or made, or holds no key.
+    pub fn open(file: &Path) -> std::io::Result<Self> {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let text = hex::encode(random::<32>()?);
+                let mut new = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+                new.write_all(text.as_bytes())?;
+                new.sync_all()?;
+                text
+            }
+            Err(error) => return Err(error),
+        };
+        let master: [u8; 32] = hex::decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} does not hold a 256-bit key in hexadecimal", file.display()))
+        })?;
+        let digest = Sha256::digest(master);
+        let mut id = [0; KEY_ID];
+        id.copy_from_slice(&digest[..KEY_ID]);
+        Ok(Self { master, id })
+    }
+
+    /// Encrypts `plaintext` for the place that `context` names.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn seal(&self, context: &str, plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
+        let entropy = |cause: std::io::Error| {
+            tracing::error!(%cause, "no randomness");
+            Problem::internal()
+        };
+        let (data_key, outer, inner) =
+            (random::<32>().map_err(entropy)?, random::<NONCE>().map_err(entropy)?, random::<NONCE>().map_err(entropy)?);
+        let wrapped = encrypt(&self.master, outer, context, &data_key)?;
+        let body = encrypt(&data_key, inner, context, plaintext)?;
+        let mut sealed = Vec::with_capacity(HEADER + body.len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&self.id);
+        sealed.extend_from_slice(&outer);
+        sealed.extend_from_slice(&wrapped);
+        sealed.extend_from_slice(&inner);
+        sealed.extend_from_slice(&body);
+        Ok(sealed)
+    }
+
+    /// Decrypts what [`Keyring::seal`] made for the same place.
+    ///
+    /// # Errors
+    /// When it was sealed under another key, for another place, or was tampered with.
+    pub fn open_sealed(&self, context: &str, sealed: &[u8]) -> Result<Vec<u8>, Problem> {
+        let unreadable = || {
+            tracing::error!(context, "a sealed value does not open: another master key, or damage");
+            Problem::internal()
+        };
+        if sealed.len() < HEADER || sealed[0] != VERSION || sealed[1..=KEY_ID] != self.id {
+            return Err(unreadable());
+        }
+        let (outer, rest) = sealed[1 + KEY_ID..].split_at(NONCE);
+        let (wrapped, rest) = rest.split_at(WRAPPED);
+        let (inner, body) = rest.split_at(NONCE);
+        let data_key = decrypt(&self.master, outer, context, wrapped).ok_or_else(unreadable)?;
+        let data_key: [u8; 32] = data_key.try_into().map_err(|_| unreadable())?;
+        decrypt(&data_key, inner, context, body).ok_or_else(unreadable)
+    }
+}
+
+fn encrypt(key: &[u8; 32], nonce: [u8; NONCE], context: &str, message: &[u8]) -> Result<Vec<u8>, Problem> {
+    Aes256Gcm::new(key.into())
+        .encrypt(&Nonce::from(nonce), Payload { msg: message, aad: context.as_bytes() })
+        .map_err(|_| Problem::too_large("The value is too large to encrypt."))
+}
+
+fn decrypt(key: &[u8; 32], nonce: &[u8], context: &str, message: &[u8]) -> Option<Vec<u8>> {
+    let nonce: [u8; NONCE] = nonce.try_into().ok()?;
+    Aes256Gcm::new(key.into()).decrypt(&Nonce::from(nonce), Payload { msg: message, aad: context.as_bytes() }).ok()
+}
+
+fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Keyring;
+
+    #[test]
+    fn a_sealed_value_opens_only_where_it_was_sealed_for_and_unchanged() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let keyring = Keyring::open(&directory.path().join("key")).expect("makes a key");
+        let sealed = keyring.seal("secrets/1", b"hunter2").expect("seals");
+        assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
+        assert_eq!(keyring.open_sealed("secrets/1", &sealed).expect("opens"), b"hunter2");
+        keyring.open_sealed("secrets/2", &sealed).expect_err("another place");
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            keyring.open_sealed("secrets/1", &changed).expect_err("tampered with");
+        }
+        let other = Keyring::open(&directory.path().join("other")).expect("makes a key");
+        other.open_sealed("secrets/1", &sealed).expect_err("another key");
+    }
+
+    #[test]
+    fn a_key_file_is_for_its_owner_only_and_is_read_again() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().expect("tempdir");
+        let file = directory.path().join("key");
+        let sealed = Keyring::open(&file).expect("makes").seal("a", b"b").expect("seals");
+        assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(Keyring::open(&file).expect("reads").open_sealed("a", &sealed).expect("opens"), b"b");
+    }
+}

@@ -1,0 +1,76 @@
+//! Identity: who people are, and how they prove it.
+//!
+//! Access tokens are JWTs (Ed25519) of 15 minutes; refresh tokens live 7 days and work once. A
+//! refresh token that comes a second time was stolen from somebody: its whole session ends.
+
+mod login;
+mod password;
+mod profile;
+mod register;
+mod sessions;
+mod tokens;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use capsule_bus::{Bus, Router, Service};
+use capsule_contracts::project::Place;
+use capsule_contracts::{Problem, Target};
+use capsule_store::{Keyring, Store, StoreError};
+
+use tokens::Signer;
+
+/// The identity service.
+#[derive(Debug)]
+pub struct Identity {
+    store: Arc<Store>,
+    bus: Bus,
+    signer: Signer,
+    passwords: password::Hasher,
+    /// Proves that its bearer owns the server's data directory.
+    local_token: String,
+}
+
+impl Service for Identity {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+        Ok(None)
+    }
+}
+
+/// Opens the service's database under `data` and puts the service on the bus. `local_token` is the
+/// secret that the first administrator must know.
+///
+/// # Errors
+/// When its database cannot be opened.
+pub async fn start(data: &Path, bus: &Bus, keyring: Keyring, local_token: String) -> Result<Arc<Identity>, StoreError> {
+    let migrations = capsule_store::migrations![1 "create_users_and_sessions"];
+    let store = Store::open(data, "identity", keyring, &[("bus", capsule_bus::MIGRATIONS), ("identity", migrations)]).await?;
+    let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
+    let identity =
+        Arc::new(Identity { store: Arc::new(store), bus: bus.clone(), signer, passwords: password::Hasher::default(), local_token });
+    Router::new(identity.clone())
+        .handle(register::register)
+        .handle(login::login)
+        .handle(login::local_login)
+        .handle(sessions::refresh_token)
+        .handle(sessions::logout)
+        .handle(sessions::validate_token)
+        .handle(sessions::list_sessions)
+        .handle(sessions::revoke_session)
+        .handle(sessions::revoke_sessions)
+        .handle(profile::get_profile)
+        .handle(profile::update_profile)
+        .handle(profile::find_user)
+        .handle(profile::get_users)
+        .handle(tokens::get_keys)
+        .start();
+    Ok(identity)
+}

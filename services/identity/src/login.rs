@@ -1,0 +1,54 @@
+//! Signing in: with e-mail and password, or on the server's own machine with its local token.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, emit};
+use capsule_contracts::Problem;
+use capsule_contracts::identity::{LocalLogin, Login, Session, UserLoggedIn};
+use capsule_store::unscoped;
+
+use crate::profile::{self, UserRow};
+use crate::{Identity, register, sessions, tokens};
+
+pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session, Problem> {
+    let email = call.message.email.trim().to_lowercase();
+    let user = profile::by_email(&identity, &email).await?;
+    let hash = match &user {
+        Some(user) => {
+            let hash = unscoped!("credentials belong to a user", "SELECT password_hash FROM credentials WHERE user_id = $1", user.id);
+            identity.store.read().value::<String>(hash).await?
+        }
+        None => None,
+    };
+    let holds = identity.passwords.verify(call.message.password, hash).await?;
+    let (Some(user), true) = (user, holds) else {
+        return Err(Problem::unauthenticated("The e-mail address and the password do not belong together.").hint("Check both."));
+    };
+    let tx = identity.store.begin().await?;
+    let session = sessions::open(&identity, &tx, &call.context, user).await?;
+    let event = UserLoggedIn { user_id: session.user.id, session_id: sessions::id_of(&identity, &session)? };
+    emit(&tx, &call.context, &event).await?;
+    tx.commit().await?;
+    Ok(session)
+}
+
+/// The bearer of the local token can read the server's data directory, and with it everything: it is
+/// signed in as the first administrator, who is made if there is none yet.
+pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Result<Session, Problem> {
+    if !tokens::same(&call.message.token, &identity.local_token) {
+        return Err(Problem::unauthenticated("This is not the local token of this server.")
+            .hint("It is in the file `local-token` in the server's data directory."));
+    }
+    let tx = identity.store.begin().await?;
+    let first_admin = unscoped!(
+        "users belong to no tenant",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE platform_admin ORDER BY created_at LIMIT 1"
+    );
+    let user = match tx.read().first::<UserRow>(first_admin).await? {
+        Some(row) => row.into(),
+        None => register::create_user(&tx, &call.context, "admin@localhost".into(), "Local administrator".into(), true).await?,
+    };
+    let session = sessions::open(&identity, &tx, &call.context, user).await?;
+    tx.commit().await?;
+    Ok(session)
+}

@@ -1,0 +1,78 @@
+//! Who a user is.
+
+use std::sync::Arc;
+
+use capsule_bus::Call;
+use capsule_contracts::identity::{FindUser, GetProfile, GetUsers, UpdateProfile, User};
+use capsule_contracts::{Page, Problem, Timestamp, Uuid};
+use capsule_store::{Transaction, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::Identity;
+
+#[derive(FromQueryResult)]
+pub struct UserRow {
+    id: Uuid,
+    email: String,
+    name: String,
+    platform_admin: bool,
+    created_at: i64,
+}
+
+impl From<UserRow> for User {
+    fn from(row: UserRow) -> Self {
+        Self {
+            id: row.id,
+            email: row.email,
+            name: row.name,
+            platform_admin: row.platform_admin,
+            created_at: Timestamp(row.created_at),
+        }
+    }
+}
+
+pub async fn by_email(identity: &Identity, email: &str) -> Result<Option<User>, Problem> {
+    let row =
+        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1", email);
+    Ok(identity.store.read().first::<UserRow>(row).await?.map(User::from))
+}
+
+pub async fn by_id(tx: &Transaction<'_>, id: Uuid) -> Result<Option<User>, Problem> {
+    let row = unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    Ok(tx.read().first::<UserRow>(row).await?.map(User::from))
+}
+
+pub async fn get_profile(identity: Arc<Identity>, call: Call<GetProfile>) -> Result<User, Problem> {
+    get(&identity, call.proof.user()).await
+}
+
+async fn get(identity: &Identity, id: Uuid) -> Result<User, Problem> {
+    let row = unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    identity.store.read().first::<UserRow>(row).await?.map(User::from).ok_or_else(|| Problem::not_found("user"))
+}
+
+pub async fn update_profile(identity: Arc<Identity>, call: Call<UpdateProfile>) -> Result<User, Problem> {
+    if let Some(name) = &call.message.name {
+        let tx = identity.store.begin().await?;
+        tx.run(unscoped!("users belong to no tenant", "UPDATE users SET name = $1 WHERE id = $2", name.trim(), call.proof.user()))
+            .await?;
+        tx.commit().await?;
+    }
+    get(&identity, call.proof.user()).await
+}
+
+pub async fn find_user(identity: Arc<Identity>, call: Call<FindUser>) -> Result<User, Problem> {
+    by_email(&identity, &call.message.email.trim().to_lowercase()).await?.ok_or_else(|| Problem::not_found("user"))
+}
+
+pub async fn get_users(identity: Arc<Identity>, call: Call<GetUsers>) -> Result<Page<User>, Problem> {
+    let mut users = Vec::with_capacity(call.message.ids.len());
+    for id in call.message.ids {
+        match get(&identity, id).await {
+            Ok(user) => users.push(user),
+            Err(problem) if problem.code == "not_found" => {}
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(Page::whole(users))
+}

@@ -1,0 +1,198 @@
+//! Sessions: a chain of refresh tokens, each good once, and the access tokens given out along it.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, Context, emit};
+use capsule_contracts::identity::{
+    ListSessions, Logout, RefreshToken, RevokeSession, RevokeSessions, Session, SessionInfo, SessionRevoked, TokenStatus, User,
+    ValidateToken,
+};
+use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Transaction, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::{Identity, profile, tokens};
+
+/// How long a refresh token waits to be used, in seconds.
+const REFRESH_SECONDS: i64 = 7 * 24 * 3600;
+
+/// Begins a session of `user`.
+pub async fn open(identity: &Identity, tx: &Transaction<'_>, context: &Context, user: User) -> Result<Session, Problem> {
+    let (id, now) = (new_id(), Timestamp::now());
+    tx.run(unscoped!(
+        "sessions belong to a user",
+        "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at) VALUES ($1, $2, $3, $4, $5)",
+        id,
+        user.id,
+        now.0,
+        now.0,
+        now.plus_seconds(REFRESH_SECONDS).0
+    ))
+    .await?;
+    tracing::info!(user = %user.id, correlation_id = context.correlation_id, "session opened");
+    continue_session(identity, tx, id, user).await
+}
+
+/// Gives out the next pair of tokens of a session.
+async fn continue_session(identity: &Identity, tx: &Transaction<'_>, session: Uuid, user: User) -> Result<Session, Problem> {
+    let refresh_token = tokens::secret()?;
+    tx.run(unscoped!(
+        "tokens belong to a session",
+        "INSERT INTO refresh_tokens (digest, session_id, expires_at) VALUES ($1, $2, $3)",
+        tokens::digest(&refresh_token),
+        session,
+        Timestamp::now().plus_seconds(REFRESH_SECONDS).0
+    ))
+    .await?;
+    let access_token = identity.signer.sign(user.id, session, user.platform_admin)?;
+    Ok(Session { user, access_token, expires_in: tokens::ACCESS_SECONDS, refresh_token })
+}
+
+/// The session that an answer's tokens belong to.
+pub fn id_of(identity: &Identity, session: &Session) -> Result<Uuid, Problem> {
+    identity.signer.verify(&session.access_token).map(|claims| claims.sid).ok_or_else(Problem::internal)
+}
+
+#[derive(FromQueryResult)]
+struct RefreshRow {
+    session_id: Uuid,
+    user_id: Uuid,
+    expires_at: i64,
+    used_at: Option<i64>,
+    revoked_at: Option<i64>,
+}
+
+pub async fn refresh_token(identity: Arc<Identity>, call: Call<RefreshToken>) -> Result<Session, Problem> {
+    let refused = || Problem::unauthenticated("The refresh token does not hold any more.").hint("Sign in again.");
+    let digest = tokens::digest(&call.message.refresh_token);
+    let now = Timestamp::now();
+    let tx = identity.store.begin().await?;
+    let row = unscoped!(
+        "tokens belong to a session",
+        "SELECT t.session_id, s.user_id, t.expires_at, t.used_at, s.revoked_at \
+         FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.digest = $1",
+        digest.as_str()
+    );
+    let row = tx.read().first::<RefreshRow>(row).await?.ok_or_else(refused)?;
+    if row.used_at.is_some() {
+        tracing::warn!(user = %row.user_id, session = %row.session_id, "a used refresh token came again: the session ends");
+        end(&tx, &call.context, row.user_id, row.session_id).await?;
+        tx.commit().await?;
+        return Err(refused());
+    }
+    if row.revoked_at.is_some() || row.expires_at <= now.0 {
+        return Err(refused());
+    }
+    tx.run(unscoped!("tokens belong to a session", "UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2", now.0, digest)).await?;
+    tx.run(unscoped!(
+        "sessions belong to a user",
+        "UPDATE sessions SET last_used_at = $1, expires_at = $2 WHERE id = $3",
+        now.0,
+        now.plus_seconds(REFRESH_SECONDS).0,
+        row.session_id
+    ))
+    .await?;
+    let user = profile::by_id(&tx, row.user_id).await?.ok_or_else(refused)?;
+    let session = continue_session(&identity, &tx, row.session_id, user).await?;
+    tx.commit().await?;
+    Ok(session)
+}
+
+/// Ends a session; access tokens of it hold no longer.
+async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid) -> Result<(), Problem> {
+    let now = Timestamp::now();
+    let ended = tx
+        .run(unscoped!(
+            "sessions belong to a user",
+            "UPDATE sessions SET revoked_at = $1 WHERE id = $2 AND user_id = $3 AND revoked_at IS NULL",
+            now.0,
+            session,
+            user
+        ))
+        .await?;
+    if ended > 0 {
+        let until = now.plus_seconds(tokens::ACCESS_SECONDS);
+        emit(tx, context, &SessionRevoked { user_id: user, session_id: session, until }).await?;
+    }
+    Ok(())
+}
+
+pub async fn logout(identity: Arc<Identity>, call: Call<Logout>) -> Result<Empty, Problem> {
+    let tx = identity.store.begin().await?;
+    end(&tx, &call.context, call.proof.user(), call.proof.session()).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+pub async fn revoke_session(identity: Arc<Identity>, call: Call<RevokeSession>) -> Result<Empty, Problem> {
+    let own = live(&identity, call.proof.user()).await?;
+    if own.iter().all(|session| session.id != call.message.id) {
+        return Err(Problem::not_found("session"));
+    }
+    let tx = identity.store.begin().await?;
+    end(&tx, &call.context, call.proof.user(), call.message.id).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+pub async fn revoke_sessions(identity: Arc<Identity>, call: Call<RevokeSessions>) -> Result<Empty, Problem> {
+    let own = live(&identity, call.proof.user()).await?;
+    let tx = identity.store.begin().await?;
+    for session in own {
+        end(&tx, &call.context, call.proof.user(), session.id).await?;
+    }
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+#[derive(FromQueryResult)]
+struct SessionRow {
+    id: Uuid,
+    created_at: i64,
+    last_used_at: i64,
+}
+
+async fn live(identity: &Identity, user: Uuid) -> Result<Vec<SessionRow>, Problem> {
+    let rows = unscoped!(
+        "sessions belong to a user",
+        "SELECT id, created_at, last_used_at FROM sessions \
+         WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 ORDER BY last_used_at DESC",
+        user,
+        Timestamp::now().0
+    );
+    identity.store.read().all(rows).await
+}
+
+pub async fn list_sessions(identity: Arc<Identity>, call: Call<ListSessions>) -> Result<Page<SessionInfo>, Problem> {
+    let rows = live(&identity, call.proof.user()).await?;
+    let sessions = rows.into_iter().map(|row| SessionInfo {
+        id: row.id,
+        created_at: Timestamp(row.created_at),
+        last_used_at: Timestamp(row.last_used_at),
+        current: row.id == call.proof.session(),
+    });
+    Ok(Page::whole(sessions.collect()))
+}
+
+pub async fn validate_token(identity: Arc<Identity>, call: Call<ValidateToken>) -> Result<TokenStatus, Problem> {
+    let unknown = TokenStatus { active: false, user_id: None, session_id: None, platform_admin: false, expires_at: None };
+    let Some(claims) = identity.signer.verify(&call.message.token) else {
+        return Ok(unknown);
+    };
+    let session = unscoped!(
+        "sessions belong to a user",
+        "SELECT id FROM sessions WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL",
+        claims.sid,
+        claims.sub
+    );
+    if identity.store.read().value::<Uuid>(session).await?.is_none() {
+        return Ok(unknown);
+    }
+    Ok(TokenStatus {
+        active: true,
+        user_id: Some(claims.sub),
+        session_id: Some(claims.sid),
+        platform_admin: claims.adm,
+        expires_at: Some(Timestamp(claims.exp * 1_000_000)),
+    })
+}

@@ -1,0 +1,77 @@
+//! Organizations: who works together, and in which role. The owner of every membership; other
+//! services keep caches of them, fed by [`MembershipChanged`](capsule_contracts::organization::MembershipChanged).
+
+mod members;
+mod organizations;
+mod personal;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use capsule_bus::{Bus, Router, Service};
+use capsule_contracts::identity::UserRegistered;
+use capsule_contracts::project::Place;
+use capsule_contracts::{Problem, Role, Target, Uuid};
+use capsule_store::{Keyring, Store, StoreError, unscoped};
+
+/// The organization service.
+#[derive(Debug)]
+pub struct Organizations {
+    store: Arc<Store>,
+    bus: Bus,
+}
+
+impl Service for Organizations {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
+        let Target::Organization(id) = target else {
+            return Ok(None);
+        };
+        let known =
+            unscoped!("finds out whose it is", "SELECT id FROM organizations WHERE id = $1 AND deleted_at IS NULL", *id);
+        let known = self.store.read().value::<Uuid>(known).await?;
+        Ok(known.map(|organization_id| Place { organization_id, environment: None }))
+    }
+
+    /// This service owns the fact: there is no cache to ask.
+    async fn cached_role(&self, organization: Uuid, user: Uuid) -> Result<Option<Role>, Problem> {
+        Ok(members::membership(self, organization, user).await?.role)
+    }
+
+    async fn true_role(&self, organization: Uuid, user: Uuid) -> Result<Option<Role>, Problem> {
+        self.cached_role(organization, user).await
+    }
+}
+
+/// Opens the service's database under `data` and puts the service on the bus.
+///
+/// # Errors
+/// When its database cannot be opened.
+pub async fn start(data: &Path, bus: &Bus, keyring: Keyring) -> Result<Arc<Organizations>, StoreError> {
+    let migrations = capsule_store::migrations![1 "create_organizations"];
+    let store =
+        Store::open(data, "organization", keyring, &[("bus", capsule_bus::MIGRATIONS), ("organization", migrations)]).await?;
+    let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone() });
+    Router::new(organizations.clone())
+        .handle(organizations::list_organizations)
+        .handle(organizations::create_organization)
+        .handle(organizations::get_organization)
+        .handle(organizations::update_organization)
+        .handle(organizations::delete_organization)
+        .handle(members::list_members)
+        .handle(members::add_member)
+        .handle(members::change_role)
+        .handle(members::remove_member)
+        .handle(members::list_permissions)
+        .handle(members::get_membership)
+        .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::ensure(tx, &event.user).await }))
+        .start();
+    Ok(organizations)
+}

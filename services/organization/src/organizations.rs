@@ -1,0 +1,166 @@
+//! Organizations: create, list, get, rename, delete.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, Context, Tenant, emit};
+use capsule_contracts::identity::GetUsers;
+use capsule_contracts::message::to_label;
+use capsule_contracts::organization::{
+    CreateOrganization, DeleteOrganization, GetOrganization, ListOrganizations, Organization, OrganizationCreated,
+    OrganizationDeleted, UpdateOrganization,
+};
+use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
+use capsule_store::{Transaction, scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::{Organizations, members, personal};
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    name: String,
+    slug: String,
+    personal: bool,
+    created_at: i64,
+    role: String,
+}
+
+impl TryFrom<Row> for Organization {
+    type Error = Problem;
+
+    fn try_from(row: Row) -> Result<Self, Problem> {
+        Ok(Self {
+            id: row.id,
+            name: row.name,
+            slug: row.slug,
+            personal: row.personal,
+            created_at: Timestamp(row.created_at),
+            role: row.role.parse()?,
+        })
+    }
+}
+
+pub async fn list_organizations(
+    service: Arc<Organizations>,
+    call: Call<ListOrganizations>,
+) -> Result<Page<Organization>, Problem> {
+    let mine = list(&service, call.proof.user()).await?;
+    if !mine.is_empty() {
+        return Ok(Page::whole(mine));
+    }
+    // The registration may not have been heard of yet.
+    let ask = GetUsers { ids: vec![call.proof.user()] };
+    let users = service.bus.request(&call.context.on_behalf("organization"), &ask).await?;
+    let tx = service.store.begin().await?;
+    for user in &users.items {
+        personal::ensure(&tx, user).await?;
+    }
+    tx.commit().await?;
+    Ok(Page::whole(list(&service, call.proof.user()).await?))
+}
+
+async fn list(service: &Organizations, user: Uuid) -> Result<Vec<Organization>, Problem> {
+    let rows = unscoped!(
+        "a user's own memberships, over all organizations",
+        "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
+         FROM organizations o JOIN members m ON m.organization_id = o.id \
+         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.deleted_at IS NULL ORDER BY o.created_at, o.id",
+        user
+    );
+    service.store.read().all::<Row>(rows).await?.into_iter().map(TryInto::try_into).collect()
+}
+
+/// An organization about to be made.
+pub struct New {
+    pub name: String,
+    pub slug: String,
+    pub owner: Uuid,
+    pub personal: bool,
+}
+
+/// Makes an organization with its owner, and tells of both.
+pub async fn insert(tx: &Transaction<'_>, context: &Context, new: New) -> Result<Organization, Problem> {
+    let (id, now) = (new_id(), Timestamp::now());
+    tx.run(unscoped!(
+        "makes the tenant",
+        "INSERT INTO organizations (id, name, slug, personal_of, created_at) VALUES ($1, $2, $3, $4, $5)",
+        id,
+        new.name.as_str(),
+        new.slug.as_str(),
+        new.personal.then_some(new.owner),
+        now.0
+    ))
+    .await?;
+    members::set(tx, context, id, new.owner, Some(Role::Owner)).await?;
+    let event = OrganizationCreated { organization_id: id, name: new.name.clone(), slug: new.slug.clone(), owner_id: new.owner };
+    emit(tx, context, &event).await?;
+    Ok(Organization { id, name: new.name, slug: new.slug, personal: new.personal, created_at: now, role: Role::Owner })
+}
+
+/// `wanted`, or `wanted-2` and so on where it is taken.
+pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Problem> {
+    for n in 1.. {
+        let slug = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
+        let taken =
+            unscoped!("slugs are unique over all", "SELECT 1 FROM organizations WHERE slug = $1 AND deleted_at IS NULL", slug.as_str());
+        if tx.read().value::<i64>(taken).await?.is_none() {
+            return Ok(slug);
+        }
+    }
+    Err(Problem::internal())
+}
+
+pub async fn create_organization(service: Arc<Organizations>, call: Call<CreateOrganization>) -> Result<Organization, Problem> {
+    let tx = service.store.begin().await?;
+    let slug = match call.message.slug {
+        Some(slug) => slug,
+        None => free_slug(&tx, &to_label(&call.message.name, "organization")).await?,
+    };
+    let new = New { name: call.message.name.trim().to_owned(), slug, owner: call.proof.user(), personal: false };
+    let organization = insert(&tx, &call.context, new).await?;
+    tx.commit().await?;
+    Ok(organization)
+}
+
+async fn get(service: &Organizations, tenant: &Tenant) -> Result<Organization, Problem> {
+    let row = scoped!(
+        tenant,
+        "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
+         FROM organizations o JOIN members m ON m.organization_id = o.id \
+         WHERE o.id = :tenant AND m.user_id = $1 AND o.deleted_at IS NULL",
+        tenant.user()
+    );
+    service.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("organization"))?.try_into()
+}
+
+pub async fn get_organization(service: Arc<Organizations>, call: Call<GetOrganization>) -> Result<Organization, Problem> {
+    get(&service, &call.proof).await
+}
+
+pub async fn update_organization(service: Arc<Organizations>, call: Call<UpdateOrganization>) -> Result<Organization, Problem> {
+    if let Some(name) = &call.message.name {
+        let tx = service.store.begin().await?;
+        tx.run(scoped!(&call.proof, "UPDATE organizations SET name = $1 WHERE id = :tenant", name.trim())).await?;
+        tx.commit().await?;
+    }
+    get(&service, &call.proof).await
+}
+
+pub async fn delete_organization(service: Arc<Organizations>, call: Call<DeleteOrganization>) -> Result<Empty, Problem> {
+    if call.proof.role() != Role::Owner {
+        return Err(Problem::forbidden("Only an owner may delete an organization."));
+    }
+    let organization = get(&service, &call.proof).await?;
+    if organization.personal {
+        return Err(Problem::conflict("A personal organization goes with its user's account only."));
+    }
+    let tx = service.store.begin().await?;
+    let members = members::of(&tx, &call.proof).await?;
+    for member in members {
+        members::set(&tx, &call.context, organization.id, member.user_id, None).await?;
+    }
+    tx.run(scoped!(&call.proof, "UPDATE organizations SET deleted_at = $1 WHERE id = :tenant", Timestamp::now().0)).await?;
+    emit(&tx, &call.context, &OrganizationDeleted { organization_id: organization.id }).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}

@@ -1,0 +1,23 @@
+//! Everybody has an organization of their own from the start. It is made when the registration is
+//! heard of, or when its owner asks before that: whichever comes first.
+
+use capsule_bus::Context;
+use capsule_contracts::Problem;
+use capsule_contracts::identity::User;
+use capsule_contracts::message::to_label;
+use capsule_store::{Transaction, unscoped};
+
+use crate::organizations::{self, New};
+
+/// Makes the personal organization of `user` unless there is one.
+pub async fn ensure(tx: &Transaction<'_>, user: &User) -> Result<(), Problem> {
+    let known = unscoped!("one per user", "SELECT 1 FROM organizations WHERE personal_of = $1", user.id);
+    if tx.read().value::<i64>(known).await?.is_some() {
+        return Ok(());
+    }
+    let wanted = to_label(user.email.split('@').next().unwrap_or_default(), "personal");
+    let slug = organizations::free_slug(tx, &wanted).await?;
+    let new = New { name: user.name.clone(), slug, owner: user.id, personal: true };
+    organizations::insert(tx, &Context::background("organization"), new).await?;
+    Ok(())
+}

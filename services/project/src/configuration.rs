@@ -1,0 +1,50 @@
+//! What other services ask: whose a thing is, and with which configuration it is deployed.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, Service, SystemGrant};
+use capsule_contracts::project::{Configuration, GetConfiguration, Locate, Place};
+use capsule_contracts::{Problem, Uuid};
+use capsule_store::unscoped;
+use sea_orm::FromQueryResult;
+
+use crate::{Projects, environments, variables};
+
+#[derive(FromQueryResult)]
+struct Row {
+    organization_id: Uuid,
+    project_id: Uuid,
+    service_name: String,
+    environment_id: Uuid,
+    environment_kind: String,
+    archived_at: Option<i64>,
+}
+
+pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfiguration>) -> Result<Configuration, Problem> {
+    let row = unscoped!(
+        "asked by a service that authorized its own caller",
+        "SELECT s.organization_id, s.project_id, s.name AS service_name, e.id AS environment_id, e.kind AS environment_kind, p.archived_at \
+         FROM services s JOIN projects p ON p.id = s.project_id JOIN environments e ON e.project_id = s.project_id \
+         WHERE s.id = $1 AND e.name = $2",
+        call.message.service_id,
+        call.message.environment.as_str()
+    );
+    let row = projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))?;
+    let grant = SystemGrant::new(row.organization_id, "a deployment takes its configuration");
+    let environment = variables::reveal(&projects, &grant, row.environment_id).await?;
+    Ok(Configuration {
+        organization_id: row.organization_id,
+        project_id: row.project_id,
+        service_id: call.message.service_id,
+        service_name: row.service_name,
+        environment_id: row.environment_id,
+        environment_name: call.message.environment,
+        environment_kind: environments::kind(&row.environment_kind)?,
+        archived: row.archived_at.is_some(),
+        environment,
+    })
+}
+
+pub async fn locate(projects: Arc<Projects>, call: Call<Locate>) -> Result<Place, Problem> {
+    Service::locate(&*projects, &call.message.target).await?.ok_or_else(|| Problem::not_found("thing"))
+}

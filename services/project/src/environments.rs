@@ -1,0 +1,110 @@
+//! Environments of a project.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, emit};
+use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::project::{
+    CreateEnvironment, DeleteEnvironment, Environment, GetEnvironment, ListEnvironments, ServicesRemoved,
+};
+use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Scope, Transaction, scoped};
+use sea_orm::FromQueryResult;
+
+use crate::{Projects, kind_name};
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    project_id: Uuid,
+    name: String,
+    kind: String,
+    created_at: i64,
+}
+
+impl TryFrom<Row> for Environment {
+    type Error = Problem;
+
+    fn try_from(row: Row) -> Result<Self, Problem> {
+        Ok(Self {
+            id: row.id,
+            project_id: row.project_id,
+            name: row.name,
+            kind: kind(&row.kind)?,
+            created_at: Timestamp(row.created_at),
+        })
+    }
+}
+
+/// The kind of environment that a database's text names.
+pub fn kind(text: &str) -> Result<EnvironmentKind, Problem> {
+    serde_json::from_value(serde_json::Value::String(text.into())).map_err(|_| Problem::internal())
+}
+
+/// Makes an environment of a project.
+pub async fn insert(
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    project_id: Uuid,
+    name: String,
+    kind: EnvironmentKind,
+) -> Result<Environment, Problem> {
+    let environment = Environment { id: new_id(), project_id, name, kind, created_at: Timestamp::now() };
+    tx.run(scoped!(
+        scope,
+        "INSERT INTO environments (id, organization_id, project_id, name, kind, created_at) VALUES ($1, :tenant, $2, $3, $4, $5)",
+        environment.id,
+        environment.project_id,
+        environment.name.as_str(),
+        kind_name(kind),
+        environment.created_at.0
+    ))
+    .await?;
+    Ok(environment)
+}
+
+pub async fn list_environments(projects: Arc<Projects>, call: Call<ListEnvironments>) -> Result<Page<Environment>, Problem> {
+    let rows = scoped!(
+        &call.proof,
+        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
+        call.message.id
+    );
+    let rows = projects.store.read().all::<Row>(rows).await?;
+    Ok(Page::whole(rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
+}
+
+pub async fn create_environment(projects: Arc<Projects>, call: Call<CreateEnvironment>) -> Result<Environment, Problem> {
+    let Call { message, proof, .. } = call;
+    let tx = projects.store.begin().await?;
+    let environment = insert(&tx, &proof, message.id, message.name, message.kind).await?;
+    tx.commit().await?;
+    Ok(environment)
+}
+
+async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Environment, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND id = $1",
+        id
+    );
+    projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("environment"))?.try_into()
+}
+
+pub async fn get_environment(projects: Arc<Projects>, call: Call<GetEnvironment>) -> Result<Environment, Problem> {
+    get(&projects, &call.proof, call.message.id).await
+}
+
+pub async fn delete_environment(projects: Arc<Projects>, call: Call<DeleteEnvironment>) -> Result<Empty, Problem> {
+    let environment = get(&projects, &call.proof, call.message.id).await?;
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(&call.proof, "DELETE FROM environments WHERE organization_id = :tenant AND id = $1", environment.id)).await?;
+    let event = ServicesRemoved {
+        organization_id: call.proof.organization(),
+        project_id: environment.project_id,
+        service_id: None,
+        environment_id: Some(environment.id),
+    };
+    emit(&tx, &call.context, &event).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}

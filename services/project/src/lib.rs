@@ -1,0 +1,118 @@
+//! Projects: what belongs together, where it runs (environments with variables and secrets), and of
+//! which parts it consists (services).
+
+mod configuration;
+mod environments;
+mod projects;
+mod services;
+mod variables;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use capsule_bus::{Bus, Router, Service};
+use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::organization::OrganizationDeleted;
+use capsule_contracts::project::Place;
+use capsule_contracts::{Problem, Target, Uuid};
+use capsule_store::{Keyring, Store, StoreError, unscoped};
+use sea_orm::FromQueryResult;
+
+/// The project service.
+#[derive(Debug)]
+pub struct Projects {
+    store: Arc<Store>,
+    bus: Bus,
+}
+
+#[derive(FromQueryResult)]
+struct Located {
+    organization_id: Uuid,
+    kind: Option<String>,
+}
+
+impl Service for Projects {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
+        let found = match target {
+            // Whether the organization exists is its members' affair: without one, nobody is let in.
+            Target::Organization(id) => return Ok(Some(Place { organization_id: *id, environment: None })),
+            Target::Project(id) => {
+                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM projects WHERE id = $1", *id)
+            }
+            Target::Environment(id) => {
+                unscoped!("finds out whose it is", "SELECT organization_id, kind FROM environments WHERE id = $1", *id)
+            }
+            Target::Service(id) => {
+                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM services WHERE id = $1", *id)
+            }
+            Target::ServiceIn(id, environment) => unscoped!(
+                "finds out whose it is",
+                "SELECT s.organization_id, e.kind FROM services s JOIN environments e ON e.project_id = s.project_id \
+                 WHERE s.id = $1 AND e.name = $2",
+                *id,
+                environment.as_str()
+            ),
+            Target::Deployment(_) | Target::Upload(_) => return Ok(None),
+        };
+        let Some(found) = self.store.read().first::<Located>(found).await? else {
+            return Ok(None);
+        };
+        let environment = found.kind.as_deref().map(environments::kind).transpose()?;
+        Ok(Some(Place { organization_id: found.organization_id, environment }))
+    }
+}
+
+/// The name that databases use for a kind of environment.
+fn kind_name(kind: EnvironmentKind) -> &'static str {
+    match kind {
+        EnvironmentKind::Development => "development",
+        EnvironmentKind::Staging => "staging",
+        EnvironmentKind::Production => "production",
+        EnvironmentKind::Preview => "preview",
+        EnvironmentKind::Custom => "custom",
+    }
+}
+
+/// Opens the service's database under `data` and puts the service on the bus.
+///
+/// # Errors
+/// When its database cannot be opened.
+pub async fn start(data: &Path, bus: &Bus, keyring: Keyring) -> Result<Arc<Projects>, StoreError> {
+    let migrations = capsule_store::migrations![1 "create_projects"];
+    let store = Store::open(data, "project", keyring, &[("bus", capsule_bus::MIGRATIONS), ("project", migrations)]).await?;
+    let projects = Arc::new(Projects { store: Arc::new(store), bus: bus.clone() });
+    Router::new(projects.clone())
+        .handle(projects::list_projects)
+        .handle(projects::create_project)
+        .handle(projects::get_project)
+        .handle(projects::update_project)
+        .handle(projects::delete_project)
+        .handle(projects::archive_project)
+        .handle(projects::restore_project)
+        .handle(environments::list_environments)
+        .handle(environments::create_environment)
+        .handle(environments::get_environment)
+        .handle(environments::delete_environment)
+        .handle(variables::get_variables)
+        .handle(variables::replace_variables)
+        .handle(variables::change_variables)
+        .handle(variables::put_secret)
+        .handle(variables::delete_secret)
+        .handle(services::list_services)
+        .handle(services::create_service)
+        .handle(services::get_service)
+        .handle(services::delete_service)
+        .handle(configuration::get_configuration)
+        .handle(configuration::locate)
+        .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(projects::remove_all(tx, event.organization_id)))
+        .start();
+    Ok(projects)
+}

@@ -1,0 +1,144 @@
+//! Projects: create, list, get, rename, archive, delete.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, Context, SystemGrant, emit};
+use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::message::to_label;
+use capsule_contracts::project::{
+    ArchiveProject, CreateProject, DeleteProject, GetProject, ListProjects, Project, ProjectCreated, RestoreProject, ServicesRemoved,
+    UpdateProject,
+};
+use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Scope, Transaction, scoped};
+use sea_orm::FromQueryResult;
+
+use crate::{Projects, environments};
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    organization_id: Uuid,
+    name: String,
+    slug: String,
+    archived_at: Option<i64>,
+    created_at: i64,
+}
+
+impl From<Row> for Project {
+    fn from(row: Row) -> Self {
+        Self {
+            id: row.id,
+            organization_id: row.organization_id,
+            name: row.name,
+            slug: row.slug,
+            archived: row.archived_at.is_some(),
+            created_at: Timestamp(row.created_at),
+        }
+    }
+}
+
+pub async fn list_projects(projects: Arc<Projects>, call: Call<ListProjects>) -> Result<Page<Project>, Problem> {
+    let rows = scoped!(
+        &call.proof,
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant ORDER BY id"
+    );
+    Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Project::from).collect()))
+}
+
+pub async fn create_project(projects: Arc<Projects>, call: Call<CreateProject>) -> Result<Project, Problem> {
+    let Call { message, proof, context } = call;
+    let project = Project {
+        id: new_id(),
+        organization_id: proof.organization(),
+        slug: message.slug.unwrap_or_else(|| to_label(&message.name, "project")),
+        name: message.name.trim().to_owned(),
+        archived: false,
+        created_at: Timestamp::now(),
+    };
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(
+        &proof,
+        "INSERT INTO projects (id, organization_id, name, slug, created_at) VALUES ($1, :tenant, $2, $3, $4)",
+        project.id,
+        project.name.as_str(),
+        project.slug.as_str(),
+        project.created_at.0
+    ))
+    .await?;
+    environments::insert(&tx, &proof, project.id, "production".into(), EnvironmentKind::Production).await?;
+    let event = ProjectCreated { organization_id: project.organization_id, project_id: project.id, name: project.name.clone() };
+    emit(&tx, &context, &event).await?;
+    tx.commit().await?;
+    Ok(project)
+}
+
+async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant AND id = $1",
+        id
+    );
+    projects.store.read().first::<Row>(row).await?.map(Project::from).ok_or_else(|| Problem::not_found("project"))
+}
+
+pub async fn get_project(projects: Arc<Projects>, call: Call<GetProject>) -> Result<Project, Problem> {
+    get(&projects, &call.proof, call.message.id).await
+}
+
+pub async fn update_project(projects: Arc<Projects>, call: Call<UpdateProject>) -> Result<Project, Problem> {
+    if let Some(name) = &call.message.name {
+        let tx = projects.store.begin().await?;
+        let rename = scoped!(
+            &call.proof,
+            "UPDATE projects SET name = $1 WHERE organization_id = :tenant AND id = $2",
+            name.trim(),
+            call.message.id
+        );
+        tx.run(rename).await?;
+        tx.commit().await?;
+    }
+    get(&projects, &call.proof, call.message.id).await
+}
+
+async fn set_archived(projects: &Projects, scope: &impl Scope, id: Uuid, at: Option<i64>) -> Result<Project, Problem> {
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(scope, "UPDATE projects SET archived_at = $1 WHERE organization_id = :tenant AND id = $2", at, id)).await?;
+    tx.commit().await?;
+    get(projects, scope, id).await
+}
+
+pub async fn archive_project(projects: Arc<Projects>, call: Call<ArchiveProject>) -> Result<Project, Problem> {
+    set_archived(&projects, &call.proof, call.message.id, Some(Timestamp::now().0)).await
+}
+
+pub async fn restore_project(projects: Arc<Projects>, call: Call<RestoreProject>) -> Result<Project, Problem> {
+    set_archived(&projects, &call.proof, call.message.id, None).await
+}
+
+pub async fn delete_project(projects: Arc<Projects>, call: Call<DeleteProject>) -> Result<Empty, Problem> {
+    let tx = projects.store.begin().await?;
+    remove(&tx, &call.context, &call.proof, call.message.id).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id: Uuid) -> Result<(), Problem> {
+    tx.run(scoped!(scope, "DELETE FROM projects WHERE organization_id = :tenant AND id = $1", id)).await?;
+    let event =
+        ServicesRemoved { organization_id: scope.organization(), project_id: id, service_id: None, environment_id: None };
+    emit(tx, context, &event).await
+}
+
+/// Removes every project of an organization that was deleted.
+pub async fn remove_all(tx: &Transaction<'_>, organization: Uuid) -> Result<(), Problem> {
+    let grant = SystemGrant::new(organization, "the organization was deleted");
+    let rows = scoped!(
+        &grant,
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant"
+    );
+    for row in tx.read().all::<Row>(rows).await? {
+        remove(tx, &Context::background("project"), &grant, row.id).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Services of a project.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, emit};
+use capsule_contracts::project::{CreateService, DeleteService, GetService, ListServices, Service, ServicesRemoved};
+use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Scope, scoped};
+use sea_orm::FromQueryResult;
+
+use crate::Projects;
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    organization_id: Uuid,
+    project_id: Uuid,
+    name: String,
+    created_at: i64,
+}
+
+impl From<Row> for Service {
+    fn from(row: Row) -> Self {
+        Self {
+            id: row.id,
+            organization_id: row.organization_id,
+            project_id: row.project_id,
+            name: row.name,
+            created_at: Timestamp(row.created_at),
+        }
+    }
+}
+
+pub async fn list_services(projects: Arc<Projects>, call: Call<ListServices>) -> Result<Page<Service>, Problem> {
+    let rows = scoped!(
+        &call.proof,
+        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
+        call.message.project_id
+    );
+    Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Service::from).collect()))
+}
+
+pub async fn create_service(projects: Arc<Projects>, call: Call<CreateService>) -> Result<Service, Problem> {
+    let Call { message, proof, .. } = call;
+    let service = Service {
+        id: new_id(),
+        organization_id: proof.organization(),
+        project_id: message.project_id,
+        name: message.name,
+        created_at: Timestamp::now(),
+    };
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(
+        &proof,
+        "INSERT INTO services (id, organization_id, project_id, name, created_at) VALUES ($1, :tenant, $2, $3, $4)",
+        service.id,
+        service.project_id,
+        service.name.as_str(),
+        service.created_at.0
+    ))
+    .await?;
+    tx.commit().await?;
+    Ok(service)
+}
+
+async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Service, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND id = $1",
+        id
+    );
+    projects.store.read().first::<Row>(row).await?.map(Service::from).ok_or_else(|| Problem::not_found("service"))
+}
+
+pub async fn get_service(projects: Arc<Projects>, call: Call<GetService>) -> Result<Service, Problem> {
+    get(&projects, &call.proof, call.message.id).await
+}
+
+pub async fn delete_service(projects: Arc<Projects>, call: Call<DeleteService>) -> Result<Empty, Problem> {
+    let service = get(&projects, &call.proof, call.message.id).await?;
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(&call.proof, "DELETE FROM services WHERE organization_id = :tenant AND id = $1", service.id)).await?;
+    let event = ServicesRemoved {
+        organization_id: service.organization_id,
+        project_id: service.project_id,
+        service_id: Some(service.id),
+        environment_id: None,
+    };
+    emit(&tx, &call.context, &event).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}

@@ -1,0 +1,139 @@
+//! Variables and secrets of an environment. A secret is sealed before it rests and is never read
+//! back through the API: only a deployment gets it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use capsule_bus::Call;
+use capsule_contracts::project::{ChangeVariables, DeleteSecret, GetVariables, PutSecret, ReplaceVariables, Variables};
+use capsule_contracts::{Empty, Problem, Uuid};
+use capsule_store::{Scope, Transaction, scoped};
+use sea_orm::FromQueryResult;
+
+use crate::Projects;
+
+#[derive(FromQueryResult)]
+struct VariableRow {
+    name: String,
+    value: String,
+}
+
+#[derive(FromQueryResult)]
+struct SecretRow {
+    name: String,
+    sealed_value: Vec<u8>,
+}
+
+/// Variables and secrets in the clear, for a deployment. A secret wins over a variable of its name.
+pub async fn reveal(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
+    let mut all = plain(projects, scope, environment).await?;
+    for secret in secrets(projects, scope, environment).await? {
+        let value = projects.store.keyring().open_sealed(&context(environment, &secret.name), &secret.sealed_value)?;
+        all.insert(secret.name, String::from_utf8(value).map_err(|_| Problem::internal())?);
+    }
+    Ok(all)
+}
+
+async fn plain(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
+    let rows =
+        scoped!(scope, "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = $1", environment);
+    Ok(projects.store.read().all::<VariableRow>(rows).await?.into_iter().map(|row| (row.name, row.value)).collect())
+}
+
+async fn secrets(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<Vec<SecretRow>, Problem> {
+    let rows = scoped!(
+        scope,
+        "SELECT name, sealed_value FROM secrets WHERE organization_id = :tenant AND environment_id = $1 ORDER BY name",
+        environment
+    );
+    projects.store.read().all(rows).await
+}
+
+fn context(environment: Uuid, name: &str) -> String {
+    format!("secrets/{environment}/{name}")
+}
+
+async fn view(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<Variables, Problem> {
+    let variables = plain(projects, scope, environment).await?;
+    let secrets = secrets(projects, scope, environment).await?.into_iter().map(|row| row.name).collect();
+    Ok(Variables { variables, secrets })
+}
+
+pub async fn get_variables(projects: Arc<Projects>, call: Call<GetVariables>) -> Result<Variables, Problem> {
+    view(&projects, &call.proof, call.message.id).await
+}
+
+async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: &str, value: &str) -> Result<(), Problem> {
+    tx.run(scoped!(
+        scope,
+        "INSERT INTO variables (environment_id, organization_id, name, value) VALUES ($1, :tenant, $2, $3) \
+         ON CONFLICT (environment_id, name) DO UPDATE SET value = excluded.value",
+        environment,
+        name,
+        value
+    ))
+    .await?;
+    Ok(())
+}
+
+pub async fn replace_variables(projects: Arc<Projects>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(&call.proof, "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1", call.message.id))
+        .await?;
+    for (name, value) in &call.message.variables {
+        put(&tx, &call.proof, call.message.id, name, value).await?;
+    }
+    tx.commit().await?;
+    view(&projects, &call.proof, call.message.id).await
+}
+
+pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariables>) -> Result<Variables, Problem> {
+    let tx = projects.store.begin().await?;
+    for (name, value) in &call.message.variables {
+        match value {
+            Some(value) => put(&tx, &call.proof, call.message.id, name, value).await?,
+            None => {
+                let delete = scoped!(
+                    &call.proof,
+                    "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
+                    call.message.id,
+                    name.as_str()
+                );
+                tx.run(delete).await?;
+            }
+        }
+    }
+    tx.commit().await?;
+    view(&projects, &call.proof, call.message.id).await
+}
+
+pub async fn put_secret(projects: Arc<Projects>, call: Call<PutSecret>) -> Result<Empty, Problem> {
+    let message = call.message;
+    let sealed = projects.store.keyring().seal(&context(message.id, &message.name), message.value.as_bytes())?;
+    let tx = projects.store.begin().await?;
+    tx.run(scoped!(
+        &call.proof,
+        "INSERT INTO secrets (environment_id, organization_id, name, sealed_value) VALUES ($1, :tenant, $2, $3) \
+         ON CONFLICT (environment_id, name) DO UPDATE SET sealed_value = excluded.sealed_value",
+        message.id,
+        message.name,
+        sealed
+    ))
+    .await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+pub async fn delete_secret(projects: Arc<Projects>, call: Call<DeleteSecret>) -> Result<Empty, Problem> {
+    let tx = projects.store.begin().await?;
+    let gone = tx
+        .run(scoped!(
+            &call.proof,
+            "DELETE FROM secrets WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
+            call.message.id,
+            call.message.name.as_str()
+        ))
+        .await?;
+    tx.commit().await?;
+    if gone == 0 { Err(Problem::not_found("secret")) } else { Ok(Empty {}) }
+}
