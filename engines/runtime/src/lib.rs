@@ -1,1 +1,27 @@
+//! Runs processes: each in a sandbox, owned by a shim of its own.
+//!
+//! Three roles of the one binary take part:
+//!
+//! - the *runtime* ([`ProcessRuntime`]) starts shims, finds them again, asks and stops them;
+//! - a *shim* ([`shim::run`]) owns one workload for its whole life: it starts it, starts it again
+//!   when it crashes, keeps its output in files and answers over a Unix socket. It outlives the
+//!   control plane;
+//! - the *sandbox* ([`sandbox::run`]) is the first process of the workload's own PID namespace: it
+//!   builds the file system the workload sees, gives up every privilege, and starts it.
+//!
+//! The control plane may die at any instant. Nothing a workload prints goes through it, and a shim
+//! is found again by its socket: who answers under an instance's name is that instance.
 
+mod cgroup;
+pub mod logs;
+mod network;
+mod process;
+mod protocol;
+pub mod sandbox;
+pub mod shim;
+mod spec;
+
+pub use network::prepare_host;
+pub use process::{Once, ProcessRuntime, RuntimeError};
+pub use protocol::{ShimState, ShimStatus, connect};
+pub use spec::{Limits, Mount, Network, Spec};

@@ -1,0 +1,270 @@
+//! The first process of a workload's own PID namespace: builds the file system that the workload
+//! sees, gives up every privilege, starts it, reaps what it leaves, and ends with its exit code.
+//!
+//! The workload sees `/app` (its own directory), `/usr` and a few files of `/etc` read-only, a
+//! private `/tmp`, its own `/proc`, a minimal `/dev`, and the mounts it was given. Nothing else of
+//! the host exists for it.
+//!
+//! Its standard input is the lifeline: the first line is what to do; when the pipe closes, whoever
+//! owns the workload is gone, and so is the workload.
+
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Spec;
+
+/// What the shim tells the sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Task {
+    pub spec: Spec,
+    /// `cgroup.procs` files to join.
+    pub groups: Vec<PathBuf>,
+    /// Whether this process has root's rights over the host, and not only over its own namespace.
+    pub privileged: bool,
+}
+
+/// Parts of `/etc` that programs need and that hold no secrets.
+const ETC: &[&str] = &[
+    "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki", "alternatives", "localtime", "timezone", "ld.so.cache",
+    "ld.so.conf", "ld.so.conf.d", "nsswitch.conf", "mime.types", "services", "protocols", "gai.conf", "host.conf",
+    "java-17-openjdk", "java-21-openjdk", "maven", "fonts",
+];
+
+/// The role's entry: never returns, the exit code is the workload's.
+#[must_use]
+pub fn run() -> i32 {
+    match start() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("the sandbox could not be set up: {error}");
+            126
+        }
+    }
+}
+
+/// What failed, and where.
+#[derive(Debug)]
+struct SetupError(String);
+
+impl std::fmt::Display for SetupError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn at<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> SetupError {
+    move |error| SetupError(format!("{what}: {error}"))
+}
+
+fn start() -> Result<i32, SetupError> {
+    let task = read_task().map_err(at("reading the task"))?;
+    let spec = &task.spec;
+    for group in &task.groups {
+        // A limit that cannot be applied was warned of by the shim; the workload runs all the same.
+        let _ = std::fs::write(group, "0");
+    }
+    if spec.limits.low_priority {
+        let _ = rustix::process::nice(10);
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).map_err(at("unshare"))?;
+    nix::unistd::sethostname("capsule").map_err(at("hostname"))?;
+    build_root(&task)?;
+
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(at("signal mask"))?;
+    for bit in 0..=40 {
+        // Bits beyond what the kernel knows are refused, and need no removing.
+        let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
+    }
+    rustix::thread::set_no_new_privs(true).map_err(at("no_new_privs"))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    let mut command = Command::new("/bin/sh");
+    command.arg("-c").arg(&spec.command).env_clear().envs(&spec.environment).current_dir("/app").stdin(Stdio::null());
+    if task.privileged {
+        command.uid(spec.uid).gid(spec.uid);
+    }
+    let child = command.spawn().map_err(at("starting /bin/sh"))?;
+    drop(command);
+    std::thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            // The owner is gone. As the first process of the namespace, ending ends all of it.
+            std::process::exit(137);
+        })
+        .map_err(at("lifeline"))?;
+    // Not waited for by its handle: every child is reaped below, this one among them.
+    wait_for(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), &signals)
+}
+
+/// Reads one line without taking a byte more, which belongs to the lifeline.
+fn read_task() -> std::io::Result<Task> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    let mut stdin = std::fs::File::open("/proc/self/fd/0")?;
+    while stdin.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(serde_json::from_slice(&line)?)
+}
+
+fn wait_for(main: Pid, signals: &SigSet) -> Result<i32, SetupError> {
+    loop {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == main => return Ok(code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => return Ok(128 + signal as i32),
+                Ok(WaitStatus::StillAlive) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        match signals.wait().map_err(at("waiting"))? {
+            Signal::SIGCHLD => {}
+            signal => {
+                // Everybody in the namespace but this process.
+                let _ = kill(Pid::from_raw(-1), signal);
+            }
+        }
+    }
+}
+
+fn build_root(task: &Task) -> Result<(), SetupError> {
+    let spec = &task.spec;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(at("making mounts private"))?;
+    let root = spec.run_directory.join("root");
+    let _ = std::fs::create_dir(&root);
+    tmpfs(&root, "mode=755,size=16m")?;
+    let inside = |path: &str| root.join(path.trim_start_matches('/'));
+
+    bind(Path::new("/usr"), &inside("/usr"), false)?;
+    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        let source = Path::new("/").join(name);
+        if let Ok(target) = std::fs::read_link(&source) {
+            symlink(target, inside(name)).map_err(at(source.display()))?;
+        } else if source.is_dir() {
+            bind(&source, &inside(name), false)?;
+        }
+    }
+    for name in ETC {
+        let source = Path::new("/etc").join(name);
+        if source.exists() {
+            bind(&source, &inside("/etc").join(name), false)?;
+        }
+    }
+    let user = if task.privileged { spec.uid } else { 0 };
+    write(&inside("/etc/passwd"), &format!("root:x:0:0:root:/nonexistent:/bin/false\napp:x:{user}:{user}:app:/home/app:/bin/sh\n"))?;
+    write(&inside("/etc/group"), &format!("root:x:0:\napp:x:{user}:\n"))?;
+    write(&inside("/etc/hosts"), "127.0.0.1 localhost capsule\n::1 localhost capsule\n")?;
+    write(&inside("/etc/hostname"), "capsule\n")?;
+    write(&inside("/etc/resolv.conf"), &resolvers())?;
+
+    let dev = inside("/dev");
+    make_dir(&dev)?;
+    for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+        let target = dev.join(name);
+        write(&target, "")?;
+        mount(Some(&Path::new("/dev").join(name)), &target, none, MsFlags::MS_BIND, none).map_err(at(target.display()))?;
+    }
+    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+        symlink(target, dev.join(name)).map_err(at(name))?;
+    }
+    make_dir(&dev.join("shm"))?;
+    tmpfs(&dev.join("shm"), "mode=1777,size=256m")?;
+    make_dir(&inside("/tmp"))?;
+    tmpfs(&inside("/tmp"), "mode=1777,size=2g")?;
+    make_dir(&inside("/var"))?;
+    symlink("/tmp", inside("/var/tmp")).map_err(at("/var/tmp"))?;
+    make_dir(&inside("/run"))?;
+    make_dir(&inside("/home/app"))?;
+    if task.privileged {
+        std::os::unix::fs::chown(inside("/home/app"), Some(spec.uid), Some(spec.uid)).map_err(at("/home/app"))?;
+    }
+    make_dir(&inside("/proc"))?;
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), &inside("/proc"), Some("proc"), quiet, none).map_err(at("/proc"))?;
+
+    bind(&spec.directory, &inside("/app"), true)?;
+    for extra in &spec.mounts {
+        bind(&extra.source, &inside(&extra.target.to_string_lossy()), extra.writable)?;
+    }
+
+    let old = root.join(".old");
+    make_dir(&old)?;
+    nix::unistd::pivot_root(&root, &old).map_err(at("pivot_root"))?;
+    std::env::set_current_dir("/").map_err(at("/"))?;
+    umount2("/.old", MntFlags::MNT_DETACH).map_err(at("leaving the host's file system"))?;
+    let _ = std::fs::remove_dir("/.old");
+    let remount = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(none, "/", none, remount, none).map_err(at("making / read-only"))
+}
+
+/// Makes `source` appear at `target`, which is made a directory or file as the source is.
+fn bind(source: &Path, target: &Path, writable: bool) -> Result<(), SetupError> {
+    let none: Option<&str> = None;
+    let kind = std::fs::metadata(source).map_err(at(source.display()))?;
+    if kind.is_dir() {
+        make_dir(target)?;
+    } else {
+        if let Some(parent) = target.parent() {
+            make_dir(parent)?;
+        }
+        write(target, "")?;
+    }
+    mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(at(source.display()))?;
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if !writable {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    mount(none, target, none, flags, none).map_err(at(format!("{} with its flags", target.display())))
+}
+
+fn tmpfs(target: &Path, options: &str) -> Result<(), SetupError> {
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options)).map_err(at(target.display()))
+}
+
+fn make_dir(path: &Path) -> Result<(), SetupError> {
+    std::fs::create_dir_all(path).map_err(at(path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), SetupError> {
+    std::fs::write(path, text).map_err(at(path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(at(path.display()))
+}
+
+/// The host's name servers; a stub on the host's own loopback cannot be reached from inside.
+fn resolvers() -> String {
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let stub = host.lines().any(|line| line.trim().starts_with("nameserver 127."));
+    if stub {
+        std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host)
+    } else {
+        host
+    }
+}
+
+/// How a process ended, for people.
+pub fn describe(status: std::process::ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(137), _) => "was killed (signal 9), perhaps for using more memory than it may".into(),
+        (Some(code), _) if code > 128 => format!("ended by signal {}", code - 128),
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("ended by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}

@@ -1,0 +1,327 @@
+//! The owner of one workload. A small process without an async runtime: it starts the workload,
+//! writes its output to files, starts it again with growing delays when it ends by itself, and
+//! answers on its socket. It needs nothing of the control plane once it runs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cgroup::Groups;
+use crate::logs::{LINE_BYTES, Stream, Writer};
+use crate::protocol::{self, Request, ShimState, ShimStatus};
+use crate::sandbox::{Task, describe};
+use crate::spec::Spec;
+use crate::network;
+
+/// What the shim prints once its socket answers and the workload is being started.
+pub const READY: &str = "ready";
+
+/// A workload that ran this long is taken to be well again: delays begin anew.
+const WELL: Duration = Duration::from_secs(60);
+/// Delays between restarts double from the first to the last of these.
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LAST_DELAY: Duration = Duration::from_secs(60);
+/// So long a connection to the workload's own loopback may take.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Helper threads do little; they need no more stack.
+const STACK: usize = 128 << 10;
+
+struct Shared {
+    spec: Spec,
+    privileged: bool,
+    groups: Groups,
+    warnings: Vec<String>,
+    log: Mutex<Writer>,
+    life: Mutex<Life>,
+    changed: Condvar,
+}
+
+struct Life {
+    pid: Option<u32>,
+    started_at: i64,
+    restarts: u32,
+    last_exit: Option<String>,
+    stopping: bool,
+}
+
+/// The role's entry. Reads the [`Spec`] as one line from standard input; the exit code is that of
+/// a workload that runs once.
+#[must_use]
+pub fn run() -> i32 {
+    match start() {
+        Ok(code) => code,
+        Err(error) => {
+            println!("{error}");
+            126
+        }
+    }
+}
+
+fn start() -> Result<i32, String> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(|error| format!("no workload was given: {error}"))?;
+    let spec: Spec = serde_json::from_str(&line).map_err(|error| format!("the workload is not understood: {error}"))?;
+    drop(line);
+    let _ = nix::unistd::setsid();
+
+    let privileged = rustix::process::geteuid().is_root();
+    if !privileged {
+        enter_user_namespace().map_err(|error| {
+            format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})")
+        })?;
+    }
+    let groups = Groups::create(&spec.id, &spec.limits);
+    let mut warnings = network::enter(spec.network).map_err(|error| format!("no network of its own: {error}"))?;
+    warnings.extend(groups.warnings.iter().cloned());
+    let log = Writer::open(&spec.log_directory).map_err(|error| format!("{}: {error}", spec.log_directory.display()))?;
+    let listener =
+        protocol::listen(&spec.run_directory, &spec.id).map_err(|error| format!("{}: {error}", spec.run_directory.display()))?;
+
+    let once = spec.once;
+    let shared = Arc::new(Shared {
+        spec,
+        privileged,
+        groups,
+        warnings,
+        log: Mutex::new(log),
+        life: Mutex::new(Life { pid: None, started_at: now(), restarts: 0, last_exit: None, stopping: false }),
+        changed: Condvar::new(),
+    });
+    let server = shared.clone();
+    thread(move || {
+        for stream in listener.incoming().flatten() {
+            let server = server.clone();
+            thread(move || {
+                let _ = answer(&server, stream);
+            });
+        }
+    })?;
+    if once {
+        let server = shared.clone();
+        thread(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            server.stop();
+        })?;
+        if let Some(seconds) = shared.spec.limits.seconds {
+            let server = shared.clone();
+            thread(move || {
+                std::thread::sleep(Duration::from_secs(seconds));
+                server.say(&format!("stopped: it took longer than the {seconds} s it may take"));
+                server.stop();
+            })?;
+        }
+    }
+    println!("{READY}");
+    let code = shared.supervise();
+    shared.groups.remove();
+    let _ = std::fs::remove_file(shared.spec.run_directory.join(format!("{}.sock", shared.spec.id)));
+    Ok(code)
+}
+
+/// Maps the calling user to root of a namespace of its own.
+fn enter_user_namespace() -> std::io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+impl Shared {
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, stream: Stream, text: &[u8]) {
+        // A full disk must not take the workload down; what cannot be kept is lost.
+        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write(stream, text);
+    }
+
+    fn say(&self, text: &str) {
+        self.write(Stream::Capsule, text.as_bytes());
+    }
+
+    /// Keeps the workload running until it is told to stop, or once if it is to run once.
+    fn supervise(self: &Arc<Self>) -> i32 {
+        let mut failures: u32 = 0;
+        loop {
+            let began = Instant::now();
+            let ended = self.run_once();
+            let text = match &ended {
+                Ok(status) => describe(*status),
+                Err(error) => format!("could not be started: {error}"),
+            };
+            let mut life = self.life();
+            life.pid = None;
+            life.last_exit = Some(text.clone());
+            self.changed.notify_all();
+            if life.stopping || self.spec.once {
+                return ended.ok().and_then(|status| status.code()).unwrap_or(126);
+            }
+            life.restarts += 1;
+            failures = if began.elapsed() >= WELL { 1 } else { failures + 1 };
+            let delay = FIRST_DELAY.saturating_mul(1 << (failures - 1).min(10)).min(LAST_DELAY);
+            self.say(&format!("the process {text}; starting it again in {} s", delay.as_secs_f32()));
+            let (life, _) = self
+                .changed
+                .wait_timeout_while(life, delay, |life| !life.stopping)
+                .unwrap_or_else(PoisonError::into_inner);
+            if life.stopping {
+                return 0;
+            }
+        }
+    }
+
+    fn run_once(self: &Arc<Self>) -> std::io::Result<ExitStatus> {
+        let mut child = spawn_in_new_pid_namespace()?;
+        // The lifeline stays open for as long as this variable lives.
+        let mut lifeline = child.stdin.take().ok_or_else(|| std::io::Error::other("no lifeline"))?;
+        {
+            let mut life = self.life();
+            life.pid = Some(child.id());
+            life.started_at = now();
+            if life.stopping {
+                let _ = child.kill();
+            }
+        }
+        let task = Task { spec: self.spec.clone(), groups: self.groups.members(), privileged: self.privileged };
+        let mut line = serde_json::to_vec(&task)?;
+        line.push(b'\n');
+        lifeline.write_all(&line)?;
+        drop((task, line));
+        let readers = [
+            child.stdout.take().map(|pipe| self.read(pipe, Stream::Stdout)),
+            child.stderr.take().map(|pipe| self.read(pipe, Stream::Stderr)),
+        ];
+        let status = child.wait()?;
+        // The namespace is gone with its first process, so the pipes are at their end.
+        for reader in readers.into_iter().flatten().flatten() {
+            let _ = reader.join();
+        }
+        Ok(status)
+    }
+
+    fn read(self: &Arc<Self>, pipe: impl Read + Send + 'static, stream: Stream) -> Result<std::thread::JoinHandle<()>, String> {
+        let shared = self.clone();
+        thread(move || {
+            let mut pipe = BufReader::with_capacity(LINE_BYTES, pipe);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match pipe.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line) {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => shared.write(stream, &line),
+                }
+            }
+        })
+    }
+
+    /// SIGTERM now, SIGKILL after the grace; returns at once.
+    fn stop(self: &Arc<Self>) {
+        let pid = {
+            let mut life = self.life();
+            if std::mem::replace(&mut life.stopping, true) {
+                return;
+            }
+            self.changed.notify_all();
+            life.pid
+        };
+        let Some(pid) = pid else { return };
+        signal(pid, Signal::SIGTERM);
+        let shared = self.clone();
+        let grace = Duration::from_secs(if self.spec.once { 2 } else { self.spec.grace_seconds });
+        let _ = thread(move || {
+            let life = shared.life();
+            let (life, _) =
+                shared.changed.wait_timeout_while(life, grace, |life| life.pid == Some(pid)).unwrap_or_else(PoisonError::into_inner);
+            if life.pid == Some(pid) {
+                drop(life);
+                shared.say(&format!("the process did not end within {} s of SIGTERM and is killed", grace.as_secs()));
+                signal(pid, Signal::SIGKILL);
+            }
+        });
+    }
+
+    fn status(&self) -> ShimStatus {
+        let life = self.life();
+        ShimStatus {
+            version: protocol::VERSION,
+            id: self.spec.id.clone(),
+            state: match (life.stopping, life.pid) {
+                (true, _) => ShimState::Stopping,
+                (false, Some(_)) => ShimState::Running,
+                (false, None) => ShimState::Backoff,
+            },
+            shim_pid: std::process::id(),
+            pid: life.pid,
+            started_at: life.started_at,
+            restarts: life.restarts,
+            last_exit: life.last_exit.clone(),
+            memory: self.groups.memory_in_use(),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
+
+fn answer(shared: &Arc<Shared>, stream: UnixStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(4096)).read_line(&mut line)?;
+    match serde_json::from_str(&line)? {
+        Request::Status => {
+            let mut reply = serde_json::to_vec(&shared.status())?;
+            reply.push(b'\n');
+            (&stream).write_all(&reply)
+        }
+        Request::Stop => {
+            shared.stop();
+            (&stream).write_all(b"ok\n")
+        }
+        Request::Connect { port } => protocol::hand_over(&stream, connect_inside(port)),
+    }
+}
+
+/// Connects to the workload's own loopback: this process lives in the same network.
+fn connect_inside(port: u16) -> std::io::Result<TcpStream> {
+    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&four, CONNECT).or_else(|error| TcpStream::connect_timeout(&six, CONNECT).map_err(|_| error))
+}
+
+/// Starts the sandbox as the first process of a new PID namespace. A thread can enter only one, so
+/// each start takes a thread of its own.
+fn spawn_in_new_pid_namespace() -> std::io::Result<Child> {
+    let spawn = || {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        Command::new("/proc/self/exe")
+            .arg("sandbox")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let handle = std::thread::Builder::new().stack_size(STACK).spawn(spawn)?;
+    handle.join().unwrap_or_else(|_| Err(std::io::Error::other("the starting thread failed")))
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<std::thread::JoinHandle<T>, String> {
+    std::thread::Builder::new().stack_size(STACK).spawn(work).map_err(|error| format!("no thread: {error}"))
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,68 @@
+//! What to run, and within which bounds.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A workload: one command in one sandbox. Travels from the runtime to the shim over a pipe, never
+/// over a file, since its environment holds secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spec {
+    /// Names the instance; also its socket's file name. `a-z`, `0-9` and `-`.
+    pub id: String,
+    /// The user's own command, run by `/bin/sh -c` inside the sandbox.
+    pub command: String,
+    /// The directory mounted as `/app`, where the command starts.
+    pub directory: PathBuf,
+    /// What else the workload sees of the host.
+    pub mounts: Vec<Mount>,
+    /// All of its environment.
+    pub environment: BTreeMap<String, String>,
+    /// The user and group id it runs under, when the runtime is root.
+    pub uid: u32,
+    pub limits: Limits,
+    pub network: Network,
+    /// Run once, and end when the parent ends: a build step. Otherwise it is kept running.
+    pub once: bool,
+    /// How long it may take to end after SIGTERM, in seconds.
+    pub grace_seconds: u64,
+    /// Where the socket lies.
+    pub run_directory: PathBuf,
+    /// Where the output's segments lie.
+    pub log_directory: PathBuf,
+}
+
+/// A part of the host that a sandbox sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub writable: bool,
+}
+
+/// What a workload may use at the most. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Hundredths of a core.
+    pub cpu_percent: Option<u32>,
+    /// Processes and threads.
+    pub processes: Option<u32>,
+    /// Seconds of wall-clock time, for a workload that runs once.
+    pub seconds: Option<u64>,
+    /// Whether it gives way to everything else that runs.
+    pub low_priority: bool,
+}
+
+/// What a workload can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// Its own loopback only.
+    Isolated,
+    /// Its own loopback, and the world outside through the host; neither the host's own services nor
+    /// other workloads.
+    Egress,
+}
