@@ -1,1 +1,19 @@
+//! The one public door: a reverse proxy for the users' applications, and for the gateway.
+//!
+//! It is a process of its own that the server starts and finds again. Its routing table comes over
+//! a Unix socket, is swapped atomically, and is kept on disk, so that applications are served while
+//! the control plane is dead, and after a restart of the machine before it is alive.
 
+mod balance;
+mod client;
+mod control;
+mod pages;
+mod proxy;
+mod serve;
+mod sites;
+mod table;
+mod upstream;
+
+pub use client::{Client, Hello};
+pub use serve::{Options, run};
+pub use table::{Route, Site, State, Table, Target};

@@ -98,9 +98,8 @@ fn start() -> Result<i32, String> {
     thread(move || {
         for stream in listener.incoming().flatten() {
             let server = server.clone();
-            thread(move || {
-                let _ = answer(&server, stream);
-            });
+            // Without a thread to spare, the caller's connection closes and it asks again.
+            let _ = thread(move || answer(&server, stream));
         }
     })?;
     if once {

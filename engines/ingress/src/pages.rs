@@ -1,0 +1,91 @@
+//! What a visitor sees when there is no application to answer: what is the matter, and what to do.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+
+use crate::table::State;
+
+/// The ingress's response body.
+pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A page for people, or a problem for programs.
+struct Page {
+    status: StatusCode,
+    title: &'static str,
+    detail: &'static str,
+    /// Seconds after which it is worth asking again.
+    retry: Option<u8>,
+}
+
+/// The host is not known.
+pub fn unknown(request: &HeaderMap) -> Response<Body> {
+    render(request, &Page {
+        status: StatusCode::NOT_FOUND,
+        title: "No such app",
+        detail: "Nothing is deployed under this address. Check its spelling, or deploy to it with <code>capsule deploy</code>.",
+        retry: None,
+    })
+}
+
+/// The host is known, but nothing takes its requests.
+pub fn state(request: &HeaderMap, state: State) -> Response<Body> {
+    let page = match state {
+        State::Ready | State::Crashed => Page {
+            status: StatusCode::BAD_GATEWAY,
+            title: "This app has crashed",
+            detail: "It ended, or does not answer, and is started again by itself. If it is yours, <code>capsule logs</code> says why.",
+            retry: Some(5),
+        },
+        State::Starting => Page {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            title: "This app is starting",
+            detail: "It will be here in a moment; this page looks again by itself.",
+            retry: Some(2),
+        },
+        State::Stopped => Page {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            title: "This app is stopped",
+            detail: "If it is yours, <code>capsule deploy</code> or <code>capsule start</code> brings it back.",
+            retry: None,
+        },
+    };
+    render(request, &page)
+}
+
+/// The control plane does not answer; applications are served all the same.
+pub fn no_gateway(request: &HeaderMap) -> Response<Body> {
+    render(request, &Page {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        title: "Capsule is restarting",
+        detail: "The control plane does not answer at the moment. Your apps keep running.",
+        retry: Some(2),
+    })
+}
+
+fn render(request: &HeaderMap, page: &Page) -> Response<Body> {
+    let accepts_html = request.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"));
+    let Page { status, title, detail, retry } = page;
+    let (kind, body) = if accepts_html {
+        let refresh = retry.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">")).unwrap_or_default();
+        ("text/html; charset=utf-8", include_str!("page.html").replace("{title}", title).replace("{detail}", detail).replace("{refresh}", &refresh))
+    } else {
+        let plain = detail.replace("<code>", "`").replace("</code>", "`");
+        let problem = serde_json::json!({"title": title, "status": status.as_u16(), "detail": plain});
+        ("application/problem+json", problem.to_string())
+    };
+    let mut response = Response::new(whole(body.into()));
+    *response.status_mut() = *status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = retry {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(*seconds)));
+    }
+    response
+}
+
+/// A body of known bytes.
+pub fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
