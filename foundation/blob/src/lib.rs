@@ -1,1 +1,135 @@
+//! Large things, kept by what they are: uploads named by the SHA-256 of their bytes, in a local
+//! directory. They never go over the bus; their digests do.
 
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+
+/// A directory of blobs.
+#[derive(Clone, Debug)]
+pub struct Blobs {
+    directory: PathBuf,
+}
+
+impl Blobs {
+    /// Keeps blobs in `directory`, and forgets what an earlier process did not finish writing.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(directory: &Path) -> std::io::Result<Self> {
+        let unfinished = directory.join("unfinished");
+        if unfinished.exists() {
+            std::fs::remove_dir_all(&unfinished)?;
+        }
+        std::fs::create_dir_all(unfinished)?;
+        Ok(Self { directory: directory.into() })
+    }
+
+    /// Begins a blob. `name` tells it from others under way.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub async fn begin(&self, name: &str) -> std::io::Result<Writer> {
+        let path = self.directory.join("unfinished").join(name);
+        let file = File::create(&path).await?;
+        Ok(Writer { directory: self.directory.clone(), path, file, digest: Sha256::new(), bytes: 0, kept: false })
+    }
+
+    /// Where a blob's bytes are. The digest must be 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// When it is not, or there is no such blob.
+    pub fn path(&self, digest: &str) -> std::io::Result<PathBuf> {
+        if digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let path = self.directory.join(digest);
+        if path.is_file() { Ok(path) } else { Err(std::io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Forgets a blob, if it is there.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub fn remove(&self, digest: &str) -> std::io::Result<()> {
+        match self.path(digest) {
+            Ok(path) => std::fs::remove_file(path),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// A blob being written. Dropped before it is kept, it leaves nothing.
+#[derive(Debug)]
+pub struct Writer {
+    directory: PathBuf,
+    path: PathBuf,
+    file: File,
+    digest: Sha256,
+    bytes: u64,
+    kept: bool,
+}
+
+impl Writer {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// When the disk does not take them.
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes).await?;
+        self.digest.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// How many bytes were written.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Keeps the blob for good; returns its digest and its size in bytes.
+    ///
+    /// # Errors
+    /// When it cannot be made to last.
+    pub async fn keep(mut self) -> std::io::Result<(String, u64)> {
+        self.file.flush().await?;
+        self.file.sync_all().await?;
+        let digest = hex::encode(std::mem::take(&mut self.digest).finalize());
+        tokio::fs::rename(&self.path, self.directory.join(&digest)).await?;
+        self.kept = true;
+        Ok((digest, self.bytes))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Blobs;
+
+    #[tokio::test]
+    async fn a_blob_is_found_by_its_digest_and_one_not_kept_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let blobs = Blobs::open(directory.path()).expect("opens");
+        let mut writer = blobs.begin("one").await.expect("begins");
+        writer.write(b"hello").await.expect("writes");
+        let (digest, bytes) = writer.keep().await.expect("keeps");
+        assert_eq!(bytes, 5);
+        assert_eq!(digest, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+        assert_eq!(std::fs::read(blobs.path(&digest).expect("is there")).expect("reads"), b"hello");
+        let mut dropped = blobs.begin("two").await.expect("begins");
+        dropped.write(b"x").await.expect("writes");
+        drop(dropped);
+        assert_eq!(std::fs::read_dir(directory.path().join("unfinished")).expect("lists").count(), 0);
+        blobs.path("../../etc/passwd").expect_err("no digest");
+    }
+}

@@ -1,0 +1,224 @@
+//! The host's toolchains, as sandboxes see them: which directories, which `PATH`, which variables.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use capsule_buildplan::Plan;
+use capsule_runtime::Mount;
+
+/// Where every sandbox looks for programs first.
+const SYSTEM: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Folders below a home that version managers and installers keep whole toolchains in.
+const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
+
+/// Package managers that Capsule fetches by their language's own means where the host has none.
+const FETCHED: [(&str, &str); 4] = [
+    ("pnpm", "#!/bin/sh\nexec npx --yes pnpm@9.15.9 \"$@\"\n"),
+    (
+        "yarn",
+        "#!/bin/sh\nif [ -e .yarnrc.yml ]; then exec npx --yes @yarnpkg/cli-dist@4.9.2 \"$@\"; fi\nexec npx --yes yarn@1.22.22 \"$@\"\n",
+    ),
+    (
+        "uv",
+        "#!/bin/sh\nset -e\n[ -x /cache/tools/uv/bin/uv ] || { python3 -m venv /cache/tools/uv; /cache/tools/uv/bin/pip install --quiet uv; }\nexec /cache/tools/uv/bin/uv \"$@\"\n",
+    ),
+    (
+        "poetry",
+        "#!/bin/sh\nset -e\n[ -x /cache/tools/poetry/bin/poetry ] || { python3 -m venv /cache/tools/poetry; /cache/tools/poetry/bin/pip install --quiet poetry; }\nexec /cache/tools/poetry/bin/poetry \"$@\"\n",
+    ),
+];
+
+/// What the operator of a host passes on to builds.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// A bundle of certificate authorities beyond those that tools bring themselves.
+    pub ca_bundle: Option<PathBuf>,
+    /// Variables for every build, such as those that name a registry mirror.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// The toolchains of this host.
+#[derive(Clone, Debug)]
+pub struct Toolchains {
+    path: Vec<PathBuf>,
+    mounts: Vec<Mount>,
+    environment: BTreeMap<String, String>,
+    settings: Settings,
+}
+
+impl Toolchains {
+    /// Looks around on the `PATH` of this process. Wrappers for what can be fetched are kept in
+    /// `directory`.
+    ///
+    /// # Errors
+    /// When the wrappers cannot be written.
+    pub fn discover(directory: &Path, settings: Settings) -> std::io::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        for (name, script) in FETCHED {
+            let file = directory.join(name);
+            std::fs::write(&file, script)?;
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+        }
+        let mut found = Self { path: Vec::new(), mounts: Vec::new(), environment: BTreeMap::new(), settings };
+        for entry in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+            found.consider(&entry);
+        }
+        found.path.extend(SYSTEM.map(PathBuf::from));
+        if let Some(home) = std::env::var_os("JAVA_HOME").map(PathBuf::from)
+            && home.is_dir()
+        {
+            if !home.starts_with("/usr") {
+                found.mount(&home);
+            }
+            found.environment.insert("JAVA_HOME".into(), home.display().to_string());
+        }
+        found.mounts.push(Mount { source: directory.into(), target: "/opt/capsule/bin".into(), writable: false });
+        found.path.push("/opt/capsule/bin".into());
+        Ok(found)
+    }
+
+    fn consider(&mut self, entry: &Path) {
+        if !entry.is_absolute() || !entry.is_dir() || self.path.iter().any(|known| known == entry) {
+            return;
+        }
+        if entry.starts_with("/usr") {
+            if !SYSTEM.iter().any(|system| entry == Path::new(system)) {
+                self.path.push(entry.into());
+            }
+        } else if entry.ends_with(".cargo/bin") {
+            let home = entry.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+            let rustup = std::env::var_os("RUSTUP_HOME").map_or_else(|| home.join(".rustup"), PathBuf::from);
+            // Not all of `.cargo`: its credentials are the operator's own.
+            self.mount(entry);
+            if rustup.is_dir() {
+                self.mount(&rustup);
+                self.environment.insert("RUSTUP_HOME".into(), rustup.display().to_string());
+            }
+            self.path.push(entry.into());
+        } else if let Some(root) = toolchain_root(entry) {
+            self.mount(&root);
+            self.path.push(entry.into());
+        }
+    }
+
+    fn mount(&mut self, path: &Path) {
+        if !self.mounts.iter().any(|known| path.starts_with(&known.source)) {
+            self.mounts.push(Mount { source: path.into(), target: path.into(), writable: false });
+        }
+    }
+
+    /// Where on the host a program lies, if anywhere.
+    #[must_use]
+    pub fn find(&self, program: &str) -> Option<PathBuf> {
+        self.path.iter().map(|folder| folder.join(program)).find(|file| file.is_file())
+    }
+
+    /// The mounts every sandbox gets.
+    #[must_use]
+    pub fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    /// The environment that every sandbox begins with.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let mut all = self.environment.clone();
+        let own = ["/app/node_modules/.bin", "/app/.venv/bin"].map(PathBuf::from);
+        let path = std::env::join_paths(own.iter().chain(&self.path)).unwrap_or_default();
+        all.insert("PATH".into(), path.to_string_lossy().into_owned());
+        all.insert("LANG".into(), "C.UTF-8".into());
+        if let Some(bundle) = &self.settings.ca_bundle {
+            for name in
+                ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE", "CARGO_HTTP_CAINFO", "GIT_SSL_CAINFO"]
+            {
+                all.insert(name.into(), bundle.display().to_string());
+            }
+        }
+        all
+    }
+
+    /// The environment of a build on top of that: where caches lie, and what the operator passes on.
+    #[must_use]
+    pub fn build_environment(&self) -> BTreeMap<String, String> {
+        let mut all = self.environment();
+        for (name, value) in [
+            ("HOME", "/cache/home"),
+            ("CI", "true"),
+            ("npm_config_cache", "/cache/npm"),
+            ("npm_config_prefer_offline", "true"),
+            ("npm_config_audit", "false"),
+            ("npm_config_fund", "false"),
+            ("npm_config_update_notifier", "false"),
+            ("npm_config_store_dir", "/cache/pnpm"),
+            ("YARN_CACHE_FOLDER", "/cache/yarn"),
+            ("NEXT_TELEMETRY_DISABLED", "1"),
+            ("PIP_CACHE_DIR", "/cache/pip"),
+            ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+            ("UV_CACHE_DIR", "/cache/uv"),
+            ("UV_PYTHON_DOWNLOADS", "never"),
+            ("POETRY_CACHE_DIR", "/cache/poetry"),
+            ("GOPATH", "/cache/go"),
+            ("GOCACHE", "/cache/go-build"),
+            ("CARGO_HOME", "/cache/cargo"),
+            ("CARGO_TARGET_DIR", "/cache/cargo-target"),
+            ("MAVEN_OPTS", "-Dmaven.repo.local=/cache/maven"),
+        ] {
+            all.insert(name.into(), value.into());
+        }
+        all.extend(self.settings.environment.clone());
+        all
+    }
+
+    /// What a plan needs and this host does not have: the program, and how to get it.
+    #[must_use]
+    pub fn missing(&self, plan: &Plan) -> Option<String> {
+        let needed: &[(&str, &str)] = match plan.detection.language.as_deref() {
+            Some("javascript") => &[("node", "`apt-get install nodejs npm`, or https://nodejs.org"), ("npm", "`apt-get install npm`")],
+            Some("python") => &[("python3", "`apt-get install python3 python3-venv`")],
+            Some("go") => &[("go", "`apt-get install golang-go`, or https://go.dev/dl")],
+            Some("rust") => &[("cargo", "https://rustup.rs"), ("cc", "`apt-get install gcc`")],
+            Some("java") => &[("java", "`apt-get install default-jdk-headless`"), ("mvn", "`apt-get install maven`")],
+            _ => &[],
+        };
+        let wrapper = plan.build.build.as_deref().is_some_and(|command| command.contains("mvnw"));
+        needed.iter().filter(|(program, _)| !(*program == "mvn" && wrapper)).find(|(program, _)| self.find(program).is_none()).map(
+            |(program, how)| {
+                let language = plan.detection.language.as_deref().unwrap_or_default();
+                format!("this is {language}, and building it takes `{program}`, which this host does not have: install it on the server with {how}, and deploy again")
+            },
+        )
+    }
+}
+
+/// The folder that holds the whole toolchain an entry of `PATH` belongs to.
+fn toolchain_root(entry: &Path) -> Option<PathBuf> {
+    let text = entry.to_str()?;
+    for home in HOMES {
+        if let Some(at) = text.find(&format!("/{home}")) {
+            return Some(PathBuf::from(&text[..=at + home.len()]));
+        }
+    }
+    let mut parts = entry.strip_prefix("/opt").ok()?.components();
+    Some(Path::new("/opt").join(parts.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::toolchain_root;
+    use std::path::{Path, PathBuf};
+
+    #[test]
+    fn a_toolchain_is_found_whole_and_other_folders_are_not_shown() {
+        for (entry, root) in [
+            ("/home/ada/.pyenv/versions/3.12.1/bin", Some("/home/ada/.pyenv")),
+            ("/home/ada/.nvm/versions/node/v22/bin", Some("/home/ada/.nvm")),
+            ("/opt/node/bin", Some("/opt/node")),
+            ("/home/ada/bin", None),
+            ("/root/go/bin", None),
+        ] {
+            assert_eq!(toolchain_root(Path::new(entry)), root.map(PathBuf::from), "{entry}");
+        }
+    }
+}
