@@ -1,1 +1,112 @@
+//! The only door for clients: REST, its documentation, and the streams beside it.
+//!
+//! A request takes one path, the same for every endpoint: row, authenticate, message, bus. The table
+//! in [`rows`] is all there is to an endpoint here; who may do what is decided where the data is.
 
+mod authenticate;
+mod documents;
+mod landing;
+mod request;
+pub mod rows;
+mod uploads;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, any, get, on};
+use capsule_blob::Blobs;
+use capsule_bus::Bus;
+use capsule_observe::Check;
+
+pub use documents::openapi;
+
+use authenticate::Authenticator;
+
+/// What the gateway needs.
+pub struct Gateway {
+    bus: Bus,
+    blobs: Blobs,
+    authenticator: Authenticator,
+    /// The largest upload, in bytes.
+    upload_bytes: u64,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gateway")
+    }
+}
+
+/// The largest body of an ordinary request.
+const BODY_BYTES: usize = 2 << 20;
+/// How long an ordinary request may take, its body included.
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// All that clients can reach.
+pub fn router(bus: Bus, blobs: Blobs, upload_bytes: u64, checks: Vec<Check>) -> Router {
+    let gateway = Arc::new(Gateway { authenticator: Authenticator::new(bus.clone()), bus, blobs, upload_bytes });
+    let mut api = Router::new();
+    for row in rows::all() {
+        let gateway = gateway.clone();
+        let filter = MethodFilter::try_from(row.method.clone()).unwrap_or(MethodFilter::GET);
+        api = api.route(row.path, on(filter, move |request: Request| request::call(gateway, row, request)));
+    }
+    for row in rows::streams() {
+        let gateway = gateway.clone();
+        api = api.route(row.path, get(move |request: Request| request::stream(gateway, row, request)));
+    }
+    let uploads = gateway.clone();
+    api = api.route("/uploads", on(MethodFilter::POST, move |request: Request| uploads::upload(uploads, request)));
+    let plans = gateway.clone();
+    api = api.route("/plan", on(MethodFilter::POST, move |request: Request| uploads::plan(plans, request)));
+    let checks = Arc::new(checks);
+    Router::new()
+        .nest("/api/v1", api)
+        .merge(documents::router())
+        .route("/.well-known/jwks.json", get(move |request: Request| request::call(gateway, rows::keys(), request)))
+        .route("/health/live", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
+        .route("/health", get(health(checks.clone())))
+        .route("/health/ready", get(health(checks)))
+        .route("/", get(landing::page))
+        .fallback(any(request::no_such_endpoint))
+        .layer(middleware::from_fn(harden))
+}
+
+fn health(checks: Arc<Vec<Check>>) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
+    move || {
+        let checks = checks.clone();
+        Box::pin(async move { capsule_observe::ready(&checks).await.into_response() })
+    }
+}
+
+/// Puts the headers on every answer that keep browsers from being talked into anything.
+async fn harden(request: Request, next: Next) -> Response {
+    let documents = request.uri().path().starts_with("/api/documentation");
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    let policy = if documents {
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    } else {
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    };
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !documents {
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -267,7 +267,8 @@ pub struct ServiceState {
 /// A running copy of a process of a release.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Instance {
-    pub id: Uuid,
+    /// Its name on the host that runs it.
+    pub id: String,
     pub deployment_id: Uuid,
     /// The process type, such as `web` or `worker`.
     pub process: String,

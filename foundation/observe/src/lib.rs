@@ -1,1 +1,90 @@
+//! What a process tells of itself: logs, metrics, health.
+//!
+//! Logs go to standard error, pretty or as JSON, a correlation id on every line that belongs to a
+//! request. Metrics are in Prometheus' text format. Health is two questions: is the process alive,
+//! and can it do its work.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Pretty,
+    Json,
+}
+
+/// Bounds of latency histograms, in seconds.
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Sends this process's logs to standard error. `levels` is a list such as `info,capsule_deploy=debug`.
+///
+/// # Errors
+/// When `levels` is not understood.
+pub fn logs(format: Format, levels: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(levels).map_err(|error| format!("`{levels}` is no list of log levels: {error}"))?;
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    // Set once per process; a second call changes nothing.
+    let _ = match format {
+        Format::Pretty => base.with_target(false).compact().try_init(),
+        Format::Json => base.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Begins to count. The handle renders what was counted.
+///
+/// # Errors
+/// When this process counts already.
+pub fn metrics() -> Result<PrometheusHandle, String> {
+    PrometheusBuilder::new()
+        .set_buckets(&BUCKETS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| format!("metrics cannot be recorded: {error}"))
+}
+
+/// A dependency of a process, and whether it is there.
+pub type Check = (&'static str, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
+
+/// The private pages of a process: `/health/live`, `/health/ready`, `/metrics`.
+pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
+    let checks = Arc::new(checks);
+    Router::new()
+        .route("/health/live", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
+        .route(
+            "/health/ready",
+            get(move || {
+                let checks = checks.clone();
+                async move { ready(&checks).await }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || {
+                let text = metrics.render();
+                async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text) }
+            }),
+        )
+}
+
+/// Asks every dependency; says which are missing.
+pub async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
+    let mut states = serde_json::Map::new();
+    let mut all = true;
+    for (name, check) in checks {
+        let there = check().await;
+        all &= there;
+        states.insert((*name).into(), if there { "ok" } else { "missing" }.into());
+    }
+    let (status, word) = if all { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    (status, axum::Json(serde_json::json!({"status": word, "dependencies": states})))
+}

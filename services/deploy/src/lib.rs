@@ -1,1 +1,204 @@
+//! Deployments: from an upload to instances that take requests.
+//!
+//! A level-triggered controller. The database says what ought to be (placements, deployments,
+//! instances); shims and the ingress say what is; a loop makes the second match the first. Every
+//! phase may be run twice without harm, and is recorded before it begins, so the control plane may
+//! be killed at any instant.
 
+mod commands;
+mod controller;
+mod deployments;
+mod ingress;
+mod instances;
+mod logs;
+mod phases;
+mod placements;
+mod queries;
+mod reconcile;
+mod removal;
+mod routes;
+mod uploads;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use capsule_blob::Blobs;
+use capsule_builder::{Builder, Settings, Toolchains};
+use capsule_bus::{Bus, Context, Router, Service};
+use capsule_contracts::organization::OrganizationDeleted;
+use capsule_contracts::project::{Locate, Place, ServicesRemoved};
+use capsule_contracts::{Problem, Target, Uuid};
+use capsule_runtime::{Limits, ProcessRuntime};
+use capsule_store::{Keyring, Store, StoreError, unscoped};
+
+pub use ingress::Ingress;
+
+/// How this service is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where everything is kept.
+    pub data: PathBuf,
+    /// The binary that has the roles of shim, sandbox and ingress.
+    pub program: PathBuf,
+    /// The ingress's public address.
+    pub listen: SocketAddr,
+    /// Applications are hosts below it.
+    pub base_domain: String,
+    /// What a build may use.
+    pub build_limits: Limits,
+    /// How many builds run at a time.
+    pub builds: usize,
+    /// What builds are given by the operator.
+    pub toolchains: Settings,
+    /// Seconds an instance may take to become healthy.
+    pub health_seconds: u64,
+    /// Seconds old instances may take to finish their requests.
+    pub drain_seconds: u64,
+}
+
+/// The deploy service.
+#[derive(Debug)]
+pub struct Deploys {
+    store: Arc<Store>,
+    bus: Bus,
+    options: Options,
+    blobs: Blobs,
+    runtime: ProcessRuntime,
+    builder: Builder,
+    ingress: Ingress,
+    controller: controller::Controller,
+    publishing: tokio::sync::Mutex<()>,
+}
+
+impl Service for Deploys {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Deployments and uploads are this service's own; what they lie in is the project service's.
+    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
+        let upward = match target {
+            Target::Deployment(id) => {
+                let row = unscoped!(
+                    "finds out whose it is",
+                    "SELECT d.service_id, p.environment_name FROM deployments d JOIN placements p \
+                     ON p.service_id = d.service_id AND p.environment_id = d.environment_id WHERE d.id = $1",
+                    *id
+                );
+                match self.store.read().first::<placements::Name>(row).await? {
+                    Some(name) => Target::ServiceIn(name.service_id, name.environment_name),
+                    None => return Ok(None),
+                }
+            }
+            Target::Upload(id) => {
+                let row = unscoped!("finds out whose it is", "SELECT service_id FROM uploads WHERE id = $1", *id);
+                match self.store.read().value::<Uuid>(row).await? {
+                    Some(service) => Target::Service(service),
+                    None => return Ok(None),
+                }
+            }
+            other => other.clone(),
+        };
+        match self.bus.request(&Context::background("deploy"), &Locate { target: upward }).await {
+            Ok(place) => Ok(Some(place)),
+            Err(problem) if problem.code == "not_found" => Ok(None),
+            Err(problem) => Err(problem),
+        }
+    }
+}
+
+/// Opens the service's database, finds the ingress and the instances that run, puts the service on
+/// the bus, and begins to reconcile.
+///
+/// # Errors
+/// When its database or its directories cannot be opened, or the ingress cannot listen.
+pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<Deploys>, StoreError> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
+    let migrations = capsule_store::migrations![1 "create_deployments"];
+    let store = Store::open(&options.data, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
+    if let Err(warning) = capsule_runtime::prepare_host() {
+        tracing::warn!("{warning}");
+    }
+    let runtime = ProcessRuntime::new(options.data.join("run/i"), options.program.clone())
+        .map_err(|error| failed("the run directory", &error))?;
+    let toolchains = Toolchains::discover(&options.data.join("toolchains"), options.toolchains.clone())
+        .map_err(|error| failed("the toolchains directory", &error))?;
+    let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits };
+    let ingress = Ingress::new(&options);
+    let controller = controller::Controller::new(options.builds);
+    let deploys = Arc::new(Deploys {
+        store: Arc::new(store),
+        bus: bus.clone(),
+        blobs,
+        runtime,
+        builder,
+        ingress,
+        controller,
+        publishing: tokio::sync::Mutex::new(()),
+        options,
+    });
+    deploys.ingress.ensure().await.map_err(|error| failed("the ingress", &error))?;
+    routes::catch_up(&deploys).await.map_err(|problem| failed("the routing table", &problem))?;
+
+    Router::new(deploys.clone())
+        .handle(uploads::begin_upload)
+        .handle(uploads::complete_upload)
+        .handle(uploads::forget_upload)
+        .handle(uploads::plan_upload)
+        .handle(commands::deploy)
+        .handle(commands::rollback)
+        .handle(commands::redeploy)
+        .handle(commands::cancel_deployment)
+        .handle(commands::restart)
+        .handle(commands::stop)
+        .handle(commands::start)
+        .handle(queries::list_deployments)
+        .handle(queries::get_deployment)
+        .handle(queries::list_deployment_events)
+        .handle(queries::get_service_state)
+        .stream(logs::stream_deployment_log)
+        .stream(logs::stream_service_log)
+        .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))
+        .consume::<OrganizationDeleted>(|deploys, tx, event| Box::pin(removal::organization(deploys, tx, event)))
+        .start();
+    tokio::spawn(controller::run(deploys.clone()));
+    tokio::spawn(reconcile::run(deploys.clone()));
+    Ok(deploys)
+}
+
+impl Deploys {
+    /// The address the ingress listens on.
+    pub async fn listen(&self) -> std::io::Result<SocketAddr> {
+        let hello = self.ingress.client().hello().await?;
+        hello.listen.parse().map_err(std::io::Error::other)
+    }
+
+    /// Where a host answers.
+    fn url(&self, host: &str) -> String {
+        match self.ingress.port() {
+            80 => format!("http://{host}"),
+            port => format!("http://{host}:{port}"),
+        }
+    }
+
+    fn release_directory(&self, release: Uuid) -> PathBuf {
+        self.options.data.join("releases").join(release.to_string())
+    }
+
+    fn work_directory(&self, deployment: Uuid) -> PathBuf {
+        self.options.data.join("work").join(deployment.to_string())
+    }
+
+    fn build_log(&self, deployment: Uuid) -> PathBuf {
+        self.options.data.join("logs/deployments").join(deployment.to_string())
+    }
+
+    fn instance_log(&self, instance: &str) -> PathBuf {
+        self.options.data.join("logs/instances").join(instance)
+    }
+}

@@ -1,0 +1,169 @@
+//! The API's own documentation: OpenAPI made from the table and the types that serve, and a page to
+//! read and try it.
+
+use axum::Router;
+use axum::extract::Path;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ComponentsBuilder, Object};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Content, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr, Required, ResponseBuilder, Schema, Server};
+
+use capsule_contracts::{Access, Problem};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::rows::{self, Row};
+
+/// The document of all endpoints.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    let mut paths = PathsBuilder::new();
+    let mut components = ComponentsBuilder::new()
+        .security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
+        .schema(Problem::name(), Problem::schema());
+    let mut others = Vec::new();
+    Problem::schemas(&mut others);
+    for (row, streams) in rows::all().iter().map(|row| (row, false)).chain(rows::streams().iter().map(|row| (row, true))) {
+        paths = paths.path(format!("/api/v1{}", row.path), PathItem::new(http_method(row), operation(row, streams)));
+        components = components.schema(row.reply.name.clone(), row.reply.schema.clone());
+        if needs_body(row) {
+            components = components.schema(row.message.name.clone(), row.message.schema.clone());
+        }
+        others.extend(row.message.others.iter().chain(&row.reply.others).cloned());
+    }
+    for (path, id, summary, reply) in [
+        ("/api/v1/uploads", "deploy.upload", "Uploads a source archive: tar, tar.gz or zip.", "Upload"),
+        ("/api/v1/plan", "deploy.plan", "Plans a source archive; nothing is built or kept.", "Plan"),
+    ] {
+        paths = paths.path(path, PathItem::new(HttpMethod::Post, archive_operation(id, summary, reply)));
+    }
+    others.push(("Upload".into(), capsule_contracts::deploy::Upload::schema()));
+    others.push(("Plan".into(), capsule_contracts::deploy::Plan::schema()));
+    for (name, schema) in others {
+        components = components.schema(name, schema);
+    }
+    let info = InfoBuilder::new()
+        .title("Capsule")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("A self-hosted application platform: from a folder to a URL. Errors are RFC 9457 problems."));
+    OpenApiBuilder::new()
+        .info(info.build())
+        .servers(Some([Server::new("/")]))
+        .paths(paths.build())
+        .components(Some(components.build()))
+        .build()
+}
+
+fn http_method(row: &Row) -> HttpMethod {
+    match row.method.as_str() {
+        "POST" => HttpMethod::Post,
+        "PUT" => HttpMethod::Put,
+        "PATCH" => HttpMethod::Patch,
+        "DELETE" => HttpMethod::Delete,
+        _ => HttpMethod::Get,
+    }
+}
+
+fn path_parameters(row: &Row) -> Vec<&str> {
+    row.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect()
+}
+
+fn object(schema: &RefOr<Schema>) -> Option<&Object> {
+    match schema {
+        RefOr::T(Schema::Object(object)) => Some(object),
+        _ => None,
+    }
+}
+
+/// Whether members are left for the body, once the path has its own.
+fn needs_body(row: &Row) -> bool {
+    let inside = path_parameters(row);
+    row.method != "GET" && object(&row.message.schema).is_some_and(|all| all.properties.keys().any(|name| !inside.contains(&name.as_str())))
+}
+
+fn operation(row: &Row, streams: bool) -> OperationBuilder {
+    let tag = row.subject.split('.').next().unwrap_or_default();
+    let all = object(&row.message.schema);
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(row.subject))
+        .tag(if tag == "auth" { "identity" } else { tag })
+        .summary(all.and_then(|object| object.description.as_deref()).map(first_sentence))
+        .description(Some(access_text(row.access)));
+    let inside = path_parameters(row);
+    for name in &inside {
+        let schema = all.and_then(|object| object.properties.get(*name).cloned());
+        operation = operation.parameter(ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Path).required(Required::True).schema(schema));
+    }
+    if row.method == "GET" {
+        for (name, schema) in all.into_iter().flat_map(|object| &object.properties).filter(|(name, _)| !inside.contains(&name.as_str())) {
+            let required = all.is_some_and(|object| object.required.contains(name));
+            let required = if required { Required::True } else { Required::False };
+            let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).required(required);
+            operation = operation.parameter(parameter.schema(Some(schema.clone())));
+        }
+    } else if needs_body(row) {
+        let content = Content::new(Some(Ref::from_schema_name(row.message.name.clone())));
+        operation = operation.request_body(Some(RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()));
+    }
+    let kind = if streams { "application/x-ndjson" } else { "application/json" };
+    let reply = Content::new(Some(Ref::from_schema_name(row.reply.name.clone())));
+    operation = operation
+        .response(row.success.as_str(), ResponseBuilder::new().description("Success").content(kind, reply).build())
+        .response("default", problem());
+    if row.access == Access::Public { operation } else { operation.security(SecurityRequirement::new("token", Vec::<String>::new())) }
+}
+
+fn archive_operation(id: &str, summary: &str, reply: &str) -> OperationBuilder {
+    let body = RequestBodyBuilder::new().content("application/octet-stream", Content::new(None::<RefOr<Schema>>)).required(Some(Required::True)).build();
+    OperationBuilder::new()
+        .operation_id(Some(id))
+        .tag("deploy")
+        .summary(Some(summary))
+        .description(Some("Takes the permission service:manage."))
+        .parameter(ParameterBuilder::new().name("service_id").parameter_in(ParameterIn::Query).required(Required::True).schema(Some(Object::with_type(utoipa::openapi::schema::Type::String))))
+        .request_body(Some(body))
+        .response(if reply == "Plan" { "200" } else { "201" }, ResponseBuilder::new().description("Success").content("application/json", Content::new(Some(Ref::from_schema_name(reply)))).build())
+        .response("default", problem())
+        .security(SecurityRequirement::new("token", Vec::<String>::new()))
+}
+
+fn problem() -> utoipa::openapi::Response {
+    let content = Content::new(Some(Ref::from_schema_name(Problem::name())));
+    ResponseBuilder::new().description("What was wrong, and what to do about it").content("application/problem+json", content).build()
+}
+
+fn first_sentence(text: &str) -> String {
+    text.split("\n\n").next().unwrap_or_default().replace('\n', " ")
+}
+
+fn access_text(access: Access) -> String {
+    match access {
+        Access::Public => "Open to anyone.".into(),
+        Access::SignedIn => "Takes a signed-in user.".into(),
+        Access::PlatformAdmin => "Takes an administrator of the installation.".into(),
+        Access::Internal => "For services of the platform only.".into(),
+        Access::Granted(permission) => format!("Takes the permission {}.", permission.name()),
+        Access::GrantedDeploy => "Takes deploy:production, deploy:staging or deploy:dev, by the kind of environment.".into(),
+    }
+}
+
+/// `/api/documentation` with its page, `.json` and `.yaml`.
+pub fn router() -> Router {
+    Router::new()
+        .route("/api/documentation.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi().to_json().unwrap_or_default()) }))
+        .route("/api/documentation.yaml", get(|| async { ([(header::CONTENT_TYPE, "application/yaml")], openapi().to_yaml().unwrap_or_default()) }))
+        .route("/api/documentation", get(|| async { Redirect::permanent("/api/documentation/") }))
+        .route("/api/documentation/", get(|| file(String::new())))
+        .route("/api/documentation/{*file}", get(|Path(name): Path<String>| file(name)))
+}
+
+async fn file(name: String) -> Response {
+    let config = std::sync::Arc::new(utoipa_swagger_ui::Config::from("/api/documentation.json").persist_authorization(false));
+    match utoipa_swagger_ui::serve(&name, config) {
+        Ok(Some(file)) => ([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()).into_response(),
+        Ok(None) | Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
+}

@@ -1,0 +1,189 @@
+//! One request: its body, query and path become a message; the reply or the problem becomes the
+//! answer.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, RawPathParams, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use capsule_bus::{Context, Principal};
+use capsule_contracts::{Access, Problem, new_id};
+use futures_util::StreamExt;
+use serde_json::{Map, Value};
+use utoipa::openapi::schema::{SchemaType, Type};
+use utoipa::openapi::{RefOr, Schema};
+
+use crate::rows::Row;
+use crate::{BODY_BYTES, Gateway, REQUEST};
+
+const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
+
+/// Answers a request with one reply.
+pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    let correlation_id = correlation_id(&parts.headers);
+    let work = async {
+        let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        let message = message(row, parts, body).await?;
+        gateway.bus.request_raw(&context, row.subject, message).await
+    };
+    let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
+    let response = match outcome {
+        Ok(reply) => (row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response(),
+        Err(problem) => problem_response(problem, &correlation_id),
+    };
+    let status = response.status().as_str().to_owned();
+    let labels = [("method", row.method.to_string()), ("route", row.path.to_owned()), ("status", status)];
+    metrics::counter!("capsule_http_requests_total", &labels).increment(1);
+    metrics::histogram!("capsule_http_request_duration_seconds", "route" => row.path).record(began.elapsed());
+    with_correlation(response, &correlation_id)
+}
+
+/// Answers a request with a stream: one JSON object a line, or server-sent events if asked for.
+pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let correlation_id = correlation_id(&parts.headers);
+    let events =
+        parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/event-stream"));
+    let opened = async {
+        let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        let message = message(row, parts, body).await?;
+        gateway.bus.open_raw(&context, row.subject, message).await
+    };
+    let response = match opened.await {
+        Ok(items) => {
+            let lines = futures_util::stream::unfold(items, |mut items| async move { Some((items.recv().await?, items)) });
+            let lines = lines.map(move |item| {
+                let mut line = if events { b"data: ".to_vec() } else { Vec::new() };
+                line.extend_from_slice(&item);
+                line.extend_from_slice(if events { b"\n\n" } else { b"\n" });
+                Ok::<_, Infallible>(Bytes::from(line))
+            });
+            let kind = if events { "text/event-stream" } else { "application/x-ndjson" };
+            ([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response()
+        }
+        Err(problem) => problem_response(problem, &correlation_id),
+    };
+    with_correlation(response, &correlation_id)
+}
+
+pub async fn no_such_endpoint(request: Request) -> Response {
+    let id = correlation_id(request.headers());
+    let problem = Problem::not_found("endpoint").hint("The endpoints are listed at /api/documentation.");
+    with_correlation(problem_response(problem, &id), &id)
+}
+
+/// Who asks, and under which correlation id.
+pub async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, correlation_id: &str) -> Result<Context, Problem> {
+    // A stale token must not keep anybody from signing in again.
+    let principal = match access {
+        Access::Public => Principal::Anonymous,
+        _ => gateway.authenticator.principal(&parts.headers, correlation_id).await?,
+    };
+    if principal == Principal::Anonymous && access != Access::Public {
+        return Err(Problem::unauthenticated("This takes a signed-in user."));
+    }
+    Ok(Context::new(correlation_id.to_owned(), principal))
+}
+
+/// The caller's correlation id if it is a decent one, or a new one.
+pub fn correlation_id(headers: &HeaderMap) -> String {
+    headers
+        .get(&CORRELATION)
+        .and_then(|value| value.to_str().ok())
+        .filter(|text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()))
+        .map_or_else(|| new_id().to_string(), str::to_owned)
+}
+
+pub fn with_correlation(mut response: Response, id: &str) -> Response {
+    if let Ok(value) = HeaderValue::from_str(id) {
+        response.headers_mut().insert(CORRELATION, value);
+    }
+    response
+}
+
+/// A problem as RFC 9457 has it.
+pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let problem = Problem { correlation_id: Some(correlation_id.to_owned()), ..problem };
+    let mut response = (status, Json(problem)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Body, then query, then path fill the message's members; the later go before the earlier.
+async fn message(row: &Row, mut parts: Parts, body: Body) -> Result<Vec<u8>, Problem> {
+    let mut object = if parts.method == Method::GET { Map::new() } else { body_object(&parts.headers, body).await? };
+    for (name, value) in query(parts.uri.query().unwrap_or_default())? {
+        let value = typed(&row.message.schema, &name, value)?;
+        object.insert(name, value);
+    }
+    let path = RawPathParams::from_request_parts(&mut parts, &()).await.map_err(|error| Problem::bad_request(error.to_string()))?;
+    for (name, value) in &path {
+        object.insert(name.to_owned(), Value::String(value.to_owned()));
+    }
+    (row.check)(object)
+}
+
+async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
+    let bytes = axum::body::to_bytes(body, BODY_BYTES)
+        .await
+        .map_err(|_| Problem::too_large(format!("The body is larger than {} MiB, or was cut short.", BODY_BYTES >> 20)))?;
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    // A form or plain text from another site's page is no JSON: browsers ask before they send that.
+    let json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("json"));
+    if !json {
+        return Err(Problem::bad_request("The body's Content-Type is not application/json."));
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Problem::bad_request("The body is not a JSON object.")),
+        Err(error) => Err(Problem::bad_request(format!("The body is not valid JSON: {error}."))),
+    }
+}
+
+fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
+    let uri = format!("/?{text}").parse().map_err(|_| Problem::bad_request("The query is malformed."))?;
+    let axum::extract::Query(pairs) =
+        axum::extract::Query::try_from_uri(&uri).map_err(|error| Problem::bad_request(format!("The query is malformed: {error}.")))?;
+    Ok(pairs)
+}
+
+/// A query parameter as the message's schema wants it: everything in a query is text.
+fn typed(schema: &RefOr<Schema>, name: &str, text: String) -> Result<Value, Problem> {
+    let wants = |wanted: &Type| match schema {
+        RefOr::T(Schema::Object(object)) => match object.properties.get(name) {
+            Some(RefOr::T(Schema::Object(property))) => match &property.schema_type {
+                SchemaType::Type(kind) => kind == wanted,
+                SchemaType::Array(kinds) => kinds.contains(wanted),
+                SchemaType::AnyValue => false,
+            },
+            _ => false,
+        },
+        _ => false,
+    };
+    if wants(&Type::Integer) {
+        return text.parse::<i64>().map(Value::from).map_err(|_| Problem::invalid_field(name, "must be a whole number"));
+    }
+    if wants(&Type::Boolean) {
+        return match text.as_str() {
+            "true" | "1" | "" => Ok(Value::Bool(true)),
+            "false" | "0" => Ok(Value::Bool(false)),
+            _ => Err(Problem::invalid_field(name, "must be true or false")),
+        };
+    }
+    Ok(Value::String(text))
+}
+

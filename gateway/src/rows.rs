@@ -1,0 +1,194 @@
+//! The table of endpoints: method, path, message. A message's access rule comes with its type, so a
+//! row without one does not compile.
+
+use axum::http::{Method, StatusCode};
+use capsule_contracts::identity::{
+    GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession, RevokeSessions, UpdateProfile,
+    ValidateToken,
+};
+use capsule_contracts::organization::{
+    AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, ListMembers, ListOrganizations, ListPermissions,
+    RemoveMember, UpdateOrganization,
+};
+use capsule_contracts::project::{
+    ArchiveProject, ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteEnvironment, DeleteProject, DeleteSecret,
+    DeleteService, GetEnvironment, GetProject, GetService, GetVariables, ListEnvironments, ListProjects, ListServices, PutSecret,
+    ReplaceVariables, RestoreProject, UpdateProject,
+};
+use capsule_contracts::deploy::{
+    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy, Restart, Rollback, Start,
+    Stop, StreamDeploymentLog, StreamServiceLog,
+};
+use capsule_contracts::{Access, Message, Problem, StreamMessage};
+use serde_json::{Map, Value};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+/// An endpoint.
+pub struct Row {
+    pub method: Method,
+    /// Below `/api/v1`.
+    pub path: &'static str,
+    /// The status of success.
+    pub success: StatusCode,
+    pub subject: &'static str,
+    pub access: Access,
+    /// The message's name and schema, and its reply's.
+    pub message: Described,
+    pub reply: Described,
+    /// Checks that an object is the message; which field is wrong otherwise.
+    pub check: fn(Map<String, Value>) -> Result<Vec<u8>, Problem>,
+}
+
+/// A type of the contracts, as the documentation knows it.
+pub struct Described {
+    pub name: String,
+    pub schema: RefOr<Schema>,
+    pub others: Vec<(String, RefOr<Schema>)>,
+}
+
+impl Described {
+    fn of<T: ToSchema + PartialSchema>() -> Self {
+        let mut others = Vec::new();
+        T::schemas(&mut others);
+        Self { name: T::name().into_owned(), schema: T::schema(), others }
+    }
+}
+
+fn row<M: Message>(method: Method, path: &'static str) -> Row {
+    Row {
+        success: StatusCode::OK,
+        method,
+        path,
+        subject: M::SUBJECT,
+        access: M::ACCESS,
+        message: Described::of::<M>(),
+        reply: Described::of::<M::Reply>(),
+        check: |object| {
+            let message: M = serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
+                let field = error.path().to_string();
+                let text = error.inner().to_string();
+                // A missing member is reported at its parent; its name is in the message.
+                let field = match text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+                    Some(missing) => missing.to_owned(),
+                    None => field,
+                };
+                Problem::invalid_field(&field, text)
+            })?;
+            serde_json::to_vec(&message).map_err(|_| Problem::internal())
+        },
+    }
+}
+
+impl Row {
+    fn answers(self, success: StatusCode) -> Self {
+        Self { success, ..self }
+    }
+}
+
+fn get<M: Message>(path: &'static str) -> Row {
+    row::<M>(Method::GET, path)
+}
+
+fn post<M: Message>(path: &'static str) -> Row {
+    row::<M>(Method::POST, path)
+}
+
+fn create<M: Message>(path: &'static str) -> Row {
+    post::<M>(path).answers(StatusCode::CREATED)
+}
+
+fn begin<M: Message>(path: &'static str) -> Row {
+    post::<M>(path).answers(StatusCode::ACCEPTED)
+}
+
+fn put<M: Message>(path: &'static str) -> Row {
+    row::<M>(Method::PUT, path)
+}
+
+fn patch<M: Message>(path: &'static str) -> Row {
+    row::<M>(Method::PATCH, path)
+}
+
+fn delete<M: Message>(path: &'static str) -> Row {
+    row::<M>(Method::DELETE, path)
+}
+
+fn stream<M: StreamMessage>(path: &'static str) -> Row {
+    row::<M>(Method::GET, path)
+}
+
+/// The requests with one reply.
+pub fn all() -> &'static [Row] {
+    static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
+        vec![
+            create::<Register>("/auth/register"),
+            post::<Login>("/auth/login"),
+            post::<LocalLogin>("/auth/local"),
+            post::<RefreshToken>("/auth/refresh"),
+            post::<Logout>("/auth/logout"),
+            post::<ValidateToken>("/auth/validate"),
+            get::<GetProfile>("/auth/me"),
+            patch::<UpdateProfile>("/auth/me"),
+            get::<ListSessions>("/auth/sessions"),
+            delete::<RevokeSessions>("/auth/sessions"),
+            delete::<RevokeSession>("/auth/sessions/{id}"),
+            get::<ListOrganizations>("/organizations"),
+            create::<CreateOrganization>("/organizations"),
+            get::<GetOrganization>("/organizations/{id}"),
+            put::<UpdateOrganization>("/organizations/{id}"),
+            delete::<DeleteOrganization>("/organizations/{id}"),
+            get::<ListMembers>("/organizations/{id}/members"),
+            create::<AddMember>("/organizations/{id}/members"),
+            patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
+            delete::<RemoveMember>("/organizations/{id}/members/{user_id}"),
+            get::<ListPermissions>("/permissions"),
+            get::<ListProjects>("/projects"),
+            create::<CreateProject>("/projects"),
+            get::<GetProject>("/projects/{id}"),
+            put::<UpdateProject>("/projects/{id}"),
+            delete::<DeleteProject>("/projects/{id}"),
+            post::<ArchiveProject>("/projects/{id}/archive"),
+            post::<RestoreProject>("/projects/{id}/restore"),
+            get::<ListEnvironments>("/projects/{id}/environments"),
+            create::<CreateEnvironment>("/projects/{id}/environments"),
+            get::<GetEnvironment>("/environments/{id}"),
+            delete::<DeleteEnvironment>("/environments/{id}"),
+            get::<GetVariables>("/environments/{id}/variables"),
+            put::<ReplaceVariables>("/environments/{id}/variables"),
+            patch::<ChangeVariables>("/environments/{id}/variables"),
+            put::<PutSecret>("/environments/{id}/secrets/{name}"),
+            delete::<DeleteSecret>("/environments/{id}/secrets/{name}"),
+            get::<ListServices>("/services"),
+            create::<CreateService>("/services"),
+            get::<GetService>("/services/{id}"),
+            delete::<DeleteService>("/services/{id}"),
+            begin::<Deploy>("/services/{id}/deploy"),
+            begin::<Rollback>("/services/{id}/rollback"),
+            begin::<Restart>("/services/{id}/restart"),
+            begin::<Stop>("/services/{id}/stop"),
+            begin::<Start>("/services/{id}/start"),
+            get::<GetServiceState>("/services/{id}/state"),
+            get::<ListDeployments>("/deployments"),
+            get::<GetDeployment>("/deployments/{id}"),
+            begin::<Redeploy>("/deployments/{id}/redeploy"),
+            post::<CancelDeployment>("/deployments/{id}/cancel"),
+            get::<ListDeploymentEvents>("/deployments/{id}/events"),
+        ]
+    });
+    &ROWS
+}
+
+/// The requests answered by a stream of items, one JSON object a line.
+pub fn streams() -> &'static [Row] {
+    static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
+        vec![stream::<StreamDeploymentLog>("/deployments/{id}/logs"), stream::<StreamServiceLog>("/services/{id}/logs")]
+    });
+    &ROWS
+}
+
+/// The public keys, at their well-known place.
+pub fn keys() -> &'static Row {
+    static ROW: std::sync::LazyLock<Row> = std::sync::LazyLock::new(|| get::<GetKeys>("/.well-known/jwks.json"));
+    &ROW
+}

@@ -1,0 +1,224 @@
+//! Carries deployments out: one worker per deployment, one deployment per placement at a time. A
+//! worker starts from the phase on record; nothing it needs lives only in memory.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use capsule_bus::Context;
+use capsule_contracts::deploy::{Phase, Status};
+use capsule_contracts::{Problem, Uuid};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::deployments::{self, Row};
+use crate::placements::{self, Placement};
+use crate::{Deploys, instances, phases, routes};
+
+/// Looks for work this often even if nobody wakes it.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Which workers run, and what wakes them.
+#[derive(Debug)]
+pub struct Controller {
+    wake: Notify,
+    reconcile: Notify,
+    /// Places for builds.
+    pub builds: Semaphore,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    workers: HashMap<Uuid, CancellationToken>,
+    placements: HashSet<(Uuid, Uuid)>,
+}
+
+impl Controller {
+    pub fn new(builds: usize) -> Self {
+        Self { wake: Notify::new(), reconcile: Notify::new(), builds: Semaphore::new(builds), running: Mutex::default() }
+    }
+
+    /// There is a deployment to carry out.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// There is something to put right.
+    pub fn reconcile(&self) {
+        self.reconcile.notify_one();
+    }
+
+    /// Resolves when there is something to put right.
+    pub async fn to_reconcile(&self) {
+        self.reconcile.notified().await;
+    }
+
+    /// Stops the worker of a deployment, which was marked as to be cancelled.
+    pub fn cancel(&self, deployment: Uuid) {
+        if let Some(token) = self.running().workers.get(&deployment) {
+            token.cancel();
+        }
+        self.wake();
+    }
+
+    /// Whether a worker is busy with this deployment.
+    pub fn works_on(&self, deployment: Uuid) -> bool {
+        self.running().workers.contains_key(&deployment)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts workers for unsettled deployments, for as long as the process lives.
+pub async fn run(deploys: Arc<Deploys>) {
+    loop {
+        match deployments::unsettled(&deploys).await {
+            Ok(rows) => rows.into_iter().for_each(|row| start(&deploys, row)),
+            Err(problem) => tracing::warn!(%problem, "deployments could not be looked for"),
+        }
+        let _ = tokio::time::timeout(PERIOD, deploys.controller.wake.notified()).await;
+    }
+}
+
+fn start(deploys: &Arc<Deploys>, row: Row) {
+    let token = CancellationToken::new();
+    {
+        let mut running = deploys.controller.running();
+        if running.workers.contains_key(&row.id) || !running.placements.insert((row.service_id, row.environment_id)) {
+            return;
+        }
+        running.workers.insert(row.id, token.clone());
+    }
+    let deploys = deploys.clone();
+    tokio::spawn(async move {
+        let (id, place) = (row.id, (row.service_id, row.environment_id));
+        if let Err(problem) = work(&deploys, row, token).await {
+            // Tried again after the period: the phase on record has not moved.
+            tracing::warn!(deployment = %id, %problem, "a deployment could not go on");
+            tokio::time::sleep(PERIOD).await;
+        }
+        let mut running = deploys.controller.running();
+        running.workers.remove(&id);
+        running.placements.remove(&place);
+        drop(running);
+        deploys.controller.wake();
+    });
+}
+
+/// Why a phase did not succeed.
+pub enum Failure {
+    /// The deployment has failed; the text is for its user.
+    Failed(String),
+    /// Something of the platform is in the way; the phase is tried again.
+    Retry(Problem),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Retry(problem)
+    }
+}
+
+async fn work(deploys: &Arc<Deploys>, row: Row, token: CancellationToken) -> Result<(), Problem> {
+    let placement = placements::get(deploys, &row.grant(), row.service_id, row.environment_id).await?;
+    if placement.wanted == "removed" {
+        return settle(deploys, &placement, &row, Status::Cancelled, "the service was removed").await;
+    }
+    if row.cancelling {
+        return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
+    }
+    // Dropping the phases' future ends whatever step they are at.
+    let outcome = tokio::select! {
+        outcome = carry_out(deploys, &placement, row.clone()) => outcome,
+        () = token.cancelled() => {
+            let row = deployments::get(deploys, &row.grant(), row.id).await?;
+            // Once it serves, there is nothing to cancel any more.
+            if row.finished_at.is_some() {
+                return Ok(());
+            }
+            return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
+        }
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(Failure::Retry(problem)) => Err(problem),
+        Err(Failure::Failed(why)) => {
+            let row = deployments::get(deploys, &row.grant(), row.id).await?;
+            let _ = capsule_builder::say(&deploys.build_log(row.id), &why);
+            settle(deploys, &placement, &row, Status::Failed, &why).await
+        }
+    }
+}
+
+/// Runs the phases from the one on record to the last.
+async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) -> Result<(), Failure> {
+    let mut phase = match row.phase()? {
+        // Half a source or half a build is not gone on with.
+        Phase::Building => Phase::PullingSource,
+        phase => phase,
+    };
+    loop {
+        if phase != Phase::Queued {
+            row = deployments::enter(deploys, placement, &row, phase).await?;
+        }
+        failpoint(phase, "before");
+        let next = match phase {
+            Phase::Queued if row.reuses_release() => Phase::UpdatingRoutes,
+            Phase::Queued => Phase::PullingSource,
+            Phase::PullingSource => phases::pulling_source::run(deploys, &row).await.map(|()| Phase::Building)?,
+            Phase::Building => {
+                row = phases::building::run(deploys, placement, &row).await?;
+                Phase::CopyingFiles
+            }
+            Phase::CopyingFiles => phases::copying_files::run(deploys, &row).await.map(|()| Phase::CreatingSymlinks)?,
+            Phase::CreatingSymlinks => {
+                phases::creating_symlinks::run(deploys, placement, &row).await?;
+                Phase::UpdatingRoutes
+            }
+            Phase::UpdatingRoutes => {
+                phases::updating_routes::run(deploys, placement, &row).await?;
+                Phase::HealthCheck
+            }
+            Phase::HealthCheck => phases::health_check::run(deploys, placement, &row).await.map(|()| Phase::Active)?,
+            Phase::Active => {
+                phases::active::run(deploys, placement, &row).await?;
+                failpoint(phase, "after");
+                return Ok(());
+            }
+        };
+        failpoint(phase, "after");
+        phase = next;
+    }
+}
+
+/// Settles a deployment that does not come to serve: its candidates go, what served before goes on.
+async fn settle(deploys: &Deploys, placement: &Placement, row: &Row, status: Status, why: &str) -> Result<(), Problem> {
+    let candidates: Vec<_> = instances::of(deploys, placement)
+        .await?
+        .into_iter()
+        .filter(|instance| instance.deployment_id == row.id && instance.role == "candidate")
+        .collect();
+    let candidates: Vec<&str> = candidates.iter().map(|instance| instance.id.as_str()).collect();
+    let tx = deploys.store.begin().await?;
+    let error = (status == Status::Failed).then(|| why.to_owned());
+    deployments::finish(deploys, &tx, &Context::background("deploy"), placement, row, status, error).await?;
+    instances::set_role(&tx, &candidates, "retiring").await?;
+    tx.commit().await?;
+    tracing::info!(deployment = %row.id, status = status.name(), why, "deployment settled");
+    deploys.controller.reconcile();
+    let directory = deploys.work_directory(row.id);
+    let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+    routes::publish(deploys).await
+}
+
+/// For tests: `CAPSULE_FAILPOINT=<phase>:before` (or `:after`) ends the process there, at once.
+fn failpoint(phase: Phase, moment: &str) {
+    if let Ok(wanted) = std::env::var("CAPSULE_FAILPOINT")
+        && wanted.split_once(':') == Some((phase.name(), moment))
+    {
+        std::process::abort();
+    }
+}

@@ -1,0 +1,103 @@
+//! The ingress process: found again if it runs, started if it does not.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use capsule_ingress::Client;
+use tokio::process::Command;
+
+use crate::Options;
+
+/// How long the ingress may take to come up.
+const START: Duration = Duration::from_secs(10);
+
+/// The ingress as the control plane sees it.
+#[derive(Debug)]
+pub struct Ingress {
+    client: Client,
+    program: PathBuf,
+    data: PathBuf,
+    listen: SocketAddr,
+    port: AtomicU16,
+}
+
+impl Ingress {
+    /// Not looked for yet.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        Self {
+            client: Client::new(&options.data.join("run/ingress.sock")),
+            program: options.program.clone(),
+            data: options.data.clone(),
+            listen: options.listen,
+            port: AtomicU16::new(options.listen.port()),
+        }
+    }
+
+    /// Talks to it.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that it runs.
+    ///
+    /// # Errors
+    /// When it does not come up: most often, because something else listens on its address.
+    pub async fn ensure(&self) -> std::io::Result<()> {
+        if self.find().await {
+            return Ok(());
+        }
+        std::fs::create_dir_all(self.data.join("logs"))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.data.join("logs/ingress.log"))?;
+        // The port it had before stays its port, so that addresses given out stay true.
+        let listen = SocketAddr::new(self.listen.ip(), self.port());
+        let mut child = Command::new(&self.program)
+            .arg("ingress")
+            .arg("--data")
+            .arg(&self.data)
+            .arg("--listen")
+            .arg(listen.to_string())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        let deadline = Instant::now() + START;
+        loop {
+            if self.find().await {
+                tokio::spawn(async move { child.wait().await });
+                return Ok(());
+            }
+            if let Some(status) = child.try_wait()? {
+                let log = std::fs::read_to_string(self.data.join("logs/ingress.log")).unwrap_or_default();
+                let why = log.lines().last().map_or_else(|| status.to_string(), str::to_owned);
+                return Err(std::io::Error::other(why));
+            }
+            if Instant::now() > deadline {
+                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not come up"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn find(&self) -> bool {
+        let Ok(hello) = self.client.hello().await else {
+            return false;
+        };
+        if let Ok(address) = hello.listen.parse::<SocketAddr>() {
+            self.port.store(address.port(), Ordering::Relaxed);
+        }
+        true
+    }
+}

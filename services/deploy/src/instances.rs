@@ -1,0 +1,202 @@
+//! Instances: the processes of a release. A row is written before its shim is started; who answers
+//! under its name is it.
+
+use std::collections::BTreeMap;
+
+use capsule_buildplan::Kind;
+use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
+use capsule_runtime::{Limits, Network, Spec};
+use capsule_store::{Transaction, scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::deployments::{self, Row as Deployment};
+use crate::placements::Placement;
+use crate::{Deploys, placements};
+
+/// The process type that takes requests.
+pub const WEB: &str = "web";
+
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Row {
+    pub id: String,
+    pub organization_id: Uuid,
+    pub service_id: Uuid,
+    pub environment_id: Uuid,
+    pub deployment_id: Uuid,
+    pub process: String,
+    pub port: i32,
+    pub role: String,
+    pub created_at: i64,
+}
+
+/// Instances that are not gone, of all tenants.
+pub async fn live(deploys: &Deploys) -> Result<Vec<Row>, Problem> {
+    let rows = unscoped!(
+        "reconciliation and routing are about all tenants",
+        "SELECT * FROM instances WHERE role <> 'gone' ORDER BY created_at, id"
+    );
+    deploys.store.read().all(rows).await
+}
+
+/// Instances of a placement, oldest first, with those that are gone.
+pub async fn of(deploys: &Deploys, placement: &Placement) -> Result<Vec<Row>, Problem> {
+    let rows = unscoped!(
+        "the placement was read with proof",
+        "SELECT * FROM instances WHERE service_id = $1 AND environment_id = $2 ORDER BY created_at, id",
+        placement.service_id,
+        placement.environment_id
+    );
+    deploys.store.read().all(rows).await
+}
+
+/// The candidates of a deployment, made now unless a run before this one made them.
+pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &Deployment) -> Result<Vec<Row>, Problem> {
+    let plan = deployment.plan()?;
+    let grant = deployment.grant();
+    let tx = deploys.store.begin().await?;
+    let known = scoped!(&grant, "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'", deployment.id);
+    let known = tx.read().all::<Row>(known).await?;
+    if !known.is_empty() || plan.kind == Kind::Static {
+        return Ok(known);
+    }
+    let mut rows = Vec::new();
+    for process in plan.processes.keys() {
+        let row = Row {
+            id: instance_id(),
+            organization_id: placement.organization_id,
+            service_id: placement.service_id,
+            environment_id: placement.environment_id,
+            deployment_id: deployment.id,
+            process: process.clone(),
+            port: i32::from(plan.networking.port.unwrap_or(3000)),
+            role: "candidate".into(),
+            created_at: Timestamp::now().0,
+        };
+        tx.run(scoped!(
+            &grant,
+            "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at) \
+             VALUES ($1, :tenant, $2, $3, $4, $5, $6, 'candidate', $7)",
+            row.id.as_str(),
+            row.service_id,
+            row.environment_id,
+            row.deployment_id,
+            row.process.as_str(),
+            row.port,
+            row.created_at
+        ))
+        .await?;
+        rows.push(row);
+    }
+    crate::routes::raise(&tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Short enough for a socket's name, and never used again.
+fn instance_id() -> String {
+    let random = new_id().simple().to_string();
+    format!("i{}", &random[random.len() - 15..])
+}
+
+/// Gives instances another role; the routing table follows.
+pub async fn set_role(tx: &Transaction<'_>, ids: &[&str], role: &str) -> Result<(), Problem> {
+    for id in ids {
+        tx.run(unscoped!("the ids were read with proof", "UPDATE instances SET role = $1 WHERE id = $2", role, *id)).await?;
+    }
+    crate::routes::raise(tx).await
+}
+
+/// Starts an instance, unless it runs.
+pub async fn start(deploys: &Deploys, instance: &Row) -> Result<(), Problem> {
+    let grant = capsule_bus::SystemGrant::new(instance.organization_id, "an instance is started");
+    let deployment = deployments::get(deploys, &grant, instance.deployment_id).await?;
+    let placement = placements::get(deploys, &grant, instance.service_id, instance.environment_id).await?;
+    let spec = spec(deploys, &placement, &deployment, instance)?;
+    deploys.runtime.start(&spec).await.map_err(|error| {
+        tracing::warn!(instance = instance.id, %error, "an instance could not be started");
+        Problem::unavailable(error.to_string())
+    })
+}
+
+fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, instance: &Row) -> Result<Spec, Problem> {
+    let plan = deployment.plan()?;
+    let command = plan.processes.get(&instance.process).cloned().ok_or_else(Problem::internal)?;
+    let limits = Limits {
+        memory: quantity(&plan.resources.memory.limit),
+        cpu_percent: plan.resources.cpu.limit.parse::<f64>().ok().map(|cores| (cores * 100.0) as u32),
+        processes: Some(1024),
+        seconds: None,
+        low_priority: false,
+    };
+    Ok(Spec {
+        id: instance.id.clone(),
+        command,
+        directory: deploys.release_directory(deployment.release_id).join("app"),
+        mounts: deploys.builder.toolchains.mounts().to_vec(),
+        environment: environment(deploys, placement, deployment, Some(instance))?,
+        uid: placement.uid.unsigned_abs(),
+        limits,
+        network: Network::Egress,
+        once: false,
+        grace_seconds: 10,
+        run_directory: deploys.runtime.run_directory().into(),
+        log_directory: deploys.instance_log(&instance.id),
+    })
+}
+
+/// What a process of a deployment finds in its environment: the platform's, then the user's own.
+pub fn environment(
+    deploys: &Deploys,
+    placement: &Placement,
+    deployment: &Deployment,
+    instance: Option<&Row>,
+) -> Result<BTreeMap<String, String>, Problem> {
+    let plan = deployment.plan()?;
+    let mut all = deploys.builder.toolchains.environment();
+    all.extend([
+        ("HOME".into(), "/home/app".into()),
+        ("CAPSULE_SERVICE".into(), placement.service_name.clone()),
+        ("CAPSULE_ENVIRONMENT".into(), placement.environment_name.clone()),
+        ("CAPSULE_DEPLOYMENT".into(), deployment.number.to_string()),
+        ("CAPSULE_URL".into(), deploys.url(&placement.host)),
+    ]);
+    match plan.detection.language.as_deref() {
+        Some("javascript") => all.insert("NODE_ENV".into(), "production".into()),
+        Some("python") => all.insert("PYTHONUNBUFFERED".into(), "1".into()),
+        _ => None,
+    };
+    all.extend(plan.build.env.clone());
+    all.extend(deployments::environment(deploys, deployment)?);
+    if let Some(instance) = instance {
+        all.insert("CAPSULE_INSTANCE".into(), instance.id.clone());
+        if instance.process == WEB {
+            all.insert("PORT".into(), instance.port.to_string());
+        }
+    }
+    Ok(all)
+}
+
+/// `512Mi` and the like, in bytes.
+fn quantity(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantity;
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        for (text, bytes) in [("512Mi", Some(512 << 20)), ("1Gi", Some(1 << 30)), ("100", Some(100)), ("1Xi", None), ("", None)] {
+            assert_eq!(quantity(text), bytes, "{text}");
+        }
+    }
+}

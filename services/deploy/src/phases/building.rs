@@ -1,0 +1,51 @@
+//! Plans what was unpacked, and builds it in a sandbox. Waits for a place among the builds.
+
+use capsule_builder::{Job, say};
+use capsule_buildplan::{Folder, Kind};
+use capsule_contracts::Problem;
+
+use super::{files, host};
+use crate::controller::Failure;
+use crate::deployments::{self, Row};
+use crate::placements::Placement;
+use crate::Deploys;
+
+pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
+    let source = deploys.work_directory(row.id).join("source");
+    let log = deploys.build_log(row.id);
+    let planned = source.clone();
+    let plan = files(move || {
+        capsule_buildplan::plan(&Folder::new(&planned)).map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
+    })
+    .await?;
+    let found = plan.detection.framework.as_deref().or(plan.detection.language.as_deref()).unwrap_or("nothing known");
+    say(&log, &format!("found {found}; {} process type(s)", plan.processes.len())).map_err(host)?;
+    for question in &plan.questions {
+        say(&log, &format!("in doubt about {}: {}. This settles it in capsule.toml: {}", question.field, question.text, question.answer_with.replace('\n', " "))).map_err(host)?;
+    }
+    if !matches!(plan.kind, Kind::Static) && plan.processes.is_empty() {
+        let answer = plan.questions.first().map_or_else(
+            || "say how it is started in capsule.toml: [processes] web = \"…\"".to_owned(),
+            |question| format!("{}; capsule.toml settles it: {}", question.text, question.answer_with.replace('\n', " ")),
+        );
+        return Err(Failure::Failed(format!("there is nothing to run: {answer}")));
+    }
+    let row = deployments::set_plan(deploys, row, &plan).await?;
+    let _place = deploys.controller.builds.acquire().await.map_err(|_| Problem::internal())?;
+    let job = Job {
+        id: build_id(&row),
+        directory: source,
+        cache: deploys.options.data.join("cache").join(row.service_id.to_string()).join(row.environment_id.to_string()),
+        log,
+        uid: placement.uid.unsigned_abs(),
+        environment: deployments::environment(deploys, &row)?,
+    };
+    deploys.builder.build(&plan, &job).await.map_err(|error| Failure::Failed(error.to_string()))?;
+    Ok(row)
+}
+
+/// Names a deployment's build steps on this host.
+pub fn build_id(row: &Row) -> String {
+    let id = row.id.simple().to_string();
+    format!("b{}", &id[id.len() - 15..])
+}

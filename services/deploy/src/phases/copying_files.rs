@@ -1,0 +1,41 @@
+//! Sets the release aside: a program's folder as it was built, or the files of a site. It appears
+//! under its name as a whole or not at all.
+
+use capsule_builder::collect_site;
+use capsule_buildplan::Kind;
+
+use super::{files, host};
+use crate::Deploys;
+use crate::controller::Failure;
+use crate::deployments::Row;
+
+pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
+    let plan = row.plan()?;
+    let work = deploys.work_directory(row.id);
+    let release = deploys.release_directory(row.release_id);
+    files(move || {
+        if release.exists() {
+            return Ok(());
+        }
+        let parent = release.parent().ok_or_else(|| host(std::io::ErrorKind::NotFound.into()))?;
+        std::fs::create_dir_all(parent).map_err(host)?;
+        let source = work.join("source");
+        let staged = work.join("release");
+        if plan.kind == Kind::Static {
+            if staged.exists() {
+                std::fs::remove_dir_all(&staged).map_err(host)?;
+            }
+            std::fs::create_dir(&staged).map_err(host)?;
+            let output = plan.build.output.as_deref().unwrap_or(".");
+            collect_site(&source, output, &staged.join("site")).map_err(|error| Failure::Failed(error.to_string()))?;
+        } else {
+            std::fs::create_dir_all(&staged).map_err(host)?;
+            if source.exists() {
+                std::fs::rename(&source, staged.join("app")).map_err(host)?;
+            }
+        }
+        std::fs::rename(&staged, &release).map_err(host)?;
+        std::fs::remove_dir_all(&work).map_err(host)
+    })
+    .await
+}

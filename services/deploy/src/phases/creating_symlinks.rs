@@ -1,0 +1,41 @@
+//! Points `apps/<host>/next` at the release, and runs the release command if there is one.
+
+use std::os::unix::fs::symlink;
+
+use capsule_builder::Job;
+
+use super::{files, host};
+use crate::controller::Failure;
+use crate::deployments::Row;
+use crate::placements::Placement;
+use crate::{Deploys, instances};
+
+pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
+    let release = deploys.release_directory(row.release_id);
+    let folder = deploys.options.data.join("apps").join(&placement.host);
+    let target = release.clone();
+    files(move || {
+        std::fs::create_dir_all(&folder).map_err(host)?;
+        let next = folder.join("next");
+        match std::fs::remove_file(&next) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(host(error)),
+            _ => {}
+        }
+        symlink(target, next).map_err(host)
+    })
+    .await?;
+    let plan = row.plan()?;
+    if let Some(command) = &plan.build.release {
+        let job = Job {
+            id: super::building::build_id(row),
+            directory: release.join("app"),
+            cache: release.join("no-cache"),
+            log: deploys.build_log(row.id),
+            uid: placement.uid.unsigned_abs(),
+            environment: Default::default(),
+        };
+        let environment = instances::environment(deploys, placement, row, None)?;
+        deploys.builder.step("release", command, &job, environment).await.map_err(|error| Failure::Failed(error.to_string()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! A service in an environment: its host, its user id, and what ought to run there.
+
+use capsule_contracts::message::to_label;
+use capsule_contracts::project::Configuration;
+use capsule_contracts::{Problem, Uuid};
+use capsule_store::{Scope, Transaction, scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::Deploys;
+
+/// User ids from here on belong to applications.
+const FIRST_UID: i32 = 200_000;
+
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Placement {
+    pub service_id: Uuid,
+    pub environment_id: Uuid,
+    pub organization_id: Uuid,
+    pub project_id: Uuid,
+    pub service_name: String,
+    pub environment_name: String,
+    pub host: String,
+    pub uid: i32,
+    pub wanted: String,
+    pub active_deployment_id: Option<Uuid>,
+}
+
+#[derive(FromQueryResult)]
+pub struct Name {
+    pub service_id: Uuid,
+    pub environment_name: String,
+}
+
+/// The placement of a service in the environment of this name, if it was ever deployed there.
+pub async fn by_name(deploys: &Deploys, scope: &impl Scope, service: Uuid, environment: &str) -> Result<Option<Placement>, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_name = $2 AND wanted <> 'removed'",
+        service,
+        environment
+    );
+    deploys.store.read().first(row).await
+}
+
+/// The placement with these ids.
+pub async fn get(deploys: &Deploys, scope: &impl Scope, service: Uuid, environment: Uuid) -> Result<Placement, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+        service,
+        environment
+    );
+    deploys.store.read().first(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))
+}
+
+/// All placements, for the loops that serve every tenant.
+pub async fn all(deploys: &Deploys) -> Result<Vec<Placement>, Problem> {
+    deploys.store.read().all(unscoped!("reconciliation and routing are about all tenants", "SELECT * FROM placements")).await
+}
+
+/// The placement that a configuration is for; made at the first deployment.
+pub async fn ensure(deploys: &Deploys, tx: &Transaction<'_>, scope: &impl Scope, configuration: &Configuration) -> Result<Placement, Problem> {
+    let known = scoped!(
+        scope,
+        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+        configuration.service_id,
+        configuration.environment_id
+    );
+    if let Some(placement) = tx.read().first::<Placement>(known).await? {
+        return Ok(placement);
+    }
+    let highest = unscoped!("user ids are unique over all tenants", "SELECT MAX(uid) FROM placements");
+    let uid = tx.read().value::<Option<i32>>(highest).await?.flatten().map_or(FIRST_UID, |highest| highest + 1);
+    let placement = Placement {
+        service_id: configuration.service_id,
+        environment_id: configuration.environment_id,
+        organization_id: configuration.organization_id,
+        project_id: configuration.project_id,
+        service_name: configuration.service_name.clone(),
+        environment_name: configuration.environment_name.clone(),
+        host: free_host(deploys, tx, configuration).await?,
+        uid,
+        wanted: "running".into(),
+        active_deployment_id: None,
+    };
+    tx.run(scoped!(
+        scope,
+        "INSERT INTO placements (service_id, environment_id, organization_id, project_id, service_name, environment_name, host, uid, wanted) \
+         VALUES ($1, $2, :tenant, $3, $4, $5, $6, $7, 'running')",
+        placement.service_id,
+        placement.environment_id,
+        placement.project_id,
+        placement.service_name.as_str(),
+        placement.environment_name.as_str(),
+        placement.host.as_str(),
+        placement.uid
+    ))
+    .await?;
+    Ok(placement)
+}
+
+/// `<service>-<environment>.<base domain>`, with a number behind where another tenant has it. A DNS
+/// label has 63 bytes at the most.
+async fn free_host(deploys: &Deploys, tx: &Transaction<'_>, configuration: &Configuration) -> Result<String, Problem> {
+    let mut label = format!("{}-{}", to_label(&configuration.service_name, "app"), to_label(&configuration.environment_name, "env"));
+    label.truncate(56);
+    let label = label.trim_end_matches('-');
+    for n in 1..100_000 {
+        let host = match n {
+            1 => format!("{label}.{}", deploys.options.base_domain),
+            n => format!("{label}-{n}.{}", deploys.options.base_domain),
+        };
+        let taken = unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host.as_str());
+        if tx.read().value::<i64>(taken).await?.is_none() {
+            return Ok(host);
+        }
+    }
+    Err(Problem::conflict("Too many services have this name; choose another."))
+}

@@ -1,0 +1,230 @@
+//! Puts right what is not as it ought to be: by a signal and a timer, over stored state only.
+//!
+//! Dead instances are started again, retiring ones are drained and stopped, strangers are stopped,
+//! removed placements lose their files, and a restarted ingress gets its table.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsule_contracts::{Problem, Uuid};
+use capsule_store::{scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::placements::{self, Placement};
+use crate::{Deploys, instances, routes};
+
+/// Looks this often even if nobody signals.
+const PERIOD: Duration = Duration::from_secs(3);
+/// So many releases of a placement are kept to return to, beside the one that serves.
+const RELEASES: usize = 5;
+/// So many instances that are gone are kept for their logs.
+const GONE: usize = 10;
+
+/// Reconciles for as long as the process lives.
+pub async fn run(deploys: Arc<Deploys>) {
+    loop {
+        if let Err(problem) = once(&deploys).await {
+            tracing::warn!(%problem, "reconciliation could not be finished; trying again");
+        }
+        let _ = tokio::time::timeout(PERIOD, deploys.controller.to_reconcile()).await;
+    }
+}
+
+/// One pass. May be run at any time and any number of times.
+pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
+    deploys.ingress.ensure().await.map_err(|error| Problem::unavailable(format!("The ingress cannot be started: {error}.")))?;
+    retire_removed(deploys).await?;
+    routes::publish_if_behind(deploys).await?;
+    let live = instances::live(deploys).await?;
+    for instance in &live {
+        match instance.role.as_str() {
+            "serving" if deploys.runtime.status(&instance.id).await.is_none() => {
+                tracing::info!(instance = instance.id, "an instance is gone and is started again");
+                if let Err(problem) = instances::start(deploys, instance).await {
+                    tracing::warn!(instance = instance.id, %problem, "it could not be started");
+                }
+            }
+            // A candidate whose deployment is settled without it lost its worker between two steps.
+            "candidate" if !deploys.controller.works_on(instance.deployment_id) => abandon(deploys, instance).await?,
+            _ => {}
+        }
+    }
+    let retiring: Vec<_> = live.iter().filter(|instance| instance.role == "retiring").cloned().collect();
+    if !retiring.is_empty() {
+        retire(deploys, &retiring).await?;
+    }
+    stop_strangers(deploys).await?;
+    remove_files(deploys).await
+}
+
+async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Problem> {
+    let settled = unscoped!("the platform's own work", "SELECT finished_at FROM deployments WHERE id = $1", instance.deployment_id);
+    if deploys.store.read().value::<Option<i64>>(settled).await?.flatten().is_some() {
+        let tx = deploys.store.begin().await?;
+        instances::set_role(&tx, &[instance.id.as_str()], "retiring").await?;
+        tx.commit().await?;
+        deploys.controller.reconcile();
+    }
+    Ok(())
+}
+
+/// Waits until retiring instances are done with their requests, then stops them.
+async fn retire(deploys: &Deploys, retiring: &[instances::Row]) -> Result<(), Problem> {
+    // Only once the table without them is in force is "no requests under way" final.
+    routes::publish_if_behind(deploys).await?;
+    let names: Vec<String> = retiring.iter().map(|instance| instance.id.clone()).collect();
+    if let Err(error) = deploys.ingress.client().drain(names, deploys.options.drain_seconds).await {
+        return Err(Problem::unavailable(format!("The ingress does not answer: {error}.")));
+    }
+    for instance in retiring {
+        deploys.runtime.stop(&instance.id).await.map_err(|error| Problem::unavailable(error.to_string()))?;
+        let tx = deploys.store.begin().await?;
+        instances::set_role(&tx, &[instance.id.as_str()], "gone").await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Stops what answers in the run directory but is no instance on record.
+async fn stop_strangers(deploys: &Deploys) -> Result<(), Problem> {
+    // The directory is read first: a row is always written before its socket appears.
+    let names = deploys.runtime.list().unwrap_or_default();
+    let known: HashSet<String> = instances::live(deploys).await?.into_iter().map(|instance| instance.id).collect();
+    for name in names.iter().filter(|name| name.starts_with('i') && !known.contains(*name)) {
+        tracing::info!(instance = name, "a stranger is stopped");
+        let _ = deploys.runtime.stop(name).await;
+    }
+    // A build step's shim ends with the process that wanted it; its socket may stay behind.
+    for name in names.iter().filter(|name| name.starts_with('b')) {
+        if deploys.runtime.status(name).await.is_none() {
+            let _ = std::fs::remove_file(deploys.runtime.run_directory().join(format!("{name}.sock")));
+        }
+    }
+    Ok(())
+}
+
+async fn retire_removed(deploys: &Deploys) -> Result<(), Problem> {
+    let rows = unscoped!(
+        "the platform's own work",
+        "SELECT i.id FROM instances i JOIN placements p ON p.service_id = i.service_id AND p.environment_id = i.environment_id \
+         WHERE p.wanted = 'removed' AND i.role IN ('candidate', 'serving')"
+    );
+    let rows = deploys.store.read().all::<Name>(rows).await?;
+    if !rows.is_empty() {
+        let tx = deploys.store.begin().await?;
+        instances::set_role(&tx, &rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), "retiring").await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+#[derive(FromQueryResult)]
+struct Name {
+    id: String,
+}
+
+#[derive(FromQueryResult)]
+struct Release {
+    id: Uuid,
+    release_id: Uuid,
+    upload_digest: String,
+}
+
+/// Forgets removed placements of which nothing runs any more, with all their files.
+async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
+    for placement in placements::all(deploys).await?.into_iter().filter(|placement| placement.wanted == "removed") {
+        let rows = instances::of(deploys, &placement).await?;
+        let unsettled = unscoped!(
+            "the platform's own work",
+            "SELECT 1 FROM deployments WHERE service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
+            placement.service_id,
+            placement.environment_id
+        );
+        if rows.iter().any(|row| row.role != "gone") || deploys.store.read().value::<i64>(unsettled).await?.is_some() {
+            continue;
+        }
+        let releases = releases(deploys, &placement).await?;
+        let mut directories: Vec<_> = releases.iter().map(|release| deploys.release_directory(release.release_id)).collect();
+        directories.extend(releases.iter().map(|release| deploys.build_log(release.id)));
+        directories.extend(rows.iter().map(|row| deploys.instance_log(&row.id)));
+        directories.push(deploys.options.data.join("apps").join(&placement.host));
+        let cache = deploys.options.data.join("cache").join(placement.service_id.to_string());
+        directories.push(cache.join(placement.environment_id.to_string()));
+        remove_all(directories).await;
+        let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the service was removed");
+        let tx = deploys.store.begin().await?;
+        let (service, environment) = (placement.service_id, placement.environment_id);
+        tx.run(scoped!(&grant, "DELETE FROM instances WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
+        tx.run(scoped!(&grant, "DELETE FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
+        tx.run(scoped!(&grant, "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
+        tx.commit().await?;
+        for release in releases {
+            forget_blob(deploys, &release.upload_digest).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn releases(deploys: &Deploys, placement: &Placement) -> Result<Vec<Release>, Problem> {
+    let rows = unscoped!(
+        "the platform's own work",
+        "SELECT id, release_id, upload_digest FROM deployments WHERE service_id = $1 AND environment_id = $2 ORDER BY number DESC",
+        placement.service_id,
+        placement.environment_id
+    );
+    deploys.store.read().all(rows).await
+}
+
+/// Removes what a placement needs no more: old releases, old sources, logs of instances long gone.
+pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Problem> {
+    let mut kept = HashSet::new();
+    let mut directories = Vec::new();
+    let mut sources = Vec::new();
+    for release in releases(deploys, placement).await? {
+        let directory = deploys.release_directory(release.release_id);
+        if kept.contains(&release.release_id) || !directory.exists() {
+            continue;
+        }
+        if kept.len() <= RELEASES {
+            kept.insert(release.release_id);
+        } else {
+            directories.push(directory);
+            sources.push(release.upload_digest);
+        }
+    }
+    let gone: Vec<_> = instances::of(deploys, placement).await?.into_iter().filter(|row| row.role == "gone").collect();
+    let old = &gone[..gone.len().saturating_sub(GONE)];
+    directories.extend(old.iter().map(|row| deploys.instance_log(&row.id)));
+    remove_all(directories).await;
+    if !old.is_empty() {
+        let tx = deploys.store.begin().await?;
+        for row in old {
+            tx.run(unscoped!("the platform's own work", "DELETE FROM instances WHERE id = $1", row.id.as_str())).await?;
+        }
+        tx.commit().await?;
+    }
+    for digest in sources {
+        forget_blob(deploys, &digest).await?;
+    }
+    Ok(())
+}
+
+/// Removes a source that no kept release was made from.
+async fn forget_blob(deploys: &Deploys, digest: &str) -> Result<(), Problem> {
+    let users = unscoped!("blobs are shared by digest", "SELECT id, release_id, upload_digest FROM deployments WHERE upload_digest = $1", digest);
+    let users = deploys.store.read().all::<Release>(users).await?;
+    if !users.iter().any(|user| deploys.release_directory(user.release_id).exists()) {
+        let _ = deploys.blobs.remove(digest);
+    }
+    Ok(())
+}
+
+async fn remove_all(directories: Vec<std::path::PathBuf>) {
+    let _ = tokio::task::spawn_blocking(move || {
+        for directory in directories {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    })
+    .await;
+}

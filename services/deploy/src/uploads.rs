@@ -1,0 +1,97 @@
+//! Uploads: announced, filled by the gateway's stream row, completed, and then deployed or planned.
+
+use std::sync::Arc;
+
+use capsule_builder::archive;
+use capsule_buildplan::Folder;
+use capsule_bus::Call;
+use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
+use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Scope, scoped};
+use sea_orm::FromQueryResult;
+
+use crate::Deploys;
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    service_id: Uuid,
+    digest: Option<String>,
+    bytes: i64,
+}
+
+impl From<Row> for Upload {
+    fn from(row: Row) -> Self {
+        Self { id: row.id, service_id: row.service_id, digest: row.digest, bytes: row.bytes.unsigned_abs() }
+    }
+}
+
+pub async fn begin_upload(deploys: Arc<Deploys>, call: Call<BeginUpload>) -> Result<Upload, Problem> {
+    let upload = Upload { id: new_id(), service_id: call.message.service_id, digest: None, bytes: 0 };
+    let tx = deploys.store.begin().await?;
+    tx.run(scoped!(
+        &call.proof,
+        "INSERT INTO uploads (id, organization_id, service_id, bytes, created_at) VALUES ($1, :tenant, $2, 0, $3)",
+        upload.id,
+        upload.service_id,
+        Timestamp::now().0
+    ))
+    .await?;
+    tx.commit().await?;
+    Ok(upload)
+}
+
+pub async fn complete_upload(deploys: Arc<Deploys>, call: Call<CompleteUpload>) -> Result<Upload, Problem> {
+    let message = call.message;
+    deploys.blobs.path(&message.digest).map_err(|_| Problem::invalid_field("digest", "no bytes with this digest arrived"))?;
+    let tx = deploys.store.begin().await?;
+    tx.run(scoped!(
+        &call.proof,
+        "UPDATE uploads SET digest = $1, bytes = $2 WHERE organization_id = :tenant AND id = $3",
+        message.digest,
+        i64::try_from(message.bytes).unwrap_or(i64::MAX),
+        message.id
+    ))
+    .await?;
+    tx.commit().await?;
+    get(&deploys, &call.proof, message.id).await
+}
+
+pub async fn forget_upload(deploys: Arc<Deploys>, call: Call<ForgetUpload>) -> Result<Empty, Problem> {
+    let tx = deploys.store.begin().await?;
+    tx.run(scoped!(&call.proof, "DELETE FROM uploads WHERE organization_id = :tenant AND id = $1", call.message.id)).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+async fn get(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Upload, Problem> {
+    let row = scoped!(scope, "SELECT id, service_id, digest, bytes FROM uploads WHERE organization_id = :tenant AND id = $1", id);
+    deploys.store.read().first::<Row>(row).await?.map(Upload::from).ok_or_else(|| Problem::not_found("upload"))
+}
+
+/// The digest of a complete upload of this service.
+pub async fn digest_of(deploys: &Deploys, scope: &impl Scope, id: Uuid, service: Uuid) -> Result<String, Problem> {
+    let upload = get(deploys, scope, id).await?;
+    if upload.service_id != service {
+        return Err(Problem::not_found("upload"));
+    }
+    upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet.").hint("Send its bytes first."))
+}
+
+pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Result<Plan, Problem> {
+    let upload = get(&deploys, &call.proof, call.message.upload_id).await?;
+    let digest = upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet."))?;
+    let archive = deploys.blobs.path(&digest).map_err(|_| Problem::not_found("upload"))?;
+    let directory = deploys.work_directory(new_id());
+    let plan = tokio::task::spawn_blocking(move || {
+        let planned = std::fs::create_dir_all(&directory)
+            .map_err(|_| Problem::internal())
+            .and_then(|()| archive::unpack(&archive, &directory, archive::Limits::default()).map_err(|e| Problem::invalid_field("upload_id", e.to_string())))
+            .and_then(|()| capsule_buildplan::plan(&Folder::new(&directory)).map_err(|e| Problem::invalid_field("upload_id", e.to_string())));
+        let _ = std::fs::remove_dir_all(&directory);
+        planned
+    })
+    .await
+    .map_err(|_| Problem::internal())??;
+    serde_json::to_value(&plan).map(Plan).map_err(|_| Problem::internal())
+}
