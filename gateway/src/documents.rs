@@ -10,7 +10,9 @@ use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, Para
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ComponentsBuilder, Object};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Content, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr, Required, ResponseBuilder, Schema, Server};
+use utoipa::openapi::{
+    Content, InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr, Required, ResponseBuilder, Schema, Server,
+};
 
 use capsule_contracts::{Access, Problem};
 use utoipa::{PartialSchema, ToSchema};
@@ -81,7 +83,8 @@ fn object(schema: &RefOr<Schema>) -> Option<&Object> {
 /// Whether members are left for the body, once the path has its own.
 fn needs_body(row: &Row) -> bool {
     let inside = path_parameters(row);
-    row.method != "GET" && object(&row.message.schema).is_some_and(|all| all.properties.keys().any(|name| !inside.contains(&name.as_str())))
+    row.method != "GET"
+        && object(&row.message.schema).is_some_and(|all| all.properties.keys().any(|name| !inside.contains(&name.as_str())))
 }
 
 fn operation(row: &Row, streams: bool) -> OperationBuilder {
@@ -95,10 +98,14 @@ fn operation(row: &Row, streams: bool) -> OperationBuilder {
     let inside = path_parameters(row);
     for name in &inside {
         let schema = all.and_then(|object| object.properties.get(*name).cloned());
-        operation = operation.parameter(ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Path).required(Required::True).schema(schema));
+        operation = operation.parameter(
+            ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Path).required(Required::True).schema(schema),
+        );
     }
     if row.method == "GET" {
-        for (name, schema) in all.into_iter().flat_map(|object| &object.properties).filter(|(name, _)| !inside.contains(&name.as_str())) {
+        for (name, schema) in
+            all.into_iter().flat_map(|object| &object.properties).filter(|(name, _)| !inside.contains(&name.as_str()))
+        {
             let required = all.is_some_and(|object| object.required.contains(name));
             let required = if required { Required::True } else { Required::False };
             let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).required(required);
@@ -106,33 +113,57 @@ fn operation(row: &Row, streams: bool) -> OperationBuilder {
         }
     } else if needs_body(row) {
         let content = Content::new(Some(Ref::from_schema_name(row.message.name.clone())));
-        operation = operation.request_body(Some(RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()));
+        operation = operation.request_body(Some(
+            RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build(),
+        ));
     }
     let kind = if streams { "application/x-ndjson" } else { "application/json" };
     let reply = Content::new(Some(Ref::from_schema_name(row.reply.name.clone())));
     operation = operation
         .response(row.success.as_str(), ResponseBuilder::new().description("Success").content(kind, reply).build())
         .response("default", problem());
-    if row.access == Access::Public { operation } else { operation.security(SecurityRequirement::new("token", Vec::<String>::new())) }
+    if row.access == Access::Public {
+        operation
+    } else {
+        operation.security(SecurityRequirement::new("token", Vec::<String>::new()))
+    }
 }
 
 fn archive_operation(id: &str, summary: &str, reply: &str) -> OperationBuilder {
-    let body = RequestBodyBuilder::new().content("application/octet-stream", Content::new(None::<RefOr<Schema>>)).required(Some(Required::True)).build();
+    let body = RequestBodyBuilder::new()
+        .content("application/octet-stream", Content::new(None::<RefOr<Schema>>))
+        .required(Some(Required::True))
+        .build();
     OperationBuilder::new()
         .operation_id(Some(id))
         .tag("deploy")
         .summary(Some(summary))
         .description(Some("Takes the permission service:manage."))
-        .parameter(ParameterBuilder::new().name("service_id").parameter_in(ParameterIn::Query).required(Required::True).schema(Some(Object::with_type(utoipa::openapi::schema::Type::String))))
+        .parameter(
+            ParameterBuilder::new()
+                .name("service_id")
+                .parameter_in(ParameterIn::Query)
+                .required(Required::True)
+                .schema(Some(Object::with_type(utoipa::openapi::schema::Type::String))),
+        )
         .request_body(Some(body))
-        .response(if reply == "Plan" { "200" } else { "201" }, ResponseBuilder::new().description("Success").content("application/json", Content::new(Some(Ref::from_schema_name(reply)))).build())
+        .response(
+            if reply == "Plan" { "200" } else { "201" },
+            ResponseBuilder::new()
+                .description("Success")
+                .content("application/json", Content::new(Some(Ref::from_schema_name(reply))))
+                .build(),
+        )
         .response("default", problem())
         .security(SecurityRequirement::new("token", Vec::<String>::new()))
 }
 
 fn problem() -> utoipa::openapi::Response {
     let content = Content::new(Some(Ref::from_schema_name(Problem::name())));
-    ResponseBuilder::new().description("What was wrong, and what to do about it").content("application/problem+json", content).build()
+    ResponseBuilder::new()
+        .description("What was wrong, and what to do about it")
+        .content("application/problem+json", content)
+        .build()
 }
 
 fn first_sentence(text: &str) -> String {
@@ -153,8 +184,14 @@ fn access_text(access: Access) -> String {
 /// `/api/documentation` with its page, `.json` and `.yaml`.
 pub fn router() -> Router {
     Router::new()
-        .route("/api/documentation.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi().to_json().unwrap_or_default()) }))
-        .route("/api/documentation.yaml", get(|| async { ([(header::CONTENT_TYPE, "application/yaml")], openapi().to_yaml().unwrap_or_default()) }))
+        .route(
+            "/api/documentation.json",
+            get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi().to_json().unwrap_or_default()) }),
+        )
+        .route(
+            "/api/documentation.yaml",
+            get(|| async { ([(header::CONTENT_TYPE, "application/yaml")], openapi().to_yaml().unwrap_or_default()) }),
+        )
         .route("/api/documentation", get(|| async { Redirect::permanent("/api/documentation/") }))
         .route("/api/documentation/", get(|| file(String::new())))
         .route("/api/documentation/{*file}", get(|Path(name): Path<String>| file(name)))

@@ -77,7 +77,9 @@ pub fn router(bus: Bus, blobs: Blobs, upload_bytes: u64, checks: Vec<Check>) -> 
         .layer(middleware::from_fn(harden))
 }
 
-fn health(checks: Arc<Vec<Check>>) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
+fn health(
+    checks: Arc<Vec<Check>>,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
     move || {
         let checks = checks.clone();
         Box::pin(async move { capsule_observe::ready(&checks).await.into_response() })

@@ -50,8 +50,11 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
 pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
-    let events =
-        parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/event-stream"));
+    let events = parts
+        .headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.contains("text/event-stream"));
     let opened = async {
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
         let message = message(row, parts, body).await?;
@@ -128,7 +131,8 @@ async fn message(row: &Row, mut parts: Parts, body: Body) -> Result<Vec<u8>, Pro
         let value = typed(&row.message.schema, &name, value)?;
         object.insert(name, value);
     }
-    let path = RawPathParams::from_request_parts(&mut parts, &()).await.map_err(|error| Problem::bad_request(error.to_string()))?;
+    let path =
+        RawPathParams::from_request_parts(&mut parts, &()).await.map_err(|error| Problem::bad_request(error.to_string()))?;
     for (name, value) in &path {
         object.insert(name.to_owned(), Value::String(value.to_owned()));
     }
@@ -143,7 +147,8 @@ async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Valu
         return Ok(Map::new());
     }
     // A form or plain text from another site's page is no JSON: browsers ask before they send that.
-    let json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("json"));
+    let json =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("json"));
     if !json {
         return Err(Problem::bad_request("The body's Content-Type is not application/json."));
     }
@@ -156,8 +161,8 @@ async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Valu
 
 fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
     let uri = format!("/?{text}").parse().map_err(|_| Problem::bad_request("The query is malformed."))?;
-    let axum::extract::Query(pairs) =
-        axum::extract::Query::try_from_uri(&uri).map_err(|error| Problem::bad_request(format!("The query is malformed: {error}.")))?;
+    let axum::extract::Query(pairs) = axum::extract::Query::try_from_uri(&uri)
+        .map_err(|error| Problem::bad_request(format!("The query is malformed: {error}.")))?;
     Ok(pairs)
 }
 
@@ -186,4 +191,3 @@ fn typed(schema: &RefOr<Schema>, name: &str, text: String) -> Result<Value, Prob
     }
     Ok(Value::String(text))
 }
-

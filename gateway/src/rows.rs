@@ -2,22 +2,22 @@
 //! row without one does not compile.
 
 use axum::http::{Method, StatusCode};
+use capsule_contracts::deploy::{
+    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy, Restart, Rollback,
+    Start, Stop, StreamDeploymentLog, StreamServiceLog,
+};
 use capsule_contracts::identity::{
-    GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession, RevokeSessions, UpdateProfile,
-    ValidateToken,
+    GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession, RevokeSessions,
+    UpdateProfile, ValidateToken,
 };
 use capsule_contracts::organization::{
-    AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, ListMembers, ListOrganizations, ListPermissions,
-    RemoveMember, UpdateOrganization,
+    AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, ListMembers, ListOrganizations,
+    ListPermissions, RemoveMember, UpdateOrganization,
 };
 use capsule_contracts::project::{
-    ArchiveProject, ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteEnvironment, DeleteProject, DeleteSecret,
-    DeleteService, GetEnvironment, GetProject, GetService, GetVariables, ListEnvironments, ListProjects, ListServices, PutSecret,
-    ReplaceVariables, RestoreProject, UpdateProject,
-};
-use capsule_contracts::deploy::{
-    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy, Restart, Rollback, Start,
-    Stop, StreamDeploymentLog, StreamServiceLog,
+    ArchiveProject, ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteEnvironment, DeleteProject,
+    DeleteSecret, DeleteService, GetEnvironment, GetProject, GetService, GetVariables, ListEnvironments, ListProjects,
+    ListServices, PutSecret, ReplaceVariables, RestoreProject, UpdateProject,
 };
 use capsule_contracts::{Access, Message, Problem, StreamMessage};
 use serde_json::{Map, Value};

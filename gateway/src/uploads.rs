@@ -96,7 +96,9 @@ async fn keep(gateway: &Gateway, name: &str, mut body: Body) -> Result<(String, 
         writer.write(&bytes).await.map_err(disk)?;
     }
     if writer.bytes() == 0 {
-        return Err(Problem::bad_request("The upload is empty.").hint("Send a tar, tar.gz or zip archive of the folder as the body."));
+        return Err(
+            Problem::bad_request("The upload is empty.").hint("Send a tar, tar.gz or zip archive of the folder as the body.")
+        );
     }
     writer.keep().await.map_err(disk)
 }

@@ -155,7 +155,8 @@ impl Unpacking<'_> {
         let here = |error: std::io::Error| refused(format!("`{}`: {error}", path.display()));
         let mode = if executable { 0o755 } else { 0o644 };
         let target = self.target.join(path);
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(target).map_err(here)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(target).map_err(here)?;
         let left = self.limits.bytes - self.bytes;
         let mut buffer = vec![0; 64 << 10];
         let mut written = 0;
@@ -260,7 +261,11 @@ mod tests {
     #[test]
     fn files_folders_and_inner_links_come_out_and_special_bits_do_not() {
         use std::os::unix::fs::PermissionsExt;
-        let archive = tar(&[(b"./bin/run", T::Regular, b"#!/bin/sh\n"), (b"current", T::Symlink, b"bin/run"), (b"empty/", T::Directory, b"")]);
+        let archive = tar(&[
+            (b"./bin/run", T::Regular, b"#!/bin/sh\n"),
+            (b"current", T::Symlink, b"bin/run"),
+            (b"empty/", T::Directory, b""),
+        ]);
         let (directory, result) = attempt(&archive, Limits::default());
         result.expect("unpacks");
         let target = directory.path().join("target");

@@ -27,7 +27,8 @@ const PRIVATE: [&str; 6] = [".git", ".env", ".capsuleignore", ".gitignore", "cap
 pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<(), SiteError> {
     let inside = Path::new(output).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     let source = source.canonicalize().map_err(|error| SiteError(format!("the build is gone: {error}")))?;
-    let folder = source.join(output).canonicalize().ok().filter(|folder| inside && folder.starts_with(&source) && folder.is_dir());
+    let folder =
+        source.join(output).canonicalize().ok().filter(|folder| inside && folder.starts_with(&source) && folder.is_dir());
     let Some(folder) = folder else {
         return Err(SiteError(format!(
             "the build left no folder `{output}` to serve; say where the files are in capsule.toml: [build] output = \"…\""
@@ -76,7 +77,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let source = directory.path().join("source");
         std::fs::create_dir_all(source.join("dist/assets")).expect("makes");
-        for (file, text) in [("dist/index.html", "hi"), ("dist/.env", "SECRET=1"), ("dist/assets/a.js", "1"), ("shared.css", "x")] {
+        for (file, text) in [("dist/index.html", "hi"), ("dist/.env", "SECRET=1"), ("dist/assets/a.js", "1"), ("shared.css", "x")]
+        {
             std::fs::write(source.join(file), text).expect("writes");
         }
         symlink("../shared.css", source.join("dist/shared.css")).expect("links");

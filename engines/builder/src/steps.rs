@@ -122,13 +122,17 @@ impl Builder {
         match running.wait().await? {
             0 => Ok(()),
             126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
-            127 => Err(BuildError::Failed(format!("the {step} step (`{command}`) needs a program that is not there; the log above names it"))),
+            127 => Err(BuildError::Failed(format!(
+                "the {step} step (`{command}`) needs a program that is not there; the log above names it"
+            ))),
             137 => Err(BuildError::Failed(format!(
                 "the {step} step (`{command}`) was killed: it took longer than {} s or needed more memory than a build may use ({} MiB)",
                 self.limits.seconds.unwrap_or_default(),
                 self.limits.memory.unwrap_or_default() >> 20
             ))),
-            code => Err(BuildError::Failed(format!("the {step} step (`{command}`) ended with status {code}; the log above says why"))),
+            code => {
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) ended with status {code}; the log above says why")))
+            }
         }
     }
 }

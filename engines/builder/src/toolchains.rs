@@ -130,9 +130,15 @@ impl Toolchains {
         all.insert("PATH".into(), path.to_string_lossy().into_owned());
         all.insert("LANG".into(), "C.UTF-8".into());
         if let Some(bundle) = &self.settings.ca_bundle {
-            for name in
-                ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE", "CARGO_HTTP_CAINFO", "GIT_SSL_CAINFO"]
-            {
+            for name in [
+                "SSL_CERT_FILE",
+                "NODE_EXTRA_CA_CERTS",
+                "REQUESTS_CA_BUNDLE",
+                "PIP_CERT",
+                "CURL_CA_BUNDLE",
+                "CARGO_HTTP_CAINFO",
+                "GIT_SSL_CAINFO",
+            ] {
                 all.insert(name.into(), bundle.display().to_string());
             }
         }
@@ -175,7 +181,9 @@ impl Toolchains {
     #[must_use]
     pub fn missing(&self, plan: &Plan) -> Option<String> {
         let needed: &[(&str, &str)] = match plan.detection.language.as_deref() {
-            Some("javascript") => &[("node", "`apt-get install nodejs npm`, or https://nodejs.org"), ("npm", "`apt-get install npm`")],
+            Some("javascript") => {
+                &[("node", "`apt-get install nodejs npm`, or https://nodejs.org"), ("npm", "`apt-get install npm`")]
+            }
             Some("python") => &[("python3", "`apt-get install python3 python3-venv`")],
             Some("go") => &[("go", "`apt-get install golang-go`, or https://go.dev/dl")],
             Some("rust") => &[("cargo", "https://rustup.rs"), ("cc", "`apt-get install gcc`")],

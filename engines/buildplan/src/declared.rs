@@ -80,7 +80,8 @@ impl Declared {
 }
 
 fn check_process_name(name: &str, file: &str, line: Option<usize>) -> Result<(), PlanError> {
-    let fits = (1..=30).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+    let fits = (1..=30).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
     if fits {
         return Ok(());
     }

@@ -72,7 +72,10 @@ fn next_is_a_server_or_an_export() {
 
 #[test]
 fn python_frameworks_are_started_by_the_object_they_define() {
-    let fastapi = of(&[("requirements.txt", "fastapi==0.115.0\nuvicorn\n"), ("main.py", "from fastapi import FastAPI\n\napi = FastAPI()\n")]);
+    let fastapi = of(&[
+        ("requirements.txt", "fastapi==0.115.0\nuvicorn\n"),
+        ("main.py", "from fastapi import FastAPI\n\napi = FastAPI()\n"),
+    ]);
     assert_eq!(web(&fastapi), "uvicorn main:api --host 0.0.0.0 --port $PORT");
     assert_eq!(fastapi.kind, Kind::Api);
     let flask = of(&[("requirements.txt", "Flask==3\ngunicorn\n"), ("app/__init__.py", "app = Flask(__name__)\n")]);
@@ -101,12 +104,17 @@ fn python_package_managers_are_told_apart_by_their_files() {
 
 #[test]
 fn compiled_languages_are_built_into_a_program_that_is_started() {
-    let go = of(&[("go.mod", "module x\n\ngo 1.19\n\nrequire github.com/go-chi/chi/v5 v5.0.12\n"), ("main.go", "package main\n")]);
+    let go =
+        of(&[("go.mod", "module x\n\ngo 1.19\n\nrequire github.com/go-chi/chi/v5 v5.0.12\n"), ("main.go", "package main\n")]);
     assert_eq!((go.build.build.as_deref(), web(&go)), (Some("go build -o bin/app ."), "./bin/app"));
     assert_eq!(go.detection.framework.as_deref(), Some("chi"));
     let two = of(&[("go.mod", "module x\n"), ("cmd/a/main.go", "package main\n"), ("cmd/b/main.go", "package main\n")]);
     assert_eq!(two.questions.len(), 1, "{:?}", two.questions);
-    let rust = of(&[("Cargo.toml", "[package]\nname = \"api\"\n[dependencies]\naxum = \"0.8\"\n"), ("Cargo.lock", ""), ("src/main.rs", "")]);
+    let rust = of(&[
+        ("Cargo.toml", "[package]\nname = \"api\"\n[dependencies]\naxum = \"0.8\"\n"),
+        ("Cargo.lock", ""),
+        ("src/main.rs", ""),
+    ]);
     assert_eq!((rust.build.build.as_deref(), web(&rust)), (Some("cargo install --locked --path . --root ."), "./bin/api"));
     let pom = "<project><parent><artifactId>spring-boot-starter-parent</artifactId><version>3.3.4</version></parent>\
                <artifactId>shop</artifactId><version>1.0.0</version></project>";
@@ -122,13 +130,17 @@ fn pages_are_served_as_they_are() {
 
 #[test]
 fn capsule_toml_goes_before_the_procfile_and_both_before_what_is_found() {
-    let files = [("package.json", EXPRESS), ("Procfile", "web: node cluster.js\nworker: node jobs.js\nrelease: node migrate.js\n")];
+    let files =
+        [("package.json", EXPRESS), ("Procfile", "web: node cluster.js\nworker: node jobs.js\nrelease: node migrate.js\n")];
     let plan = of(&files);
     assert_eq!((web(&plan), plan.processes["worker"].as_str()), ("node cluster.js", "node jobs.js"));
     assert_eq!(plan.build.release.as_deref(), Some("node migrate.js"));
     let toml = "service = \"shop\"\n[processes]\nweb = \"node main.js\"\n[networking]\nport = 9000\nhealth_check = \"/up\"\n";
     let plan = of(&[files[0], files[1], ("capsule.toml", toml)]);
-    assert_eq!((web(&plan), plan.networking.port, plan.networking.health_check.as_deref()), ("node main.js", Some(9000), Some("/up")));
+    assert_eq!(
+        (web(&plan), plan.networking.port, plan.networking.health_check.as_deref()),
+        ("node main.js", Some(9000), Some("/up"))
+    );
 }
 
 #[test]

@@ -114,9 +114,8 @@ impl Balancer {
             .map(|index| &backends[(index + offset) % backends.len()])
             .filter(|backend| backend.target.weight > 0)
             .min_by(|a, b| {
-                let load = |one: &Backend, other: &Backend| {
-                    one.busy.load(Ordering::Relaxed) as u64 * u64::from(other.target.weight)
-                };
+                let load =
+                    |one: &Backend, other: &Backend| one.busy.load(Ordering::Relaxed) as u64 * u64::from(other.target.weight);
                 load(a, b).cmp(&load(b, a))
             });
         match chosen {

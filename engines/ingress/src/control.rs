@@ -76,8 +76,12 @@ impl Control {
     }
 
     async fn answer(&self, request: Command) -> Reply {
-        let mut reply =
-            Reply { pid: std::process::id(), listen: self.listen.clone(), revision: self.balancer.revision(), ..Reply::default() };
+        let mut reply = Reply {
+            pid: std::process::id(),
+            listen: self.listen.clone(),
+            revision: self.balancer.revision(),
+            ..Reply::default()
+        };
         match request {
             Command::Hello => {}
             Command::Shutdown => self.shutdown.notify_one(),
@@ -111,7 +115,8 @@ impl Control {
 
     async fn probe(&self, instance: &str, path: &str) -> Result<u16, String> {
         let port = self.balancer.port_of(instance).ok_or("the instance is not in the routing table")?;
-        let uri: Uri = format!("http://{instance}:{port}{path}").parse().map_err(|error| format!("{path} is no path: {error}"))?;
+        let uri: Uri =
+            format!("http://{instance}:{port}{path}").parse().map_err(|error| format!("{path} is no path: {error}"))?;
         let request = Request::builder()
             .method(Method::GET)
             .uri(uri)

@@ -20,12 +20,15 @@ struct Page {
 
 /// The host is not known.
 pub fn unknown(request: &HeaderMap) -> Response<Body> {
-    render(request, &Page {
-        status: StatusCode::NOT_FOUND,
-        title: "No such app",
-        detail: "Nothing is deployed under this address. Check its spelling, or deploy to it with <code>capsule deploy</code>.",
-        retry: None,
-    })
+    render(
+        request,
+        &Page {
+            status: StatusCode::NOT_FOUND,
+            title: "No such app",
+            detail: "Nothing is deployed under this address. Check its spelling, or deploy to it with <code>capsule deploy</code>.",
+            retry: None,
+        },
+    )
 }
 
 /// The host is known, but nothing takes its requests.
@@ -55,20 +58,27 @@ pub fn state(request: &HeaderMap, state: State) -> Response<Body> {
 
 /// The control plane does not answer; applications are served all the same.
 pub fn no_gateway(request: &HeaderMap) -> Response<Body> {
-    render(request, &Page {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        title: "Capsule is restarting",
-        detail: "The control plane does not answer at the moment. Your apps keep running.",
-        retry: Some(2),
-    })
+    render(
+        request,
+        &Page {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            title: "Capsule is restarting",
+            detail: "The control plane does not answer at the moment. Your apps keep running.",
+            retry: Some(2),
+        },
+    )
 }
 
 fn render(request: &HeaderMap, page: &Page) -> Response<Body> {
-    let accepts_html = request.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"));
+    let accepts_html =
+        request.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"));
     let Page { status, title, detail, retry } = page;
     let (kind, body) = if accepts_html {
         let refresh = retry.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">")).unwrap_or_default();
-        ("text/html; charset=utf-8", include_str!("page.html").replace("{title}", title).replace("{detail}", detail).replace("{refresh}", &refresh))
+        (
+            "text/html; charset=utf-8",
+            include_str!("page.html").replace("{title}", title).replace("{detail}", detail).replace("{refresh}", &refresh),
+        )
     } else {
         let plain = detail.replace("<code>", "`").replace("</code>", "`");
         let problem = serde_json::json!({"title": title, "status": status.as_u16(), "detail": plain});

@@ -127,7 +127,8 @@ fn prepare(request: &mut Request<Incoming>, peer: IpAddr, instance: &str, port: 
         headers.insert("x-forwarded-host", host);
     }
     if !headers.contains_key(&CORRELATION)
-        && let Some(id) = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok().and_then(|id| HeaderValue::from_str(id.trim()).ok())
+        && let Some(id) =
+            std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok().and_then(|id| HeaderValue::from_str(id.trim()).ok())
     {
         headers.insert(CORRELATION, id);
     }
@@ -183,9 +184,13 @@ mod tests {
 
     #[test]
     fn a_host_loses_its_port_and_its_trailing_dot() {
-        for (given, host) in
-            [("a.localhost:8080", "a.localhost"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a.localhost.", "a.localhost"), ("", "")]
-        {
+        for (given, host) in [
+            ("a.localhost:8080", "a.localhost"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("a.localhost.", "a.localhost"),
+            ("", ""),
+        ] {
             assert_eq!(strip_port(given), host);
         }
     }
@@ -193,7 +198,9 @@ mod tests {
     #[test]
     fn headers_of_one_connection_and_those_it_names_go_no_further() {
         let mut headers = HeaderMap::new();
-        for (name, value) in [("connection", "close, x-secret"), ("x-secret", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")] {
+        for (name, value) in
+            [("connection", "close, x-secret"), ("x-secret", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")]
+        {
             headers.insert(name, HeaderValue::from_static(value));
         }
         remove_hop_by_hop(&mut headers);

@@ -58,8 +58,13 @@ pub async fn run(options: Options) -> std::io::Result<()> {
     let proxy = Arc::new(Proxy { balancer: balancer.clone(), client: builder.build(connector.clone()) });
     // A probe takes a connection of its own: it must find out whether one can be made.
     let probes = builder.pool_max_idle_per_host(0).build(connector);
-    let control =
-        Arc::new(Control { balancer, probes, listen: address.to_string(), file: options.table, shutdown: tokio::sync::Notify::new() });
+    let control = Arc::new(Control {
+        balancer,
+        probes,
+        listen: address.to_string(),
+        file: options.table,
+        shutdown: tokio::sync::Notify::new(),
+    });
 
     let served = TaskTracker::new();
     let ending = tokio_util::sync::CancellationToken::new();

@@ -68,7 +68,9 @@ fn is_fingerprinted(path: &str) -> bool {
         return false;
     };
     let digest = stem.rsplit(['-', '.']).next().unwrap_or_default();
-    digest.len() >= 8 && digest.len() < stem.len() && digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    digest.len() >= 8
+        && digest.len() < stem.len()
+        && digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && digest.bytes().any(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
 }
 

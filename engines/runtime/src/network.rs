@@ -48,7 +48,8 @@ pub fn prepare_host() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("workloads have no way out to the network: that takes root".into());
     }
-    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(|error| format!("IP forwarding cannot be switched on: {error}"))?;
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
+        .map_err(|error| format!("IP forwarding cannot be switched on: {error}"))?;
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

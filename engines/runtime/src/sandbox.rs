@@ -36,9 +36,26 @@ pub struct Task {
 
 /// Parts of `/etc` that programs need and that hold no secrets.
 const ETC: &[&str] = &[
-    "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki", "alternatives", "localtime", "timezone", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "nsswitch.conf", "mime.types", "services", "protocols", "gai.conf", "host.conf",
-    "java-17-openjdk", "java-21-openjdk", "maven", "fonts",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "ca-certificates",
+    "pki",
+    "alternatives",
+    "localtime",
+    "timezone",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "nsswitch.conf",
+    "mime.types",
+    "services",
+    "protocols",
+    "gai.conf",
+    "host.conf",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "maven",
+    "fonts",
 ];
 
 /// The role's entry: never returns, the exit code is the workload's.
@@ -168,7 +185,10 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
         }
     }
     let user = if task.privileged { spec.uid } else { 0 };
-    write(&inside("/etc/passwd"), &format!("root:x:0:0:root:/nonexistent:/bin/false\napp:x:{user}:{user}:app:/home/app:/bin/sh\n"))?;
+    write(
+        &inside("/etc/passwd"),
+        &format!("root:x:0:0:root:/nonexistent:/bin/false\napp:x:{user}:{user}:app:/home/app:/bin/sh\n"),
+    )?;
     write(&inside("/etc/group"), &format!("root:x:0:\napp:x:{user}:\n"))?;
     write(&inside("/etc/hosts"), "127.0.0.1 localhost capsule\n::1 localhost capsule\n")?;
     write(&inside("/etc/hostname"), "capsule\n")?;
@@ -181,7 +201,9 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
         write(&target, "")?;
         mount(Some(&Path::new("/dev").join(name)), &target, none, MsFlags::MS_BIND, none).map_err(at(target.display()))?;
     }
-    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+    for (name, target) in
+        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
+    {
         symlink(target, dev.join(name)).map_err(at(name))?;
     }
     make_dir(&dev.join("shm"))?;
@@ -235,7 +257,8 @@ fn bind(source: &Path, target: &Path, writable: bool) -> Result<(), SetupError> 
 }
 
 fn tmpfs(target: &Path, options: &str) -> Result<(), SetupError> {
-    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options)).map_err(at(target.display()))
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
+        .map_err(at(target.display()))
 }
 
 fn make_dir(path: &Path) -> Result<(), SetupError> {
@@ -251,11 +274,7 @@ fn write(path: &Path, text: &str) -> Result<(), SetupError> {
 fn resolvers() -> String {
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let stub = host.lines().any(|line| line.trim().starts_with("nameserver 127."));
-    if stub {
-        std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host)
-    } else {
-        host
-    }
+    if stub { std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host) } else { host }
 }
 
 /// How a process ended, for people.

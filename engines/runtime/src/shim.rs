@@ -15,10 +15,10 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Groups;
 use crate::logs::{LINE_BYTES, Stream, Writer};
+use crate::network;
 use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
 use crate::spec::Spec;
-use crate::network;
 
 /// What the shim prints once its socket answers and the workload is being started.
 pub const READY: &str = "ready";
@@ -73,9 +73,8 @@ fn start() -> Result<i32, String> {
 
     let privileged = rustix::process::geteuid().is_root();
     if !privileged {
-        enter_user_namespace().map_err(|error| {
-            format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})")
-        })?;
+        enter_user_namespace()
+            .map_err(|error| format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})"))?;
     }
     let groups = Groups::create(&spec.id, &spec.limits);
     let mut warnings = network::enter(spec.network).map_err(|error| format!("no network of its own: {error}"))?;
@@ -168,10 +167,8 @@ impl Shared {
             failures = if began.elapsed() >= WELL { 1 } else { failures + 1 };
             let delay = FIRST_DELAY.saturating_mul(1 << (failures - 1).min(10)).min(LAST_DELAY);
             self.say(&format!("the process {text}; starting it again in {} s", delay.as_secs_f32()));
-            let (life, _) = self
-                .changed
-                .wait_timeout_while(life, delay, |life| !life.stopping)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (life, _) =
+                self.changed.wait_timeout_while(life, delay, |life| !life.stopping).unwrap_or_else(PoisonError::into_inner);
             if life.stopping {
                 return 0;
             }
@@ -238,8 +235,10 @@ impl Shared {
         let grace = Duration::from_secs(if self.spec.once { 2 } else { self.spec.grace_seconds });
         let _ = thread(move || {
             let life = shared.life();
-            let (life, _) =
-                shared.changed.wait_timeout_while(life, grace, |life| life.pid == Some(pid)).unwrap_or_else(PoisonError::into_inner);
+            let (life, _) = shared
+                .changed
+                .wait_timeout_while(life, grace, |life| life.pid == Some(pid))
+                .unwrap_or_else(PoisonError::into_inner);
             if life.pid == Some(pid) {
                 drop(life);
                 shared.say(&format!("the process did not end within {} s of SIGTERM and is killed", grace.as_secs()));

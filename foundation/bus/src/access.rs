@@ -158,10 +158,7 @@ impl Prove for rule::Granted {
         let role = match cached {
             Some(role) if role.allows(permission) => role,
             // Before refusing, the owner of the fact is asked: the cache may not have heard yet.
-            _ => service
-                .true_role(place.organization_id, caller.user)
-                .await?
-                .ok_or_else(|| Problem::not_found("thing"))?,
+            _ => service.true_role(place.organization_id, caller.user).await?.ok_or_else(|| Problem::not_found("thing"))?,
         };
         if role.allows(permission) {
             Ok(Tenant { organization: place.organization_id, user: caller.user, role })

@@ -77,12 +77,18 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
         let now = Timestamp::now();
         let tx = store.begin().await?;
         for row in &rows {
-            tx.run(unscoped!("the outbox belongs to the service", "UPDATE outbox SET relayed_at = $1 WHERE id = $2", now.0, row.id))
-                .await?;
+            tx.run(unscoped!(
+                "the outbox belongs to the service",
+                "UPDATE outbox SET relayed_at = $1 WHERE id = $2",
+                now.0,
+                row.id
+            ))
+            .await?;
         }
         let old = now.plus_seconds(-KEEP_SECONDS).0;
         tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", old)).await?;
-        tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", old)).await?;
+        tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", old))
+            .await?;
         tx.commit().await?;
         metrics::counter!("capsule_events_relayed_total", "service" => store.name()).increment(rows.len() as u64);
     }

@@ -31,8 +31,7 @@ const STREAM_CREDIT: usize = 64;
 
 type Reply = Result<Vec<u8>, Problem>;
 type Handler = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Reply> + Send + Sync>;
-type Streamer =
-    Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<mpsc::Receiver<Vec<u8>>, Problem>> + Send + Sync>;
+type Streamer = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<mpsc::Receiver<Vec<u8>>, Problem>> + Send + Sync>;
 
 struct Route {
     kind: Kind,
@@ -109,7 +108,8 @@ impl Bus {
         let outcome = match route.kind {
             Kind::Query => tokio::time::timeout(remaining, work).await,
             Kind::Command => {
-                tokio::time::timeout(remaining, async { tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::internal())) }).await
+                tokio::time::timeout(remaining, async { tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::internal())) })
+                    .await
             }
         };
         let reply = outcome.unwrap_or_else(|_| Err(Problem::deadline(subject)));

@@ -195,8 +195,8 @@ async fn admit<S: Service, M: Message>(service: &S, context: Context, payload: &
 where
     M::Rule: Prove,
 {
-    let message: M =
-        serde_json::from_slice(payload).map_err(|cause| Problem::bad_request(format!("{} is not understood: {cause}", M::SUBJECT)))?;
+    let message: M = serde_json::from_slice(payload)
+        .map_err(|cause| Problem::bad_request(format!("{} is not understood: {cause}", M::SUBJECT)))?;
     let proof = M::Rule::prove(service, &context, &message).await?;
     message.validate()?;
     Ok(Call { message, proof, context })

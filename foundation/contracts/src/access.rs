@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Uuid, Problem};
+use crate::{Problem, Uuid};
 
 /// What a member of an organization may be allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -215,12 +215,7 @@ mod tests {
     fn an_owner_may_do_everything_and_a_viewer_may_change_nothing() {
         for permission in Permission::ALL {
             assert!(Role::Owner.allows(permission), "{}", permission.name());
-            assert_eq!(
-                Role::Viewer.allows(permission),
-                permission.name().ends_with(":view"),
-                "{}",
-                permission.name()
-            );
+            assert_eq!(Role::Viewer.allows(permission), permission.name().ends_with(":view"), "{}", permission.name());
         }
     }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Empty, Event, Uuid, Page, Problem, StreamMessage, Timestamp, message};
+use crate::{Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, message};
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {

@@ -4,7 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Uuid, Timestamp};
+use crate::{Timestamp, Uuid};
 
 /// A fact another service may want to know.
 pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Check, Empty, Event, Uuid, Timestamp, message};
+use crate::{Check, Empty, Event, Timestamp, Uuid, message};
 
 /// A person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

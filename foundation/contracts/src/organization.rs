@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Empty, Event, Uuid, Page, Role, Timestamp, message};
+use crate::{Empty, Event, Page, Role, Timestamp, Uuid, message};
 
 /// A group of people who own projects together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

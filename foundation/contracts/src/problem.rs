@@ -62,11 +62,7 @@ impl Problem {
     /// One or more fields are wrong (422).
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
-        let detail = errors
-            .iter()
-            .map(|e| format!("{}: {}", e.field, e.message))
-            .collect::<Vec<_>>()
-            .join("; ");
+        let detail = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect::<Vec<_>>().join("; ");
         Self { errors, ..Self::new("invalid", 422, "The request has invalid fields", detail) }
     }
 
@@ -109,8 +105,7 @@ impl Problem {
 
     /// A part of the platform is not reachable now (503).
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self::new("unavailable", 503, "Not available at the moment", detail)
-            .hint("Try again in a few seconds.")
+        Self::new("unavailable", 503, "Not available at the moment", detail).hint("Try again in a few seconds.")
     }
 
     /// No answer came before the deadline (504).

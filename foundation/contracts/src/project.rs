@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::EnvironmentKind;
-use crate::{Empty, Event, Uuid, Page, Timestamp, message};
+use crate::{Empty, Event, Page, Timestamp, Uuid, message};
 
 /// A set of services that belong together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -50,7 +50,10 @@ impl Keyring {
             Err(error) => return Err(error),
         };
         let master: [u8; 32] = hex::decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
-            std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{} does not hold a 256-bit key in hexadecimal", file.display()))
+            std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                format!("{} does not hold a 256-bit key in hexadecimal", file.display()),
+            )
         })?;
         let digest = Sha256::digest(master);
         let mut id = [0; KEY_ID];

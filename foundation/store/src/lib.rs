@@ -14,8 +14,8 @@ use std::time::Duration;
 use capsule_contracts::Problem;
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, FromQueryResult,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, FromQueryResult, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait,
 };
 
 pub use keyring::Keyring;
@@ -115,9 +115,7 @@ async fn connect(file: &Path, connections: u32) -> Result<DatabaseConnection, St
                 .busy_timeout(Duration::from_secs(10))
                 .pragma("cache_size", "-512")
         });
-    Database::connect(options)
-        .await
-        .map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
+    Database::connect(options).await.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
 }
 
 /// Reads rows; over a pool or within a transaction.

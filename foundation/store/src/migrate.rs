@@ -86,7 +86,13 @@ pub async fn run(connection: &DatabaseConnection, component: &str, migrations: &
         tx.execute_raw(Statement::from_sql_and_values(
             backend,
             "INSERT INTO schema_history (component, version, name, checksum, applied_at) VALUES ($1, $2, $3, $4, $5)",
-            [component.into(), migration.version.into(), migration.name.into(), migration.checksum().into(), Timestamp::now().0.into()],
+            [
+                component.into(),
+                migration.version.into(),
+                migration.name.into(),
+                migration.checksum().into(),
+                Timestamp::now().0.into(),
+            ],
         ))
         .await
         .map_err(|cause| failed(&migration.file(), &cause))?;

@@ -13,7 +13,12 @@ use crate::deployments::{self, Environment, New, Row};
 use crate::placements::{self, Placement};
 use crate::{Deploys, instances, queries, uploads};
 
-async fn configuration(deploys: &Deploys, context: &Context, service_id: Uuid, environment: &str) -> Result<Configuration, Problem> {
+async fn configuration(
+    deploys: &Deploys,
+    context: &Context,
+    service_id: Uuid,
+    environment: &str,
+) -> Result<Configuration, Problem> {
     let ask = GetConfiguration { service_id, environment: environment.into() };
     let configuration = deploys.bus.request(&context.on_behalf("deploy"), &ask).await?;
     if configuration.archived {
@@ -32,8 +37,13 @@ async fn build(
 ) -> Result<Deployment, Problem> {
     let tx = deploys.store.begin().await?;
     let placement = placements::ensure(deploys, &tx, tenant, &configuration).await?;
-    let new =
-        New { trigger, upload_digest, release: None, environment: Environment::Plain(configuration.environment), created_by: tenant.user() };
+    let new = New {
+        trigger,
+        upload_digest,
+        release: None,
+        environment: Environment::Plain(configuration.environment),
+        created_by: tenant.user(),
+    };
     let row = deployments::insert(deploys, &tx, context, tenant, &placement, new).await?;
     crate::routes::raise(&tx).await?;
     tx.commit().await?;
@@ -51,7 +61,10 @@ pub async fn deploy(deploys: Arc<Deploys>, call: Call<Deploy>) -> Result<Deploym
 pub async fn redeploy(deploys: Arc<Deploys>, call: Call<Redeploy>) -> Result<Deployment, Problem> {
     let Call { message, proof, context } = call;
     let earlier = deployments::get(&deploys, &proof, message.id).await?;
-    deploys.blobs.path(&earlier.upload_digest).map_err(|_| Problem::conflict("The source of this deployment is not kept any more."))?;
+    deploys
+        .blobs
+        .path(&earlier.upload_digest)
+        .map_err(|_| Problem::conflict("The source of this deployment is not kept any more."))?;
     let placement = placements::get(&deploys, &proof, earlier.service_id, earlier.environment_id).await?;
     let configuration = configuration(&deploys, &context, earlier.service_id, &placement.environment_name).await?;
     build(&deploys, &context, &proof, configuration, "redeploy", earlier.upload_digest).await
@@ -172,7 +185,8 @@ pub async fn cancel_deployment(deploys: Arc<Deploys>, call: Call<CancelDeploymen
     }
     let placement = placements::get(&deploys, &call.proof, row.service_id, row.environment_id).await?;
     let tx = deploys.store.begin().await?;
-    tx.run(scoped!(&call.proof, "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1", row.id)).await?;
+    tx.run(scoped!(&call.proof, "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1", row.id))
+        .await?;
     tx.commit().await?;
     deploys.controller.cancel(row.id);
     row.view(&deploys, &placement)

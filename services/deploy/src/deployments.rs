@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use capsule_bus::{Context, SystemGrant, emit};
 use capsule_buildplan::Plan;
+use capsule_bus::{Context, SystemGrant, emit};
 use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
@@ -89,7 +89,8 @@ pub async fn get(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Row,
 
 /// Deployments that are not settled, oldest first.
 pub async fn unsettled(deploys: &Deploys) -> Result<Vec<Row>, Problem> {
-    let rows = unscoped!("the controller works for all tenants", "SELECT * FROM deployments WHERE finished_at IS NULL ORDER BY id");
+    let rows =
+        unscoped!("the controller works for all tenants", "SELECT * FROM deployments WHERE finished_at IS NULL ORDER BY id");
     deploys.store.read().all(rows).await
 }
 
@@ -222,7 +223,12 @@ pub async fn enter(deploys: &Deploys, placement: &Placement, row: &Row, phase: P
 pub async fn set_plan(deploys: &Deploys, row: &Row, plan: &Plan) -> Result<Row, Problem> {
     let text = serde_json::to_string(plan).map_err(|_| Problem::internal())?;
     let tx = deploys.store.begin().await?;
-    let keep = scoped!(&row.grant(), "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2", text.as_str(), row.id);
+    let keep = scoped!(
+        &row.grant(),
+        "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2",
+        text.as_str(),
+        row.id
+    );
     tx.run(keep).await?;
     tx.commit().await?;
     Ok(Row { plan: Some(text), ..row.clone() })

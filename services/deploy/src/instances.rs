@@ -54,7 +54,11 @@ pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &D
     let plan = deployment.plan()?;
     let grant = deployment.grant();
     let tx = deploys.store.begin().await?;
-    let known = scoped!(&grant, "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'", deployment.id);
+    let known = scoped!(
+        &grant,
+        "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
+        deployment.id
+    );
     let known = tx.read().all::<Row>(known).await?;
     if !known.is_empty() || plan.kind == Kind::Static {
         return Ok(known);

@@ -120,7 +120,8 @@ impl Service for Deploys {
 pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<Deploys>, StoreError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
     let migrations = capsule_store::migrations![1 "create_deployments"];
-    let store = Store::open(&options.data, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
+    let store =
+        Store::open(&options.data, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
     if let Err(warning) = capsule_runtime::prepare_host() {
         tracing::warn!("{warning}");
     }

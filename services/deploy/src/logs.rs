@@ -56,7 +56,11 @@ pub async fn stream_deployment_log(
     }
 }
 
-pub async fn stream_service_log(deploys: Arc<Deploys>, call: Call<StreamServiceLog>, items: Items<LogLine>) -> Result<(), Problem> {
+pub async fn stream_service_log(
+    deploys: Arc<Deploys>,
+    call: Call<StreamServiceLog>,
+    items: Items<LogLine>,
+) -> Result<(), Problem> {
     let message = &call.message;
     let mut readers: HashMap<String, Option<Reader>> = HashMap::new();
     let mut first = true;
@@ -64,7 +68,8 @@ pub async fn stream_service_log(deploys: Arc<Deploys>, call: Call<StreamServiceL
         let mut batch = Vec::new();
         if let Some(placement) = placements::by_name(&deploys, &call.proof, message.id, &message.environment).await? {
             for instance in instances::of(&deploys, &placement).await? {
-                let slot = readers.entry(instance.id.clone()).or_insert_with(|| Some(Reader::new(&deploys.instance_log(&instance.id))));
+                let slot =
+                    readers.entry(instance.id.clone()).or_insert_with(|| Some(Reader::new(&deploys.instance_log(&instance.id))));
                 let Some(mut reader) = slot.take() else { continue };
                 loop {
                     let lines;

@@ -32,7 +32,12 @@ pub struct Name {
 }
 
 /// The placement of a service in the environment of this name, if it was ever deployed there.
-pub async fn by_name(deploys: &Deploys, scope: &impl Scope, service: Uuid, environment: &str) -> Result<Option<Placement>, Problem> {
+pub async fn by_name(
+    deploys: &Deploys,
+    scope: &impl Scope,
+    service: Uuid,
+    environment: &str,
+) -> Result<Option<Placement>, Problem> {
     let row = scoped!(
         scope,
         "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_name = $2 AND wanted <> 'removed'",
@@ -59,7 +64,12 @@ pub async fn all(deploys: &Deploys) -> Result<Vec<Placement>, Problem> {
 }
 
 /// The placement that a configuration is for; made at the first deployment.
-pub async fn ensure(deploys: &Deploys, tx: &Transaction<'_>, scope: &impl Scope, configuration: &Configuration) -> Result<Placement, Problem> {
+pub async fn ensure(
+    deploys: &Deploys,
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    configuration: &Configuration,
+) -> Result<Placement, Problem> {
     let known = scoped!(
         scope,
         "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
@@ -102,7 +112,8 @@ pub async fn ensure(deploys: &Deploys, tx: &Transaction<'_>, scope: &impl Scope,
 /// `<service>-<environment>.<base domain>`, with a number behind where another tenant has it. A DNS
 /// label has 63 bytes at the most.
 async fn free_host(deploys: &Deploys, tx: &Transaction<'_>, configuration: &Configuration) -> Result<String, Problem> {
-    let mut label = format!("{}-{}", to_label(&configuration.service_name, "app"), to_label(&configuration.environment_name, "env"));
+    let mut label =
+        format!("{}-{}", to_label(&configuration.service_name, "app"), to_label(&configuration.environment_name, "env"));
     label.truncate(56);
     let label = label.trim_end_matches('-');
     for n in 1..100_000 {

@@ -73,7 +73,12 @@ pub async fn list_deployment_events(
     );
     let rows = deploys.store.read().all::<EventRow>(rows).await?;
     let events = rows.into_iter().map(|row| {
-        Ok(DeploymentEvent { at: Timestamp(row.at), status: row.status.parse()?, phase: row.phase.parse()?, message: row.message })
+        Ok(DeploymentEvent {
+            at: Timestamp(row.at),
+            status: row.status.parse()?,
+            phase: row.phase.parse()?,
+            message: row.message,
+        })
     });
     Ok(Page::whole(events.collect::<Result<_, Problem>>()?))
 }

@@ -59,7 +59,8 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
 }
 
 async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Problem> {
-    let settled = unscoped!("the platform's own work", "SELECT finished_at FROM deployments WHERE id = $1", instance.deployment_id);
+    let settled =
+        unscoped!("the platform's own work", "SELECT finished_at FROM deployments WHERE id = $1", instance.deployment_id);
     if deploys.store.read().value::<Option<i64>>(settled).await?.flatten().is_some() {
         let tx = deploys.store.begin().await?;
         instances::set_role(&tx, &[instance.id.as_str()], "retiring").await?;
@@ -155,9 +156,27 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the service was removed");
         let tx = deploys.store.begin().await?;
         let (service, environment) = (placement.service_id, placement.environment_id);
-        tx.run(scoped!(&grant, "DELETE FROM instances WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
-        tx.run(scoped!(&grant, "DELETE FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
-        tx.run(scoped!(&grant, "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2", service, environment)).await?;
+        tx.run(scoped!(
+            &grant,
+            "DELETE FROM instances WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            service,
+            environment
+        ))
+        .await?;
+        tx.run(scoped!(
+            &grant,
+            "DELETE FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            service,
+            environment
+        ))
+        .await?;
+        tx.run(scoped!(
+            &grant,
+            "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            service,
+            environment
+        ))
+        .await?;
         tx.commit().await?;
         for release in releases {
             forget_blob(deploys, &release.upload_digest).await?;
@@ -212,7 +231,11 @@ pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Probl
 
 /// Removes a source that no kept release was made from.
 async fn forget_blob(deploys: &Deploys, digest: &str) -> Result<(), Problem> {
-    let users = unscoped!("blobs are shared by digest", "SELECT id, release_id, upload_digest FROM deployments WHERE upload_digest = $1", digest);
+    let users = unscoped!(
+        "blobs are shared by digest",
+        "SELECT id, release_id, upload_digest FROM deployments WHERE upload_digest = $1",
+        digest
+    );
     let users = deploys.store.read().all::<Release>(users).await?;
     if !users.iter().any(|user| deploys.release_directory(user.release_id).exists()) {
         let _ = deploys.blobs.remove(digest);

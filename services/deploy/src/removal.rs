@@ -13,13 +13,25 @@ pub async fn services(deploys: &Deploys, tx: &Transaction<'_>, event: ServicesRe
     let grant = SystemGrant::new(event.organization_id, "services were removed");
     let mark = match (event.service_id, event.environment_id) {
         (Some(service), _) => {
-            scoped!(&grant, "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND service_id = $1", service)
+            scoped!(
+                &grant,
+                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND service_id = $1",
+                service
+            )
         }
         (None, Some(environment)) => {
-            scoped!(&grant, "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND environment_id = $1", environment)
+            scoped!(
+                &grant,
+                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND environment_id = $1",
+                environment
+            )
         }
         (None, None) => {
-            scoped!(&grant, "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND project_id = $1", event.project_id)
+            scoped!(
+                &grant,
+                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND project_id = $1",
+                event.project_id
+            )
         }
     };
     tx.run(mark).await?;

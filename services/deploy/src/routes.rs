@@ -28,8 +28,13 @@ pub async fn catch_up(deploys: &Deploys) -> Result<(), Problem> {
     let hello = deploys.ingress.client().hello().await.map_err(unreachable)?;
     let tx = deploys.store.begin().await?;
     let known = i64::try_from(hello.revision).unwrap_or(i64::MAX - 1);
-    tx.run(unscoped!("one table for all tenants", "UPDATE routing SET revision = $1 + 1 WHERE id = 1 AND revision <= $2", known, known))
-        .await?;
+    tx.run(unscoped!(
+        "one table for all tenants",
+        "UPDATE routing SET revision = $1 + 1 WHERE id = 1 AND revision <= $2",
+        known,
+        known
+    ))
+    .await?;
     tx.commit().await?;
     publish(deploys).await
 }

@@ -86,8 +86,13 @@ pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Resul
     let plan = tokio::task::spawn_blocking(move || {
         let planned = std::fs::create_dir_all(&directory)
             .map_err(|_| Problem::internal())
-            .and_then(|()| archive::unpack(&archive, &directory, archive::Limits::default()).map_err(|e| Problem::invalid_field("upload_id", e.to_string())))
-            .and_then(|()| capsule_buildplan::plan(&Folder::new(&directory)).map_err(|e| Problem::invalid_field("upload_id", e.to_string())));
+            .and_then(|()| {
+                archive::unpack(&archive, &directory, archive::Limits::default())
+                    .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
+            })
+            .and_then(|()| {
+                capsule_buildplan::plan(&Folder::new(&directory)).map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
+            });
         let _ = std::fs::remove_dir_all(&directory);
         planned
     })

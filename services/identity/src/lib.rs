@@ -54,8 +54,13 @@ pub async fn start(data: &Path, bus: &Bus, keyring: Keyring, local_token: String
     let migrations = capsule_store::migrations![1 "create_users_and_sessions"];
     let store = Store::open(data, "identity", keyring, &[("bus", capsule_bus::MIGRATIONS), ("identity", migrations)]).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
-    let identity =
-        Arc::new(Identity { store: Arc::new(store), bus: bus.clone(), signer, passwords: password::Hasher::default(), local_token });
+    let identity = Arc::new(Identity {
+        store: Arc::new(store),
+        bus: bus.clone(),
+        signer,
+        passwords: password::Hasher::default(),
+        local_token,
+    });
     Router::new(identity.clone())
         .handle(register::register)
         .handle(login::login)

@@ -15,7 +15,8 @@ pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session
     let user = profile::by_email(&identity, &email).await?;
     let hash = match &user {
         Some(user) => {
-            let hash = unscoped!("credentials belong to a user", "SELECT password_hash FROM credentials WHERE user_id = $1", user.id);
+            let hash =
+                unscoped!("credentials belong to a user", "SELECT password_hash FROM credentials WHERE user_id = $1", user.id);
             identity.store.read().value::<String>(hash).await?
         }
         None => None,

@@ -34,8 +34,8 @@ impl Hasher {
         self.blocking(move || {
             let known = hash.is_some();
             let text = hash.unwrap_or_else(|| NOBODY.into());
-            let matches = PasswordHash::new(&text)
-                .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok());
+            let matches =
+                PasswordHash::new(&text).is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok());
             known && matches
         })
         .await

@@ -32,13 +32,17 @@ impl From<UserRow> for User {
 }
 
 pub async fn by_email(identity: &Identity, email: &str) -> Result<Option<User>, Problem> {
-    let row =
-        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1", email);
+    let row = unscoped!(
+        "users belong to no tenant",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1",
+        email
+    );
     Ok(identity.store.read().first::<UserRow>(row).await?.map(User::from))
 }
 
 pub async fn by_id(tx: &Transaction<'_>, id: Uuid) -> Result<Option<User>, Problem> {
-    let row = unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    let row =
+        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
     Ok(tx.read().first::<UserRow>(row).await?.map(User::from))
 }
 
@@ -47,15 +51,21 @@ pub async fn get_profile(identity: Arc<Identity>, call: Call<GetProfile>) -> Res
 }
 
 async fn get(identity: &Identity, id: Uuid) -> Result<User, Problem> {
-    let row = unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    let row =
+        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
     identity.store.read().first::<UserRow>(row).await?.map(User::from).ok_or_else(|| Problem::not_found("user"))
 }
 
 pub async fn update_profile(identity: Arc<Identity>, call: Call<UpdateProfile>) -> Result<User, Problem> {
     if let Some(name) = &call.message.name {
         let tx = identity.store.begin().await?;
-        tx.run(unscoped!("users belong to no tenant", "UPDATE users SET name = $1 WHERE id = $2", name.trim(), call.proof.user()))
-            .await?;
+        tx.run(unscoped!(
+            "users belong to no tenant",
+            "UPDATE users SET name = $1 WHERE id = $2",
+            name.trim(),
+            call.proof.user()
+        ))
+        .await?;
         tx.commit().await?;
     }
     get(&identity, call.proof.user()).await

@@ -83,7 +83,8 @@ pub async fn refresh_token(identity: Arc<Identity>, call: Call<RefreshToken>) ->
     if row.revoked_at.is_some() || row.expires_at <= now.0 {
         return Err(refused());
     }
-    tx.run(unscoped!("tokens belong to a session", "UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2", now.0, digest)).await?;
+    tx.run(unscoped!("tokens belong to a session", "UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2", now.0, digest))
+        .await?;
     tx.run(unscoped!(
         "sessions belong to a user",
         "UPDATE sessions SET last_used_at = $1, expires_at = $2 WHERE id = $3",

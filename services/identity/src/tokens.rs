@@ -59,7 +59,8 @@ struct KeyRow {
 impl Signer {
     /// Takes the newest signing key from the database, or makes the first.
     pub async fn open(store: &Store) -> Result<Self, Problem> {
-        let newest = unscoped!("keys belong to the platform", "SELECT id, sealed_seed FROM signing_keys ORDER BY created_at DESC LIMIT 1");
+        let newest =
+            unscoped!("keys belong to the platform", "SELECT id, sealed_seed FROM signing_keys ORDER BY created_at DESC LIMIT 1");
         let seed: [u8; 32] = match store.read().first::<KeyRow>(newest).await? {
             Some(row) => {
                 let seed = store.keyring().open_sealed(&format!("signing_keys/{}", row.id), &row.sealed_seed)?;
@@ -101,7 +102,8 @@ impl Signer {
     /// An access token for a session of a user.
     pub fn sign(&self, user: Uuid, session: Uuid, platform_admin: bool) -> Result<String, Problem> {
         let now = Timestamp::now().as_seconds();
-        let claims = Claims { iss: ISSUER.into(), sub: user, sid: session, adm: platform_admin, iat: now, exp: now + ACCESS_SECONDS };
+        let claims =
+            Claims { iss: ISSUER.into(), sub: user, sid: session, adm: platform_admin, iat: now, exp: now + ACCESS_SECONDS };
         let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|cause| {
             tracing::error!(%cause, "an access token could not be signed");

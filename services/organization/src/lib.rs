@@ -34,8 +34,7 @@ impl Service for Organizations {
         let Target::Organization(id) = target else {
             return Ok(None);
         };
-        let known =
-            unscoped!("finds out whose it is", "SELECT id FROM organizations WHERE id = $1 AND deleted_at IS NULL", *id);
+        let known = unscoped!("finds out whose it is", "SELECT id FROM organizations WHERE id = $1 AND deleted_at IS NULL", *id);
         let known = self.store.read().value::<Uuid>(known).await?;
         Ok(known.map(|organization_id| Place { organization_id, environment: None }))
     }

@@ -15,7 +15,13 @@ use sea_orm::FromQueryResult;
 use crate::Organizations;
 
 /// Gives a user a role in an organization, or takes it, and tells of it.
-pub async fn set(tx: &Transaction<'_>, context: &Context, organization: Uuid, user: Uuid, role: Option<Role>) -> Result<(), Problem> {
+pub async fn set(
+    tx: &Transaction<'_>,
+    context: &Context,
+    organization: Uuid,
+    user: Uuid,
+    role: Option<Role>,
+) -> Result<(), Problem> {
     tx.run(unscoped!(
         "the callers hold the proof, or make the tenant",
         "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) VALUES ($1, $2, $3, 1, $4) \
@@ -115,7 +121,9 @@ async fn replace(
     guard_owners(tenant, present.role.parse()?)?;
     let owners = members.iter().filter(|row| row.role == Role::Owner.name()).count();
     if present.role == Role::Owner.name() && role != Some(Role::Owner) && owners == 1 {
-        return Err(Problem::conflict("The last owner of an organization stays its owner.").hint("Make somebody else an owner first."));
+        return Err(
+            Problem::conflict("The last owner of an organization stays its owner.").hint("Make somebody else an owner first.")
+        );
     }
     set(&tx, context, organization, user, role).await?;
     tx.commit().await?;

@@ -101,8 +101,11 @@ pub async fn insert(tx: &Transaction<'_>, context: &Context, new: New) -> Result
 pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Problem> {
     for n in 1.. {
         let slug = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
-        let taken =
-            unscoped!("slugs are unique over all", "SELECT 1 FROM organizations WHERE slug = $1 AND deleted_at IS NULL", slug.as_str());
+        let taken = unscoped!(
+            "slugs are unique over all",
+            "SELECT 1 FROM organizations WHERE slug = $1 AND deleted_at IS NULL",
+            slug.as_str()
+        );
         if tx.read().value::<i64>(taken).await?.is_none() {
             return Ok(slug);
         }

@@ -6,8 +6,8 @@ use capsule_bus::{Call, Context, SystemGrant, emit};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::message::to_label;
 use capsule_contracts::project::{
-    ArchiveProject, CreateProject, DeleteProject, GetProject, ListProjects, Project, ProjectCreated, RestoreProject, ServicesRemoved,
-    UpdateProject,
+    ArchiveProject, CreateProject, DeleteProject, GetProject, ListProjects, Project, ProjectCreated, RestoreProject,
+    ServicesRemoved, UpdateProject,
 };
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
@@ -125,8 +125,7 @@ pub async fn delete_project(projects: Arc<Projects>, call: Call<DeleteProject>) 
 
 async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id: Uuid) -> Result<(), Problem> {
     tx.run(scoped!(scope, "DELETE FROM projects WHERE organization_id = :tenant AND id = $1", id)).await?;
-    let event =
-        ServicesRemoved { organization_id: scope.organization(), project_id: id, service_id: None, environment_id: None };
+    let event = ServicesRemoved { organization_id: scope.organization(), project_id: id, service_id: None, environment_id: None };
     emit(tx, context, &event).await
 }
 

@@ -78,8 +78,12 @@ async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: 
 
 pub async fn replace_variables(projects: Arc<Projects>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(&call.proof, "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1", call.message.id))
-        .await?;
+    tx.run(scoped!(
+        &call.proof,
+        "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1",
+        call.message.id
+    ))
+    .await?;
     for (name, value) in &call.message.variables {
         put(&tx, &call.proof, call.message.id, name, value).await?;
     }

@@ -19,7 +19,11 @@ pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
 }
 
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError { file: FILE.into(), line: None, message: "it cannot be read as text".into() })?;
+    let text = tree.read(FILE).ok_or_else(|| PlanError {
+        file: FILE.into(),
+        line: None,
+        message: "it cannot be read as text".into(),
+    })?;
     if !text.lines().any(|line| line.starts_with("module ")) {
         return Err(PlanError { file: FILE.into(), line: None, message: "it has no `module` line".into() });
     }
@@ -43,11 +47,21 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
             let line = tree.read(file).and_then(|text| crate::tree::line_of(&text, "package main"));
             draft.build(&command, Source { file, line }, "package main");
             draft.kind(Kind::Web);
-            draft.process("web", "./bin/app", Source { file, line }, "what the build makes", if rest.is_empty() { 0.9 } else { 0.5 });
+            draft.process(
+                "web",
+                "./bin/app",
+                Source { file, line },
+                "what the build makes",
+                if rest.is_empty() { 0.9 } else { 0.5 },
+            );
             draft.port(8080, Source::file(file), "the usual port of Go servers; PORT says the same", 0.7);
             if !rest.is_empty() {
                 let all: Vec<_> = mains.iter().map(|(package, _)| package.as_str()).collect();
-                draft.ask("build.build", &format!("several main packages are here ({}); {package} was taken", all.join(", ")), &format!("[build]\nbuild = \"go build -o bin/app {}\"", rest[0].0));
+                draft.ask(
+                    "build.build",
+                    &format!("several main packages are here ({}); {package} was taken", all.join(", ")),
+                    &format!("[build]\nbuild = \"go build -o bin/app {}\"", rest[0].0),
+                );
             }
         }
     }

@@ -11,7 +11,11 @@ pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
 }
 
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError { file: FILE.into(), line: None, message: "it cannot be read as text".into() })?;
+    let text = tree.read(FILE).ok_or_else(|| PlanError {
+        file: FILE.into(),
+        line: None,
+        message: "it cannot be read as text".into(),
+    })?;
     if !text.contains("<project") {
         return Err(PlanError { file: FILE.into(), line: None, message: "it has no <project> element".into() });
     }
@@ -22,22 +26,46 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
         draft.version("java", &version, Source::line(FILE, &text, &version));
     }
     let maven = if tree.has("mvnw") { "sh ./mvnw" } else { "mvn" };
-    draft.build(&format!("{maven} --batch-mode --no-transfer-progress -DskipTests package"), Source::file(FILE), "Maven packages it");
+    draft.build(
+        &format!("{maven} --batch-mode --no-transfer-progress -DskipTests package"),
+        Source::file(FILE),
+        "Maven packages it",
+    );
     let own = own_part(&text);
     let (Some(artifact), Some(version)) = (element(&own, "artifactId"), element(&own, "version")) else {
-        return Err(PlanError { file: FILE.into(), line: None, message: "it has no <artifactId> and <version> of its own".into() });
+        return Err(PlanError {
+            file: FILE.into(),
+            line: None,
+            message: "it has no <artifactId> and <version> of its own".into(),
+        });
     };
     let jar = element(&text, "finalName").unwrap_or_else(|| format!("{artifact}-{version}"));
     if let Some(line) = line_of(&text, "spring-boot") {
         let source = Source { file: FILE, line: Some(line) };
         draft.framework("spring-boot", source, "its parent or a dependency");
         draft.kind(Kind::Web);
-        draft.process("web", &format!("java -XX:MaxRAMPercentage=70 -Dserver.port=$PORT -jar target/{jar}.jar"), source, "Spring Boot's executable archive", 0.95);
+        draft.process(
+            "web",
+            &format!("java -XX:MaxRAMPercentage=70 -Dserver.port=$PORT -jar target/{jar}.jar"),
+            source,
+            "Spring Boot's executable archive",
+            0.95,
+        );
         draft.port(8080, source, "Spring Boot's own port; PORT says the same", 0.9);
     } else {
         draft.kind(Kind::Web);
-        draft.process("web", &format!("java -jar target/{jar}.jar"), Source::line(FILE, &text, "<artifactId>"), "the archive that Maven makes", 0.5);
-        draft.ask("processes.web", "no framework was recognized; the archive may not be executable", &format!("[processes]\nweb = \"java -cp target/{jar}.jar com.example.Main\""));
+        draft.process(
+            "web",
+            &format!("java -jar target/{jar}.jar"),
+            Source::line(FILE, &text, "<artifactId>"),
+            "the archive that Maven makes",
+            0.5,
+        );
+        draft.ask(
+            "processes.web",
+            "no framework was recognized; the archive may not be executable",
+            &format!("[processes]\nweb = \"java -cp target/{jar}.jar com.example.Main\""),
+        );
     }
     Ok(())
 }

@@ -46,7 +46,11 @@ pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
 }
 
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError { file: FILE.into(), line: None, message: "it cannot be read as text".into() })?;
+    let text = tree.read(FILE).ok_or_else(|| PlanError {
+        file: FILE.into(),
+        line: None,
+        message: "it cannot be read as text".into(),
+    })?;
     let package: Value = serde_json::from_str(&text).map_err(|error| PlanError {
         file: FILE.into(),
         line: Some(error.line()),
@@ -63,7 +67,15 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
     let framework = framework(&package, draft);
     build(&package, manager, draft);
     start(tree, &package, framework, manager, draft);
-    for (dependency, need) in [("pg", "postgresql"), ("mysql2", "mysql"), ("redis", "redis"), ("ioredis", "redis"), ("mongoose", "mongodb"), ("mongodb", "mongodb"), ("amqplib", "rabbitmq")] {
+    for (dependency, need) in [
+        ("pg", "postgresql"),
+        ("mysql2", "mysql"),
+        ("redis", "redis"),
+        ("ioredis", "redis"),
+        ("mongoose", "mongodb"),
+        ("mongodb", "mongodb"),
+        ("amqplib", "rabbitmq"),
+    ] {
         if package.has_dependency(dependency) && !draft.plan.needs.iter().any(|known| known == need) {
             draft.plan.needs.push(need.into());
             draft.because("needs", need, package.at(&format!("\"{dependency}\"")), &format!("dependency \"{dependency}\""), 0.7);
@@ -87,7 +99,9 @@ impl Package<'_> {
     }
 
     fn has_dependency(&self, name: &str) -> bool {
-        ["dependencies", "devDependencies"].iter().any(|section| self.json.get(section).is_some_and(|all| all.get(name).is_some()))
+        ["dependencies", "devDependencies"]
+            .iter()
+            .any(|section| self.json.get(section).is_some_and(|all| all.get(name).is_some()))
     }
 }
 
@@ -157,7 +171,9 @@ fn start(tree: &dyn Tree, package: &Package<'_>, framework: Option<&str>, manage
     }
     let site = SITES.into_iter().find(|(name, ..)| Some(*name) == framework);
     // `vite preview` and the like are for a look during development.
-    let preview = |command: &str| ["vite", "react-scripts", "vue-cli-service", "parcel", "serve "].iter().any(|tool| command.starts_with(tool));
+    let preview = |command: &str| {
+        ["vite", "react-scripts", "vue-cli-service", "parcel", "serve "].iter().any(|tool| command.starts_with(tool))
+    };
     let script = package.script("start").filter(|command| site.is_none() || !preview(command));
     if let Some(command) = script {
         draft.kind(Kind::Web);

@@ -8,8 +8,18 @@ const REQUIREMENTS: &str = "requirements.txt";
 const PYPROJECT: &str = "pyproject.toml";
 
 /// Files that usually hold the application object or start the program.
-const ENTRIES: [&str; 10] =
-    ["main.py", "app.py", "app/main.py", "src/main.py", "api.py", "server.py", "wsgi.py", "asgi.py", "app/__init__.py", "src/app.py"];
+const ENTRIES: [&str; 10] = [
+    "main.py",
+    "app.py",
+    "app/main.py",
+    "src/main.py",
+    "api.py",
+    "server.py",
+    "wsgi.py",
+    "asgi.py",
+    "app/__init__.py",
+    "src/app.py",
+];
 
 pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
     first_of(tree, &[REQUIREMENTS, PYPROJECT, "manage.py", "uv.lock", "poetry.lock"])
@@ -20,8 +30,14 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
     let marker = is_there(tree).unwrap_or(REQUIREMENTS);
     draft.language("python", Source::file(marker));
     let pyproject = read_pyproject(tree)?;
-    if let Some(version) = pyproject.as_ref().and_then(|p| p.toml.get("project")?.get("requires-python")?.as_str().map(str::to_owned)) {
-        draft.version("python", &version, Source::line(PYPROJECT, &pyproject.as_ref().map(|p| p.text.clone()).unwrap_or_default(), "requires-python"));
+    if let Some(version) =
+        pyproject.as_ref().and_then(|p| p.toml.get("project")?.get("requires-python")?.as_str().map(str::to_owned))
+    {
+        draft.version(
+            "python",
+            &version,
+            Source::line(PYPROJECT, &pyproject.as_ref().map(|p| p.text.clone()).unwrap_or_default(), "requires-python"),
+        );
     } else if let Some(text) = tree.read(".python-version") {
         draft.version("python", text.trim(), Source { file: ".python-version", line: Some(1) });
     } else if let Some(text) = tree.read("runtime.txt") {
@@ -30,7 +46,14 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
     install(tree, pyproject.as_ref(), draft);
     let dependencies = Dependencies { requirements: tree.read(REQUIREMENTS), pyproject: pyproject.map(|p| p.text) };
     framework(tree, &dependencies, draft);
-    for (package, need) in [("psycopg", "postgresql"), ("asyncpg", "postgresql"), ("redis", "redis"), ("celery", "redis"), ("pymongo", "mongodb"), ("mysqlclient", "mysql")] {
+    for (package, need) in [
+        ("psycopg", "postgresql"),
+        ("asyncpg", "postgresql"),
+        ("redis", "redis"),
+        ("celery", "redis"),
+        ("pymongo", "mongodb"),
+        ("mysqlclient", "mysql"),
+    ] {
         if let Some(source) = dependencies.find(package)
             && !draft.plan.needs.iter().any(|known| known == need)
         {
@@ -127,15 +150,32 @@ fn framework(tree: &dyn Tree, dependencies: &Dependencies, draft: &mut Draft) {
         });
     } else if let Some(file) = first_of(tree, &ENTRIES) {
         let text = tree.read(file).unwrap_or_default();
-        let serves = ["http.server", "aiohttp", "tornado", "socketserver", "bottle", "sanic"].iter().find_map(|module| line_of(&text, module));
+        let serves = ["http.server", "aiohttp", "tornado", "socketserver", "bottle", "sanic"]
+            .iter()
+            .find_map(|module| line_of(&text, module));
         let name = if serves.is_some() { "web" } else { "worker" };
-        draft.process(name, &format!("python {file}"), Source { file, line: serves }, "a file of this name usually starts it", 0.6);
+        draft.process(
+            name,
+            &format!("python {file}"),
+            Source { file, line: serves },
+            "a file of this name usually starts it",
+            0.6,
+        );
         if serves.is_none() {
-            draft.ask("processes.web", &format!("{file} does not look like a server; it was taken for a worker"), &format!("[processes]\nweb = \"python {file}\""));
+            draft.ask(
+                "processes.web",
+                &format!("{file} does not look like a server; it was taken for a worker"),
+                &format!("[processes]\nweb = \"python {file}\""),
+            );
         }
     }
     if draft.plan.processes.contains_key("web") {
-        draft.port(8000, Source::file(first_of(tree, &ENTRIES).unwrap_or("manage.py")), "the usual port of Python servers; PORT says the same", 0.7);
+        draft.port(
+            8000,
+            Source::file(first_of(tree, &ENTRIES).unwrap_or("manage.py")),
+            "the usual port of Python servers; PORT says the same",
+            0.7,
+        );
     }
 }
 
@@ -146,7 +186,8 @@ fn object(tree: &dyn Tree, constructor: &str, draft: &mut Draft, command: impl F
         for (index, line) in text.lines().enumerate() {
             let Some((name, rest)) = line.split_once('=') else { continue };
             let name = name.split(':').next().unwrap_or_default().trim();
-            let plain = !line.starts_with([' ', '\t', '#']) && !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+            let plain =
+                !line.starts_with([' ', '\t', '#']) && !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
             if plain && rest.trim_start().starts_with(constructor) {
                 let module = file.trim_end_matches(".py").trim_end_matches("/__init__").replace('/', ".");
                 if draft.plan.kind == Kind::Unknown {
@@ -168,13 +209,29 @@ fn object(tree: &dyn Tree, constructor: &str, draft: &mut Draft, command: impl F
 fn django(tree: &dyn Tree, dependencies: &Dependencies, draft: &mut Draft) {
     draft.kind(Kind::Web);
     // The package that holds wsgi.py is the project's.
-    let project = tree.list("").into_iter().filter_map(|name| name.strip_suffix('/').map(str::to_owned)).find(|folder| tree.has(&format!("{folder}/wsgi.py")));
+    let project = tree
+        .list("")
+        .into_iter()
+        .filter_map(|name| name.strip_suffix('/').map(str::to_owned))
+        .find(|folder| tree.has(&format!("{folder}/wsgi.py")));
     match (&project, dependencies.find("gunicorn")) {
         (Some(project), Some(source)) => {
-            draft.process("web", &format!("gunicorn --bind 0.0.0.0:$PORT {project}.wsgi"), source, "Django's WSGI application under gunicorn", 0.95);
+            draft.process(
+                "web",
+                &format!("gunicorn --bind 0.0.0.0:$PORT {project}.wsgi"),
+                source,
+                "Django's WSGI application under gunicorn",
+                0.95,
+            );
         }
         _ => {
-            draft.process("web", "python manage.py runserver --noreload 0.0.0.0:$PORT", Source::file("manage.py"), "Django's own server", 0.6);
+            draft.process(
+                "web",
+                "python manage.py runserver --noreload 0.0.0.0:$PORT",
+                Source::file("manage.py"),
+                "Django's own server",
+                0.6,
+            );
             draft.ask(
                 "processes.web",
                 "Django's own server is for development; no gunicorn is among the dependencies",
@@ -189,6 +246,10 @@ fn django(tree: &dyn Tree, dependencies: &Dependencies, draft: &mut Draft) {
     if let Some((file, text)) = settings.and_then(|file| tree.read(&file).map(|text| (file, text)))
         && let Some(line) = text.lines().position(|line| line.starts_with("STATIC_ROOT"))
     {
-        draft.build("python manage.py collectstatic --noinput", Source { file: &file, line: Some(line + 1) }, "STATIC_ROOT is set");
+        draft.build(
+            "python manage.py collectstatic --noinput",
+            Source { file: &file, line: Some(line + 1) },
+            "STATIC_ROOT is set",
+        );
     }
 }

@@ -13,7 +13,11 @@ pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
 }
 
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError { file: FILE.into(), line: None, message: "it cannot be read as text".into() })?;
+    let text = tree.read(FILE).ok_or_else(|| PlanError {
+        file: FILE.into(),
+        line: None,
+        message: "it cannot be read as text".into(),
+    })?;
     let manifest = text.parse::<toml::Table>().map_err(|error| PlanError {
         file: FILE.into(),
         line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
@@ -27,7 +31,11 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
     }
     let Some(name) = manifest.get("package").and_then(|package| package.get("name")?.as_str()) else {
         draft.kind(Kind::Monorepo);
-        draft.ask("build.build", "this is a workspace; which member is to be deployed?", "[build]\nbuild = \"cargo install --locked --path member --root .\"\n[processes]\nweb = \"./bin/member\"");
+        draft.ask(
+            "build.build",
+            "this is a workspace; which member is to be deployed?",
+            "[build]\nbuild = \"cargo install --locked --path member --root .\"\n[processes]\nweb = \"./bin/member\"",
+        );
         return Ok(());
     };
     let declared: Vec<&str> = manifest
@@ -43,10 +51,20 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
     let locked = if tree.has("Cargo.lock") { " --locked" } else { "" };
     draft.build(&format!("cargo install{locked} --path . --root ."), Source::file(FILE), "Cargo builds it into bin/");
     draft.kind(Kind::Web);
-    draft.process("web", &format!("./bin/{program}"), Source::line(FILE, &text, "name ="), "the program that the build makes", if declared.len() > 1 { 0.5 } else { 0.9 });
+    draft.process(
+        "web",
+        &format!("./bin/{program}"),
+        Source::line(FILE, &text, "name ="),
+        "the program that the build makes",
+        if declared.len() > 1 { 0.5 } else { 0.9 },
+    );
     draft.port(8080, Source::file(FILE), "the usual port of Rust servers; PORT says the same", 0.7);
     if declared.len() > 1 {
-        draft.ask("processes.web", &format!("several programs are built ({}); {program} was taken", declared.join(", ")), &format!("[processes]\nweb = \"./bin/{}\"", declared[1]));
+        draft.ask(
+            "processes.web",
+            &format!("several programs are built ({}); {program} was taken", declared.join(", ")),
+            &format!("[processes]\nweb = \"./bin/{}\"", declared[1]),
+        );
     }
     Ok(())
 }

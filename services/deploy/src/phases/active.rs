@@ -13,7 +13,8 @@ use crate::{Deploys, instances, reconcile, routes};
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
     let all = instances::of(deploys, placement).await?;
-    let of_role = |role: &str| all.iter().filter(|instance| instance.role == role).map(|instance| instance.id.as_str()).collect::<Vec<_>>();
+    let of_role =
+        |role: &str| all.iter().filter(|instance| instance.role == role).map(|instance| instance.id.as_str()).collect::<Vec<_>>();
     let candidates: Vec<&str> =
         all.iter().filter(|i| i.role == "candidate" && i.deployment_id == row.id).map(|i| i.id.as_str()).collect();
     let (serving, context) = (of_role("serving"), Context::background("deploy"));

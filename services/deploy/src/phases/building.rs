@@ -5,23 +5,33 @@ use capsule_buildplan::{Folder, Kind};
 use capsule_contracts::Problem;
 
 use super::{files, host};
+use crate::Deploys;
 use crate::controller::Failure;
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
-use crate::Deploys;
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
     let source = deploys.work_directory(row.id).join("source");
     let log = deploys.build_log(row.id);
     let planned = source.clone();
     let plan = files(move || {
-        capsule_buildplan::plan(&Folder::new(&planned)).map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
+        capsule_buildplan::plan(&Folder::new(&planned))
+            .map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
     })
     .await?;
     let found = plan.detection.framework.as_deref().or(plan.detection.language.as_deref()).unwrap_or("nothing known");
     say(&log, &format!("found {found}; {} process type(s)", plan.processes.len())).map_err(host)?;
     for question in &plan.questions {
-        say(&log, &format!("in doubt about {}: {}. This settles it in capsule.toml: {}", question.field, question.text, question.answer_with.replace('\n', " "))).map_err(host)?;
+        say(
+            &log,
+            &format!(
+                "in doubt about {}: {}. This settles it in capsule.toml: {}",
+                question.field,
+                question.text,
+                question.answer_with.replace('\n', " ")
+            ),
+        )
+        .map_err(host)?;
     }
     if !matches!(plan.kind, Kind::Static) && plan.processes.is_empty() {
         let answer = plan.questions.first().map_or_else(
