@@ -1,0 +1,240 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// From a folder to a running, routed application.
+#[derive(Debug, Parser)]
+#[command(name = "capsule", version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// The server to talk to, such as https://capsule.example.com [default: the one of this host, or the one signed in to last]
+    #[arg(long, global = true, env = "CAPSULE_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// The data directory of this host's server [default: /var/lib/capsule for root, ~/.local/share/capsule for others]
+    #[arg(long, global = true, env = "CAPSULE_DATA", value_name = "DIRECTORY")]
+    pub data: Option<PathBuf>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a server
+    Server(Server),
+    /// Look at a server's configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Sign in to a server, or make an account there
+    Login(Login),
+    /// Sign out
+    Logout,
+    /// Tell who is signed in, and where
+    Whoami,
+    /// Write a capsule.toml for a folder
+    Init(At),
+    /// Show what a folder would be deployed as, and why
+    Plan {
+        /// The folder to look at
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Deploy a folder
+    Deploy {
+        #[command(flatten)]
+        at: At,
+        /// Do not wait for the deployment's end
+        #[arg(long)]
+        detach: bool,
+        /// Take the proposed name of whatever is not given, without asking
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Show how a service is
+    Status(At),
+    /// Show what a service's instances print, or the log of a deployment
+    Logs {
+        #[command(flatten)]
+        at: At,
+        /// Keep showing what is printed from now on
+        #[arg(long, short)]
+        follow: bool,
+        /// Begin with this many of the newest lines of each instance
+        #[arg(long, short = 'n', value_name = "LINES")]
+        tail: Option<u32>,
+        /// Show the log of the latest deployment, or of the one of this number
+        #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "0")]
+        deployment: Option<i64>,
+    },
+    /// Look at variables and secrets, and change them
+    Env {
+        #[command(subcommand)]
+        command: EnvCommand,
+    },
+    /// Replace a service's instances by new ones, without losing a request
+    Restart(At),
+    /// Stop a service's instances
+    Stop(At),
+    /// Start a stopped service
+    Start(At),
+    /// Return to an earlier deployment, with its configuration, without building
+    Rollback {
+        /// The number of the deployment to return to [default: the one before the present]
+        number: Option<i64>,
+        #[command(flatten)]
+        at: Place,
+    },
+    /// Open a service's address in the browser
+    Open(At),
+    /// Delete a service with all that runs of it
+    Destroy {
+        #[command(flatten)]
+        at: At,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Check whether this host can build and run applications
+    Doctor,
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Server {
+    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where applications and the API are reached, such as 0.0.0.0:80
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Another setting, by its name: --set build.memory_mib=2048
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
+    #[command(subcommand)]
+    pub command: Option<ServerCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
+    /// Stop the server, every instance and the ingress; data stays
+    Down,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the configuration, and show each setting with where it comes from
+    Check(ConfigCheck),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigCheck {
+    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A setting as it would be given to the server
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct Login {
+    /// Your e-mail address; the password is asked for, or read from standard input
+    #[arg(long)]
+    pub email: Option<String>,
+    /// Make an account instead of signing in to one
+    #[arg(long)]
+    pub register: bool,
+    /// Your name, for a new account
+    #[arg(long, requires = "register")]
+    pub name: Option<String>,
+    /// The set-up token, for the first account of an installation
+    #[arg(long, requires = "register", env = "CAPSULE_SETUP_TOKEN", hide_env_values = true)]
+    pub setup_token: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EnvCommand {
+    /// List the variables, and the names of the secrets
+    List(Place),
+    /// Set variables
+    Set {
+        /// NAME=VALUE; for a secret NAME alone asks for the value, or reads it from standard input
+        #[arg(required = true)]
+        variables: Vec<String>,
+        /// Keep them as secrets: encrypted, and never shown again
+        #[arg(long)]
+        secret: bool,
+        #[command(flatten)]
+        at: Place,
+    },
+    /// Remove variables or secrets
+    Unset {
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        at: Place,
+    },
+}
+
+/// A folder, and the service it is.
+#[derive(Clone, Debug, Args)]
+pub struct At {
+    /// The application's folder
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub names: Names,
+}
+
+/// As [`At`], for commands whose positional arguments are other things.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// The application's folder
+    #[arg(long, short = 'C', default_value = ".", value_name = "FOLDER")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub names: Names,
+}
+
+impl From<Place> for At {
+    fn from(place: Place) -> Self {
+        Self { folder: place.folder, names: place.names }
+    }
+}
+
+/// Which service in which environment; what is not given is in the folder's `capsule.toml`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Names {
+    /// The organization, by its slug
+    #[arg(long, short = 'o', value_name = "SLUG")]
+    pub organization: Option<String>,
+    /// The project, by its slug
+    #[arg(long, short = 'p', value_name = "SLUG")]
+    pub project: Option<String>,
+    /// The service, by its name
+    #[arg(long, short = 's', value_name = "NAME")]
+    pub service: Option<String>,
+    /// The environment, by its name [default: production]
+    #[arg(long, short = 'e', value_name = "NAME")]
+    pub environment: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    text.split_once('=').map(|(name, value)| (name.into(), value.into())).ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        super::Arguments::command().debug_assert();
+    }
+}

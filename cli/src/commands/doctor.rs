@@ -1,0 +1,136 @@
+//! `capsule doctor`: can this host build and run applications, and does a server answer?
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+use capsule_builder::{Settings, Toolchains};
+use capsule_runtime::{Limits, Network, ProcessRuntime, Spec};
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::terminal::Terminal;
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    /// `ok`, `warning` or `problem`.
+    state: &'static str,
+    text: String,
+}
+
+fn finding(name: &'static str, state: &'static str, text: impl Into<String>) -> Finding {
+    Finding { name, state, text: text.into() }
+}
+
+pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let mut findings = vec![server(client), sandbox(), limits(), network(), space(directory)];
+    findings.extend(toolchains());
+    let broken = findings.iter().any(|finding| finding.state == "problem");
+    terminal.show(&findings, |findings| {
+        let mark = |state: &str| match state {
+            "ok" => "✓",
+            "warning" => "!",
+            _ => "✗",
+        };
+        let lines = findings.iter().map(|finding| format!("{} {:<10} {}", mark(finding.state), finding.name, finding.text));
+        lines.collect::<Vec<_>>().join("\n")
+    })?;
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn server(client: anyhow::Result<Client>) -> Finding {
+    let asked = client.and_then(|mut client| {
+        let user: capsule_contracts::identity::User = client.get("/auth/me")?;
+        Ok((client.name().to_owned(), user.email))
+    });
+    match asked {
+        Ok((name, email)) => finding("server", "ok", format!("{name} answers, and you are {email}")),
+        Err(error) => finding("server", "problem", format!("{error:#}").replace('\n', "; ")),
+    }
+}
+
+/// The sandbox is tried, not guessed at.
+fn sandbox() -> Finding {
+    match try_sandbox() {
+        Ok(0) => finding("sandbox", "ok", "processes can be run in a sandbox of their own"),
+        Ok(code) => finding("sandbox", "problem", format!("a process in a sandbox ended with {code} instead of 0")),
+        Err(error) => finding("sandbox", "problem", format!("processes cannot be run in a sandbox: {error:#}")),
+    }
+}
+
+fn try_sandbox() -> anyhow::Result<i32> {
+    let folder = tempfile::tempdir()?;
+    let runtime = ProcessRuntime::new(folder.path().join("run"), std::env::current_exe()?)?;
+    let app = folder.path().join("app");
+    std::fs::create_dir(&app)?;
+    let spec = Spec {
+        id: "doctor".into(),
+        command: "true".into(),
+        directory: app,
+        mounts: Vec::new(),
+        environment: BTreeMap::new(),
+        uid: 65534,
+        limits: Limits { seconds: Some(10), ..Limits::default() },
+        network: Network::Isolated,
+        once: true,
+        grace_seconds: 1,
+        run_directory: runtime.run_directory().into(),
+        log_directory: folder.path().join("log"),
+    };
+    let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    asynchronous.block_on(async { Ok(runtime.run_once(&spec).await?.wait().await?) })
+}
+
+fn limits() -> Finding {
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let v1 = Path::new("/sys/fs/cgroup/memory").exists();
+    match (v2, v1) {
+        (true, _) => finding("limits", "ok", "cgroup v2"),
+        (_, true) => finding("limits", "ok", "cgroup v1"),
+        _ => finding("limits", "warning", "there are no cgroups here: memory and CPU limits cannot be enforced"),
+    }
+}
+
+fn network() -> Finding {
+    if !rustix::process::geteuid().is_root() {
+        return finding("network", "warning", "not root: applications cannot reach the world outside");
+    }
+    match ["ip", "nft"].into_iter().find(|program| !on_path(program)) {
+        Some(missing) => finding(
+            "network",
+            "problem",
+            format!("`{missing}` is missing: applications cannot reach the world outside; `apt-get install iproute2 nftables`"),
+        ),
+        None => finding("network", "ok", "applications can be given a network of their own"),
+    }
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|folder| folder.join(program).is_file())
+}
+
+fn space(directory: &Path) -> Finding {
+    let known = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(known) {
+        Ok(space) => {
+            let gib = (space.f_bavail * space.f_frsize) >> 30;
+            let state = if gib < 2 { "warning" } else { "ok" };
+            finding("disk", state, format!("{gib} GiB free for {}", directory.display()))
+        }
+        Err(error) => finding("disk", "warning", format!("free space of {} is not known: {error}", directory.display())),
+    }
+}
+
+fn toolchains() -> Vec<Finding> {
+    let Ok(folder) = tempfile::tempdir() else { return Vec::new() };
+    let Ok(toolchains) = Toolchains::discover(folder.path(), Settings::default()) else { return Vec::new() };
+    [("node", "node"), ("python", "python3"), ("go", "go"), ("rust", "cargo"), ("java", "java"), ("maven", "mvn")]
+        .into_iter()
+        .map(|(name, program)| match toolchains.find(program) {
+            Some(path) => finding(name, "ok", path.display().to_string()),
+            None => finding(name, "warning", "not on this host: such applications cannot be built here"),
+        })
+        .collect()
+}

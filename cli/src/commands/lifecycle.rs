@@ -1,0 +1,57 @@
+//! A service's instances replaced, stopped, started, taken back; the service ended.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use capsule_contracts::Empty;
+use capsule_contracts::deploy::Deployment;
+use serde_json::json;
+
+use super::deploy::follow;
+use super::service::{self, Found};
+use crate::arguments::At;
+use crate::client::Client;
+use crate::folder;
+use crate::terminal::{Terminal, confirm};
+
+pub fn restart(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    found.tell(&mut client, "restart")?;
+    follow_newest(&mut client, &found, terminal)
+}
+
+pub fn start(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    found.tell(&mut client, "start")?;
+    follow_newest(&mut client, &found, terminal)
+}
+
+pub fn stop(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    let state = found.tell(&mut client, "stop")?;
+    terminal.show(&state, |_| format!("Stopped {} in {}.", found.service.name, found.environment))
+}
+
+pub fn rollback(mut client: Client, at: &At, number: Option<i64>, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    let body = json!({"environment": found.environment, "number": number});
+    let deployment: Deployment = client.post(&format!("/services/{}/rollback", found.service.id), &body)?;
+    follow(&mut client, &deployment, terminal)
+}
+
+pub fn destroy(mut client: Client, at: &At, yes: bool, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    let question = format!("Delete the service {} of {} with all that runs of it?", found.service.name, found.project.slug);
+    if !confirm(&question, yes)? {
+        bail!("nothing was deleted");
+    }
+    let _: Empty = client.delete(&format!("/services/{}", found.service.id))?;
+    terminal.show(&json!({"deleted": found.service.id}), |_| format!("Deleted {}.", found.service.name))
+}
+
+fn follow_newest(client: &mut Client, found: &Found, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    match found.deployments(client, 1)?.first() {
+        Some(deployment) => follow(client, deployment, terminal),
+        None => bail!("{} was never deployed to {}", found.service.name, found.environment),
+    }
+}

@@ -1,0 +1,78 @@
+//! What a folder would be deployed as.
+
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use capsule_buildplan::{Folder, Kind, Plan};
+use serde_json::json;
+
+use crate::arguments::At;
+use crate::folder;
+use crate::terminal::{Terminal, table};
+
+pub fn plan(folder: &Path, terminal: Terminal) -> anyhow::Result<()> {
+    terminal.show(&of(folder)?, text)
+}
+
+/// Writes a `capsule.toml` that says where the folder is deployed to.
+pub fn init(at: &At, terminal: Terminal) -> anyhow::Result<()> {
+    let wanted = folder::known_or_asked(at, false)?;
+    let plan = of(&at.folder)?;
+    let written = folder::remember(&at.folder, &wanted)?;
+    let result = json!({"project": wanted.project, "service": wanted.service, "written": written, "plan": plan});
+    terminal.show(&result, |_| {
+        let told = if written { "Wrote" } else { "Nothing to add to" };
+        format!("{}\n{told} {}.\nDeploy with: capsule deploy", text(&plan), at.folder.join("capsule.toml").display())
+    })
+}
+
+/// The plan of a folder on this machine.
+pub fn of(folder: &Path) -> anyhow::Result<Plan> {
+    if !folder.is_dir() {
+        bail!("there is no folder {}", folder.display());
+    }
+    capsule_buildplan::plan(&Folder::new(folder)).map_err(|error| anyhow!("{}/{error}", folder.display()))
+}
+
+/// In a few words: `javascript, express`.
+pub fn summary(plan: &Plan) -> String {
+    let detection = &plan.detection;
+    let mut parts: Vec<&str> = [&detection.language, &detection.framework].into_iter().flatten().map(String::as_str).collect();
+    if plan.kind == Kind::Static && !parts.contains(&"static") {
+        parts.push("static");
+    }
+    if parts.is_empty() { "nothing known".into() } else { parts.join(", ") }
+}
+
+fn text(plan: &Plan) -> String {
+    let mut sections = vec![format!("This is {}.", summary(plan))];
+    let mut commands: Vec<Vec<String>> = Vec::new();
+    for (name, command) in [("install", &plan.build.install), ("build", &plan.build.build), ("release", &plan.build.release)] {
+        commands.extend(command.as_ref().map(|command| vec![name.into(), command.clone()]));
+    }
+    commands.extend(plan.processes.iter().map(|(name, command)| vec![name.clone(), command.clone()]));
+    if plan.kind == Kind::Static {
+        commands.push(vec!["files".into(), plan.build.output.clone().unwrap_or_else(|| ".".into())]);
+    }
+    if !commands.is_empty() {
+        sections.push(table(&["STEP", "WOULD BE RUN OR SERVED"], &commands));
+    }
+    let evidence: Vec<Vec<String>> = plan
+        .evidence
+        .iter()
+        .map(|evidence| {
+            let place = evidence.line.map_or_else(|| evidence.file.clone(), |line| format!("{}:{line}", evidence.file));
+            vec![evidence.field.clone(), evidence.value.clone(), place, evidence.reason.clone()]
+        })
+        .collect();
+    if !evidence.is_empty() {
+        sections.push(table(&["FOUND", "VALUE", "IN", "BECAUSE"], &evidence));
+    }
+    for question in &plan.questions {
+        sections.push(format!(
+            "In doubt about {}: {}. This in capsule.toml settles it:\n{}",
+            question.field, question.text, question.answer_with
+        ));
+    }
+    sections.join("\n\n")
+}

@@ -1,0 +1,92 @@
+//! How a service is, and where.
+
+use capsule_contracts::Timestamp;
+use capsule_contracts::deploy::{Deployment, ServiceState};
+use serde_json::json;
+
+use super::service;
+use crate::arguments::At;
+use crate::client::Client;
+use crate::folder;
+use crate::terminal::{Terminal, table};
+
+pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    let state = found.state(&mut client)?;
+    let deployments = found.deployments(&mut client, 5)?;
+    terminal.show(&json!({"service": found.service, "state": state, "deployments": deployments}), |_| {
+        format!("{} in {}: {}\n{}\n{}", found.service.name, found.environment, state.state, state.url, text(&state, &deployments))
+    })
+}
+
+fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
+    let mut sections = Vec::new();
+    if !state.instances.is_empty() {
+        let rows: Vec<_> = state
+            .instances
+            .iter()
+            .map(|instance| {
+                vec![
+                    instance.id.clone(),
+                    instance.process.clone(),
+                    instance.state.clone(),
+                    instance.pid.map_or_else(String::new, |pid| pid.to_string()),
+                    instance.memory_bytes.map_or_else(String::new, |bytes| format!("{} MiB", bytes >> 20)),
+                    instance.restarts.to_string(),
+                    instance.started_at.map_or_else(String::new, age),
+                ]
+            })
+            .collect();
+        sections.push(table(&["INSTANCE", "PROCESS", "STATE", "PID", "MEMORY", "RESTARTS", "AGE"], &rows));
+        let mut warnings: Vec<&String> = state.instances.iter().flat_map(|instance| &instance.warnings).collect();
+        warnings.sort();
+        warnings.dedup();
+        sections.extend(warnings.into_iter().map(|warning| format!("warning: {warning}")));
+    }
+    if !deployments.is_empty() {
+        let rows: Vec<_> = deployments
+            .iter()
+            .map(|deployment| {
+                let error = deployment.error.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_owned();
+                vec![
+                    deployment.number.to_string(),
+                    deployment.status.name().into(),
+                    deployment.trigger.clone(),
+                    age(deployment.created_at),
+                    error,
+                ]
+            })
+            .collect();
+        sections.push(table(&["DEPLOYMENT", "STATUS", "BY", "AGE", ""], &rows));
+    }
+    if sections.is_empty() { String::new() } else { format!("\n{}", sections.join("\n\n")) }
+}
+
+/// How long ago: `12s`, `5m`, `3h`, `2d`.
+fn age(at: Timestamp) -> String {
+    let seconds = (Timestamp::now().0 - at.0).max(0) / 1_000_000;
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+pub fn open(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::known(at)?)?;
+    let url = found.state(&mut client)?.url;
+    let opened = !terminal.json && browse(&url);
+    terminal.show(&json!({"url": url, "opened": opened}), |_| url.clone())
+}
+
+/// Asks the desktop to show a page; says whether there is one that could.
+fn browse(url: &str) -> bool {
+    let desktop = std::env::var_os("DISPLAY").is_some() || std::env::var_os("WAYLAND_DISPLAY").is_some();
+    let programs: &[&str] = if cfg!(target_os = "macos") { &["open"] } else { &["xdg-open", "wslview"] };
+    (desktop || cfg!(target_os = "macos"))
+        && programs.iter().any(|program| {
+            let quiet = std::process::Stdio::null;
+            std::process::Command::new(program).arg(url).stdout(quiet()).stderr(quiet()).spawn().is_ok()
+        })
+}

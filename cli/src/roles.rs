@@ -1,0 +1,49 @@
+//! What the server starts this binary as: shims, sandboxes, the ingress. Not for people.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Takes the role that the first argument names, if it names one.
+pub fn take() -> Option<ExitCode> {
+    let code = |status: i32| ExitCode::from(u8::try_from(status).unwrap_or(1));
+    match std::env::args().nth(1).as_deref() {
+        Some("shim") => Some(code(capsule_runtime::shim::run())),
+        Some("sandbox") => Some(code(capsule_runtime::sandbox::run())),
+        Some("ingress") => Some(match ingress() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        }),
+        _ => None,
+    }
+}
+
+/// `capsule ingress --data DIR --listen ADDR`
+fn ingress() -> std::io::Result<()> {
+    let mut data = None;
+    let mut listen = None;
+    let mut arguments = std::env::args().skip(2);
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--data" => data = arguments.next().map(PathBuf::from),
+            "--listen" => listen = arguments.next().and_then(|address| address.parse().ok()),
+            _ => {}
+        }
+    }
+    let (Some(data), Some(listen)) = (data, listen) else {
+        return Err(std::io::Error::other("the ingress is started by `capsule server`"));
+    };
+    // A session of its own: what ends the server's terminal does not end the ingress.
+    let _ = rustix::process::setsid();
+    let run = data.join("run");
+    let options = capsule_ingress::Options {
+        listen,
+        control: run.join("ingress.sock"),
+        instances: run.join("i"),
+        gateway: run.join("gateway.sock"),
+        table: data.join("routes.json"),
+    };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(capsule_ingress::run(options))
+}

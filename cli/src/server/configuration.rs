@@ -1,0 +1,288 @@
+//! The server's configuration: defaults, then a file, then the environment, then flags; later goes
+//! before earlier. Every setting is known here, with its type and where its value came from.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// All settings of a server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configuration {
+    /// Where the ingress listens: applications and the API.
+    pub listen: SocketAddr,
+    /// Where health and metrics are told. Keep it private.
+    pub private_listen: SocketAddr,
+    /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
+    pub base_domain: String,
+    pub log: Log,
+    pub uploads: Uploads,
+    pub build: Build,
+    pub deploy: Deploy,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Such as `info` or `info,capsule_deploy=debug`.
+    pub levels: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Pretty,
+    Json,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uploads {
+    pub max_mib: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    /// How many builds run at a time.
+    pub concurrent: u32,
+    /// What one build may use; it gives way to running applications in any case.
+    pub memory_mib: u32,
+    pub cpu_percent: u32,
+    pub seconds: u32,
+    /// Certificate authorities beyond the tools' own, for builds and applications; empty is none.
+    pub ca_bundle: PathBuf,
+    /// Variables of every build, such as those that name a registry mirror.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// How long a new instance may take to become healthy.
+    pub health_seconds: u32,
+    /// How long an old one may take to finish its requests.
+    pub drain_seconds: u32,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            private_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            base_domain: "localhost".into(),
+            log: Log { format: LogFormat::Pretty, levels: "info".into() },
+            uploads: Uploads { max_mib: 512 },
+            build: Build {
+                concurrent: 1,
+                memory_mib: 4096,
+                cpu_percent: u32::try_from(cores * 100).unwrap_or(100),
+                seconds: 1800,
+                ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).unwrap_or_default(),
+                environment: BTreeMap::new(),
+            },
+            deploy: Deploy { health_seconds: 60, drain_seconds: 30 },
+        }
+    }
+}
+
+/// A configuration, and for each setting where its value came from.
+pub struct Loaded {
+    pub configuration: Configuration,
+    pub origins: BTreeMap<String, String>,
+}
+
+/// Reads the configuration of the server with this data directory. `flags` are settings by their
+/// dotted names.
+pub fn load(data: &Path, file: Option<&Path>, flags: &[(String, String)]) -> anyhow::Result<Loaded> {
+    load_with(data, file, flags, |name| std::env::var(name).ok())
+}
+
+fn load_with(
+    data: &Path,
+    file: Option<&Path>,
+    flags: &[(String, String)],
+    environment: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<Loaded> {
+    let defaults = Table::try_from(Configuration::default())?;
+    let mut settings = BTreeMap::new();
+    collect("", &defaults, &mut settings);
+    let mut origins: BTreeMap<String, String> = settings.keys().map(|name| (name.clone(), "default".to_owned())).collect();
+    let mut table = defaults;
+
+    let path = file.map_or_else(|| data.join("capsule.toml"), Path::to_path_buf);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let read: Table = toml::from_str(&text).map_err(|error| located(&path, &text, &error))?;
+            let mut found = BTreeMap::new();
+            collect("", &read, &mut found);
+            for (name, value) in found {
+                put(&mut table, &name, value);
+                // One setting at a time, so that what is wrong is told with its line.
+                if let Err(error) = table.clone().try_into::<Configuration>() {
+                    let key = name.rsplit('.').next().unwrap_or(&name);
+                    let line = text
+                        .lines()
+                        .position(|line| line.trim_start().starts_with(key))
+                        .map_or(String::new(), |n| format!(":{}", n + 1));
+                    bail!("{}{line}: {name}: {}", path.display(), error.message());
+                }
+                origins.insert(name, path.display().to_string());
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
+        Err(error) => return Err(error).with_context(|| format!("the configuration {} cannot be read", path.display())),
+    }
+
+    for (name, default) in &settings {
+        let variable = format!("CAPSULE_{}", name.replace('.', "_").to_uppercase());
+        if let Some(text) = environment(&variable) {
+            set(&mut table, name, default, &text).with_context(|| format!("the environment variable {variable}"))?;
+            origins.insert(name.clone(), format!("the environment variable {variable}"));
+        }
+    }
+    for (name, text) in flags {
+        let in_environment = name.strip_prefix("build.environment.").filter(|rest| !rest.is_empty());
+        let default = settings.get(name).cloned().or_else(|| in_environment.map(|_| Value::String(String::new())));
+        let Some(default) = default else {
+            let known = settings.keys().cloned().collect::<Vec<_>>().join(", ");
+            bail!("there is no setting `{name}`; there are {known}");
+        };
+        set(&mut table, name, &default, text).with_context(|| format!("the setting {name}"))?;
+        origins.insert(name.clone(), "the command line".into());
+    }
+    let configuration: Configuration = table.try_into()?;
+    check(&configuration)?;
+    Ok(Loaded { configuration, origins })
+}
+
+fn check(configuration: &Configuration) -> anyhow::Result<()> {
+    let domain = &configuration.base_domain;
+    let well_formed = domain.len() <= 200
+        && domain.split('.').all(|label| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        });
+    if !well_formed {
+        bail!("base_domain must be a domain name in lower case such as `apps.example.com`, not `{domain}`");
+    }
+    for (name, value) in [
+        ("uploads.max_mib", configuration.uploads.max_mib),
+        ("build.concurrent", configuration.build.concurrent),
+        ("build.memory_mib", configuration.build.memory_mib),
+        ("build.cpu_percent", configuration.build.cpu_percent),
+        ("build.seconds", configuration.build.seconds),
+        ("deploy.health_seconds", configuration.deploy.health_seconds),
+    ] {
+        if value == 0 {
+            bail!("{name} must be at least 1");
+        }
+    }
+    let bundle = &configuration.build.ca_bundle;
+    if !bundle.as_os_str().is_empty() && !bundle.is_file() {
+        bail!("build.ca_bundle: there is no file {}", bundle.display());
+    }
+    Ok(())
+}
+
+/// The settings of a table by their dotted names.
+fn collect(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>) {
+    for (name, value) in table {
+        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) => collect(&name, inner, into),
+            value => {
+                into.insert(name, value.clone());
+            }
+        }
+    }
+}
+
+fn put(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        // A name with dots of its own can only be a variable's.
+        Some((section, rest)) => {
+            if let Value::Table(inner) = table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
+                put(inner, rest, value);
+            } else {
+                table.insert(section.into(), Value::Table(Table::from_iter([(rest.to_owned(), value)])));
+            }
+        }
+        None => {
+            table.insert(name.into(), value);
+        }
+    }
+}
+
+/// Puts a text where a value of `default`'s type belongs.
+fn set(table: &mut Table, name: &str, default: &Value, text: &str) -> anyhow::Result<()> {
+    let value = match default {
+        Value::Integer(_) => Value::Integer(text.parse().with_context(|| format!("`{text}` is not a whole number"))?),
+        _ => Value::String(text.into()),
+    };
+    put(table, name, value);
+    table.clone().try_into::<Configuration>().map_err(|error| anyhow::anyhow!("`{text}`: {}", error.message()))?;
+    Ok(())
+}
+
+fn located(path: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    anyhow::anyhow!("{}:{line}: {}", path.display(), error.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::load_with;
+    use std::path::Path;
+
+    fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> anyhow::Result<super::Loaded> {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("capsule.toml"), file).expect("written");
+        let flags: Vec<_> = flags.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        load_with(folder.path(), None, &flags, |name| {
+            environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_before_the_file_before_defaults() {
+        let file = "base_domain = \"file.test\"\n[build]\nseconds = 10\nmemory_mib = 20\n[build.environment]\nMIRROR = \"m\"\n";
+        let environment = [("CAPSULE_BUILD_SECONDS", "11"), ("CAPSULE_BUILD_MEMORY_MIB", "21")];
+        let loaded = load(file, &environment, &[("build.seconds", "12")]).expect("all are fine");
+        let build = &loaded.configuration.build;
+        assert_eq!((build.seconds, build.memory_mib), (12, 21));
+        assert_eq!(loaded.configuration.base_domain, "file.test");
+        assert_eq!(build.environment["MIRROR"], "m");
+        assert_eq!(loaded.configuration.deploy.drain_seconds, 30);
+        assert_eq!(loaded.origins["build.seconds"], "the command line");
+        assert_eq!(loaded.origins["deploy.drain_seconds"], "default");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        let told = |file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]| {
+            format!("{:#}", load(file, environment, flags).err().expect("wrong"))
+        };
+        assert!(told("\n\nlissten = \"x\"", &[], &[]).contains("capsule.toml:3: lissten: unknown field"));
+        assert!(told("[build]\nseconds = \"long\"", &[], &[]).contains("capsule.toml:2: build.seconds"));
+        assert!(told("a = [", &[], &[]).contains("capsule.toml:1"));
+        assert!(told("", &[("CAPSULE_LISTEN", "everywhere")], &[]).contains("CAPSULE_LISTEN: `everywhere`"));
+        assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are base_domain"));
+        assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
+        assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let missing = Path::new("/nowhere/capsule.toml");
+        assert!(load_with(Path::new("/"), Some(missing), &[], |_| None).is_err());
+    }
+}

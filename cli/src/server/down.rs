@@ -1,0 +1,45 @@
+//! `capsule server down`: the server, every instance and the ingress of a data directory end.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use capsule_runtime::ProcessRuntime;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::data;
+
+/// A server may take this long to say goodbye.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Ends everything that runs out of a data directory; its data stays. Returns how many instances ended.
+pub fn down(directory: &Path) -> anyhow::Result<usize> {
+    let directory = directory.canonicalize().with_context(|| format!("there is no data directory {}", directory.display()))?;
+    if let Some(server) = data::running(&directory) {
+        let pid = i32::try_from(server.pid).ok().and_then(Pid::from_raw).context("the server's process id is malformed")?;
+        kill_process(pid, Signal::TERM).context("the server cannot be told to stop")?;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while data::is_claimed(&directory) {
+        if Instant::now() > deadline {
+            bail!("the server does not stop");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let runtime = ProcessRuntime::new(directory.join("run/i"), std::env::current_exe()?)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let names = runtime.list()?;
+        let mut stopping = tokio::task::JoinSet::new();
+        for name in &names {
+            let (runtime, name) = (runtime.clone(), name.clone());
+            stopping.spawn(async move { runtime.stop(&name).await });
+        }
+        while let Some(stopped) = stopping.join_next().await {
+            stopped??;
+        }
+        let ingress = capsule_ingress::Client::new(&directory.join("run/ingress.sock"));
+        // An error is its absence.
+        let _ = ingress.shutdown().await;
+        Ok(names.len())
+    })
+}
