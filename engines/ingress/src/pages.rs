@@ -46,6 +46,12 @@ pub fn state(request: &HeaderMap, state: State) -> Response<Body> {
             detail: "It will be here in a moment; this page looks again by itself.",
             retry: Some(2),
         },
+        State::Worker => Page {
+            status: StatusCode::NOT_FOUND,
+            title: "This app has no address",
+            detail: "It runs, but none of its processes takes requests. A process named <code>web</code> would.",
+            retry: None,
+        },
         State::Stopped => Page {
             status: StatusCode::SERVICE_UNAVAILABLE,
             title: "This app is stopped",

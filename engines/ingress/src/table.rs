@@ -32,6 +32,8 @@ pub enum State {
     Ready,
     Starting,
     Crashed,
+    /// It runs, but no process of it takes requests.
+    Worker,
     Stopped,
 }
 

@@ -77,23 +77,27 @@ async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
             })
             .collect();
         let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the routing table is made");
-        let site = match placement.active_deployment_id {
-            Some(active) => {
-                let row = deployments::get(deploys, &grant, active).await?;
-                let plan = row.plan()?;
-                (plan.kind == Kind::Static).then(|| Site {
-                    root: deploys.release_directory(row.release_id).join("site"),
-                    single_page: plan.networking.single_page,
-                })
-            }
-            None => None,
-        };
+        let (mut site, mut listens) = (None, true);
+        if let Some(active) = placement.active_deployment_id {
+            let row = deployments::get(deploys, &grant, active).await?;
+            let plan = row.plan()?;
+            listens = plan.kind == Kind::Static || plan.processes.contains_key(WEB);
+            site = (plan.kind == Kind::Static).then(|| Site {
+                root: deploys.release_directory(row.release_id).join("site"),
+                single_page: plan.networking.single_page,
+            });
+        }
         let under_way = unsettled.iter().any(|row| own(row.service_id, row.environment_id));
+        if placement.active_deployment_id.is_none() && !under_way {
+            // No deployment of it has succeeded yet: there is nothing under its address.
+            continue;
+        }
         let serving = site.is_some() || targets.iter().any(|target| target.weight > 0);
         let state = match (placement.wanted.as_str(), serving, under_way) {
             ("stopped", ..) => State::Stopped,
             (_, true, _) => State::Ready,
             (_, false, true) => State::Starting,
+            (_, false, false) if !listens => State::Worker,
             (_, false, false) => State::Crashed,
         };
         let site = site.filter(|_| state == State::Ready);
