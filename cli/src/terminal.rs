@@ -76,6 +76,29 @@ pub fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
     Ok(inquire::Confirm::new(question).with_default(false).prompt()?)
 }
 
+/// A line that a program of a user printed, without the control sequences that could take a terminal
+/// over. Colours stay.
+pub fn harmless(line: &str) -> String {
+    let mut clean = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(c) = rest.chars().next() {
+        if let Some(sequence) = rest.strip_prefix("\u{1b}[") {
+            let end = sequence.find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(sequence.len());
+            let whole = 2 + end + usize::from(end < sequence.len());
+            if sequence[end..].starts_with('m') {
+                clean.push_str(&rest[..whole]);
+                rest = &rest[whole..];
+                continue;
+            }
+        }
+        if c == '\t' || !c.is_control() {
+            clean.push(c);
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    clean
+}
+
 /// Columns, aligned, under a heading.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.chars().count()).collect();
@@ -106,4 +129,24 @@ pub fn complain(error: &anyhow::Error) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (red, plain) = if colour { ("\u{1b}[31m", "\u{1b}[0m") } else { ("", "") };
     eprintln!("{red}error:{plain} {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn only_colours_and_text_reach_the_terminal() {
+        for (line, shown) in [
+            ("plain\ttext – ü", "plain\ttext – ü"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "\u{1b}[1;31mred\u{1b}[0m"),
+            ("\u{1b}[2Jcleared", "[2Jcleared"),
+            ("\u{1b}]0;title\u{7}x", "]0;titlex"),
+            ("back\u{8}\r\u{9b}2J", "back2J"),
+            ("\u{1b}[", "["),
+            ("\u{1b}[3", "[3"),
+        ] {
+            assert_eq!(harmless(line), shown, "{line:?}");
+        }
+    }
 }

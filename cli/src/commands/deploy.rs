@@ -13,7 +13,7 @@ use serde_json::json;
 use super::service;
 use crate::arguments::At;
 use crate::client::Client;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, harmless};
 use crate::{folder, pack};
 
 pub fn deploy(mut client: Client, at: &At, detach: bool, yes: bool, terminal: Terminal) -> anyhow::Result<ExitCode> {
@@ -105,11 +105,12 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
 }
 
 fn show(bar: &ProgressBar, line: &LogLine) {
+    let said = harmless(&line.text);
     let text = if line.stream == "capsule" {
-        bar.set_message(line.text.clone());
-        format!("▸ {}", line.text)
+        bar.set_message(said.clone());
+        format!("▸ {said}")
     } else {
-        format!("  {}", line.text)
+        format!("  {said}")
     };
     if std::io::stderr().is_terminal() {
         bar.println(text);

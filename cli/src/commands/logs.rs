@@ -9,7 +9,7 @@ use super::service;
 use crate::arguments::At;
 use crate::client::Client;
 use crate::folder;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, harmless};
 
 pub fn logs(
     mut client: Client,
@@ -39,7 +39,7 @@ pub fn logs(
         let written = if terminal.json {
             writeln!(out, "{}", serde_json::to_string(&line)?)
         } else {
-            writeln!(out, "{} {} {}", line.at, line.source, line.text)
+            writeln!(out, "{} {} {}", line.at, line.source, harmless(&line.text))
         };
         // Whoever reads has seen enough.
         if written.and_then(|()| out.flush()).is_err() {

@@ -16,11 +16,13 @@ use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::spec::Spec;
 
@@ -98,11 +100,8 @@ fn start() -> Result<i32, SetupError> {
     nix::unistd::sethostname("capsule").map_err(at("hostname"))?;
     build_root(&task)?;
 
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
-    signals.thread_block().map_err(at("signal mask"))?;
+    // Caught, not blocked: what is blocked would stay so in the workload.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD]).map_err(at("signals"))?;
     for bit in 0..=40 {
         // Bits beyond what the kernel knows are refused, and need no removing.
         let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
@@ -126,7 +125,7 @@ fn start() -> Result<i32, SetupError> {
         })
         .map_err(at("lifeline"))?;
     // Not waited for by its handle: every child is reaped below, this one among them.
-    wait_for(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), &signals)
+    wait_for(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), &mut signals)
 }
 
 /// Reads one line without taking a byte more, which belongs to the lifeline.
@@ -140,7 +139,7 @@ fn read_task() -> std::io::Result<Task> {
     Ok(serde_json::from_slice(&line)?)
 }
 
-fn wait_for(main: Pid, signals: &SigSet) -> Result<i32, SetupError> {
+fn wait_for(main: Pid, signals: &mut Signals) -> Result<i32, SetupError> {
     loop {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -150,12 +149,10 @@ fn wait_for(main: Pid, signals: &SigSet) -> Result<i32, SetupError> {
                 Ok(_) => {}
             }
         }
-        match signals.wait().map_err(at("waiting"))? {
-            Signal::SIGCHLD => {}
-            signal => {
-                // Everybody in the namespace but this process.
-                let _ = kill(Pid::from_raw(-1), signal);
-            }
+        for signal in signals.wait().filter(|signal| *signal != SIGCHLD) {
+            // Everybody in the namespace but this process.
+            let signal = Signal::try_from(signal).map_err(at("signals"))?;
+            let _ = kill(Pid::from_raw(-1), signal);
         }
     }
 }

@@ -33,7 +33,11 @@ const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 /// When `levels` is not understood.
 pub fn logs(format: Format, levels: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(levels).map_err(|error| format!("`{levels}` is no list of log levels: {error}"))?;
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_span_events(FmtSpan::NONE);
+    let base = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_span_events(FmtSpan::NONE);
     // Set once per process; a second call changes nothing.
     let _ = match format {
         Format::Pretty => base.with_target(false).compact().try_init(),

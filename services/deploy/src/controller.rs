@@ -26,6 +26,7 @@ pub struct Controller {
     /// Places for builds.
     pub builds: Semaphore,
     running: Mutex<Running>,
+    retiring: Arc<Mutex<HashSet<String>>>,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +37,13 @@ struct Running {
 
 impl Controller {
     pub fn new(builds: usize) -> Self {
-        Self { wake: Notify::new(), reconcile: Notify::new(), builds: Semaphore::new(builds), running: Mutex::default() }
+        Self {
+            wake: Notify::new(),
+            reconcile: Notify::new(),
+            builds: Semaphore::new(builds),
+            running: Mutex::default(),
+            retiring: Arc::default(),
+        }
     }
 
     /// There is a deployment to carry out.
@@ -67,8 +74,27 @@ impl Controller {
         self.running().workers.contains_key(&deployment)
     }
 
+    /// Marks an instance as being retired, for as long as the mark lives; not if it is marked already.
+    pub fn retire(&self, instance: &str) -> Option<Retiring> {
+        let mut marked = self.retiring.lock().unwrap_or_else(PoisonError::into_inner);
+        marked.insert(instance.to_owned()).then(|| Retiring { all: self.retiring.clone(), instance: instance.to_owned() })
+    }
+
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An instance is being retired.
+#[derive(Debug)]
+pub struct Retiring {
+    all: Arc<Mutex<HashSet<String>>>,
+    instance: String,
+}
+
+impl Drop for Retiring {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.instance);
     }
 }
 

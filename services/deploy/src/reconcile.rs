@@ -50,9 +50,8 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
             _ => {}
         }
     }
-    let retiring: Vec<_> = live.iter().filter(|instance| instance.role == "retiring").cloned().collect();
-    if !retiring.is_empty() {
-        retire(deploys, &retiring).await?;
+    for instance in live.iter().filter(|instance| instance.role == "retiring") {
+        retire(deploys, instance);
     }
     stop_strangers(deploys).await?;
     remove_files(deploys).await
@@ -70,21 +69,29 @@ async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Pro
     Ok(())
 }
 
-/// Waits until retiring instances are done with their requests, then stops them.
-async fn retire(deploys: &Deploys, retiring: &[instances::Row]) -> Result<(), Problem> {
-    // Only once the table without them is in force is "no requests under way" final.
+/// Waits until a retiring instance is done with its requests, then stops it; beside everything else,
+/// for it may take as long as its application likes.
+fn retire(deploys: &Arc<Deploys>, instance: &instances::Row) {
+    let Some(mark) = deploys.controller.retire(&instance.id) else { return };
+    let (deploys, id) = (deploys.clone(), instance.id.clone());
+    tokio::spawn(async move {
+        if let Err(problem) = drain_and_stop(&deploys, &id).await {
+            tracing::warn!(instance = id, %problem, "an instance could not be retired; trying again");
+        }
+        drop(mark);
+        deploys.controller.reconcile();
+    });
+}
+
+async fn drain_and_stop(deploys: &Deploys, id: &str) -> Result<(), Problem> {
+    // Only once the table without it is in force is "no requests under way" final.
     routes::publish_if_behind(deploys).await?;
-    let names: Vec<String> = retiring.iter().map(|instance| instance.id.clone()).collect();
-    if let Err(error) = deploys.ingress.client().drain(names, deploys.options.drain_seconds).await {
-        return Err(Problem::unavailable(format!("The ingress does not answer: {error}.")));
-    }
-    for instance in retiring {
-        deploys.runtime.stop(&instance.id).await.map_err(|error| Problem::unavailable(error.to_string()))?;
-        let tx = deploys.store.begin().await?;
-        instances::set_role(&tx, &[instance.id.as_str()], "gone").await?;
-        tx.commit().await?;
-    }
-    Ok(())
+    let drained = deploys.ingress.client().drain(vec![id.to_owned()], deploys.options.drain_seconds).await;
+    drained.map_err(|error| Problem::unavailable(format!("The ingress does not answer: {error}.")))?;
+    deploys.runtime.stop(id).await.map_err(|error| Problem::unavailable(error.to_string()))?;
+    let tx = deploys.store.begin().await?;
+    instances::set_role(&tx, &[id], "gone").await?;
+    tx.commit().await
 }
 
 /// Stops what answers in the run directory but is no instance on record.
@@ -153,6 +160,8 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         let cache = deploys.options.data.join("cache").join(placement.service_id.to_string());
         directories.push(cache.join(placement.environment_id.to_string()));
         remove_all(directories).await;
+        // Stays where the service has other environments.
+        let _ = std::fs::remove_dir(cache);
         let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the service was removed");
         let tx = deploys.store.begin().await?;
         let (service, environment) = (placement.service_id, placement.environment_id);

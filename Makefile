@@ -1,0 +1,10 @@
+.PHONY: run test lint bench
+
+run:
+	./scripts/run
+test:
+	./scripts/test
+lint:
+	./scripts/lint
+bench:
+	./scripts/bench

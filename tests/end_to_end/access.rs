@@ -1,0 +1,316 @@
+//! Every endpoint × every role × a foreign tenant × nobody. Made from the gateway's table: a new
+//! endpoint is in it by itself, and fails until it is told what to send.
+
+use std::sync::{Arc, OnceLock};
+
+use capsule_contracts::{Access, Permission};
+use capsule_gateway::rows::{self, Row};
+use capsule_tests::{Reply, Server, eventually, text};
+use libtest_mimic::Trial;
+use serde_json::{Map, Value, json};
+use utoipa::openapi::{RefOr, Schema};
+
+use crate::test;
+
+/// The roles and what each may do, as the requirements have it.
+const ROLES: [(&str, &[&str]); 4] = [
+    ("viewer", &["org:view", "project:view", "service:view", "logs:view", "metrics:view"]),
+    (
+        "developer",
+        &[
+            "org:view",
+            "project:view",
+            "service:view",
+            "logs:view",
+            "metrics:view",
+            "project:create",
+            "deploy:dev",
+            "deploy:staging",
+            "service:manage",
+            "service:scale",
+        ],
+    ),
+    (
+        "admin",
+        &[
+            "org:view",
+            "project:view",
+            "service:view",
+            "logs:view",
+            "metrics:view",
+            "project:create",
+            "deploy:dev",
+            "deploy:staging",
+            "service:manage",
+            "service:scale",
+            "org:manage",
+            "project:delete",
+            "deploy:production",
+            "alerts:manage",
+        ],
+    ),
+    (
+        "owner",
+        &[
+            "org:view",
+            "project:view",
+            "service:view",
+            "logs:view",
+            "metrics:view",
+            "project:create",
+            "deploy:dev",
+            "deploy:staging",
+            "service:manage",
+            "service:scale",
+            "org:manage",
+            "project:delete",
+            "deploy:production",
+            "alerts:manage",
+            "org:billing",
+        ],
+    ),
+];
+
+/// What takes an owner, beyond the permission.
+const OWNER_ONLY: [&str; 1] = ["organization.delete_organization"];
+
+/// Rows of the gateway whose bodies are streams of bytes: method, path, permission.
+const ARCHIVES: [(&str, &str, Permission); 2] = [
+    ("POST", "/uploads?service_id={service}", Permission::ServiceManage),
+    ("POST", "/plan?service_id={service}", Permission::ServiceManage),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let world = Arc::new(OnceLock::new());
+    let mut trials = Vec::new();
+    for row in rows::all().iter().chain(rows::streams()) {
+        let world = world.clone();
+        trials.push(test(&format!("access to {} {}", row.method, row.path), move || {
+            let world: &World = world.get_or_init(World::new);
+            world.check(row.method.as_str(), row.subject, row.access, |fixture| request(row, fixture));
+        }));
+    }
+    for (method, path, permission) in ARCHIVES {
+        let world = world.clone();
+        trials.push(test(&format!("access to {method} {}", path.split('?').next().unwrap_or(path)), move || {
+            let world: &World = world.get_or_init(World::new);
+            world.check(method, path, Access::Granted(permission), |fixture| {
+                (path.replace("{service}", &fixture.service), Body::Archive(site()))
+            });
+        }));
+    }
+    trials
+}
+
+enum Body {
+    None,
+    Json(Value),
+    Archive(Vec<u8>),
+}
+
+/// A server, and people on it.
+struct World {
+    server: Server,
+    /// Token and id of the one of each role.
+    members: Vec<(String, String)>,
+    /// Somebody who is in no organization of theirs.
+    outsider: String,
+}
+
+/// Something of everything, in an organization of its own.
+struct Fixture {
+    organization: String,
+    project: String,
+    environment: String,
+    service: String,
+    upload: String,
+    deployment: String,
+    viewer: String,
+    session: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let server = Server::default();
+        let members = ROLES
+            .iter()
+            .map(|(role, _)| {
+                let token = server.register(&format!("{role}@example.com"));
+                let id = text(&server.api("GET", "/auth/me", Some(&token), None).ok(), "id");
+                (token, id)
+            })
+            .collect();
+        let outsider = server.register("outsider@example.com");
+        Self { server, members, outsider }
+    }
+
+    fn owner(&self) -> &str {
+        &self.members[3].0
+    }
+
+    fn fixture(&self) -> Fixture {
+        let post = |path: &str, body: Value| self.server.api("POST", path, Some(self.owner()), Some(&body)).ok();
+        let organization = text(&post("/organizations", json!({"name": "Fixture"})), "id");
+        for (role, _) in &ROLES[..3] {
+            post(
+                &format!("/organizations/{organization}/members"),
+                json!({"email": format!("{role}@example.com"), "role": role}),
+            );
+        }
+        let project = text(&post("/projects", json!({"organization_id": organization, "name": "Fixture"})), "id");
+        let environments = self.server.api("GET", &format!("/projects/{project}/environments"), Some(self.owner()), None).ok();
+        let environment = text(&environments["items"][0], "id");
+        let put = format!("/environments/{environment}/secrets/TOKEN");
+        self.server.api("PUT", &put, Some(self.owner()), Some(&json!({"value": "1"}))).ok();
+        let service = text(&post("/services", json!({"project_id": project, "name": "site"})), "id");
+        let path = format!("/uploads?service_id={service}");
+        let upload = text(&self.server.api_raw("POST", &path, Some(self.owner()), "application/gzip", Some(site())).ok(), "id");
+        let deployment = text(&post(&format!("/services/{service}/deploy"), json!({"upload_id": upload})), "id");
+        // A second one, so that there is something to roll back to.
+        for id in [deployment.clone(), text(&post(&format!("/deployments/{deployment}/redeploy"), json!({})), "id")] {
+            eventually("the fixture is deployed", || {
+                let now = self.server.api("GET", &format!("/deployments/{id}"), Some(self.owner()), None).ok();
+                (now["finished_at"].is_i64() || now["finished_at"].is_string()).then_some(())
+            });
+        }
+        let sessions = self.server.api("GET", "/auth/sessions", Some(self.owner()), None).ok();
+        let session = text(&sessions["items"][0], "id");
+        Fixture { organization, project, environment, service, upload, deployment, viewer: self.members[0].1.clone(), session }
+    }
+
+    fn send(&self, method: &str, token: Option<&str>, (path, body): (String, Body)) -> Reply {
+        match body {
+            Body::None => self.server.api(method, &path, token, None),
+            Body::Json(body) => self.server.api(method, &path, token, Some(&body)),
+            Body::Archive(bytes) => self.server.api_raw(method, &path, token, "application/gzip", Some(bytes)),
+        }
+    }
+
+    /// Nobody, a foreigner, and each role without the right are refused, in this order; then the least
+    /// role with the right is let in.
+    fn check(&self, method: &str, subject: &str, access: Access, request: impl Fn(&Fixture) -> (String, Body)) {
+        let permission = match access {
+            Access::Public => return,
+            Access::SignedIn => {
+                // Somebody's own: made for this, since their sessions may end by it.
+                let token = self.server.register(&format!("{}@example.com", unique()));
+                let session = text(&self.server.api("GET", "/auth/sessions", Some(&token), None).ok()["items"][0], "id");
+                let fixture = Fixture { session, ..Fixture::nothing() };
+                assert_eq!(self.send(method, None, request(&fixture)).status, 401);
+                let answer = self.send(method, Some(&token), request(&fixture));
+                assert!((200..300).contains(&answer.status), "a signed-in user: {answer:?}");
+                return;
+            }
+            Access::PlatformAdmin => {
+                let fixture = Fixture::nothing();
+                assert_eq!(self.send(method, None, request(&fixture)).status, 401);
+                assert_eq!(self.send(method, Some(self.owner()), request(&fixture)).status, 403);
+                return;
+            }
+            Access::Granted(permission) => permission.name(),
+            Access::GrantedDeploy => "deploy:production",
+            Access::Internal => panic!("no door leads to an internal message"),
+        };
+        let fixture = self.fixture();
+        assert_eq!(self.send(method, None, request(&fixture)).status, 401, "nobody");
+        assert_eq!(self.send(method, Some("not.a.token"), request(&fixture)).status, 401, "a token that was made up");
+
+        // What is foreign cannot be told from what is not there.
+        let foreign = self.send(method, Some(&self.outsider), request(&fixture));
+        let missing = self.send(method, Some(&self.outsider), request(&Fixture::nothing()));
+        assert_eq!(foreign.status, 404, "a foreigner: {foreign:?}");
+        assert_eq!(without_id(&foreign), without_id(&missing));
+
+        for ((role, permissions), (token, _)) in ROLES.iter().zip(&self.members) {
+            let answer = self.send(method, Some(token), request(&fixture));
+            if permissions.contains(&permission) && (*role == "owner" || !OWNER_ONLY.contains(&subject)) {
+                // What is in conflict with the state was let in, too.
+                assert!(matches!(answer.status, 200..=299 | 409), "{role} has {permission}: {answer:?}");
+                return;
+            }
+            assert_eq!(answer.status, 403, "{role} lacks {permission}: {answer:?}");
+        }
+        panic!("no role has {permission}");
+    }
+}
+
+impl Fixture {
+    /// Ids of things that are not there.
+    fn nothing() -> Self {
+        let id = || "0190a000-0000-7000-8000-000000000000".to_owned();
+        Self {
+            organization: id(),
+            project: id(),
+            environment: id(),
+            service: id(),
+            upload: id(),
+            deployment: id(),
+            viewer: id(),
+            session: id(),
+        }
+    }
+}
+
+fn without_id(reply: &Reply) -> Value {
+    let mut problem = reply.json();
+    problem["correlation_id"] = Value::Null;
+    problem
+}
+
+/// The row's path and body, filled from a fixture.
+fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
+    let own_id = match row.path.split('/').nth(1) {
+        Some("organizations") => &fixture.organization,
+        Some("projects") => &fixture.project,
+        Some("environments") => &fixture.environment,
+        Some("services") => &fixture.service,
+        Some("deployments") => &fixture.deployment,
+        Some("auth") => &fixture.session,
+        _ => &fixture.viewer,
+    };
+    let mut path = row.path.replace("{id}", own_id).replace("{user_id}", &fixture.viewer).replace("{name}", "TOKEN");
+    let inside: Vec<&str> = row.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+    let RefOr::T(Schema::Object(schema)) = &row.message.schema else { panic!("{} is no object", row.subject) };
+    let mut members = Map::new();
+    for name in schema.required.iter().filter(|name| !inside.contains(&name.as_str())) {
+        let value = match name.as_str() {
+            "organization_id" => json!(fixture.organization),
+            "project_id" => json!(fixture.project),
+            "service_id" => json!(fixture.service),
+            "upload_id" => json!(fixture.upload),
+            "name" => json!("another"),
+            "kind" => json!("staging"),
+            "role" => json!("viewer"),
+            "value" => json!("1"),
+            "variables" => json!({"A": "1"}),
+            "email" => json!("outsider@example.com"),
+            other => panic!("{} wants {other}: say here what to send", row.subject),
+        };
+        members.insert(name.clone(), value);
+    }
+    if row.method == "GET" {
+        let query: Vec<String> =
+            members.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+        if !query.is_empty() {
+            path = format!("{path}?{}", query.join("&"));
+        }
+        return (path, Body::None);
+    }
+    (path, Body::Json(Value::Object(members)))
+}
+
+fn unique() -> String {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("somebody-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A site of one page.
+fn site() -> Vec<u8> {
+    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(2);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "index.html", &b"hi"[..]).expect("appended");
+    archive.into_inner().and_then(flate2::write::GzEncoder::finish).expect("finished")
+}

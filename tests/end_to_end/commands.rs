@@ -1,0 +1,214 @@
+//! The command line, mostly with wrong input.
+
+use std::os::unix::fs::PermissionsExt;
+
+use capsule_tests::{Server, example};
+use libtest_mimic::Trial;
+
+use crate::test;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("without a server, and in a folder without anything, commands say what to do", helpless),
+        test("a local server is signed in to by itself, and the session is kept for its owner only", signs_in),
+        test("plan shows each finding with its place, and as JSON", plan),
+        test("a malformed capsule.toml is told with its line", malformed),
+        test("login, whoami and logout with an account", account),
+        test("the configuration is checked, with file and line", configuration),
+        test("a data directory is used by one server at a time", claimed),
+        test("the data directory is for its owner only", private),
+        test("doctor and completions work", doctor),
+        test("a static site is deployed, opened, and forgotten", site),
+        test("what an application prints cannot take over the terminal", escapes),
+    ]
+}
+
+fn helpless() {
+    let mut server = Server::default();
+    server.capsule(&["server", "down"]).ok();
+    server.wait_for_end();
+    let told = server.capsule(&["whoami"]).refused();
+    assert!(told.err.contains("capsule server") && told.err.contains("capsule login"), "{told:?}");
+    let told = server.capsule(&["whoami", "--server", "http://127.0.0.1:9"]).refused();
+    assert!(told.err.contains("http://127.0.0.1:9"), "{told:?}");
+    let told = server.capsule(&["whoami", "--server", "ftp://example.com/x"]).refused();
+    assert!(told.err.contains("no server's URL"), "{told:?}");
+    server.start();
+    let empty = tempfile::tempdir().expect("a folder");
+    let at = empty.path().to_str().expect("a path");
+    let told = server.capsule(&["deploy", at, "--yes"]).refused();
+    assert!(told.err.contains("[processes]"), "{told:?}");
+    assert!(!empty.path().join("capsule.toml").exists());
+    let told = server.capsule(&["status", at]).refused();
+    assert!(told.err.contains("--project"), "{told:?}");
+    let told = server.capsule(&["deploy", "/nowhere/at/all"]).refused();
+    assert!(told.err.contains("/nowhere/at/all"), "{told:?}");
+    let told = server.capsule(&["status", at, "-p", "nothing", "-s", "nothing"]).refused();
+    assert!(told.err.contains("no project nothing"), "{told:?}");
+    let told =
+        server.capsule(&["deploy", example("static").path().to_str().expect("a path"), "-p", "Not A Name", "-s", "x"]).refused();
+    assert!(told.err.contains("not-a-name would do"), "{told:?}");
+}
+
+fn signs_in() {
+    let server = Server::default();
+    let who = server.capsule(&["whoami", "--json"]).ok().json();
+    assert_eq!(who["user"]["platform_admin"], true);
+    let kept = server.capsule_with(&["whoami"], "", &[]).ok();
+    assert!(kept.out.contains("administrator"), "{kept:?}");
+    server.capsule(&["logout"]).ok();
+    server.capsule(&["whoami"]).ok();
+}
+
+fn plan() {
+    let server = Server::default();
+    let folder = example("express");
+    let at = folder.path().to_str().expect("a path");
+    let text = server.capsule(&["plan", at]).ok().out;
+    for part in ["javascript, express", "npm ci", "node server.js", "package.json:7"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    let plan = server.capsule(&["plan", at, "--json"]).ok().json();
+    for member in [
+        "kind",
+        "detection",
+        "build",
+        "processes",
+        "resources",
+        "scaling",
+        "networking",
+        "needs",
+        "system_packages",
+        "members",
+        "evidence",
+        "questions",
+    ] {
+        assert!(!plan[member].is_null(), "no {member} in {plan}");
+    }
+    assert_eq!(plan["kind"], "web");
+    assert_eq!(plan["detection"]["package_manager"], "npm");
+    assert!(plan["evidence"].as_array().expect("a list").iter().all(|one| one["file"].is_string() && one["reason"].is_string()));
+}
+
+fn malformed() {
+    let server = Server::default();
+    let folder = example("static");
+    let at = folder.path().to_str().expect("a path");
+    for (content, told) in [
+        ("[build]\nbiuld = \"make\"\n", "capsule.toml:2: unknown field `biuld`"),
+        ("[build\n", "capsule.toml:1"),
+        ("[networking]\n\nhealth_check = \"health\"\n", "capsule.toml:3: health_check must be a path"),
+        ("[processes]\nWEB = \"x\"\n", "capsule.toml:2: `WEB` is no process type"),
+    ] {
+        std::fs::write(folder.path().join("capsule.toml"), content).expect("written");
+        for command in ["plan", "deploy"] {
+            let refused = server.capsule(&[command, at]).refused();
+            assert!(refused.err.contains(told), "{command}: {refused:?}");
+        }
+        assert_eq!(std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there"), content, "it was changed");
+    }
+}
+
+fn account() {
+    let server = Server::default();
+    let url = format!("http://localhost:{}", server.port());
+    let _ = server.admin();
+    // Another data directory: the server is no local one any more.
+    let elsewhere: &[(&str, &str)] = &[("CAPSULE_DATA", "/nowhere")];
+    let address = format!("http://127.0.0.1:{}", server.port());
+    let login = |arguments: &[&str], input: &str| {
+        let all: Vec<&str> = ["login", "--server", &address].iter().chain(arguments).copied().collect();
+        server.capsule_with(&all, input, elsewhere)
+    };
+    let told = login(&["--email", "ada@example.com"], "wrong password\n").refused();
+    assert!(!told.err.contains("wrong password"), "{told:?}");
+    let made = login(&["--email", "ada@example.com", "--register", "--name", "Ada"], "correct horse battery\n").ok();
+    assert!(made.out.contains("Ada <ada@example.com>"), "{made:?} at {url}");
+    let who = server.capsule_with(&["whoami"], "", elsewhere).ok();
+    assert!(who.out.contains("ada@example.com") && !who.out.contains("administrator"), "{who:?}");
+    server.capsule_with(&["logout"], "", elsewhere).ok();
+    let told = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).refused();
+    assert!(told.err.contains("capsule login"), "{told:?}");
+    login(&["--email", "ada@example.com"], "correct horse battery\n").ok();
+}
+
+fn configuration() {
+    let server = Server::default();
+    let good = server.capsule_with(&["config", "check"], "", &[("CAPSULE_BUILD_SECONDS", "77")]).ok();
+    assert!(good.out.contains("77") && good.out.contains("CAPSULE_BUILD_SECONDS"), "{good:?}");
+    std::fs::write(server.data().join("capsule.toml"), "listen = \"127.0.0.1:1\"\n\n[build]\nmemory_mib = \"much\"\n")
+        .expect("written");
+    let bad = server.capsule(&["config", "check"]).refused();
+    assert!(bad.err.contains("capsule.toml:4: build.memory_mib"), "{bad:?}");
+}
+
+fn claimed() {
+    let server = Server::default();
+    let second = server.capsule(&["server", "--listen", "127.0.0.1:0", "--set", "private_listen=127.0.0.1:0"]).refused();
+    assert!(second.err.contains("runs in") && second.err.contains("capsule server down"), "{second:?}");
+    // Another's address is told, not waited for.
+    let other = tempfile::tempdir().expect("a folder");
+    let taken = format!("127.0.0.1:{}", server.port());
+    let arguments =
+        ["server", "--listen", &taken, "--set", "private_listen=127.0.0.1:0", "--data", other.path().to_str().expect("a path")];
+    let taken = server.capsule(&arguments).refused();
+    assert!(taken.err.contains("cannot listen on"), "{taken:?}");
+}
+
+fn private() {
+    let server = Server::default();
+    let mode = |path: &str| std::fs::metadata(server.data().join(path)).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(""), 0o700);
+    assert_eq!(mode("local-token"), 0o600);
+    assert_eq!(mode("keys/master.key"), 0o600);
+    let token = server.local_token();
+    assert!(!server.log_text().contains(&token), "the token is in the log");
+    let arguments = std::fs::read(format!("/proc/{}/cmdline", server.pid())).expect("it runs");
+    assert!(!String::from_utf8_lossy(&arguments).contains(&token));
+}
+
+fn doctor() {
+    let server = Server::default();
+    let found = server.capsule(&["doctor", "--json"]).json();
+    let state = |name: &str| {
+        let all = found.as_array().expect("a list");
+        all.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("no {name} in {found}"))["state"].clone()
+    };
+    assert_eq!(state("server"), "ok", "{found}");
+    assert_eq!(state("sandbox"), "ok", "{found}");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(server.capsule(&["completions", shell]).ok().out.contains("rollback"));
+    }
+}
+
+fn site() {
+    let server = Server::default();
+    let folder = example("static");
+    let at = folder.path().to_str().expect("a path");
+    std::fs::write(folder.path().join(".capsuleignore"), "secret.html\n").expect("written");
+    std::fs::write(folder.path().join("secret.html"), "no").expect("written");
+    let deployed = server.capsule(&["deploy", at, "--yes", "-p", "pages", "-s", "front", "--json"]).ok().json();
+    assert_eq!(deployed["status"], "running");
+    let url = server.capsule(&["open", at]).ok().out;
+    assert!(url.starts_with("http://front-production.localhost:"), "{url}");
+    assert_eq!(server.get("front-production.localhost", "/").status, 200);
+    assert_eq!(server.get("front-production.localhost", "/secret.html").status, 404);
+    server.capsule(&["deploy", at, "-e", "staging"]).ok();
+    assert_eq!(server.get("front-staging.localhost", "/").status, 200);
+    server.capsule(&["destroy", at, "--yes"]).ok();
+    let gone = server.capsule(&["status", at]).refused();
+    assert!(gone.err.contains("no service front"), "{gone:?}");
+}
+
+fn escapes() {
+    let server = Server::default();
+    let folder = tempfile::tempdir().expect("a folder");
+    let declared = "[build]\nbuild = \"printf '\\\\033]0;taken\\\\007\\\\033[2Jover \\\\033[31mred\\\\033[0m\\\\n'\"\n[processes]\nworker = \"exec sleep 1000\"\n";
+    std::fs::write(folder.path().join("capsule.toml"), declared).expect("written");
+    let deployed = server.deploy(folder.path(), "loud").ok();
+    assert!(deployed.err.contains("over") && deployed.err.contains("red"), "{deployed:?}");
+    assert!(
+        !deployed.err.contains("\u{1b}]") && !deployed.err.contains("\u{1b}[2J") && !deployed.err.contains('\u{7}'),
+        "{deployed:?}"
+    );
+}

@@ -1,0 +1,153 @@
+//! The control plane is killed, in every phase and at any moment; what runs goes on running.
+
+use std::time::Duration;
+
+use capsule_tests::{Server, eventually, probe};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::load::Load;
+use crate::test_of_processes as test;
+
+const HOST: &str = "app-production.localhost";
+const PHASES: [&str; 7] =
+    ["pulling_source", "building", "copying_files", "creating_symlinks", "updating_routes", "health_check", "active"];
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![
+        test("applications keep their process ids and lose no log line while the server is dead", processes_outlive),
+        test("no request is lost while the server is killed and started again", ingress_outlives),
+        test("killed at any moment of a deployment, under load, it ends well", random_kills),
+        test("an ingress that was killed is started again with the same port and table", ingress_comes_back),
+        test("a host that was restarted brings its applications back", everything_comes_back),
+    ];
+    for phase in PHASES {
+        for moment in ["before", "after"] {
+            trials.push(test(&format!("a server killed {moment} {phase} ends the deployment when it is back"), move || {
+                killed_in(phase, moment);
+            }));
+        }
+    }
+    trials
+}
+
+fn deployed(version: &str) -> (Server, tempfile::TempDir) {
+    let server = Server::with(&["deploy.drain_seconds=5"]);
+    let folder = probe(version);
+    server.deploy(folder.path(), "app").ok();
+    (server, folder)
+}
+
+fn status(server: &Server, folder: &tempfile::TempDir) -> Value {
+    server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json()
+}
+
+fn pids(server: &Server, folder: &tempfile::TempDir) -> Vec<u64> {
+    let status = status(server, folder);
+    status["state"]["instances"].as_array().expect("a list").iter().filter_map(|instance| instance["pid"].as_u64()).collect()
+}
+
+fn processes_outlive() {
+    let (mut server, folder) = deployed("one");
+    let before = pids(&server, &folder);
+    assert_eq!(server.get(HOST, "/count?lines=600").status, 200);
+    std::thread::sleep(Duration::from_millis(300));
+    server.kill();
+    std::thread::sleep(Duration::from_millis(1500));
+    server.start();
+    assert_eq!(pids(&server, &folder), before);
+    let at = folder.path().to_str().expect("a path").to_owned();
+    let logs = eventually("all is counted", || {
+        let logs = server.capsule(&["logs", &at]).ok();
+        logs.out.contains("line 599").then_some(logs.out)
+    });
+    let numbers: Vec<u32> = logs.lines().filter_map(|line| line.rsplit_once("line ")?.1.parse().ok()).collect();
+    assert_eq!(numbers, (0..600).collect::<Vec<_>>());
+}
+
+fn ingress_outlives() {
+    let (mut server, folder) = deployed("one");
+    let load = Load::begin(&server, HOST);
+    let before = pids(&server, &folder);
+    for _ in 0..3 {
+        server.kill();
+        std::thread::sleep(Duration::from_millis(300));
+        server.start();
+    }
+    server.stop();
+    std::thread::sleep(Duration::from_millis(300));
+    server.start();
+    load.end();
+    assert_eq!(pids(&server, &folder), before);
+}
+
+/// A deployment is begun, the server dies at the named point of it, and is started again.
+fn killed_in(phase: &str, moment: &str) {
+    let (mut server, folder) = deployed("one");
+    let before = pids(&server, &folder);
+    server.stop();
+    server.start_with(&[("CAPSULE_FAILPOINT", &format!("{phase}:{moment}"))]);
+    let load = Load::begin(&server, HOST);
+    std::fs::write(folder.path().join("version"), "two").expect("written");
+    let at = folder.path().to_str().expect("a path");
+    server.capsule(&["deploy", at, "--yes", "--detach"]).ok();
+    server.wait_for_end();
+    let answer = server.get(HOST, "/").body;
+    assert!(["version one", "version two"].contains(&answer.as_str()), "{answer}");
+    assert!(before.iter().all(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()), "the old instance ended");
+    server.start();
+    settled(&server, &folder, "two");
+    load.end();
+}
+
+fn settled(server: &Server, folder: &tempfile::TempDir, version: &str) {
+    eventually("the deployment is settled", || {
+        let status = status(server, folder);
+        let newest = &status["deployments"][0];
+        assert_ne!(newest["status"], "failed", "{newest}");
+        (newest["status"] == "running").then_some(())
+    });
+    assert_eq!(server.get(HOST, "/").body, format!("version {version}"));
+    eventually("only the new instance is left", || (pids(server, folder).len() == 1).then_some(()));
+    eventually("nothing is left lying about", || {
+        (server.entries("work", "") == 0 && server.entries("run/i", ".sock") == 1).then_some(())
+    });
+}
+
+fn random_kills() {
+    let (mut server, folder) = deployed("0");
+    let load = Load::begin(&server, HOST);
+    // A fixed sequence of delays: a failure can be looked at again.
+    let mut delay: u64 = 7;
+    for version in 1..=8 {
+        std::fs::write(folder.path().join("version"), version.to_string()).expect("written");
+        let at = folder.path().to_str().expect("a path");
+        server.capsule(&["deploy", at, "--yes", "--detach"]).ok();
+        delay = delay * 131 % 509;
+        std::thread::sleep(Duration::from_millis(delay));
+        server.kill();
+        server.start();
+        settled(&server, &folder, &version.to_string());
+    }
+    load.end();
+}
+
+fn ingress_comes_back() {
+    let (server, _folder) = deployed("one");
+    let port = server.port();
+    let pattern = format!("capsule ingress --data {}", server.data().canonicalize().expect("there").display());
+    let killed = std::process::Command::new("pkill").args(["-KILL", "-f", &pattern]).status().expect("pkill runs");
+    assert!(killed.success(), "no ingress was found by `{pattern}`");
+    eventually("it answers again", || server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one"));
+    assert_eq!(server.port(), port);
+}
+
+fn everything_comes_back() {
+    let (mut server, folder) = deployed("one");
+    server.capsule(&["server", "down"]).ok();
+    server.wait_for_end();
+    assert!(server.try_get(HOST, "/").is_err(), "the ingress still answers");
+    server.start();
+    eventually("it answers again", || server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one"));
+    assert_eq!(pids(&server, &folder).len(), 1);
+}

@@ -1,0 +1,253 @@
+//! Deployments of one application: the next version, a broken one, the way back; under load.
+
+use capsule_tests::{Server, eventually, probe};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::load::Load;
+use crate::test_of_processes as test;
+
+const HOST: &str = "app-production.localhost";
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("redeploys, restarts and rollbacks under load lose no request", under_load),
+        test("requests under way are finished by the version they began with", in_flight),
+        test("a broken build shows its log and leaves the old version serving", broken_build),
+        test("a version that cannot start, or is not healthy, leaves the old one serving", broken_start),
+        test("a rollback brings back the code and the configuration of then", rollback_restores_configuration),
+        test("a deployment can be cancelled while it builds", cancelled),
+        test("a crashed application is started again, and says so meanwhile", crashed),
+        test("a stopped application says so, and starts again", stopped),
+        test("what is destroyed leaves nothing behind", destroyed),
+        test("an application that is not there, and one without an address, say so", pages),
+        test("a build is limited in time and memory, and its processes end with it", limits),
+        test("the application sees its address, its port and its visitor", forwarded),
+    ]
+}
+
+fn deployed(version: &str) -> (Server, tempfile::TempDir) {
+    let server = Server::with(&["deploy.drain_seconds=20"]);
+    let folder = probe(version);
+    server.deploy(folder.path(), "app").ok();
+    assert_eq!(server.get(HOST, "/").body, format!("version {version}"));
+    (server, folder)
+}
+
+fn write(folder: &tempfile::TempDir, name: &str, text: &str) {
+    std::fs::write(folder.path().join(name), text).expect("written");
+}
+
+fn at(folder: &tempfile::TempDir) -> &str {
+    folder.path().to_str().expect("a path")
+}
+
+fn instances(server: &Server, folder: &tempfile::TempDir) -> Vec<Value> {
+    let status = server.capsule(&["status", at(folder), "--json"]).ok().json();
+    status["state"]["instances"].as_array().expect("a list").clone()
+}
+
+fn under_load() {
+    let (server, folder) = deployed("one");
+    let load = Load::begin(&server, HOST);
+    for version in ["two", "three"] {
+        write(&folder, "version", version);
+        server.deploy(folder.path(), "app").ok();
+        assert_eq!(server.get(HOST, "/").body, format!("version {version}"));
+    }
+    server.capsule(&["restart", at(&folder)]).ok();
+    assert_eq!(server.get(HOST, "/").body, "version three");
+    server.capsule(&["rollback", "1", "-C", at(&folder)]).ok();
+    assert_eq!(server.get(HOST, "/").body, "version one");
+    load.end();
+    eventually("one instance is left", || (instances(&server, &folder).len() == 1).then_some(()));
+}
+
+fn in_flight() {
+    let (server, folder) = deployed("one");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| server.get(HOST, "/slow?seconds=4"));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        write(&folder, "version", "two");
+        server.deploy(folder.path(), "app").ok();
+        assert_eq!(server.get(HOST, "/").body, "version two");
+        assert!(!slow.is_finished(), "the deployment waited for the slow request");
+        assert_eq!(slow.join().expect("answered").body, "version one");
+    });
+}
+
+fn broken_build() {
+    let (server, folder) = deployed("one");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"echo about to fail; cat no-such-file\"\n"));
+    let failed = server.deploy(folder.path(), "app").refused();
+    for text in ["about to fail", "no-such-file: No such file or directory", "the build step"] {
+        assert!(failed.err.contains(text), "{failed:?}");
+    }
+    assert!(failed.out.contains("failed") && failed.out.contains("keeps running"), "{failed:?}");
+    assert_eq!(server.get(HOST, "/").body, "version one");
+    let again = server.capsule(&["logs", at(&folder), "--deployment", "2"]).ok();
+    assert!(again.out.contains("about to fail"), "{again:?}");
+    let status = server.capsule(&["status", at(&folder)]).ok();
+    assert!(status.out.contains("failed") && status.out.contains("running"), "{status:?}");
+}
+
+fn broken_start() {
+    let (server, folder) = deployed("one");
+    write(&folder, "version", "broken");
+    let failed = server.deploy(folder.path(), "app").refused();
+    assert!(failed.err.contains("this version cannot start"), "{failed:?}");
+    assert_eq!(server.get(HOST, "/").body, "version one");
+
+    let server_two = Server::with(&["deploy.health_seconds=2"]);
+    let folder = probe("unhealthy");
+    let failed = server_two.deploy(folder.path(), "app").refused();
+    assert!(failed.out.contains("/health was answered with status 500"), "{failed:?}");
+    let page = server_two.get(HOST, "/");
+    assert_eq!(page.status, 404, "nothing was ever deployed there: {page:?}");
+}
+
+fn rollback_restores_configuration() {
+    let (server, folder) = deployed("one");
+    let environment = |name: &str| server.get(HOST, "/env").json()[name].clone();
+    server.capsule(&["env", "set", "COLOUR=red", "-C", at(&folder)]).ok();
+    server.capsule_with(&["env", "set", "--secret", "TOKEN", "-C", at(&folder)], "s3cret\n", &[]).ok();
+    let listed = server.capsule(&["env", "list", "-C", at(&folder)]).ok();
+    assert!(listed.out.contains("red") && !listed.out.contains("s3cret"), "{listed:?}");
+    write(&folder, "version", "two");
+    server.deploy(folder.path(), "app").ok();
+    assert_eq!((environment("COLOUR"), environment("TOKEN")), ("red".into(), "s3cret".into()));
+
+    server.capsule(&["env", "set", "COLOUR=blue", "-C", at(&folder)]).ok();
+    server.capsule(&["env", "unset", "TOKEN", "-C", at(&folder)]).ok();
+    write(&folder, "version", "three");
+    server.deploy(folder.path(), "app").ok();
+    assert_eq!((environment("COLOUR"), environment("TOKEN")), ("blue".into(), Value::Null));
+
+    server.capsule(&["rollback", "-C", at(&folder)]).ok();
+    assert_eq!(server.get(HOST, "/").body, "version two");
+    assert_eq!((environment("COLOUR"), environment("TOKEN")), ("red".into(), "s3cret".into()));
+    let refused = server.capsule(&["rollback", "99", "-C", at(&folder)]).refused();
+    assert!(refused.err.contains("99"), "{refused:?}");
+
+    // Nothing that the server keeps in a file has the secret in the clear.
+    let found = std::process::Command::new("grep").args(["-rl", "s3cret"]).arg(server.data()).output().expect("grep runs");
+    assert!(found.stdout.is_empty(), "{}", String::from_utf8_lossy(&found.stdout));
+    assert!(!server.log_text().contains("s3cret"));
+}
+
+fn cancelled() {
+    let (server, folder) = deployed("one");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"echo waiting; sleep 987\"\n"));
+    let begun = server.capsule(&["deploy", at(&folder), "--detach", "--yes", "--json"]).ok().json();
+    let id = capsule_tests::text(&begun, "id");
+    let token = server.admin();
+    eventually("it builds", || server.capsule(&["logs", at(&folder), "--deployment"]).out.contains("waiting").then_some(()));
+    server.api("POST", &format!("/deployments/{id}/cancel"), Some(&token), None).ok();
+    eventually("it is cancelled", || {
+        (server.api("GET", &format!("/deployments/{id}"), Some(&token), None).ok()["status"] == "cancelled").then_some(())
+    });
+    eventually("its processes end", || (!runs("sleep 987")).then_some(()));
+    assert_eq!(server.get(HOST, "/").body, "version one");
+}
+
+/// Whether a process with this command line runs on the host.
+fn runs(command: &str) -> bool {
+    std::process::Command::new("pgrep").args(["-f", &format!("^{command}$")]).output().is_ok_and(|found| found.status.success())
+}
+
+fn crashed() {
+    let (server, folder) = deployed("one");
+    let before = instances(&server, &folder)[0]["pid"].as_u64().expect("a pid");
+    let _ = server.try_get(HOST, "/crash");
+    let after = eventually("it is started again", || {
+        let instance = instances(&server, &folder)[0].clone();
+        instance["pid"].as_u64().filter(|pid| *pid != before && server.get(HOST, "/").status == 200).map(|_| instance)
+    });
+    assert_eq!(after["restarts"], 1);
+    // It ends again and again, and the delays grow: in one of them a visitor sees the page.
+    eventually("a visitor is told", || {
+        let _ = server.try_get(HOST, "/crash");
+        server.get(HOST, "/").body.contains("This app has crashed").then_some(())
+    });
+    eventually("it is back", || (server.get(HOST, "/").body == "version one").then_some(()));
+}
+
+fn stopped() {
+    let (server, folder) = deployed("one");
+    server.capsule(&["stop", at(&folder)]).ok();
+    let page = server.get(HOST, "/");
+    assert_eq!(page.status, 503);
+    assert!(page.body.contains("This app is stopped"), "{page:?}");
+    eventually("its instances are gone", || instances(&server, &folder).is_empty().then_some(()));
+    let logs = server.capsule(&["logs", at(&folder)]).ok().out;
+    assert!(logs.contains("goodbye") && !logs.contains("is killed"), "it was not let end by itself: {logs}");
+    server.capsule(&["start", at(&folder)]).ok();
+    assert_eq!(server.get(HOST, "/").body, "version one");
+}
+
+fn destroyed() {
+    let (server, folder) = deployed("one");
+    let refused = server.capsule(&["destroy", at(&folder)]).refused();
+    assert!(refused.err.contains("--yes"), "{refused:?}");
+    server.capsule(&["destroy", at(&folder), "--yes"]).ok();
+    eventually("releases, caches, logs and sockets are gone", || {
+        let folders = ["releases", "work", "cache", "logs/instances", "logs/deployments", "apps"];
+        let left: Vec<&str> = folders.into_iter().filter(|folder| server.entries(folder, "") > 0).collect();
+        (left.is_empty() && server.entries("run/i", ".sock") + server.blobs() == 0).then_some(())
+    });
+    assert_eq!(server.get(HOST, "/").status, 404);
+    // The name is free again.
+    server.deploy(folder.path(), "app").ok();
+    assert_eq!(server.get(HOST, "/").body, "version one");
+}
+
+fn pages() {
+    let server = Server::default();
+    let page = server.get("nobody-production.localhost", "/");
+    assert_eq!(page.status, 404);
+    assert!(page.body.contains("No such app"), "{page:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    write(&folder, "capsule.toml", "[processes]\nworker = \"exec sleep 1000\"\n");
+    server.deploy(folder.path(), "silent").ok();
+    let page = server.get("silent-production.localhost", "/");
+    assert_eq!(page.status, 404);
+    assert!(page.body.contains("none of its processes takes requests"), "{page:?}");
+}
+
+fn limits() {
+    let server = Server::with(&["build.seconds=3", "build.memory_mib=128"]);
+    let folder = probe("one");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 986\"\n"));
+    let failed = server.deploy(folder.path(), "app").refused();
+    assert!(failed.err.contains("longer than the 3 s"), "{failed:?}");
+    eventually("its processes end", || (!runs("sleep 986")).then_some(()));
+    write(
+        &folder,
+        "capsule.toml",
+        &format!("{declared}\n[build]\nbuild = \"python3 -c 'x = bytearray(400000000); print(len(x))'\"\n"),
+    );
+    let failed = server.deploy(folder.path(), "app").refused();
+    assert!(!failed.err.contains("400000000\n"), "{failed:?}");
+}
+
+fn forwarded() {
+    let (server, _folder) = deployed("one");
+    let headers = server.get(HOST, "/headers").json();
+    assert_eq!(headers["host"].as_str().or(headers["Host"].as_str()), Some(HOST), "{headers}");
+    let lower: std::collections::BTreeMap<String, String> = headers
+        .as_object()
+        .expect("an object")
+        .iter()
+        .map(|(name, value)| (name.to_lowercase(), value.as_str().unwrap_or_default().to_owned()))
+        .collect();
+    assert_eq!(lower["x-forwarded-for"], "127.0.0.1");
+    assert_eq!(lower["x-forwarded-proto"], "http");
+    let environment = server.get(HOST, "/env").json();
+    assert_eq!(environment["CAPSULE_SERVICE"], "app");
+    assert!(environment["PORT"].as_str().is_some_and(|port| port.parse::<u16>().is_ok()));
+    // Nothing of the server's own environment.
+    assert!(environment["CAPSULE_DATA"].is_null() && environment["XDG_CONFIG_HOME"].is_null(), "{environment}");
+}

@@ -1,0 +1,89 @@
+//! Each example is deployed by the CLI and answers through the ingress with its own content.
+
+use capsule_tests::{Server, eventually, example};
+use libtest_mimic::Trial;
+
+use crate::{test, test_with};
+
+/// An example, what it takes, and a page with what must be on it.
+const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
+    ("express", &["npm"], "/greet/Ada", "{\"greeting\":\"Good day, Ada\"}"),
+    ("next", &["npm"], "/", "Hello from Next"),
+    ("vite-react", &["npm"], "/any/page/of/it", "Hello from Vite"),
+    ("fastapi", &["python3"], "/openapi.json", "\"title\":\"Items\""),
+    ("flask-worker", &["python3"], "/", "Hello from Flask"),
+    ("django", &["python3"], "/products/", "{\"products\": [\"A first product\"]}"),
+    ("go", &["go"], "/greet/Ada", "{\"greeting\":\"Hello, Ada\"}"),
+    ("axum", &["cargo"], "/greet/Ada", "{\"greeting\":\"Hello, Ada\"}"),
+    ("spring-boot", &["java", "mvn"], "/greet/Ada", "{\"greeting\":\"Hello, Ada\"}"),
+    ("static", &[], "/assets/style.css", "font:"),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = EXAMPLES
+        .into_iter()
+        .map(|(name, programs, path, content)| {
+            test_with(&format!("the {name} example is deployed and answers"), programs, move || {
+                let server = Server::default();
+                let folder = example(name);
+                if name == "express" {
+                    // Variables are the environment's, so it must be there before.
+                    server
+                        .capsule(&[
+                            "deploy",
+                            folder.path().to_str().expect("a path"),
+                            "--yes",
+                            "--detach",
+                            "-p",
+                            name,
+                            "-s",
+                            name,
+                        ])
+                        .ok();
+                    let _ =
+                        server.capsule(&["env", "set", "GREETING=Good day", "-C", folder.path().to_str().expect("a path")]).ok();
+                }
+                server.deploy(folder.path(), name).ok();
+                let host = format!("{name}-production.localhost");
+                let page = server.get(&host, path);
+                assert_eq!(page.status, 200, "{page:?}");
+                assert!(page.body.contains(content), "{page:?}");
+                let remembered = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("written");
+                assert!(remembered.contains(&format!("project = \"{name}\"")), "{remembered}");
+            })
+        })
+        .collect();
+    trials.push(test_with("the worker of the Flask example runs beside its web process", &["python3"], || {
+        let server = Server::default();
+        let folder = example("flask-worker");
+        server.deploy(folder.path(), "pair").ok();
+        let at = folder.path().to_str().expect("a path");
+        let beats = eventually("the worker beats", || {
+            let logs = server.capsule(&["logs", at]).ok();
+            logs.out.contains("worker beat 2").then_some(logs.out)
+        });
+        assert!(beats.lines().any(|line| line.contains(" worker.") && line.contains("worker beat 1")), "{beats}");
+        let status = server.capsule(&["status", at, "--json"]).ok().json();
+        let mut processes: Vec<&str> = status["state"]["instances"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|instance| instance["process"].as_str())
+            .collect();
+        processes.sort_unstable();
+        assert_eq!(processes, ["web", "worker"]);
+    }));
+    trials.push(test("a static site has its own page for what is not there, and a single page none", || {
+        let server = Server::default();
+        server.deploy(example("static").path(), "site").ok();
+        let missing = server.get("site-production.localhost", "/nothing/here");
+        assert_eq!(missing.status, 404);
+        assert!(missing.body.contains("There is no such page"), "{missing:?}");
+        for path in ["/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/assets/%00", "/.git/config"] {
+            let answer = server.get("site-production.localhost", path);
+            assert!(matches!(answer.status, 400 | 404), "{path}: {answer:?}");
+            assert!(!answer.body.contains("root:"), "{path}");
+        }
+    }));
+    trials
+}

@@ -1,0 +1,108 @@
+//! A steady load on an application, and every answer that was not as it ought to be.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use capsule_tests::Server;
+
+/// Visitors that ask again and again until told to stop.
+pub struct Load {
+    ending: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<String>>>,
+    visitors: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Half of the visitors keep their connection, half take a new one for each request.
+    pub fn begin(server: &Server, host: &str) -> Self {
+        let (port, host) = (server.port(), host.to_owned());
+        let mut load = Self { ending: Arc::default(), answered: Arc::default(), failures: Arc::default(), visitors: Vec::new() };
+        for visitor in 0..4 {
+            let (ending, answered, failures, host) =
+                (load.ending.clone(), load.answered.clone(), load.failures.clone(), host.clone());
+            load.visitors.push(std::thread::spawn(move || {
+                let mut kept = None;
+                while !ending.load(Ordering::Relaxed) {
+                    match ask(&mut kept, port, &host) {
+                        Ok(200) => {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(status) => failures.lock().expect("no panic").push(format!("status {status}")),
+                        Err(error) => failures.lock().expect("no panic").push(error.to_string()),
+                    }
+                    if visitor % 2 == 0 {
+                        kept = None;
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }));
+        }
+        // The load is on before anything is done under it.
+        while load.answered.load(Ordering::Relaxed) < 20 && load.failures.lock().expect("no panic").is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        load
+    }
+
+    /// Ends the load; not one request may have failed.
+    pub fn end(self) {
+        self.ending.store(true, Ordering::Relaxed);
+        for visitor in self.visitors {
+            visitor.join().expect("a visitor panicked");
+        }
+        let failures = self.failures.lock().expect("no panic");
+        let answered = self.answered.load(Ordering::Relaxed);
+        assert!(
+            failures.is_empty(),
+            "{} of {} requests failed: {:?}",
+            failures.len(),
+            answered + failures.len(),
+            &failures[..failures.len().min(5)]
+        );
+        assert!(answered > 20, "only {answered} requests");
+    }
+}
+
+type Connection = BufReader<TcpStream>;
+
+/// One request over the kept connection, or over a new one.
+fn ask(kept: &mut Option<Connection>, port: u16, host: &str) -> std::io::Result<u16> {
+    let mut connection = match kept.take() {
+        Some(connection) => connection,
+        None => {
+            let stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+            BufReader::new(stream)
+        }
+    };
+    write!(connection.get_mut(), "GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
+    let mut line = String::new();
+    connection.read_line(&mut line)?;
+    let status =
+        line.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| std::io::Error::other(format!("`{line}`")))?;
+    let mut length = 0;
+    let mut keep = true;
+    loop {
+        line.clear();
+        connection.read_line(&mut line)?;
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        keep &= !lower.starts_with("connection: close");
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body)?;
+    if keep {
+        *kept = Some(connection);
+    }
+    Ok(status)
+}

@@ -1,0 +1,62 @@
+//! Every journey, with the built binary on fresh data directories. What cannot run on a machine is
+//! counted as ignored, by its name.
+
+mod access;
+mod accounts;
+mod commands;
+mod crashes;
+mod deployments;
+mod examples;
+mod load;
+mod tenants;
+mod uploads;
+mod websocket;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial, run};
+
+/// A test that needs nothing but the server.
+fn test(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        work();
+        Ok(())
+    })
+}
+
+/// A test that needs programs on this machine.
+fn test_with(name: &str, programs: &[&str], work: impl FnOnce() + Send + 'static) -> Trial {
+    let missing: Vec<&str> = programs.iter().copied().filter(|program| !is_there(program)).collect();
+    if missing.is_empty() {
+        return test(name, work);
+    }
+    test(&format!("{name} (skipped: no {} here)", missing.join(", ")), || {}).with_ignored_flag(true)
+}
+
+/// A test of processes, which takes root: see CONTRIBUTING.
+fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    test_with(name, &["python3"], work)
+}
+
+fn is_there(program: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each trial has a server and applications of its own.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads = arguments.test_threads.or(Some(cores.clamp(2, 4)));
+    let suites = [
+        access::trials(),
+        accounts::trials(),
+        commands::trials(),
+        crashes::trials(),
+        deployments::trials(),
+        examples::trials(),
+        tenants::trials(),
+        uploads::trials(),
+        websocket::trials(),
+    ];
+    run(&arguments, suites.into_iter().flatten().collect()).exit_code()
+}

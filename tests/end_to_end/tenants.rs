@@ -1,0 +1,159 @@
+//! Two tenants on one server cannot reach each other's anything: not by the API, not from inside
+//! their applications.
+
+use capsule_tests::{Server, eventually, probe, text};
+use libtest_mimic::Trial;
+use serde_json::json;
+
+use crate::{test, test_of_processes};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("an upload of one tenant cannot be deployed by another", foreign_upload),
+        test("two tenants may use the same names, and get addresses of their own", same_names),
+        test_of_processes("an application sees nothing of the host, the platform or its neighbours", confined),
+        test_of_processes("a build sees nothing of the host, the platform or its neighbours", confined_builds),
+    ]
+}
+
+/// Organization, project and service of a user.
+fn service(server: &Server, token: &str, name: &str) -> String {
+    let organizations = eventually("the personal organization is there", || {
+        let page = server.api("GET", "/organizations", Some(token), None).ok();
+        page["items"].as_array().filter(|items| !items.is_empty()).cloned()
+    });
+    let body = json!({"organization_id": organizations[0]["id"], "name": name});
+    let project = server.api("POST", "/projects", Some(token), Some(&body)).ok();
+    text(&server.api("POST", "/services", Some(token), Some(&json!({"project_id": project["id"], "name": name}))).ok(), "id")
+}
+
+fn page(content: &str) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "index.html", content.as_bytes()).expect("appended");
+    archive.into_inner().expect("finished")
+}
+
+fn upload(server: &Server, token: &str, service: &str, content: &str) -> String {
+    let path = format!("/uploads?service_id={service}");
+    text(&server.api_raw("POST", &path, Some(token), "application/x-tar", Some(page(content))).ok(), "id")
+}
+
+fn foreign_upload() {
+    let server = Server::default();
+    let (ada, eve) = (server.register("ada@example.com"), server.register("eve@example.com"));
+    let (hers, theirs) = (service(&server, &ada, "a"), service(&server, &eve, "e"));
+    let secret = upload(&server, &ada, &hers, "ada's page");
+    let stolen = server.api("POST", &format!("/services/{theirs}/deploy"), Some(&eve), Some(&json!({"upload_id": secret})));
+    assert_eq!(stolen.status, 404, "{stolen:?}");
+    let own = upload(&server, &eve, &theirs, "eve's page");
+    let planted = server.api("POST", &format!("/services/{hers}/deploy"), Some(&eve), Some(&json!({"upload_id": own})));
+    assert_eq!(planted.status, 404, "{planted:?}");
+}
+
+fn same_names() {
+    let server = Server::default();
+    let mut urls = Vec::new();
+    for (who, content) in [("ada", "ada's page"), ("eve", "eve's page")] {
+        let token = server.register(&format!("{who}@example.com"));
+        let service = service(&server, &token, "shop");
+        let upload = upload(&server, &token, &service, content);
+        let deployment =
+            server.api("POST", &format!("/services/{service}/deploy"), Some(&token), Some(&json!({"upload_id": upload}))).ok();
+        let running = eventually("it runs", || {
+            let now = server.api("GET", &format!("/deployments/{}", text(&deployment, "id")), Some(&token), None).ok();
+            (now["status"] == "running").then_some(now)
+        });
+        let host = text(&running, "url").trim_start_matches("http://").split(':').next().expect("a host").to_owned();
+        assert_eq!(server.get(&host, "/").body, content);
+        urls.push(host);
+    }
+    assert_ne!(urls[0], urls[1]);
+    assert_eq!(server.get(&urls[0], "/").body, "ada's page");
+}
+
+fn confined() {
+    let server = Server::default();
+    let (one, two) = (probe("one"), probe("two"));
+    server.deploy(one.path(), "one").ok();
+    server.deploy(two.path(), "two").ok();
+    let ask = |path: &str| server.get("one-production.localhost", path);
+    let identity = |host: &str| server.get(host, "/identity").json();
+    let (own, other) = (identity("one-production.localhost"), identity("two-production.localhost"));
+    assert_ne!(own["uid"], other["uid"]);
+    assert_ne!(own["uid"], 0);
+
+    let data = server.data().display().to_string();
+    for path in [
+        "/etc/shadow",
+        "/etc/passwd-",
+        "/root/.ssh",
+        "/proc/1/environ",
+        &format!("{data}/keys/master.key"),
+        &format!("{data}/local-token"),
+    ] {
+        let answer = ask(&format!("/read?path={path}"));
+        assert_eq!(answer.status, 403, "{path} can be read: {answer:?}");
+    }
+    assert_eq!(ask(&format!("/list?path={data}")).status, 403);
+    let processes = ask("/list?path=/proc").body;
+    let pids: Vec<u32> = processes.lines().filter_map(|name| name.parse().ok()).collect();
+    assert!(pids.len() < 8, "it sees other processes: {pids:?}");
+    for path in ["/usr/bin/planted", "/etc/planted", "/planted", "/proc/sys/kernel/hostname", "/sys/planted"] {
+        let answer = ask(&format!("/write?path={path}"));
+        assert_eq!(answer.status, 403, "{path} can be written: {answer:?}");
+    }
+    for path in ["/app/own", "/tmp/own", "/home/app/own"] {
+        assert_eq!(ask(&format!("/write?path={path}")).status, 200, "{path}");
+    }
+    // The neighbour's port at its address, the ingress on the host, and its own loopback's neighbour.
+    let port = server.get("two-production.localhost", "/env").json()["PORT"].as_str().expect("a port").to_owned();
+    let neighbour = text(&other, "address");
+    let gateway = {
+        let mut parts: Vec<String> = text(&own, "address").split('.').map(str::to_owned).collect();
+        parts[3] = (parts[3].parse::<u8>().expect("a byte") - 1).to_string();
+        parts.join(".")
+    };
+    for (host, port) in [
+        (neighbour.as_str(), port.as_str()),
+        (&gateway, &server.port().to_string()),
+        ("127.0.0.1", &server.port().to_string()),
+        ("169.254.169.254", "80"),
+    ] {
+        let answer = ask(&format!("/connect?host={host}&port={port}"));
+        assert_eq!(answer.status, 403, "{host}:{port} can be reached: {answer:?}");
+    }
+}
+
+fn confined_builds() {
+    let server = Server::default();
+    let folder = probe("one");
+    let data = server.data().display().to_string();
+    let script = format!(
+        "import os, sys\n\
+         for path in ['/etc/shadow', '{data}/local-token', '{data}/keys/master.key', '/proc/1/environ']:\n    \
+             try:\n        open(path).read(); print('CAN READ', path)\n    \
+             except OSError: pass\n\
+         if os.getuid() == 0: print('IS ROOT')\n\
+         if os.environ.get('CAPSULE_DATA'): print('HAS THE ENVIRONMENT')\n\
+         print('looked around')\n"
+    );
+    std::fs::write(folder.path().join("look.py"), script).expect("written");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    std::fs::write(folder.path().join("capsule.toml"), format!("{declared}\n[build]\nbuild = \"python3 look.py\"\n"))
+        .expect("written");
+    let built = server.deploy(folder.path(), "one").ok();
+    assert!(built.err.contains("looked around"), "{built:?}");
+    for bad in ["CAN READ", "IS ROOT", "HAS THE ENVIRONMENT"] {
+        assert!(!built.err.contains(bad), "{built:?}");
+    }
+    // A shell's special characters in names and values stay characters.
+    let hostile = "'; touch /tmp/injected; echo '$(touch /tmp/injected)`touch /tmp/injected`";
+    let at = folder.path().to_str().expect("a path");
+    server.capsule(&["env", "set", &format!("HOSTILE={hostile}"), "-C", at]).ok();
+    server.deploy(folder.path(), "one").ok();
+    assert_eq!(server.get("one-production.localhost", "/env").json()["HOSTILE"], hostile);
+    assert!(!std::path::Path::new("/tmp/injected").exists());
+}

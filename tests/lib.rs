@@ -1,0 +1,392 @@
+//! A Capsule server of one's own, for tests and benchmarks: the built binary on a fresh data
+//! directory and free ports, ended with all that it started.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use ureq::Agent;
+
+/// The repository's root.
+#[must_use]
+pub fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// The binary under test: `CAPSULE_BIN`, or the release build.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("CAPSULE_BIN").map_or_else(|| root().join("target/release/capsule"), PathBuf::from);
+    assert!(path.is_file(), "{} is not built: run `cargo build --release -p capsule`, or scripts/test", path.display());
+    path
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    data: TempDir,
+    home: TempDir,
+    settings: Vec<String>,
+    environment: BTreeMap<String, String>,
+    process: Option<Child>,
+    port: u16,
+    agent: Agent,
+}
+
+/// What a request was answered with.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body as text.
+    pub body: String,
+}
+
+impl Reply {
+    /// The body as JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in the answer {self:?}"))
+    }
+
+    /// The body as JSON of an answer that must be a success.
+    pub fn ok(&self) -> Value {
+        assert!((200..300).contains(&self.status), "{self:?}");
+        self.json()
+    }
+}
+
+/// What a command printed.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Whether it ended with 0.
+    pub success: bool,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Ran {
+    fn new(output: &Output) -> Self {
+        Self {
+            success: output.status.success(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Panics with what was printed unless it succeeded.
+    pub fn ok(self) -> Self {
+        assert!(self.success, "{}\n{}", self.out, self.err);
+        self
+    }
+
+    /// Panics with what was printed if it succeeded.
+    pub fn refused(self) -> Self {
+        assert!(!self.success, "{}\n{}", self.out, self.err);
+        self
+    }
+
+    /// Standard output as JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::with(&[])
+    }
+}
+
+impl Server {
+    /// Starts a server with these settings beyond the defaults, as `name=value`.
+    #[must_use]
+    pub fn with(settings: &[&str]) -> Self {
+        let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
+        let mut server = Self {
+            data: folder("cap-"),
+            home: folder("home-"),
+            settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0"]
+                .iter()
+                .chain(settings)
+                .map(|s| (*s).to_owned())
+                .collect(),
+            environment: BTreeMap::new(),
+            process: None,
+            port: 0,
+            agent: Agent::config_builder()
+                .http_status_as_error(false)
+                .timeout_global(Some(Duration::from_secs(120)))
+                .max_redirects(0)
+                .build()
+                .into(),
+        };
+        server.start();
+        server
+    }
+
+    /// Starts the server anew, with the data it has. Waits until it answers.
+    pub fn start(&mut self) {
+        let mut command = self.command();
+        command.arg("server");
+        for setting in &self.settings {
+            command.arg("--set").arg(setting);
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("the log can be written");
+        command.stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
+        self.process = Some(command.spawn().expect("the binary starts"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let address = loop {
+            if let Some(address) = self.address() {
+                break address;
+            }
+            let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            assert!(ended.is_none() && Instant::now() < deadline, "the server does not start:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        self.port = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    }
+
+    /// As [`Server::start`], with variables in its environment for this life of it.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
+        self.environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self.start();
+        self.environment.clear();
+    }
+
+    /// SIGKILL. Instances and ingress go on.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let pid = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = process.wait();
+        }
+    }
+
+    /// Waits until the server has ended by itself.
+    pub fn wait_for_end(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let deadline = Instant::now() + Duration::from_secs(120);
+            while process.try_wait().expect("waited for").is_none() {
+                assert!(Instant::now() < deadline, "the server did not end");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// The server's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, Child::id)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// How many entries a folder of the data directory has whose names end so.
+    #[must_use]
+    pub fn entries(&self, folder: &str, end: &str) -> usize {
+        let Ok(entries) = std::fs::read_dir(self.data().join(folder)) else { return 0 };
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(end)).count()
+    }
+
+    /// How many uploads are kept.
+    #[must_use]
+    pub fn blobs(&self) -> usize {
+        let entries = std::fs::read_dir(self.data().join("blobs")).expect("there");
+        entries.flatten().filter(|entry| entry.path().is_file()).count()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.home.path().join("server.log")
+    }
+
+    /// What the server logged.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// `http://127.0.0.1:port`, while the server runs.
+    fn address(&self) -> Option<String> {
+        let text = std::fs::read(self.data().join("run/server.json")).ok()?;
+        let running: Value = serde_json::from_slice(&text).ok()?;
+        // One that was killed leaves its file behind.
+        (running["pid"].as_u64()? == u64::from(self.pid())).then(|| running["address"].as_str().map(str::to_owned))?
+    }
+
+    /// The ingress's port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.env("HOME", self.home.path()).env("XDG_CONFIG_HOME", self.home.path()).env("CAPSULE_DATA", self.data());
+        for name in ["CAPSULE_SERVER", "CAPSULE_FAILPOINT", "XDG_DATA_HOME", "CAPSULE_LISTEN"] {
+            command.env_remove(name);
+        }
+        command.envs(&self.environment);
+        command
+    }
+
+    /// Runs a command of the CLI to its end.
+    #[must_use]
+    pub fn capsule(&self, arguments: &[&str]) -> Ran {
+        Ran::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
+    }
+
+    /// As [`Server::capsule`], with a text at its standard input, and variables.
+    #[must_use]
+    pub fn capsule_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> Ran {
+        use std::io::Write;
+        let mut command = self.command();
+        command.args(arguments).envs(environment.iter().copied());
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+        Ran::new(&child.wait_with_output().expect("it ends"))
+    }
+
+    /// Deploys a folder as the service of this name, of the project of the same name.
+    #[must_use]
+    pub fn deploy(&self, folder: &Path, name: &str) -> Ran {
+        let folder = folder.to_str().expect("a path");
+        self.capsule(&["deploy", folder, "--project", name, "--service", name, "--yes"])
+    }
+
+    /// Asks an application, through the ingress.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn try_get(&self, host: &str, path: &str) -> Result<Reply, String> {
+        let url = format!("http://127.0.0.1:{}{path}", self.port());
+        let mut response = self.agent.get(url).header("host", host).call().map_err(|error| error.to_string())?;
+        let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
+        Ok(Reply { status: response.status().as_u16(), body })
+    }
+
+    /// Asks an application, through the ingress; there must be an answer.
+    #[must_use]
+    pub fn get(&self, host: &str, path: &str) -> Reply {
+        self.try_get(host, path).unwrap_or_else(|error| panic!("{host}{path}: {error}"))
+    }
+
+    /// Asks the API.
+    #[must_use]
+    pub fn api(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Reply {
+        let bytes = body.map(|body| body.to_string().into_bytes());
+        self.api_raw(method, path, token, "application/json", bytes)
+    }
+
+    /// Asks the API with a body of any kind.
+    #[must_use]
+    pub fn api_raw(&self, method: &str, path: &str, token: Option<&str>, kind: &str, body: Option<Vec<u8>>) -> Reply {
+        let url = format!("http://127.0.0.1:{}/api/v1{path}", self.port());
+        let mut request = ureq::http::Request::builder().method(method).uri(url);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = match body {
+            Some(body) => self.agent.run(request.header("content-type", kind).body(body).expect("a request")),
+            None => self.agent.run(request.body(()).expect("a request")),
+        };
+        let mut response = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        // A stream that follows has no end; none is asked for here.
+        let body = response.body_mut().with_config().limit(64 << 20).read_to_string().expect("a body");
+        Reply { status: response.status().as_u16(), body }
+    }
+
+    /// The secret that signs the owner of the data directory in.
+    #[must_use]
+    pub fn local_token(&self) -> String {
+        std::fs::read_to_string(self.data().join("local-token")).expect("the token is there")
+    }
+
+    /// An access token of the local administrator.
+    #[must_use]
+    pub fn admin(&self) -> String {
+        let body = serde_json::json!({"token": self.local_token()});
+        text(&self.api("POST", "/auth/local", None, Some(&body)).ok(), "access_token")
+    }
+
+    /// An access token of a new user.
+    #[must_use]
+    pub fn register(&self, email: &str) -> String {
+        // The first user of an installation is its administrator.
+        let _ = self.admin();
+        let body = serde_json::json!({"email": email, "password": "a long enough one 1"});
+        text(&self.api("POST", "/auth/register", None, Some(&body)).ok(), "access_token")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log ---\n{}", self.log_text());
+        }
+        self.stop();
+        let _ = self.command().args(["server", "down"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
+/// A member of a JSON object, as text.
+#[must_use]
+pub fn text(value: &Value, member: &str) -> String {
+    value[member].as_str().unwrap_or_else(|| panic!("no {member} in {value}")).to_owned()
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// When it is not after a minute.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not after a minute");
+        std::thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// A copy of an example, free to be written to.
+#[must_use]
+pub fn example(name: &str) -> TempDir {
+    copy(&root().join("examples").join(name))
+}
+
+/// The fixture of a small program that tells what it sees, in this version.
+#[must_use]
+pub fn probe(version: &str) -> TempDir {
+    let folder = copy(&root().join("tests/fixtures/probe"));
+    std::fs::write(folder.path().join("version"), version).expect("written");
+    folder
+}
+
+fn copy(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().expect("a temporary folder");
+    let status = Command::new("cp").arg("-R").arg(from.join(".")).arg(to.path()).status().expect("cp runs");
+    assert!(status.success(), "{} cannot be copied", from.display());
+    to
+}

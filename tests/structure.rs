@@ -1,0 +1,99 @@
+//! The house as it is built: which crate knows which, and under which licences all of it stands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use capsule_tests::root;
+use serde_json::Value;
+
+/// Licences that may be combined with Apache-2.0 in one binary.
+const LICENCES: [&str; 13] = [
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "MIT",
+    "MIT-0",
+    "BSD-1-Clause",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "0BSD",
+    "ISC",
+    "Zlib",
+    "Unicode-3.0",
+    "CC0-1.0",
+    "Unlicense",
+];
+/// Weak copyleft by file, and data; taken only for these, whose sources are not changed.
+const EXCEPTIONS: [(&str, &str); 3] =
+    [("webpki-roots", "CDLA-Permissive-2.0"), ("option-ext", "MPL-2.0"), ("xxhash-rust", "BSL-1.0")];
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// The workspace's crates: folder, and the folders it depends on outside of tests.
+fn graph() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = metadata();
+    let folder = |path: &str| Path::new(path).strip_prefix(root()).expect("in the repository").display().to_string();
+    let mut graph = BTreeMap::new();
+    for package in metadata["packages"].as_array().expect("a list").iter().filter(|package| package["source"].is_null()) {
+        let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
+        let own = folder(&manifest.parent().expect("a folder").display().to_string());
+        let dependencies = package["dependencies"].as_array().expect("a list").iter();
+        let inner = dependencies.filter(|one| one["kind"].is_null()).filter_map(|one| one["path"].as_str()).map(folder).collect();
+        graph.insert(own, inner);
+    }
+    graph
+}
+
+#[test]
+fn the_crate_graph_changes_only_on_purpose() {
+    let text: String = graph()
+        .into_iter()
+        .map(|(own, inner)| format!("{own}: {}\n", inner.into_iter().collect::<Vec<_>>().join(" ")).replace(": \n", ":\n"))
+        .collect();
+    let golden = root().join("tests/crate_graph.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&golden, &text).expect("written");
+    }
+    let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+    assert_eq!(text, expected, "if this is meant: UPDATE_GOLDEN=1 cargo test -p capsule-tests --test structure");
+}
+
+#[test]
+fn arrows_run_downward_and_services_do_not_know_each_other() {
+    let storey = |folder: &str| match folder.split('/').next() {
+        Some("foundation") => 0,
+        Some("engines") => 1,
+        Some("services") => 2,
+        Some("gateway") => 3,
+        _ => 4,
+    };
+    for (own, inner) in graph() {
+        for other in inner {
+            assert!(storey(&own) >= storey(&other), "{own} knows {other}, which is above it");
+            assert!(storey(&own) != 2 || storey(&other) != 2, "{own} knows {other}: services speak over the bus only");
+            assert!(storey(&own) != 1 || storey(&other) == 1, "{own} knows {other}: engines know no service, bus or database");
+            assert!(own != "gateway" || storey(&other) == 0, "{own} knows {other}: it speaks over the bus only");
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_fits() {
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().expect("a list") {
+        let (name, licence) = (package["name"].as_str().expect("a name"), package["license"].as_str().unwrap_or("none"));
+        let plain = licence.replace('/', " OR ").replace(['(', ')'], "");
+        let fits = |one: &str| LICENCES.contains(&one.trim()) || EXCEPTIONS.contains(&(name, one.trim()));
+        // `A AND B OR C`: without brackets, AND binds closer; all that is met has this shape.
+        let any = plain.split(" OR ").any(|all| all.split(" AND ").all(fits));
+        assert!(any, "{name} {} stands under {licence}", package["version"]);
+    }
+}
