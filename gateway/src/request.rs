@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
@@ -15,12 +15,16 @@ use bytes::Bytes;
 use capsule_bus::{Context, Principal};
 use capsule_contracts::{Access, Problem, new_id};
 use futures_util::StreamExt;
+use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
 use crate::rows::Row;
 use crate::{BODY_BYTES, Gateway, REQUEST};
+
+/// How long a body that is too large is read before the connection is closed on it.
+const SWALLOW: Duration = Duration::from_secs(30);
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
@@ -140,9 +144,7 @@ async fn message(row: &Row, mut parts: Parts, body: Body) -> Result<Vec<u8>, Pro
 }
 
 async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
-    let bytes = axum::body::to_bytes(body, BODY_BYTES)
-        .await
-        .map_err(|_| Problem::too_large(format!("The body is larger than {} MiB, or was cut short.", BODY_BYTES >> 20)))?;
+    let bytes = collect(body).await?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
@@ -157,6 +159,27 @@ async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Valu
         Ok(_) => Err(Problem::bad_request("The body is not a JSON object.")),
         Err(error) => Err(Problem::bad_request(format!("The body is not valid JSON: {error}."))),
     }
+}
+
+async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Problem::bad_request(format!("The body was cut short: {error}.")))?;
+        if let Ok(data) = frame.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+        if bytes.len() > BODY_BYTES {
+            swallow(body).await;
+            return Err(Problem::too_large(format!("The body is larger than {} MiB.", BODY_BYTES >> 20)));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads the rest of a body that is too large: whoever still sends does not listen yet, and would
+/// find the connection closed instead of an answer.
+pub async fn swallow(mut body: Body) {
+    let _ = tokio::time::timeout(SWALLOW, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
 fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 
 use crate::Gateway;
-use crate::request::{authenticate, correlation_id, problem_response, with_correlation};
+use crate::request::{authenticate, correlation_id, problem_response, swallow, with_correlation};
 
 /// A client that sends nothing for this long is given up.
 const STALLED: std::time::Duration = std::time::Duration::from_secs(60);
@@ -90,6 +90,7 @@ async fn keep(gateway: &Gateway, name: &str, mut body: Body) -> Result<(String, 
         };
         let Ok(bytes) = frame.into_data() else { continue };
         if writer.bytes() + bytes.len() as u64 > gateway.upload_bytes {
+            swallow(body).await;
             return Err(Problem::too_large(format!("The upload is larger than {} MiB.", gateway.upload_bytes >> 20))
                 .hint("Leave out what is built or downloaded: name it in .capsuleignore."));
         }

@@ -20,8 +20,8 @@ const CASES: [Case; 11] = [
     ("links to an absolute path", || tar(&[Entry::Link("out", "/etc"), Entry::File("out/escaped", b"x")]), "out"),
     ("has a hard link out of the folder", || tar(&[Entry::HardLink("out", "/etc/passwd")]), "out"),
     ("has a device", || tar(&[Entry::Device("dev")]), "dev"),
-    ("claims an absurd size", || tar(&[Entry::Absurd("index.html")]), "index.html"),
-    ("is cut short", || tar(&[Entry::File("index.html", &[7; 50_000])])[..600].to_vec(), "archive"),
+    ("claims an absurd size", || tar(&[Entry::Absurd("index.html")]), "cut short"),
+    ("is cut short", || tar(&[Entry::File("index.html", &[7; 50_000])])[..300].to_vec(), "archive"),
     ("is no archive", || b"#!/bin/sh\necho hello\n".repeat(99), "archive"),
     ("is a zip bomb", zip_bomb, "MiB"),
     ("is a zip that climbs", || zip("../escaped"), "../escaped"),
@@ -200,7 +200,7 @@ fn zip_bomb() -> Vec<u8> {
     let options = zip::write::SimpleFileOptions::default().large_file(true);
     let zeros = vec![0; 1 << 20];
     archive.start_file("zeros", options).expect("begun");
-    for _ in 0..5000 {
+    for _ in 0..2200 {
         archive.write_all(&zeros).expect("written");
     }
     archive.finish().expect("finished").into_inner()

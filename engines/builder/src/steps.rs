@@ -69,16 +69,17 @@ impl Builder {
     /// # Errors
     /// When a toolchain is missing or a step fails.
     pub async fn build(&self, plan: &Plan, job: &Job) -> Result<(), BuildError> {
-        if plan.build.install.is_none() && plan.build.build.is_none() {
-            return Ok(());
-        }
         if let Some(missing) = self.toolchains.missing(plan) {
             return Err(BuildError::Failed(missing));
+        }
+        // The application may write in its own folder, whether or not a step makes anything there.
+        own_all(&job.directory, job.uid)?;
+        if plan.build.install.is_none() && plan.build.build.is_none() {
+            return Ok(());
         }
         std::fs::create_dir_all(job.cache.join("home"))?;
         own(&job.cache, job.uid)?;
         own(&job.cache.join("home"), job.uid)?;
-        own_all(&job.directory, job.uid)?;
         for (step, command) in [("install", &plan.build.install), ("build", &plan.build.build)] {
             if let Some(command) = command {
                 let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());

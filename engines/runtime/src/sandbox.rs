@@ -211,9 +211,7 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
     symlink("/tmp", inside("/var/tmp")).map_err(at("/var/tmp"))?;
     make_dir(&inside("/run"))?;
     make_dir(&inside("/home/app"))?;
-    if task.privileged {
-        std::os::unix::fs::chown(inside("/home/app"), Some(spec.uid), Some(spec.uid)).map_err(at("/home/app"))?;
-    }
+    tmpfs(&inside("/home/app"), &format!("mode=700,size=1g,uid={user},gid={user}"))?;
     make_dir(&inside("/proc"))?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), &inside("/proc"), Some("proc"), quiet, none).map_err(at("/proc"))?;

@@ -11,7 +11,7 @@ use capsule_store::scoped;
 
 use crate::deployments::{self, Environment, New, Row};
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, queries, uploads};
+use crate::{Deploys, instances, queries, routes, uploads};
 
 async fn configuration(
     deploys: &Deploys,
@@ -45,7 +45,7 @@ async fn build(
         created_by: tenant.user(),
     };
     let row = deployments::insert(deploys, &tx, context, tenant, &placement, new).await?;
-    crate::routes::raise(&tx).await?;
+    routes::raise(&tx).await?;
     tx.commit().await?;
     deploys.controller.wake();
     row.view(deploys, &placement)
@@ -92,7 +92,7 @@ async fn reuse(
         created_by: tenant.user(),
     };
     let row = deployments::insert(deploys, &tx, context, tenant, placement, new).await?;
-    crate::routes::raise(&tx).await?;
+    routes::raise(&tx).await?;
     tx.commit().await?;
     deploys.controller.wake();
     row.view(deploys, placement)
@@ -136,7 +136,9 @@ pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Dep
         ),
     };
     let earlier = deploys.store.read().first::<Row>(earlier).await?.ok_or_else(|| {
-        Problem::conflict("There is no earlier release to return to.").hint("`capsule status` lists the deployments.")
+        let which = message.number.map_or("earlier deployment".into(), |number| format!("deployment {number}"));
+        Problem::conflict(format!("There is no {which} that once ran, to return to."))
+            .hint("`capsule status` lists the deployments.")
     })?;
     reuse(&deploys, &context, &proof, &placement, earlier, "rollback").await
 }
@@ -175,6 +177,10 @@ pub async fn stop(deploys: Arc<Deploys>, call: Call<Stop>) -> Result<ServiceStat
     instances::set_role(&tx, &serving, "retiring").await?;
     tx.commit().await?;
     deploys.controller.reconcile();
+    // Visitors are told at once; if that fails, the reconciler goes on trying.
+    if let Err(problem) = routes::publish(&deploys).await {
+        tracing::warn!(%problem, "the routing table could not be published");
+    }
     queries::state(&deploys, &proof, message.id, &message.environment).await
 }
 

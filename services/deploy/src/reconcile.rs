@@ -12,7 +12,7 @@ use capsule_store::{scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, routes};
+use crate::{Deploys, instances, routes, uploads};
 
 /// Looks this often even if nobody signals.
 const PERIOD: Duration = Duration::from_secs(3);
@@ -54,7 +54,8 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
         retire(deploys, instance);
     }
     stop_strangers(deploys).await?;
-    remove_files(deploys).await
+    remove_files(deploys).await?;
+    uploads::expire(deploys).await
 }
 
 async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Problem> {
@@ -181,6 +182,12 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         .await?;
         tx.run(scoped!(
             &grant,
+            "DELETE FROM uploads WHERE organization_id = :tenant AND service_id = $1 AND digest IS NOT NULL",
+            service
+        ))
+        .await?;
+        tx.run(scoped!(
+            &grant,
             "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
             service,
             environment
@@ -188,7 +195,7 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         .await?;
         tx.commit().await?;
         for release in releases {
-            forget_blob(deploys, &release.upload_digest).await?;
+            uploads::forget_blob(deploys, &release.upload_digest).await?;
         }
     }
     Ok(())
@@ -233,21 +240,7 @@ pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Probl
         tx.commit().await?;
     }
     for digest in sources {
-        forget_blob(deploys, &digest).await?;
-    }
-    Ok(())
-}
-
-/// Removes a source that no kept release was made from.
-async fn forget_blob(deploys: &Deploys, digest: &str) -> Result<(), Problem> {
-    let users = unscoped!(
-        "blobs are shared by digest",
-        "SELECT id, release_id, upload_digest FROM deployments WHERE upload_digest = $1",
-        digest
-    );
-    let users = deploys.store.read().all::<Release>(users).await?;
-    if !users.iter().any(|user| deploys.release_directory(user.release_id).exists()) {
-        let _ = deploys.blobs.remove(digest);
+        uploads::forget_blob(deploys, &digest).await?;
     }
     Ok(())
 }

@@ -7,10 +7,13 @@ use capsule_buildplan::Folder;
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, scoped};
+use capsule_store::{Scope, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::Deploys;
+
+/// An upload may be deployed, again and again, for this long.
+const KEPT_SECONDS: i64 = 24 * 3600;
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -58,10 +61,57 @@ pub async fn complete_upload(deploys: Arc<Deploys>, call: Call<CompleteUpload>) 
 }
 
 pub async fn forget_upload(deploys: Arc<Deploys>, call: Call<ForgetUpload>) -> Result<Empty, Problem> {
+    let upload = get(&deploys, &call.proof, call.message.id).await?;
     let tx = deploys.store.begin().await?;
     tx.run(scoped!(&call.proof, "DELETE FROM uploads WHERE organization_id = :tenant AND id = $1", call.message.id)).await?;
     tx.commit().await?;
+    if let Some(digest) = upload.digest {
+        forget_blob(&deploys, &digest).await?;
+    }
     Ok(Empty {})
+}
+
+/// Forgets uploads that were not deployed in time.
+pub async fn expire(deploys: &Deploys) -> Result<(), Problem> {
+    let before = Timestamp::now().plus_seconds(-KEPT_SECONDS).0;
+    let old = unscoped!(
+        "the platform's own work",
+        "SELECT id, service_id, digest, bytes FROM uploads WHERE created_at < $1 ORDER BY created_at LIMIT 100",
+        before
+    );
+    for upload in deploys.store.read().all::<Row>(old).await? {
+        let tx = deploys.store.begin().await?;
+        tx.run(unscoped!("the platform's own work", "DELETE FROM uploads WHERE id = $1", upload.id)).await?;
+        tx.commit().await?;
+        if let Some(digest) = upload.digest {
+            forget_blob(deploys, &digest).await?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(FromQueryResult)]
+struct User {
+    release_id: Uuid,
+    finished_at: Option<i64>,
+}
+
+/// Removes an archive, unless an upload, a deployment under way or a release that is kept is of it.
+pub async fn forget_blob(deploys: &Deploys, digest: &str) -> Result<(), Problem> {
+    let uploads = unscoped!("blobs are shared by digest", "SELECT COUNT(*) FROM uploads WHERE digest = $1", digest);
+    if deploys.store.read().value::<i64>(uploads).await?.unwrap_or_default() > 0 {
+        return Ok(());
+    }
+    let users = unscoped!(
+        "blobs are shared by digest",
+        "SELECT release_id, finished_at FROM deployments WHERE upload_digest = $1",
+        digest
+    );
+    let users = deploys.store.read().all::<User>(users).await?;
+    if !users.iter().any(|user| user.finished_at.is_none() || deploys.release_directory(user.release_id).exists()) {
+        let _ = deploys.blobs.remove(digest);
+    }
+    Ok(())
 }
 
 async fn get(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Upload, Problem> {
