@@ -101,23 +101,23 @@ impl Client {
     }
 
     pub fn post<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
-        self.call("POST", path, Some(serde_json::to_vec(body)?))
+        self.call("POST", path, Some(&serde_json::to_vec(body)?))
     }
 
     pub fn put<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
-        self.call("PUT", path, Some(serde_json::to_vec(body)?))
+        self.call("PUT", path, Some(&serde_json::to_vec(body)?))
     }
 
     pub fn patch<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
-        self.call("PATCH", path, Some(serde_json::to_vec(body)?))
+        self.call("PATCH", path, Some(&serde_json::to_vec(body)?))
     }
 
     pub fn delete<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
         self.call("DELETE", path, None)
     }
 
-    fn call<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: Option<Vec<u8>>) -> anyhow::Result<T> {
-        let mut response = self.signed_in(|client| client.send(method, path, body.as_deref()))?;
+    fn call<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: Option<&[u8]>) -> anyhow::Result<T> {
+        let mut response = self.signed_in(|client| client.send(method, path, body))?;
         let text =
             response.body_mut().with_config().limit(64 << 20).read_to_string().context("the server's answer was cut short")?;
         serde_json::from_str(&text)

@@ -98,7 +98,7 @@ fn start() -> Result<i32, String> {
         for stream in listener.incoming().flatten() {
             let server = server.clone();
             // Without a thread to spare, the caller's connection closes and it asks again.
-            let _ = thread(move || answer(&server, stream));
+            let _ = thread(move || answer(&server, &stream));
         }
     })?;
     if once {
@@ -268,21 +268,22 @@ impl Shared {
     }
 }
 
-fn answer(shared: &Arc<Shared>, stream: UnixStream) -> std::io::Result<()> {
+fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
+    let mut writer = stream;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut line = String::new();
-    BufReader::new((&stream).take(4096)).read_line(&mut line)?;
+    BufReader::new(stream.take(4096)).read_line(&mut line)?;
     match serde_json::from_str(&line)? {
         Request::Status => {
             let mut reply = serde_json::to_vec(&shared.status())?;
             reply.push(b'\n');
-            (&stream).write_all(&reply)
+            writer.write_all(&reply)
         }
         Request::Stop => {
             shared.stop();
-            (&stream).write_all(b"ok\n")
+            writer.write_all(b"ok\n")
         }
-        Request::Connect { port } => protocol::hand_over(&stream, connect_inside(port)),
+        Request::Connect { port } => protocol::hand_over(stream, connect_inside(port)),
     }
 }
 

@@ -151,7 +151,9 @@ impl Prove for rule::Granted {
         let place = service.locate(&target).await?.ok_or_else(|| Problem::not_found("thing"))?;
         let permission = match M::ACCESS {
             Access::Granted(permission) => permission,
-            Access::GrantedDeploy => place.environment.map_or(Permission::DeployProduction, |kind| kind.deploy_permission()),
+            Access::GrantedDeploy => place
+                .environment
+                .map_or(Permission::DeployProduction, capsule_contracts::access::EnvironmentKind::deploy_permission),
             Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Internal => return Err(Problem::internal()),
         };
         let cached = service.cached_role(place.organization_id, caller.user).await?;

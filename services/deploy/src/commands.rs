@@ -88,7 +88,7 @@ async fn reuse(
         trigger,
         upload_digest: earlier.upload_digest.clone(),
         release: Some((earlier.release_id, earlier.plan.clone())),
-        environment: Environment::Of(earlier),
+        environment: Environment::Of(Box::new(earlier)),
         created_by: tenant.user(),
     };
     let row = deployments::insert(deploys, &tx, context, tenant, placement, new).await?;

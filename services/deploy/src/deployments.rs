@@ -109,7 +109,7 @@ pub enum Environment {
     /// As they are now.
     Plain(BTreeMap<String, String>),
     /// As an earlier deployment was made with them.
-    Of(Row),
+    Of(Box<Row>),
 }
 
 /// Makes a deployment; those of the same placement that have not begun give way to it.

@@ -35,12 +35,9 @@ async fn wait_for(deploys: &Deploys, candidate: &instances::Row, path: Option<&s
     let mut pause = Duration::from_millis(20);
     let mut last = String::from("it did not answer");
     loop {
-        let status = match deploys.runtime.status(&candidate.id).await {
-            Some(status) => status,
-            None => {
-                instances::start(deploys, candidate).await?;
-                continue;
-            }
+        let Some(status) = deploys.runtime.status(&candidate.id).await else {
+            instances::start(deploys, candidate).await?;
+            continue;
         };
         if status.restarts > MOST_RESTARTS {
             return Ok(Err(format!("it {} again and again", status.last_exit.unwrap_or_else(|| "ended".into()))));
