@@ -55,7 +55,8 @@ pub struct Build {
     pub memory_mib: u32,
     pub cpu_percent: u32,
     pub seconds: u32,
-    /// Certificate authorities beyond the tools' own, for builds and applications; empty is none.
+    /// A bundle of certificate authorities for builds and applications; empty leaves the tools to their
+    /// own. The host's own unless set.
     pub ca_bundle: PathBuf,
     /// Variables of every build, such as those that name a registry mirror.
     #[serde(default)]
@@ -85,12 +86,19 @@ impl Default for Configuration {
                 memory_mib: 4096,
                 cpu_percent: u32::try_from(cores * 100).unwrap_or(100),
                 seconds: 1800,
-                ca_bundle: std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).unwrap_or_default(),
+                ca_bundle: host_authorities(),
                 environment: BTreeMap::new(),
             },
             deploy: Deploy { health_seconds: 60, drain_seconds: 30 },
         }
     }
+}
+
+/// What this host trusts, builds trust as well: many tools bring authorities of their own only.
+fn host_authorities() -> PathBuf {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+    named.into_iter().chain(usual.map(PathBuf::from)).find(|path| path.is_file()).unwrap_or_default()
 }
 
 /// A configuration, and for each setting where its value came from.

@@ -10,6 +10,9 @@ use capsule_runtime::Mount;
 /// Where every sandbox looks for programs first.
 const SYSTEM: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
+/// Where a sandbox finds the operator's certificate authorities.
+const CA_BUNDLE: &str = "/opt/capsule/ca-bundle.crt";
+
 /// Folders below a home that version managers and installers keep whole toolchains in.
 const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
 
@@ -75,6 +78,9 @@ impl Toolchains {
             found.environment.insert("JAVA_HOME".into(), home.display().to_string());
         }
         found.mounts.push(Mount { source: directory.into(), target: "/opt/capsule/bin".into(), writable: false });
+        if let Some(bundle) = &found.settings.ca_bundle {
+            found.mounts.push(Mount { source: bundle.clone(), target: CA_BUNDLE.into(), writable: false });
+        }
         found.path.push("/opt/capsule/bin".into());
         Ok(found)
     }
@@ -129,7 +135,7 @@ impl Toolchains {
         let path = std::env::join_paths(own.iter().chain(&self.path)).unwrap_or_default();
         all.insert("PATH".into(), path.to_string_lossy().into_owned());
         all.insert("LANG".into(), "C.UTF-8".into());
-        if let Some(bundle) = &self.settings.ca_bundle {
+        if self.settings.ca_bundle.is_some() {
             for name in [
                 "SSL_CERT_FILE",
                 "NODE_EXTRA_CA_CERTS",
@@ -139,7 +145,7 @@ impl Toolchains {
                 "CARGO_HTTP_CAINFO",
                 "GIT_SSL_CAINFO",
             ] {
-                all.insert(name.into(), bundle.display().to_string());
+                all.insert(name.into(), CA_BUNDLE.into());
             }
         }
         all
