@@ -25,6 +25,9 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -35,6 +38,8 @@ pub struct Server {
     process: Option<Child>,
     port: u16,
     agent: Agent,
+    /// A copy of the binary that a user without rights may run as such.
+    unprivileged: Option<PathBuf>,
 }
 
 /// What a request was answered with.
@@ -109,8 +114,28 @@ impl Server {
     /// Starts a server with these settings beyond the defaults, as `name=value`.
     #[must_use]
     pub fn with(settings: &[&str]) -> Self {
+        let mut server = Self::new(settings);
+        server.start();
+        server
+    }
+
+    /// Starts a server as a user without rights.
+    #[must_use]
+    pub fn unprivileged(settings: &[&str]) -> Self {
+        let mut server = Self::new(settings);
+        let copy = server.home.path().join("binary");
+        std::fs::copy(binary(), &copy).expect("the binary can be copied");
+        for path in [server.data(), server.home.path(), &copy] {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("it takes root");
+        }
+        server.unprivileged = Some(copy);
+        server.start();
+        server
+    }
+
+    fn new(settings: &[&str]) -> Self {
         let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
-        let mut server = Self {
+        Self {
             data: folder("cap-"),
             home: folder("home-"),
             settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0"]
@@ -127,9 +152,8 @@ impl Server {
                 .max_redirects(0)
                 .build()
                 .into(),
-        };
-        server.start();
-        server
+            unprivileged: None,
+        }
     }
 
     /// Starts the server anew, with the data it has. Waits until it answers.
@@ -240,7 +264,14 @@ impl Server {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match &self.unprivileged {
+            None => Command::new(binary()),
+            Some(copy) => {
+                let mut command = Command::new("setpriv");
+                command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]).arg(copy);
+                command
+            }
+        };
         command.env("HOME", self.home.path()).env("XDG_CONFIG_HOME", self.home.path()).env("CAPSULE_DATA", self.data());
         for name in ["CAPSULE_SERVER", "CAPSULE_FAILPOINT", "XDG_DATA_HOME", "CAPSULE_LISTEN"] {
             command.env_remove(name);
@@ -253,6 +284,14 @@ impl Server {
     #[must_use]
     pub fn capsule(&self, arguments: &[&str]) -> Ran {
         Ran::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
+    }
+
+    /// Begins a command of the CLI whose standard output is read while it runs.
+    #[must_use]
+    pub fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("the binary runs")
     }
 
     /// As [`Server::capsule`], with a text at its standard input, and variables.
@@ -376,10 +415,35 @@ pub fn example(name: &str) -> TempDir {
     copy(&root().join("examples").join(name))
 }
 
+/// The processes of this host whose command line has this in it.
+#[must_use]
+pub fn processes(text: &str) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").expect("it is Linux").flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ").contains(text)
+    })
+    .collect()
+}
+
+/// SIGKILL to a process.
+pub fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A copy of a fixture.
+#[must_use]
+pub fn fixture(name: &str) -> TempDir {
+    copy(&root().join("tests/fixtures").join(name))
+}
+
 /// The fixture of a small program that tells what it sees, in this version.
 #[must_use]
 pub fn probe(version: &str) -> TempDir {
-    let folder = copy(&root().join("tests/fixtures/probe"));
+    let folder = fixture("probe");
     std::fs::write(folder.path().join("version"), version).expect("written");
     folder
 }

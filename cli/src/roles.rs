@@ -1,4 +1,4 @@
-//! What the server starts this binary as: shims, sandboxes, the ingress. Not for people.
+//! What the server starts this binary as: shims, sandboxes, uplinks, the ingress. Not for people.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ pub fn take() -> Option<ExitCode> {
     match std::env::args().nth(1).as_deref() {
         Some("shim") => Some(code(capsule_runtime::shim::run())),
         Some("sandbox") => Some(code(capsule_runtime::sandbox::run())),
+        Some("uplink") => Some(code(capsule_runtime::uplink::run())),
         Some("ingress") => Some(match ingress() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -34,8 +34,10 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
     let (parts, body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
     let work = async {
+        // Read before anything is refused: a connection whose request was not read cannot be kept.
+        let body = collect(body).await?;
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
-        let message = message(row, parts, body).await?;
+        let message = message(row, parts, &body).await?;
         gateway.bus.request_raw(&context, row.subject, message).await
     };
     let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
@@ -52,7 +54,7 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
 
 /// Answers a request with a stream: one JSON object a line, or server-sent events if asked for.
 pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
+    let (parts, _) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
     let events = parts
         .headers
@@ -61,7 +63,7 @@ pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) 
         .is_some_and(|value| value.contains("text/event-stream"));
     let opened = async {
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
-        let message = message(row, parts, body).await?;
+        let message = message(row, parts, &[]).await?;
         gateway.bus.open_raw(&context, row.subject, message).await
     };
     let response = match opened.await {
@@ -129,8 +131,8 @@ pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
 }
 
 /// Body, then query, then path fill the message's members; the later go before the earlier.
-async fn message(row: &Row, mut parts: Parts, body: Body) -> Result<Vec<u8>, Problem> {
-    let mut object = if parts.method == Method::GET { Map::new() } else { body_object(&parts.headers, body).await? };
+async fn message(row: &Row, mut parts: Parts, body: &[u8]) -> Result<Vec<u8>, Problem> {
+    let mut object = if parts.method == Method::GET { Map::new() } else { body_object(&parts.headers, body)? };
     for (name, value) in query(parts.uri.query().unwrap_or_default())? {
         let value = typed(&row.message.schema, &name, value)?;
         object.insert(name, value);
@@ -143,8 +145,7 @@ async fn message(row: &Row, mut parts: Parts, body: Body) -> Result<Vec<u8>, Pro
     (row.check)(object)
 }
 
-async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
-    let bytes = collect(body).await?;
+fn body_object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     if bytes.is_empty() {
         return Ok(Map::new());
     }
@@ -154,7 +155,7 @@ async fn body_object(headers: &HeaderMap, body: Body) -> Result<Map<String, Valu
     if !json {
         return Err(Problem::bad_request("The body's Content-Type is not application/json."));
     }
-    match serde_json::from_slice(&bytes) {
+    match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Problem::bad_request("The body is not a JSON object.")),
         Err(error) => Err(Problem::bad_request(format!("The body is not valid JSON: {error}."))),
@@ -169,16 +170,16 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
             bytes.extend_from_slice(&data);
         }
         if bytes.len() > BODY_BYTES {
-            swallow(body).await;
+            swallow(&mut body).await;
             return Err(Problem::too_large(format!("The body is larger than {} MiB.", BODY_BYTES >> 20)));
         }
     }
     Ok(bytes)
 }
 
-/// Reads the rest of a body that is too large: whoever still sends does not listen yet, and would
-/// find the connection closed instead of an answer.
-pub async fn swallow(mut body: Body) {
+/// Reads the rest of a body that is not wanted: whoever still sends does not listen yet, and would find
+/// the connection closed instead of an answer.
+pub async fn swallow(body: &mut Body) {
     let _ = tokio::time::timeout(SWALLOW, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use capsule_bus::Context;
-use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, PlanUpload, Upload};
+use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Message, Problem, Uuid};
 use http_body_util::BodyExt;
 use serde::Deserialize;
@@ -28,33 +28,40 @@ struct Parameters {
 
 /// `POST /uploads?service_id=…`: the body is a `tar`, `tar.gz` or `zip` archive of the folder.
 pub async fn upload(gateway: Arc<Gateway>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let id = correlation_id(&parts.headers);
-    let response = match receive(&gateway, &parts, body, &id).await {
+    let response = match receive(&gateway, &parts, &mut body, &id).await {
         Ok((_, upload)) => (StatusCode::CREATED, Json(upload)).into_response(),
-        Err(problem) => problem_response(problem, &id),
+        Err(problem) => {
+            swallow(&mut body).await;
+            problem_response(problem, &id)
+        }
     };
     with_correlation(response, &id)
 }
 
 /// `POST /plan?service_id=…`: as an upload, but answered with the plan; nothing is kept.
 pub async fn plan(gateway: Arc<Gateway>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let id = correlation_id(&parts.headers);
     let work = async {
-        let (context, upload) = receive(&gateway, &parts, body, &id).await?;
+        let (context, upload) = receive(&gateway, &parts, &mut body, &id).await?;
         let plan = gateway.bus.request(&context, &PlanUpload { upload_id: upload.id }).await;
         gateway.bus.request(&context, &ForgetUpload { id: upload.id }).await?;
         plan
     };
-    let response = match work.await {
+    let outcome: Result<Plan, Problem> = work.await;
+    let response = match outcome {
         Ok(plan) => Json(plan).into_response(),
-        Err(problem) => problem_response(problem, &id),
+        Err(problem) => {
+            swallow(&mut body).await;
+            problem_response(problem, &id)
+        }
     };
     with_correlation(response, &id)
 }
 
-async fn receive(gateway: &Gateway, parts: &Parts, body: Body, correlation_id: &str) -> Result<(Context, Upload), Problem> {
+async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_id: &str) -> Result<(Context, Upload), Problem> {
     let context = authenticate(gateway, parts, BeginUpload::ACCESS, correlation_id).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(&parts.uri)
         .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
@@ -75,7 +82,7 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: Body, correlation_id: &
     }
 }
 
-async fn keep(gateway: &Gateway, name: &str, mut body: Body) -> Result<(String, u64), Problem> {
+async fn keep(gateway: &Gateway, name: &str, body: &mut Body) -> Result<(String, u64), Problem> {
     let disk = |error: std::io::Error| {
         tracing::error!(%error, "an upload could not be written");
         Problem::unavailable("The server cannot keep the upload: its disk does not take it.")
@@ -90,7 +97,6 @@ async fn keep(gateway: &Gateway, name: &str, mut body: Body) -> Result<(String, 
         };
         let Ok(bytes) = frame.into_data() else { continue };
         if writer.bytes() + bytes.len() as u64 > gateway.upload_bytes {
-            swallow(body).await;
             return Err(Problem::too_large(format!("The upload is larger than {} MiB.", gateway.upload_bytes >> 20))
                 .hint("Leave out what is built or downloaded: name it in .capsuleignore."));
         }

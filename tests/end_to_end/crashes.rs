@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capsule_tests::{Server, eventually, probe};
+use capsule_tests::{Server, eventually, kill, probe, processes};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -135,9 +135,9 @@ fn random_kills() {
 fn ingress_comes_back() {
     let (server, _folder) = deployed("one");
     let port = server.port();
-    let pattern = format!("capsule ingress --data {}", server.data().canonicalize().expect("there").display());
-    let killed = std::process::Command::new("pkill").args(["-KILL", "-f", &pattern]).status().expect("pkill runs");
-    assert!(killed.success(), "no ingress was found by `{pattern}`");
+    let found = processes(&format!("capsule ingress --data {}", server.data().canonicalize().expect("there").display()));
+    assert_eq!(found.len(), 1);
+    kill(found[0]);
     eventually("it answers again", || server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one"));
     assert_eq!(server.port(), port);
 }

@@ -1,6 +1,6 @@
 //! Deployments of one application: the next version, a broken one, the way back; under load.
 
-use capsule_tests::{Server, eventually, probe};
+use capsule_tests::{Server, eventually, probe, processes};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -21,7 +21,11 @@ pub fn trials() -> Vec<Trial> {
         test("a stopped application says so, and starts again", stopped),
         test("what is destroyed leaves nothing behind", destroyed),
         test("an application that is not there, and one without an address, say so", pages),
+        test("before its first deployment is done, an application says that it is starting", starting),
+        test("logs are followed while they are printed", followed),
+        test("what the operator sets for builds reaches them", operator_settings),
         test("a build is limited in time and memory, and its processes end with it", limits),
+        test("an application that closes kept connections without a word loses no request", abrupt),
         test("the application sees its address, its port and its visitor", forwarded),
     ]
 }
@@ -148,13 +152,8 @@ fn cancelled() {
     eventually("it is cancelled", || {
         (server.api("GET", &format!("/deployments/{id}"), Some(&token), None).ok()["status"] == "cancelled").then_some(())
     });
-    eventually("its processes end", || (!runs("sleep 987")).then_some(()));
+    eventually("its processes end", || processes("sleep 987").is_empty().then_some(()));
     assert_eq!(server.get(HOST, "/").body, "version one");
-}
-
-/// Whether a process with this command line runs on the host.
-fn runs(command: &str) -> bool {
-    std::process::Command::new("pgrep").args(["-f", &format!("^{command}$")]).output().is_ok_and(|found| found.status.success())
 }
 
 fn crashed() {
@@ -216,6 +215,54 @@ fn pages() {
     assert!(page.body.contains("none of its processes takes requests"), "{page:?}");
 }
 
+fn starting() {
+    let server = Server::default();
+    let folder = probe("one");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 2\"\n"));
+    server.capsule(&["deploy", at(&folder), "--yes", "--detach", "-p", "app", "-s", "app"]).ok();
+    eventually("a visitor is told", || {
+        let page = server.get(HOST, "/");
+        (page.status == 503 && page.body.contains("This app is starting")).then_some(())
+    });
+    eventually("it runs", || (server.get(HOST, "/").body == "version one").then_some(()));
+}
+
+fn followed() {
+    use std::io::BufRead;
+    let (server, folder) = deployed("one");
+    let mut child = server.begin(&["logs", "-f", "-n", "1", at(&folder)]);
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let first = lines.next().expect("a line").expect("text");
+    assert!(first.contains("version one starts"), "{first}");
+    assert_eq!(server.get(HOST, "/count?lines=3").status, 200);
+    for number in 0..3 {
+        let line = lines.next().expect("a line").expect("text");
+        assert!(line.ends_with(&format!("line {number}")) && line.contains(" web."), "{line}");
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn operator_settings() {
+    let bundle = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(bundle.path(), "of the operator\n").expect("written");
+    let server = Server::with(&[
+        "build.environment.npm_config_registry=https://npm.example.com",
+        &format!("build.ca_bundle={}", bundle.path().display()),
+    ]);
+    let folder = probe("one");
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    let build = "echo registry $npm_config_registry; cat $NODE_EXTRA_CA_CERTS; nice";
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"{build}\"\n"));
+    let built = server.deploy(folder.path(), "app").ok();
+    assert!(built.err.contains("registry https://npm.example.com") && built.err.contains("of the operator"), "{built:?}");
+    assert!(built.err.lines().any(|line| line.trim() == "10"), "the build has no lower priority: {built:?}");
+    // Applications trust what builds trust, and know nothing of the mirror.
+    let environment = server.get(HOST, "/env").json();
+    assert!(environment["SSL_CERT_FILE"].is_string() && environment["npm_config_registry"].is_null(), "{environment}");
+}
+
 fn limits() {
     let server = Server::with(&["build.seconds=3", "build.memory_mib=128"]);
     let folder = probe("one");
@@ -223,7 +270,7 @@ fn limits() {
     write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 986\"\n"));
     let failed = server.deploy(folder.path(), "app").refused();
     assert!(failed.err.contains("longer than the 3 s"), "{failed:?}");
-    eventually("its processes end", || (!runs("sleep 986")).then_some(()));
+    eventually("its processes end", || processes("sleep 986").is_empty().then_some(()));
     write(
         &folder,
         "capsule.toml",
@@ -231,6 +278,19 @@ fn limits() {
     );
     let failed = server.deploy(folder.path(), "app").refused();
     assert!(!failed.err.contains("400000000\n"), "{failed:?}");
+}
+
+fn abrupt() {
+    let (server, _folder) = deployed("one");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    assert_eq!(server.get(HOST, "/abrupt").status, 200);
+                }
+            });
+        }
+    });
 }
 
 fn forwarded() {

@@ -1,6 +1,6 @@
 //! Each example is deployed by the CLI and answers through the ingress with its own content.
 
-use capsule_tests::{Server, eventually, example};
+use capsule_tests::{Server, eventually, example, fixture};
 use libtest_mimic::Trial;
 
 use crate::{test, test_with};
@@ -53,6 +53,22 @@ pub fn trials() -> Vec<Trial> {
             })
         })
         .collect();
+    for (manager, content) in [
+        ("pnpm", "two days are 172800000 ms"),
+        ("yarn", "two days are 172800000 ms"),
+        ("uv", "installed by uv"),
+        ("poetry", "installed by poetry"),
+    ] {
+        // Where the host has no such manager, one is fetched by its language's own means.
+        let programs: &[&str] = if matches!(manager, "pnpm" | "yarn") { &["npm"] } else { &["python3"] };
+        trials.push(test_with(&format!("a project of {manager} is installed from its lock file"), programs, move || {
+            let server = Server::default();
+            let folder = fixture(&format!("managers/{manager}"));
+            let deployed = server.deploy(folder.path(), manager).ok();
+            assert!(deployed.err.contains(&format!("{manager} ")), "{deployed:?}");
+            assert_eq!(server.get(&format!("{manager}-production.localhost"), "/").body, content);
+        }));
+    }
     trials.push(test_with("the worker of the Flask example runs beside its web process", &["python3"], || {
         let server = Server::default();
         let folder = example("flask-worker");

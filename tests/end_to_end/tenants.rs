@@ -1,11 +1,14 @@
 //! Two tenants on one server cannot reach each other's anything: not by the API, not from inside
 //! their applications.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use capsule_tests::{Server, eventually, probe, text};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::{test, test_of_processes};
+use crate::{test, test_of_processes, test_with};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -13,7 +16,21 @@ pub fn trials() -> Vec<Trial> {
         test("two tenants may use the same names, and get addresses of their own", same_names),
         test_of_processes("an application sees nothing of the host, the platform or its neighbours", confined),
         test_of_processes("a build sees nothing of the host, the platform or its neighbours", confined_builds),
+        rootless("a server without root runs applications in user namespaces", runs_without_root),
     ]
+}
+
+/// A test of a server that is not root.
+fn rootless(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    let namespaces =
+        Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urn", "true"]).output();
+    let tun = std::fs::metadata("/dev/net/tun").is_ok_and(|tun| tun.permissions().mode() & 0o006 == 0o006);
+    let missing = match (namespaces.is_ok_and(|tried| tried.status.success()), tun) {
+        (true, true) => return test_with(name, &["python3", "slirp4netns"], work),
+        (false, _) => "no user namespaces for users",
+        (true, false) => "/dev/net/tun is not open to users",
+    };
+    test(&format!("{name} (skipped: {missing})"), || {}).with_ignored_flag(true)
 }
 
 /// Organization, project and service of a user.
@@ -125,6 +142,31 @@ fn confined() {
         let answer = ask(&format!("/connect?host={host}&port={port}"));
         assert_eq!(answer.status, 403, "{host}:{port} can be reached: {answer:?}");
     }
+}
+
+fn runs_without_root() {
+    let mut server = Server::unprivileged(&[]);
+    let folder = probe("one");
+    // The fixture is the caller's; the one who deploys must be able to write into it.
+    for path in [folder.path().to_path_buf(), folder.path().join("capsule.toml")] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("it takes root");
+    }
+    server.deploy(folder.path(), "one").ok();
+    let ask = |server: &Server, path: &str| server.get("one-production.localhost", path);
+    assert_eq!(ask(&server, "/").body, "version one");
+    // By its uplink it has a way out, but neither to the host's loopback nor to the host's files.
+    assert_eq!(ask(&server, "/identity").json()["address"], "10.0.2.100");
+    for path in ["/connect?host=10.0.2.2&port=", "/connect?host=127.0.0.1&port="] {
+        let answer = ask(&server, &format!("{path}{}", server.port()));
+        assert_eq!(answer.status, 403, "{answer:?}");
+    }
+    assert_eq!(ask(&server, &format!("/list?path={}", server.data().display())).status, 403);
+    assert_eq!(ask(&server, "/read?path=/etc/shadow").status, 403);
+    let before = server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json();
+    server.kill();
+    server.start();
+    let after = server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json();
+    assert_eq!(before["state"]["instances"][0]["pid"], after["state"]["instances"][0]["pid"]);
 }
 
 fn confined_builds() {

@@ -94,7 +94,20 @@ fn limits() -> Finding {
 
 fn network() -> Finding {
     if !rustix::process::geteuid().is_root() {
-        return finding("network", "warning", "not root: applications cannot reach the world outside");
+        let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
+        return match (on_path("slirp4netns"), tun) {
+            (true, true) => finding("network", "ok", "applications reach the world outside by slirp4netns"),
+            (false, _) => finding(
+                "network",
+                "problem",
+                "without root it takes `slirp4netns`: applications and builds cannot reach the world outside; `apt-get install slirp4netns`",
+            ),
+            (true, false) => finding(
+                "network",
+                "problem",
+                "/dev/net/tun cannot be opened: applications and builds cannot reach the world outside",
+            ),
+        };
     }
     match ["ip", "nft"].into_iter().find(|program| !on_path(program)) {
         Some(missing) => finding(

@@ -11,7 +11,7 @@ use capsule_runtime::Mount;
 const SYSTEM: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Where a sandbox finds the operator's certificate authorities.
-const CA_BUNDLE: &str = "/opt/capsule/ca-bundle.crt";
+const CA_BUNDLE: &str = "/opt/capsule/bin/ca-bundle.crt";
 
 /// Folders below a home that version managers and installers keep whole toolchains in.
 const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
@@ -79,7 +79,10 @@ impl Toolchains {
         }
         found.mounts.push(Mount { source: directory.into(), target: "/opt/capsule/bin".into(), writable: false });
         if let Some(bundle) = &found.settings.ca_bundle {
-            found.mounts.push(Mount { source: bundle.clone(), target: CA_BUNDLE.into(), writable: false });
+            // A copy, which every sandbox may read, whoever owns the original.
+            let copy = directory.join("ca-bundle.crt");
+            std::fs::write(&copy, std::fs::read(bundle)?)?;
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
         }
         found.path.push("/opt/capsule/bin".into());
         Ok(found)
@@ -220,8 +223,29 @@ fn toolchain_root(entry: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::toolchain_root;
+    use super::{Settings, Toolchains, toolchain_root};
+    use capsule_buildplan::{Memory, plan};
+    use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};
+
+    #[test]
+    fn a_missing_toolchain_is_named_with_how_to_get_it() {
+        let none =
+            Toolchains { path: Vec::new(), mounts: Vec::new(), environment: BTreeMap::new(), settings: Settings::default() };
+        for (file, content, program, how) in [
+            ("package.json", "{\"scripts\":{\"start\":\"node a.js\"}}", "`node`", "apt-get install nodejs"),
+            ("requirements.txt", "flask", "`python3`", "apt-get install python3"),
+            ("go.mod", "module a\n", "`go`", "https://go.dev/dl"),
+            ("Cargo.toml", "[package]\nname = \"a\"\n", "`cargo`", "https://rustup.rs"),
+            ("pom.xml", "<project><artifactId>a</artifactId><version>1</version></project>", "`java`", "default-jdk-headless"),
+        ] {
+            let plan = plan(&Memory::new([(file, content)])).expect("a plan");
+            let told = none.missing(&plan).unwrap_or_else(|| panic!("nothing is missing for {file}: {plan:?}"));
+            assert!(told.contains(program) && told.contains(how), "{told}");
+        }
+        let pages = plan(&Memory::new([("index.html", "hi")])).expect("a plan");
+        assert_eq!(none.missing(&pages), None);
+    }
 
     #[test]
     fn a_toolchain_is_found_whole_and_other_folders_are_not_shown() {

@@ -8,16 +8,20 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioIo;
+use uuid::Uuid;
 
 use crate::balance::{Balancer, Busy, Pick};
 use crate::pages::{self, Body};
 use crate::sites;
 use crate::table::State;
-use crate::upstream::{Connector, GATEWAY};
+use crate::upstream::{Connector, GATEWAY, Served};
+
+/// What goes to an instance: the visitor's body, or none.
+pub type Outgoing = Either<Incoming, Empty<Bytes>>;
 
 /// Headers that concern one connection only (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -35,7 +39,9 @@ const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 #[derive(Debug)]
 pub struct Proxy {
     pub balancer: Arc<Balancer>,
-    pub client: Client<Connector, Incoming>,
+    pub client: Client<Connector, Outgoing>,
+    /// Takes a connection of its own for each request.
+    pub fresh: Client<Connector, Empty<Bytes>>,
 }
 
 impl Proxy {
@@ -70,13 +76,9 @@ impl Proxy {
         }
     }
 
-    async fn forward(
-        &self,
-        mut request: Request<Incoming>,
-        busy: Option<Busy>,
-    ) -> Result<Response<Body>, hyper_util::client::legacy::Error> {
+    async fn forward(&self, mut request: Request<Incoming>, busy: Option<Busy>) -> Result<Response<Body>, Error> {
         let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
-        let mut response = self.client.request(request).await?;
+        let mut response = self.send(request).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(visitor) = upgrade
         {
@@ -92,6 +94,37 @@ impl Proxy {
         remove_hop_by_hop(response.headers_mut());
         Ok(response.map(|body| Counted { body, _busy: busy }.boxed_unsync()))
     }
+}
+
+impl Proxy {
+    /// Sends a request. A kept connection may turn out to have been closed by its other end just now:
+    /// then a request that may be sent twice is sent again, over a new one (RFC 9110, section 9.2.2).
+    async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Error> {
+        let repeatable = request.method().is_idempotent() && request.body().is_end_stream();
+        if !repeatable {
+            return self.client.request(request.map(Either::Left)).await.inspect(served);
+        }
+        let (parts, _) = request.into_parts();
+        let first = Request::from_parts(parts.clone(), Either::Right(Empty::new()));
+        match self.client.request(first).await.inspect(served) {
+            Err(error) if was_kept(&error) => self.fresh.request(Request::from_parts(parts, Empty::new())).await,
+            answered => answered,
+        }
+    }
+}
+
+/// Marks the connection that a response came over.
+fn served(response: &Response<Incoming>) {
+    if let Some(served) = response.extensions().get::<Served>() {
+        served.mark();
+    }
+}
+
+/// Whether an error came over a connection that had served a request before.
+fn was_kept(error: &Error) -> bool {
+    let mut extras = http::Extensions::new();
+    error.connect_info().inspect(|connected| connected.get_extras(&mut extras));
+    extras.get::<Served>().is_some_and(Served::is_marked)
 }
 
 /// The host a request is for, in lower case and without a port.
@@ -127,8 +160,7 @@ fn prepare(request: &mut Request<Incoming>, peer: IpAddr, instance: &str, port: 
         headers.insert("x-forwarded-host", host);
     }
     if !headers.contains_key(&CORRELATION)
-        && let Some(id) =
-            std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok().and_then(|id| HeaderValue::from_str(id.trim()).ok())
+        && let Ok(id) = HeaderValue::from_str(&Uuid::now_v7().to_string())
     {
         headers.insert(CORRELATION, id);
     }

@@ -55,9 +55,11 @@ pub async fn run(options: Options) -> std::io::Result<()> {
     let connector = Connector { instances: options.instances, gateway: options.gateway };
     let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(256);
-    let proxy = Arc::new(Proxy { balancer: balancer.clone(), client: builder.build(connector.clone()) });
+    let client = builder.build(connector.clone());
+    let fresh = builder.pool_max_idle_per_host(0).build(connector);
+    let proxy = Arc::new(Proxy { balancer: balancer.clone(), client, fresh: fresh.clone() });
     // A probe takes a connection of its own: it must find out whether one can be made.
-    let probes = builder.pool_max_idle_per_host(0).build(connector);
+    let probes = fresh;
     let control = Arc::new(Control {
         balancer,
         probes,

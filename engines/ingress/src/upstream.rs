@@ -4,6 +4,8 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -26,7 +28,30 @@ pub struct Connector {
 
 /// A connection to an instance or to the gateway.
 #[derive(Debug)]
-pub struct Upstream(TokioIo<Either<TcpStream, UnixStream>>);
+pub struct Upstream {
+    stream: TokioIo<Either<TcpStream, UnixStream>>,
+    served: Served,
+}
+
+impl Upstream {
+    fn new(stream: Either<TcpStream, UnixStream>) -> Self {
+        Self { stream: TokioIo::new(stream), served: Served::default() }
+    }
+}
+
+/// Whether a connection has served a request; travels with responses and errors.
+#[derive(Clone, Debug, Default)]
+pub struct Served(Arc<AtomicBool>);
+
+impl Served {
+    pub fn mark(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_marked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl tower::Service<Uri> for Connector {
     type Response = Upstream;
@@ -42,48 +67,48 @@ impl tower::Service<Uri> for Connector {
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().to_owned();
             if host == GATEWAY {
-                return Ok(Upstream(TokioIo::new(Either::Right(UnixStream::connect(gateway).await?))));
+                return Ok(Upstream::new(Either::Right(UnixStream::connect(gateway).await?)));
             }
             let port = uri.port_u16().unwrap_or(80);
             let connect = move || capsule_runtime::connect(&instances, &host, port);
             let stream = tokio::task::spawn_blocking(connect).await.map_err(io::Error::other)??;
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
-            Ok(Upstream(TokioIo::new(Either::Left(TcpStream::from_std(stream)?))))
+            Ok(Upstream::new(Either::Left(TcpStream::from_std(stream)?)))
         })
     }
 }
 
 impl Connection for Upstream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().extra(self.served.clone())
     }
 }
 
 impl Read for Upstream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl Write for Upstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 }

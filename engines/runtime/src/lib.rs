@@ -20,6 +20,7 @@ mod protocol;
 pub mod sandbox;
 pub mod shim;
 mod spec;
+pub mod uplink;
 
 pub use network::prepare_host;
 pub use process::{Once, ProcessRuntime, RuntimeError};

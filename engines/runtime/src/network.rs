@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::spec::Network;
+use crate::uplink::Uplink;
 
 /// Addresses for the pairs of host and workload: a /30 each out of this /16.
 const SUBNET: &str = "10.213";
@@ -46,7 +47,8 @@ table ip capsule {
 /// With the reason why there will be no way out.
 pub fn prepare_host() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
-        return Err("workloads have no way out to the network: that takes root".into());
+        // There, each workload has an uplink of its own.
+        return Ok(());
     }
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
         .map_err(|error| format!("IP forwarding cannot be switched on: {error}"))?;
@@ -68,12 +70,13 @@ pub fn prepare_host() -> Result<(), String> {
     }
 }
 
-/// Moves the calling process into a network of its own. Called while it has one thread.
+/// Moves the calling process into a network of its own. Called while it has one thread. `uplink` is the
+/// way out where it is not root.
 ///
 /// What could not be set up beyond the loopback becomes a warning.
-pub fn enter(network: Network) -> std::io::Result<Vec<String>> {
+pub fn enter(network: Network, uplink: Option<Uplink>) -> std::io::Result<Vec<String>> {
     let mut warnings = Vec::new();
-    let egress = network == Network::Egress && rustix::process::geteuid().is_root();
+    let egress = network == Network::Egress && uplink.is_none();
     let (entered, wait) = mpsc::channel::<()>();
     // This thread stays in the host's network and gives the pair's far end away.
     let pair = egress.then(|| {
@@ -90,8 +93,10 @@ pub fn enter(network: Network) -> std::io::Result<Vec<String>> {
         if let Err(why) = made.and_then(|(host, own)| connect_outside(&host, &own)) {
             warnings.push(format!("there is no way out to the network: {why}"));
         }
-    } else if network == Network::Egress {
-        warnings.push("there is no way out to the network: that takes root".into());
+    } else if let Some(uplink) = uplink
+        && let Err(why) = uplink.connect()
+    {
+        warnings.push(format!("there is no way out to the network: {why}"));
     }
     Ok(warnings)
 }

@@ -25,6 +25,7 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::spec::Spec;
+use crate::uplink::RESOLVER;
 
 /// What the shim tells the sandbox.
 #[derive(Debug, Serialize, Deserialize)]
@@ -189,7 +190,8 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
     write(&inside("/etc/group"), &format!("root:x:0:\napp:x:{user}:\n"))?;
     write(&inside("/etc/hosts"), "127.0.0.1 localhost capsule\n::1 localhost capsule\n")?;
     write(&inside("/etc/hostname"), "capsule\n")?;
-    write(&inside("/etc/resolv.conf"), &resolvers())?;
+    let resolvers = if task.privileged { resolvers() } else { format!("nameserver {RESOLVER}\n") };
+    write(&inside("/etc/resolv.conf"), &resolvers)?;
 
     let dev = inside("/dev");
     make_dir(&dev)?;

@@ -18,7 +18,8 @@ use crate::logs::{LINE_BYTES, Stream, Writer};
 use crate::network;
 use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
-use crate::spec::Spec;
+use crate::spec::{Network, Spec};
+use crate::uplink::Uplink;
 
 /// What the shim prints once its socket answers and the workload is being started.
 pub const READY: &str = "ready";
@@ -72,12 +73,16 @@ fn start() -> Result<i32, String> {
     let _ = nix::unistd::setsid();
 
     let privileged = rustix::process::geteuid().is_root();
+    let mut uplink = None;
     if !privileged {
+        if spec.network == Network::Egress {
+            uplink = Some(Uplink::prepare().map_err(|error| format!("no uplink: {error}"))?);
+        }
         enter_user_namespace()
             .map_err(|error| format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})"))?;
     }
     let groups = Groups::create(&spec.id, &spec.limits);
-    let mut warnings = network::enter(spec.network).map_err(|error| format!("no network of its own: {error}"))?;
+    let mut warnings = network::enter(spec.network, uplink).map_err(|error| format!("no network of its own: {error}"))?;
     warnings.extend(groups.warnings.iter().cloned());
     let log = Writer::open(&spec.log_directory).map_err(|error| format!("{}: {error}", spec.log_directory.display()))?;
     let listener =
