@@ -46,5 +46,5 @@ fn ingress() -> std::io::Result<()> {
         gateway: run.join("gateway.sock"),
         table: data.join("routes.json"),
     };
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(capsule_ingress::run(options))
+    capsule_ingress::run(options)
 }

@@ -5,6 +5,7 @@
 //! the control plane is dead, and after a restart of the machine before it is alive.
 
 mod balance;
+mod body;
 mod client;
 mod control;
 mod pages;

@@ -18,10 +18,25 @@ struct Page {
     retry: Option<u8>,
 }
 
+/// Who will read the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitor {
+    Person,
+    Program,
+}
+
+impl Visitor {
+    /// Browsers say that they take HTML.
+    pub fn of(request: &HeaderMap) -> Self {
+        let accept = request.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        if accept.is_some_and(|accept| accept.contains("text/html")) { Self::Person } else { Self::Program }
+    }
+}
+
 /// The host is not known.
-pub fn unknown(request: &HeaderMap) -> Response<Body> {
+pub fn unknown(visitor: Visitor) -> Response<Body> {
     render(
-        request,
+        visitor,
         &Page {
             status: StatusCode::NOT_FOUND,
             title: "No such app",
@@ -32,7 +47,7 @@ pub fn unknown(request: &HeaderMap) -> Response<Body> {
 }
 
 /// The host is known, but nothing takes its requests.
-pub fn state(request: &HeaderMap, state: State) -> Response<Body> {
+pub fn state(visitor: Visitor, state: State) -> Response<Body> {
     let page = match state {
         State::Ready | State::Crashed => Page {
             status: StatusCode::BAD_GATEWAY,
@@ -59,13 +74,13 @@ pub fn state(request: &HeaderMap, state: State) -> Response<Body> {
             retry: None,
         },
     };
-    render(request, &page)
+    render(visitor, &page)
 }
 
 /// The control plane does not answer; applications are served all the same.
-pub fn no_gateway(request: &HeaderMap) -> Response<Body> {
+pub fn no_gateway(visitor: Visitor) -> Response<Body> {
     render(
-        request,
+        visitor,
         &Page {
             status: StatusCode::SERVICE_UNAVAILABLE,
             title: "Capsule is restarting",
@@ -75,11 +90,9 @@ pub fn no_gateway(request: &HeaderMap) -> Response<Body> {
     )
 }
 
-fn render(request: &HeaderMap, page: &Page) -> Response<Body> {
-    let accepts_html =
-        request.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"));
+fn render(visitor: Visitor, page: &Page) -> Response<Body> {
     let Page { status, title, detail, retry } = page;
-    let (kind, body) = if accepts_html {
+    let (kind, body) = if visitor == Visitor::Person {
         let refresh = retry.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">")).unwrap_or_default();
         (
             "text/html; charset=utf-8",

@@ -1,24 +1,26 @@
 //! One request through the door: find the host, pick an instance, forward, hand the answer back.
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Either, Empty};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Incoming};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioIo;
 use uuid::Uuid;
 
 use crate::balance::{Balancer, Busy, Pick};
+use crate::body::Begun;
 use crate::pages::{self, Body};
-use crate::sites;
+use crate::sites::Sites;
 use crate::table::State;
 use crate::upstream::{Connector, GATEWAY, Served};
+
+/// Why an instance did not answer.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What goes to an instance: the visitor's body, or none.
 pub type Outgoing = Either<Incoming, Empty<Bytes>>;
@@ -42,6 +44,7 @@ pub struct Proxy {
     pub client: Client<Connector, Outgoing>,
     /// Takes a connection of its own for each request.
     pub fresh: Client<Connector, Empty<Bytes>>,
+    pub sites: Sites,
 }
 
 impl Proxy {
@@ -49,34 +52,34 @@ impl Proxy {
     pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let host = host_of(&request);
         match self.balancer.pick(&host) {
-            Pick::Unknown => pages::unknown(request.headers()),
+            Pick::Unknown => pages::unknown(pages::Visitor::of(request.headers())),
             Pick::Gateway => {
-                let headers = request.headers().clone();
+                let visitor = pages::Visitor::of(request.headers());
                 prepare(&mut request, peer, GATEWAY, 80);
                 match self.forward(request, None).await {
                     Ok(response) => response,
-                    Err(_) => pages::no_gateway(&headers),
+                    Err(_) => pages::no_gateway(visitor),
                 }
             }
             Pick::Route(route) => match route.site {
-                Some(site) if route.state == State::Ready => sites::serve(&site, &request).await,
-                _ => pages::state(request.headers(), route.state),
+                Some(site) if route.state == State::Ready => self.sites.serve(&site, &request).await,
+                _ => pages::state(pages::Visitor::of(request.headers()), route.state),
             },
             Pick::Instance(busy) => {
-                let headers = request.headers().clone();
+                let visitor = pages::Visitor::of(request.headers());
                 prepare(&mut request, peer, &busy.instance, busy.port);
                 match self.forward(request, Some(busy)).await {
                     Ok(response) => response,
                     Err(error) => {
                         tracing::debug!(host, %error, "an instance did not answer");
-                        pages::state(&headers, State::Crashed)
+                        pages::state(visitor, State::Crashed)
                     }
                 }
             }
         }
     }
 
-    async fn forward(&self, mut request: Request<Incoming>, busy: Option<Busy>) -> Result<Response<Body>, Error> {
+    async fn forward(&self, mut request: Request<Incoming>, busy: Option<Busy>) -> Result<Response<Body>, Failure> {
         let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let mut response = self.send(request).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -92,7 +95,12 @@ impl Proxy {
             return Ok(response.map(|_| pages::whole(Bytes::new())));
         }
         remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(|body| Counted { body, _busy: busy }.boxed_unsync()))
+        let (parts, mut rest) = response.into_parts();
+        // A body of known length is on its way already; one without may be a stream that lasts.
+        let known = rest.size_hint().exact().is_some_and(|bytes| bytes > 0);
+        let first = if known { rest.frame().await.transpose()? } else { None };
+        let begun = first.and_then(|frame| frame.into_data().ok());
+        Ok(Response::from_parts(parts, Begun { begun, rest, busy }.boxed_unsync()))
     }
 }
 
@@ -183,29 +191,6 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .collect();
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
-    }
-}
-
-/// A response's body; its instance counts as busy until the last byte went out.
-struct Counted {
-    body: Incoming,
-    _busy: Option<Busy>,
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -1,18 +1,22 @@
 //! The ingress process: its listeners, and its life.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::balance::Balancer;
 use crate::control::Control;
 use crate::proxy::Proxy;
+use crate::sites::Sites;
 use crate::table::Table;
 use crate::upstream::Connector;
 
@@ -38,11 +42,20 @@ pub struct Options {
     pub table: PathBuf,
 }
 
-/// Runs the ingress until it is told to end.
+/// Runs the ingress until it is told to end. One thread accepts connections and answers the control
+/// plane; each core has a thread of its own that carries visitors, and shares only the table.
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn run(options: Options) -> std::io::Result<()> {
+pub fn run(options: Options) -> std::io::Result<()> {
+    single_threaded()?.block_on(accept(options))
+}
+
+fn single_threaded() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+async fn accept(options: Options) -> std::io::Result<()> {
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {}: {error}", options.listen)))?;
@@ -53,53 +66,29 @@ pub async fn run(options: Options) -> std::io::Result<()> {
     let balancer = Arc::new(Balancer::default());
     balancer.apply(Table::load(&options.table));
     let connector = Connector { instances: options.instances, gateway: options.gateway };
-    let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
-    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(256);
-    let client = builder.build(connector.clone());
-    let fresh = builder.pool_max_idle_per_host(0).build(connector);
-    let proxy = Arc::new(Proxy { balancer: balancer.clone(), client, fresh: fresh.clone() });
-    // A probe takes a connection of its own: it must find out whether one can be made.
-    let probes = fresh;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let carriers: Vec<Carrier> =
+        (0..cores).map(|_| Carrier::start(balancer.clone(), connector.clone())).collect::<std::io::Result<_>>()?;
     let control = Arc::new(Control {
         balancer,
-        probes,
+        // A probe takes a connection of its own: it must find out whether one can be made.
+        probes: clients().pool_max_idle_per_host(0).build(connector),
         listen: address.to_string(),
         file: options.table,
         shutdown: tokio::sync::Notify::new(),
     });
 
-    let served = TaskTracker::new();
-    let ending = tokio_util::sync::CancellationToken::new();
+    let mut turn = 0;
     loop {
         tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((stream, peer)) = accepted else {
-                    // Out of descriptors, most likely: others will be closed soon.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                };
-                let _ = stream.set_nodelay(true);
-                let (proxy, ending) = (proxy.clone(), ending.clone());
-                served.spawn(async move {
-                    let service = service_fn(move |request| {
-                        let proxy = proxy.clone();
-                        async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, peer.ip()).await) }
-                    });
-                    let connection = hyper::server::conn::http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(HEADERS)
-                        .serve_connection(TokioIo::new(stream), service)
-                        .with_upgrades();
-                    let mut connection = std::pin::pin!(connection);
-                    tokio::select! {
-                        _ = connection.as_mut() => {}
-                        () = ending.cancelled() => {
-                            connection.as_mut().graceful_shutdown();
-                            let _ = connection.await;
-                        }
-                    }
-                });
-            }
+            accepted = listener.accept() => match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer.ip()))) {
+                Ok(visitor) => {
+                    turn = (turn + 1) % carriers.len();
+                    let _ = carriers[turn].visitors.send(visitor);
+                }
+                // Out of descriptors, most likely: others will be closed soon.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
             accepted = commands.accept() => {
                 if let Ok((stream, _)) = accepted {
                     let control = control.clone();
@@ -111,8 +100,72 @@ pub async fn run(options: Options) -> std::io::Result<()> {
     }
     drop(listener);
     let _ = std::fs::remove_file(&options.control);
+    // The answer to the one who said so goes out meanwhile.
+    tokio::task::spawn_blocking(move || carriers.into_iter().for_each(Carrier::end)).await.map_err(std::io::Error::other)
+}
+
+fn clients() -> hyper_util::client::legacy::Builder {
+    let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(256);
+    builder
+}
+
+/// A thread that carries visitors: their connections, and those to instances that it made for them.
+struct Carrier {
+    visitors: mpsc::UnboundedSender<(std::net::TcpStream, IpAddr)>,
+    thread: JoinHandle<()>,
+}
+
+impl Carrier {
+    fn start(balancer: Arc<Balancer>, connector: Connector) -> std::io::Result<Self> {
+        let runtime = single_threaded()?;
+        let (visitors, arriving) = mpsc::unbounded_channel();
+        let work = move || runtime.block_on(carry(arriving, balancer, connector));
+        let thread = std::thread::Builder::new().name("carrier".into()).spawn(work)?;
+        Ok(Self { visitors, thread })
+    }
+
+    /// Takes no more visitors, and ends when those that are there are served.
+    fn end(self) {
+        drop(self.visitors);
+        let _ = self.thread.join();
+    }
+}
+
+async fn carry(
+    mut arriving: mpsc::UnboundedReceiver<(std::net::TcpStream, IpAddr)>,
+    balancer: Arc<Balancer>,
+    connector: Connector,
+) {
+    let client = clients().build(connector.clone());
+    let fresh = clients().pool_max_idle_per_host(0).build(connector);
+    let proxy = Arc::new(Proxy { balancer, client, fresh, sites: Sites::default() });
+    let (served, ending) = (TaskTracker::new(), CancellationToken::new());
+    while let Some((stream, peer)) = arriving.recv().await {
+        let _ = stream.set_nodelay(true);
+        let Ok(stream) = TcpStream::from_std(stream) else { continue };
+        let (proxy, ending) = (proxy.clone(), ending.clone());
+        served.spawn(async move {
+            let service = service_fn(move |request| {
+                let proxy = proxy.clone();
+                async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, peer).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = ending.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+        });
+    }
     ending.cancel();
     served.close();
     let _ = tokio::time::timeout(GOODBYE, served.wait()).await;
-    Ok(())
 }
