@@ -100,7 +100,9 @@ fn render(visitor: Visitor, page: &Page) -> Response<Body> {
         )
     } else {
         let plain = detail.replace("<code>", "`").replace("</code>", "`");
-        let problem = serde_json::json!({"title": title, "status": status.as_u16(), "detail": plain});
+        // As the API's own problems are (RFC 9457), for programs that take both.
+        let code = if *status == StatusCode::NOT_FOUND { "not_found" } else { "unavailable" };
+        let problem = serde_json::json!({"code": code, "title": title, "status": status.as_u16(), "detail": plain});
         ("application/problem+json", problem.to_string())
     };
     let mut response = Response::new(whole(body.into()));

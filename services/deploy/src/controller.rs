@@ -12,6 +12,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::deployments::{self, Row};
+use crate::phases::Failure;
 use crate::placements::{self, Placement};
 use crate::{Deploys, instances, phases, routes};
 
@@ -132,20 +133,6 @@ fn start(deploys: &Arc<Deploys>, row: Row) {
         drop(running);
         deploys.controller.wake();
     });
-}
-
-/// Why a phase did not succeed.
-pub enum Failure {
-    /// The deployment has failed; the text is for its user.
-    Failed(String),
-    /// Something of the platform is in the way; the phase is tried again.
-    Retry(Problem),
-}
-
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self::Retry(problem)
-    }
 }
 
 async fn work(deploys: &Arc<Deploys>, row: Row, token: CancellationToken) -> Result<(), Problem> {

@@ -5,8 +5,7 @@ use capsule_bus::Context;
 use capsule_contracts::deploy::Status;
 use capsule_store::scoped;
 
-use super::{files, host};
-use crate::controller::Failure;
+use super::{Failure, files, host};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::{Deploys, instances, reconcile, routes};

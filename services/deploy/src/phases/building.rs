@@ -4,9 +4,8 @@ use capsule_builder::{Job, say};
 use capsule_buildplan::{Folder, Kind};
 use capsule_contracts::Problem;
 
-use super::{files, host};
+use super::{Failure, files, host};
 use crate::Deploys;
-use crate::controller::Failure;
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 

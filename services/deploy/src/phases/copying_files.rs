@@ -4,9 +4,8 @@
 use capsule_builder::collect_site;
 use capsule_buildplan::Kind;
 
-use super::{files, host};
+use super::{Failure, files, host};
 use crate::Deploys;
-use crate::controller::Failure;
 use crate::deployments::Row;
 
 pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {

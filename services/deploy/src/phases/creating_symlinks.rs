@@ -4,8 +4,7 @@ use std::os::unix::fs::symlink;
 
 use capsule_builder::Job;
 
-use super::{files, host};
-use crate::controller::Failure;
+use super::{Failure, files, host};
 use crate::deployments::Row;
 use crate::placements::Placement;
 use crate::{Deploys, instances};

@@ -7,7 +7,7 @@ use capsule_builder::say;
 use capsule_runtime::logs::Reader;
 use capsule_runtime::{ShimState, ShimStatus};
 
-use crate::controller::Failure;
+use super::Failure;
 use crate::deployments::Row;
 use crate::instances::WEB;
 use crate::placements::Placement;

@@ -8,7 +8,21 @@ pub mod health_check;
 pub mod pulling_source;
 pub mod updating_routes;
 
-use crate::controller::Failure;
+use capsule_contracts::Problem;
+
+/// Why a phase did not succeed.
+pub enum Failure {
+    /// The deployment has failed; the text is for its user.
+    Failed(String),
+    /// Something of the platform is in the way; the phase is tried again.
+    Retry(Problem),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Retry(problem)
+    }
+}
 
 /// Runs file work off the async threads. An error of the host is tried again.
 async fn files<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {

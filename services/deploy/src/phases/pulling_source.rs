@@ -2,9 +2,8 @@
 
 use capsule_builder::archive;
 
-use super::{files, host};
+use super::{Failure, files, host};
 use crate::Deploys;
-use crate::controller::Failure;
 use crate::deployments::Row;
 
 pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Starts the candidates, and makes them known to the ingress with no share of the requests yet.
 
-use crate::controller::Failure;
+use super::Failure;
 use crate::deployments::Row;
 use crate::placements::Placement;
 use crate::{Deploys, instances, routes};
