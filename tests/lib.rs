@@ -1,6 +1,9 @@
 //! A Capsule server of one's own, for tests and benchmarks: the built binary on a fresh data
 //! directory and free ports, ended with all that it started.
 
+mod postgres;
+
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -23,6 +26,21 @@ pub fn binary() -> PathBuf {
     let path = std::env::var_os("CAPSULE_BIN").map_or_else(|| root().join("target/release/capsule"), PathBuf::from);
     assert!(path.is_file(), "{} is not built: run `cargo build --release -p capsule`, or scripts/test", path.display());
     path
+}
+
+pub use postgres::Postgres;
+
+thread_local! {
+    /// Settings of every server that this thread starts.
+    static EVERYWHERE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs something in which every server is started with these settings, too.
+pub fn everywhere<T>(settings: &[String], work: impl FnOnce() -> T) -> T {
+    EVERYWHERE.set(settings.to_vec());
+    let result = work();
+    EVERYWHERE.take();
+    result
 }
 
 /// A user without rights.
@@ -141,7 +159,8 @@ impl Server {
             settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0"]
                 .iter()
                 .chain(settings)
-                .map(|s| (*s).to_owned())
+                .map(|setting| (*setting).to_owned())
+                .chain(EVERYWHERE.with_borrow(Clone::clone))
                 .collect(),
             environment: BTreeMap::new(),
             process: None,

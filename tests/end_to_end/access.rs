@@ -51,6 +51,14 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
+/// All of it in one go.
+pub fn all() {
+    let world = World::new();
+    for row in rows::all().iter().chain(rows::streams()) {
+        world.check(row.method.as_str(), row.subject, row.access, |fixture| request(row, fixture));
+    }
+}
+
 enum Body {
     None,
     Json(Value),

@@ -82,7 +82,7 @@ fn ingress_outlives() {
 }
 
 /// A deployment is begun, the server dies at the named point of it, and is started again.
-fn killed_in(phase: &str, moment: &str) {
+pub fn killed_in(phase: &str, moment: &str) {
     let (mut server, folder) = deployed("one");
     let before = pids(&server, &folder);
     server.stop();

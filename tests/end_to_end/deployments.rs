@@ -51,7 +51,7 @@ fn instances(server: &Server, folder: &tempfile::TempDir) -> Vec<Value> {
     status["state"]["instances"].as_array().expect("a list").clone()
 }
 
-fn under_load() {
+pub fn under_load() {
     let (server, folder) = deployed("one");
     let load = Load::begin(&server, HOST);
     for version in ["two", "three"] {

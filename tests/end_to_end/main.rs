@@ -8,6 +8,7 @@ mod crashes;
 mod deployments;
 mod examples;
 mod load;
+mod postgres;
 mod tenants;
 mod uploads;
 mod websocket;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         crashes::trials(),
         deployments::trials(),
         examples::trials(),
+        postgres::trials(),
         tenants::trials(),
         uploads::trials(),
         websocket::trials(),

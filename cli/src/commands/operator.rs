@@ -30,6 +30,8 @@ pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> a
         .iter()
         .map(|(name, origin)| {
             let value = settings.pointer(&format!("/{}", name.replace('.', "/"))).cloned().unwrap_or_default();
+            // It may hold a password.
+            let value = if name == "database.url" && value != "" { json!("(set, not shown)") } else { value };
             (name, json!({"value": value, "origin": origin}))
         })
         .collect();

@@ -20,6 +20,7 @@ pub struct Configuration {
     /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
     pub base_domain: String,
     pub log: Log,
+    pub database: Database,
     pub uploads: Uploads,
     pub build: Build,
     pub deploy: Deploy,
@@ -38,6 +39,23 @@ pub struct Log {
 pub enum LogFormat {
     Pretty,
     Json,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// A PostgreSQL server, `postgres://user:password@host:port`; empty keeps one SQLite file for each
+    /// service in the data directory.
+    pub url: String,
+    /// The most connections to PostgreSQL that one service holds.
+    pub connections: u32,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address holds a password.
+        write!(f, "Database({})", if self.url.is_empty() { "embedded" } else { "PostgreSQL" })
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,6 +98,7 @@ impl Default for Configuration {
             private_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             base_domain: "localhost".into(),
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
+            database: Database { url: String::new(), connections: 8 },
             uploads: Uploads { max_mib: 512 },
             build: Build {
                 concurrent: 1,
@@ -188,11 +207,23 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         ("build.memory_mib", configuration.build.memory_mib),
         ("build.cpu_percent", configuration.build.cpu_percent),
         ("build.seconds", configuration.build.seconds),
+        ("database.connections", configuration.database.connections),
         ("deploy.health_seconds", configuration.deploy.health_seconds),
     ] {
         if value == 0 {
             bail!("{name} must be at least 1");
         }
+    }
+    let url = &configuration.database.url;
+    let host = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    if !url.is_empty()
+        && host
+            .is_none_or(|rest| rest.is_empty() || rest.split('?').next().unwrap_or_default().trim_end_matches('/').contains('/'))
+    {
+        // Not shown: it may hold a password.
+        bail!(
+            "database.url must look like postgres://user:password@host:5432, without a database's name: each service has its own"
+        );
     }
     let bundle = &configuration.build.ca_bundle;
     if !bundle.as_os_str().is_empty() && !bundle.is_file() {

@@ -19,7 +19,7 @@ use capsule_bus::Bus;
 use capsule_deploy::Deploys;
 use capsule_observe::Check;
 use capsule_runtime::Limits;
-use capsule_store::Keyring;
+use capsule_store::{Databases, Keyring};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -53,16 +53,21 @@ async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> 
         .await
         .with_context(|| format!("private_listen: cannot listen on {}", configuration.private_listen))?;
 
+    let databases = match configuration.database.url.as_str() {
+        "" => Databases::Embedded(directory.into()),
+        url => Databases::Postgres { url: url.into(), connections: configuration.database.connections },
+    };
+
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
     let socket = directory.join("run/gateway.sock");
     let _ = std::fs::remove_file(&socket);
     let public = UnixListener::bind(&socket).context("the gateway's socket cannot be made")?;
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600))?;
 
-    capsule_identity::start(directory, &bus, keyring.clone(), local_token.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    capsule_organization::start(directory, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    capsule_project::start(directory, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    let deploys = capsule_deploy::start(deploy_options(directory, &configuration)?, &bus, keyring, blobs.clone())
+    capsule_identity::start(&databases, &bus, keyring.clone(), local_token.clone()).await.map_err(|error| anyhow!("{error}"))?;
+    capsule_organization::start(&databases, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
+    capsule_project::start(&databases, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
+    let deploys = capsule_deploy::start(deploy_options(directory, databases, &configuration)?, &bus, keyring, blobs.clone())
         .await
         .map_err(|error| anyhow!("{error}"))?;
 
@@ -91,10 +96,15 @@ async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn deploy_options(directory: &Path, configuration: &Configuration) -> anyhow::Result<capsule_deploy::Options> {
+fn deploy_options(
+    directory: &Path,
+    databases: Databases,
+    configuration: &Configuration,
+) -> anyhow::Result<capsule_deploy::Options> {
     let build = &configuration.build;
     Ok(capsule_deploy::Options {
         data: directory.into(),
+        databases,
         program: program()?,
         listen: configuration.listen,
         base_domain: configuration.base_domain.clone(),

@@ -2,29 +2,28 @@
 //! forget the tenant.
 //!
 //! Embedded, a service's database is one `SQLite` file: WAL, `synchronous=FULL`, one writer and a
-//! pool of readers. Statements are written in the subset of SQL that `PostgreSQL` takes as well.
+//! pool of readers. At scale it is a `PostgreSQL` database. Migrations and statements are the same,
+//! in the subset of SQL that both take.
 
+mod databases;
 mod keyring;
 mod migrate;
 mod statement;
 
-use std::path::Path;
-use std::time::Duration;
-
 use capsule_contracts::Problem;
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, FromQueryResult, SqliteTransactionMode,
+    ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, FromQueryResult, SqliteTransactionMode,
     TransactionOptions, TransactionTrait,
 };
 
+pub use databases::Databases;
 pub use keyring::Keyring;
 pub use migrate::Migration;
 pub use sea_orm::Value;
 pub use statement::{Scope, Statement, contains_tenant};
 
-/// Readers that a service's database has beside its one writer.
-const READERS: u32 = 3;
+/// Waits for the place of the one writer of a `PostgreSQL` database.
+const ONE_WRITER: &str = "SELECT pg_advisory_xact_lock(7305002)";
 
 /// A service's database.
 #[derive(Debug)]
@@ -37,22 +36,21 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens (or creates) `<directory>/<name>.db` and brings its schema up to date.
+    /// Opens (or creates) the service's database and brings its schema up to date.
     ///
     /// # Errors
-    /// When the file cannot be opened, or a migration fails or was changed after it was applied.
+    /// When it cannot be opened, or a migration fails or was changed after it was applied.
     pub async fn open(
-        directory: &Path,
+        databases: &Databases,
         name: &'static str,
         keyring: Keyring,
         migrations: &[(&str, &[Migration])],
     ) -> Result<Self, StoreError> {
-        let file = directory.join(format!("{name}.db"));
-        let writer = connect(&file, 1).await?;
+        let writer = databases.writer(name).await?;
         for (component, migrations) in migrations {
             migrate::run(&writer, component, migrations).await?;
         }
-        let readers = connect(&file, READERS).await?;
+        let readers = databases.readers(name, &writer).await?;
         Ok(Self { name, readers, writer, keyring, committed: tokio::sync::Notify::new() })
     }
 
@@ -75,7 +73,7 @@ impl Store {
     }
 
     /// Begins a transaction that may write. It is undone unless committed. Do nothing slow while
-    /// it is open: there is one writer.
+    /// it is open: a service has one writer at a time, on either engine.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -85,6 +83,10 @@ impl Store {
             ..TransactionOptions::default()
         };
         let inner = self.writer.begin_with_options(options).await.map_err(broken)?;
+        if inner.get_database_backend() == DatabaseBackend::Postgres {
+            // Ends with the transaction. Nothing is then ever undone for having met another writer.
+            inner.execute_unprepared(ONE_WRITER).await.map_err(broken)?;
+        }
         Ok(Transaction { inner, store: self })
     }
 
@@ -97,25 +99,6 @@ impl Store {
     pub async fn is_ready(&self) -> bool {
         self.readers.execute_unprepared("SELECT 1").await.is_ok()
     }
-}
-
-async fn connect(file: &Path, connections: u32) -> Result<DatabaseConnection, StoreError> {
-    let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rwc", file.display()));
-    options
-        .max_connections(connections)
-        .min_connections(0)
-        .sqlx_logging(false)
-        .acquire_timeout(Duration::from_secs(10))
-        .idle_timeout(Duration::from_secs(60))
-        .map_sqlx_sqlite_opts(|options| {
-            options
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .foreign_keys(true)
-                .busy_timeout(Duration::from_secs(10))
-                .pragma("cache_size", "-512")
-        });
-    Database::connect(options).await.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
 }
 
 /// Reads rows; over a pool or within a transaction.
@@ -141,6 +124,14 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     pub async fn first<T: FromQueryResult>(&self, statement: Statement) -> Result<Option<T>, Problem> {
         let row = self.connection.query_one_raw(statement.build(self.connection)).await.map_err(broken)?;
         row.map(|row| T::from_query_result(&row, "").map_err(broken)).transpose()
+    }
+
+    /// Whether there is any row.
+    ///
+    /// # Errors
+    /// As [`Reader::all`].
+    pub async fn exists(&self, statement: Statement) -> Result<bool, Problem> {
+        Ok(self.connection.query_one_raw(statement.build(self.connection)).await.map_err(broken)?.is_some())
     }
 
     /// The first column of the first row, if any.
@@ -227,13 +218,13 @@ impl std::error::Error for StoreError {}
 
 #[cfg(test)]
 mod tests {
-    use super::{Keyring, Migration, Store, unscoped};
+    use super::{Databases, Keyring, Migration, Store, unscoped};
 
     const FIRST: Migration = Migration { version: 1, name: "create_things", sql: "CREATE TABLE things (id BIGINT PRIMARY KEY);" };
 
     async fn open(directory: &std::path::Path, migrations: &[Migration]) -> Result<Store, super::StoreError> {
         let keyring = Keyring::open(&directory.join("key")).expect("keyring");
-        Store::open(directory, "test", keyring, &[("test", migrations)]).await
+        Store::open(&Databases::Embedded(directory.into()), "test", keyring, &[("test", migrations)]).await
     }
 
     #[tokio::test]

@@ -30,15 +30,17 @@ use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{Locate, Place, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime};
-use capsule_store::{Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
 
 pub use ingress::Ingress;
 
 /// How this service is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where everything is kept.
+    /// Where files are kept.
     pub data: PathBuf,
+    /// Where the database is.
+    pub databases: Databases,
     /// The binary that has the roles of shim, sandbox and ingress.
     pub program: PathBuf,
     /// The ingress's public address.
@@ -121,7 +123,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
     let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
     let migrations = capsule_store::migrations![1 "create_deployments"];
     let store =
-        Store::open(&options.data, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
+        Store::open(&options.databases, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
     if let Err(warning) = capsule_runtime::prepare_host() {
         tracing::warn!("{warning}");
     }

@@ -122,7 +122,7 @@ async fn free_host(deploys: &Deploys, tx: &Transaction<'_>, configuration: &Conf
             n => format!("{label}-{n}.{}", deploys.options.base_domain),
         };
         let taken = unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host.as_str());
-        if tx.read().value::<i64>(taken).await?.is_none() {
+        if !tx.read().exists(taken).await? {
             return Ok(host);
         }
     }

@@ -150,7 +150,7 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
             placement.service_id,
             placement.environment_id
         );
-        if rows.iter().any(|row| row.role != "gone") || deploys.store.read().value::<i64>(unsettled).await?.is_some() {
+        if rows.iter().any(|row| row.role != "gone") || deploys.store.read().exists(unsettled).await? {
             continue;
         }
         let releases = releases(deploys, &placement).await?;

@@ -98,8 +98,8 @@ struct User {
 
 /// Removes an archive, unless an upload, a deployment under way or a release that is kept is of it.
 pub async fn forget_blob(deploys: &Deploys, digest: &str) -> Result<(), Problem> {
-    let uploads = unscoped!("blobs are shared by digest", "SELECT COUNT(*) FROM uploads WHERE digest = $1", digest);
-    if deploys.store.read().value::<i64>(uploads).await?.unwrap_or_default() > 0 {
+    let uploads = unscoped!("blobs are shared by digest", "SELECT 1 FROM uploads WHERE digest = $1", digest);
+    if deploys.store.read().exists(uploads).await? {
         return Ok(());
     }
     let users = unscoped!(

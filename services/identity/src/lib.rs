@@ -10,13 +10,12 @@ mod register;
 mod sessions;
 mod tokens;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target};
-use capsule_store::{Keyring, Store, StoreError};
+use capsule_store::{Databases, Keyring, Store, StoreError};
 
 use tokens::Signer;
 
@@ -45,14 +44,15 @@ impl Service for Identity {
     }
 }
 
-/// Opens the service's database under `data` and puts the service on the bus. `local_token` is the
+/// Opens the service's database and puts the service on the bus. `local_token` is the
 /// secret that the first administrator must know.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(data: &Path, bus: &Bus, keyring: Keyring, local_token: String) -> Result<Arc<Identity>, StoreError> {
+pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, local_token: String) -> Result<Arc<Identity>, StoreError> {
     let migrations = capsule_store::migrations![1 "create_users_and_sessions"];
-    let store = Store::open(data, "identity", keyring, &[("bus", capsule_bus::MIGRATIONS), ("identity", migrations)]).await?;
+    let store =
+        Store::open(databases, "identity", keyring, &[("bus", capsule_bus::MIGRATIONS), ("identity", migrations)]).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
     let identity = Arc::new(Identity {
         store: Arc::new(store),

@@ -5,14 +5,13 @@ mod members;
 mod organizations;
 mod personal;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::identity::UserRegistered;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Role, Target, Uuid};
-use capsule_store::{Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
 
 /// The organization service.
 #[derive(Debug)]
@@ -49,14 +48,15 @@ impl Service for Organizations {
     }
 }
 
-/// Opens the service's database under `data` and puts the service on the bus.
+/// Opens the service's database and puts the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(data: &Path, bus: &Bus, keyring: Keyring) -> Result<Arc<Organizations>, StoreError> {
+pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Organizations>, StoreError> {
     let migrations = capsule_store::migrations![1 "create_organizations"];
     let store =
-        Store::open(data, "organization", keyring, &[("bus", capsule_bus::MIGRATIONS), ("organization", migrations)]).await?;
+        Store::open(databases, "organization", keyring, &[("bus", capsule_bus::MIGRATIONS), ("organization", migrations)])
+            .await?;
     let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone() });
     Router::new(organizations.clone())
         .handle(organizations::list_organizations)

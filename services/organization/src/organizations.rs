@@ -106,7 +106,7 @@ pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Pro
             "SELECT 1 FROM organizations WHERE slug = $1 AND deleted_at IS NULL",
             slug.as_str()
         );
-        if tx.read().value::<i64>(taken).await?.is_none() {
+        if !tx.read().exists(taken).await? {
             return Ok(slug);
         }
     }

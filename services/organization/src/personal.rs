@@ -12,7 +12,7 @@ use crate::organizations::{self, New};
 /// Makes the personal organization of `user` unless there is one.
 pub async fn ensure(tx: &Transaction<'_>, user: &User) -> Result<(), Problem> {
     let known = unscoped!("one per user", "SELECT 1 FROM organizations WHERE personal_of = $1", user.id);
-    if tx.read().value::<i64>(known).await?.is_some() {
+    if tx.read().exists(known).await? {
         return Ok(());
     }
     let wanted = to_label(user.email.split('@').next().unwrap_or_default(), "personal");

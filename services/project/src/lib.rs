@@ -7,7 +7,6 @@ mod projects;
 mod services;
 mod variables;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
@@ -15,7 +14,7 @@ use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
 use sea_orm::FromQueryResult;
 
 /// The project service.
@@ -81,13 +80,13 @@ fn kind_name(kind: EnvironmentKind) -> &'static str {
     }
 }
 
-/// Opens the service's database under `data` and puts the service on the bus.
+/// Opens the service's database and puts the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(data: &Path, bus: &Bus, keyring: Keyring) -> Result<Arc<Projects>, StoreError> {
+pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Projects>, StoreError> {
     let migrations = capsule_store::migrations![1 "create_projects"];
-    let store = Store::open(data, "project", keyring, &[("bus", capsule_bus::MIGRATIONS), ("project", migrations)]).await?;
+    let store = Store::open(databases, "project", keyring, &[("bus", capsule_bus::MIGRATIONS), ("project", migrations)]).await?;
     let projects = Arc::new(Projects { store: Arc::new(store), bus: bus.clone() });
     Router::new(projects.clone())
         .handle(projects::list_projects)

@@ -1,0 +1,109 @@
+//! Where the services' databases are, and how they are connected to.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, Statement};
+
+use crate::StoreError;
+
+/// Readers that an embedded database has beside its one writer.
+const READERS: u32 = 3;
+/// How long a caller waits for a connection.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the services' databases are: one for each.
+#[derive(Clone)]
+pub enum Databases {
+    /// Files `<service>.db` in this directory.
+    Embedded(PathBuf),
+    /// Databases `capsule_<service>` of a `PostgreSQL` server, made where they are missing.
+    Postgres {
+        /// `postgres://user:password@host:port`, with parameters behind a `?` if need be, without a database.
+        url: String,
+        /// The most connections that one service holds.
+        connections: u32,
+    },
+}
+
+impl std::fmt::Debug for Databases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded(directory) => write!(f, "Embedded({})", directory.display()),
+            // The address holds a password.
+            Self::Postgres { connections, .. } => write!(f, "Postgres({connections} connections)"),
+        }
+    }
+}
+
+impl Databases {
+    /// Connects to a service's database to write.
+    pub(crate) async fn writer(&self, service: &str) -> Result<DatabaseConnection, StoreError> {
+        match self {
+            Self::Embedded(directory) => embedded(directory, service, 1).await,
+            Self::Postgres { url, connections } => {
+                let name = format!("capsule_{service}");
+                create(url, &name).await?;
+                postgres(url, &name, *connections).await
+            }
+        }
+    }
+
+    /// Connects to a service's database to read; on a server, writers and readers share a pool.
+    pub(crate) async fn readers(&self, service: &str, writer: &DatabaseConnection) -> Result<DatabaseConnection, StoreError> {
+        match self {
+            Self::Embedded(directory) => embedded(directory, service, READERS).await,
+            Self::Postgres { .. } => Ok(writer.clone()),
+        }
+    }
+}
+
+async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
+    let file = directory.join(format!("{service}.db"));
+    let mut options = options(format!("sqlite://{}?mode=rwc", file.display()), connections);
+    options.map_sqlx_sqlite_opts(|options| {
+        options
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(PATIENCE)
+            .pragma("cache_size", "-512")
+    });
+    Database::connect(options).await.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
+}
+
+async fn postgres(url: &str, database: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
+    let (server, parameters) = url.split_once('?').unwrap_or((url, ""));
+    let address = format!("{}/{database}?{parameters}", server.trim_end_matches('/'));
+    // What the server says names the user and the database, never the password.
+    let failed = |cause| StoreError(format!("cannot connect to the PostgreSQL database {database}: {cause}"));
+    Database::connect(options(address, connections)).await.map_err(failed)
+}
+
+/// Makes a database unless it is there.
+async fn create(url: &str, database: &str) -> Result<(), StoreError> {
+    let server = postgres(url, "postgres", 1).await?;
+    let failed = |cause| StoreError(format!("cannot make the PostgreSQL database {database}: {cause}"));
+    let known = Statement::from_sql_and_values(
+        DatabaseBackend::Postgres,
+        "SELECT datname::text FROM pg_database WHERE datname = $1",
+        [database.into()],
+    );
+    if server.query_one_raw(known).await.map_err(failed)?.is_none() {
+        // A name of our own making: no quoting to get wrong.
+        server.execute_unprepared(&format!("CREATE DATABASE {database}")).await.map_err(failed)?;
+    }
+    server.close().await.map_err(failed)
+}
+
+fn options(address: String, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(address);
+    options
+        .max_connections(connections)
+        .min_connections(0)
+        .sqlx_logging(false)
+        .acquire_timeout(PATIENCE)
+        .idle_timeout(Duration::from_secs(60));
+    options
+}
