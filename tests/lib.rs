@@ -305,6 +305,13 @@ impl Server {
         Ran::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
+    /// Runs `capsule migrate`, with the server's settings.
+    #[must_use]
+    pub fn migrate(&self, command: &str) -> Ran {
+        let settings = self.settings.iter().flat_map(|setting| ["--set", setting]);
+        self.capsule(&["migrate", command, "--json"].into_iter().chain(settings).collect::<Vec<_>>())
+    }
+
     /// Begins a command of the CLI whose standard output is read while it runs.
     #[must_use]
     pub fn begin(&self, arguments: &[&str]) -> Child {

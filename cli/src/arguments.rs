@@ -30,6 +30,11 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Look at the databases' migrations, or apply them; a server applies them at its start
+    Migrate {
+        #[command(subcommand)]
+        command: MigrateCommand,
+    },
     /// Sign in to a server, or make an account there
     Login(Login),
     /// Sign out
@@ -131,6 +136,16 @@ pub enum ServerCommand {
 pub enum ConfigCommand {
     /// Check the configuration, and show each setting with where it comes from
     Check(ConfigCheck),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MigrateCommand {
+    /// Apply what is missing; no server may run with this data directory
+    Run(ConfigCheck),
+    /// Show each migration, and whether it was applied
+    Info(ConfigCheck),
+    /// Fail if one is missing, was changed after it was applied, or is not known here
+    Validate(ConfigCheck),
 }
 
 #[derive(Debug, Args)]

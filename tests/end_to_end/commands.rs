@@ -1,5 +1,6 @@
 //! The command line, mostly with wrong input.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
 use capsule_tests::{Server, example};
@@ -15,6 +16,8 @@ pub fn trials() -> Vec<Trial> {
         test("a malformed capsule.toml is told with its line", malformed),
         test("login, whoami and logout with an account", account),
         test("the configuration is checked, with file and line", configuration),
+        test("migrations are shown, checked and applied", migrations),
+        test("looking at migrations changes nothing", untouched),
         test("a data directory is used by one server at a time", claimed),
         test("the data directory is for its owner only", private),
         test("doctor and completions work", doctor),
@@ -140,6 +143,38 @@ fn configuration() {
         .expect("written");
     let bad = server.capsule(&["config", "check"]).refused();
     assert!(bad.err.contains("capsule.toml:4: build.memory_mib"), "{bad:?}");
+}
+
+pub fn migrations() {
+    let mut server = Server::default();
+    let states = |server: &Server, command: &str| {
+        let shown = server.migrate(command).ok().json();
+        let shown = shown.as_array().expect("a list").clone();
+        assert!(
+            shown.iter().any(|step| step["file"] == "V001__create_outbox_and_inbox.sql" && step["database"] == "identity"),
+            "{shown:?}"
+        );
+        shown.into_iter().map(|step| step["state"].as_str().expect("a state").to_owned()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(states(&server, "info"), BTreeSet::from(["applied".to_owned()]));
+    server.migrate("validate").ok();
+    let refused = server.migrate("run").refused();
+    assert!(refused.err.contains("runs in"), "{refused:?}");
+    server.stop();
+    assert_eq!(states(&server, "run"), BTreeSet::from(["applied".to_owned()]));
+}
+
+fn untouched() {
+    let server = Server::default();
+    let empty = tempfile::tempdir().expect("a folder");
+    let at = empty.path().to_str().expect("a path");
+    let info = server.capsule(&["migrate", "info", "--data", at]).ok();
+    assert!(info.out.contains("pending") && !info.out.contains("applied"), "{info:?}");
+    let invalid = server.capsule(&["migrate", "validate", "--data", at]).refused();
+    assert!(invalid.err.contains("identity: V001__create_users_and_sessions.sql is pending"), "{invalid:?}");
+    assert_eq!(std::fs::read_dir(empty.path()).expect("there").count(), 0, "looking made files");
+    server.capsule(&["migrate", "run", "--data", at]).ok();
+    server.capsule(&["migrate", "validate", "--data", at]).ok();
 }
 
 fn claimed() {

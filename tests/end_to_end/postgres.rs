@@ -3,7 +3,7 @@
 use capsule_tests::{Postgres, Server, eventually, everywhere, probe};
 use libtest_mimic::Trial;
 
-use crate::{access, crashes, deployments, test, test_of_processes};
+use crate::{access, commands, crashes, deployments, test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     let on = |name: &str, work: fn()| {
@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
     };
     vec![
         on("every endpoint, every role, a foreigner and nobody", || with_postgres(access::all)),
+        on("migrations are shown, checked and applied", || with_postgres(commands::migrations)),
         on("redeploys, restarts and rollbacks under load lose no request", || with_postgres(deployments::under_load)),
         on("a server killed before building ends the deployment when it is back", || {
             with_postgres(|| crashes::killed_in("building", "before"));

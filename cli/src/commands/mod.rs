@@ -29,6 +29,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Server(server) => operator::server(&directory, server, terminal),
         Command::Config { command } => operator::config(&directory, command, terminal),
+        Command::Migrate { command } => operator::migrate(&directory, &command, terminal),
         Command::Login(login) => account::login(client()?, login, terminal),
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),

@@ -53,10 +53,7 @@ async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> 
         .await
         .with_context(|| format!("private_listen: cannot listen on {}", configuration.private_listen))?;
 
-    let databases = match configuration.database.url.as_str() {
-        "" => Databases::Embedded(directory.into()),
-        url => Databases::Postgres { url: url.into(), connections: configuration.database.connections },
-    };
+    let databases = databases(directory, &configuration);
 
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
     let socket = directory.join("run/gateway.sock");
@@ -94,6 +91,14 @@ async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> 
     stopping.cancel();
     let _ = tokio::time::timeout(GOODBYE, serving).await;
     Ok(())
+}
+
+/// Where a server keeps its databases.
+pub fn databases(directory: &Path, configuration: &Configuration) -> Databases {
+    match configuration.database.url.as_str() {
+        "" => Databases::Embedded(directory.into()),
+        url => Databases::Postgres { url: url.into(), connections: configuration.database.connections },
+    }
 }
 
 fn deploy_options(

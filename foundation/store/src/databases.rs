@@ -38,12 +38,23 @@ impl std::fmt::Debug for Databases {
 }
 
 impl Databases {
-    /// Connects to a service's database to write.
+    /// Whether a service's database is there.
+    pub(crate) async fn has(&self, service: &str) -> Result<bool, StoreError> {
+        match self {
+            Self::Embedded(directory) => Ok(file(directory, service).exists()),
+            Self::Postgres { url, .. } => {
+                let server = postgres(url, "postgres", 1).await?;
+                is_there(&server, &database(service)).await
+            }
+        }
+    }
+
+    /// Connects to a service's database to write. It is made if it is missing.
     pub(crate) async fn writer(&self, service: &str) -> Result<DatabaseConnection, StoreError> {
         match self {
             Self::Embedded(directory) => embedded(directory, service, 1).await,
             Self::Postgres { url, connections } => {
-                let name = format!("capsule_{service}");
+                let name = database(service);
                 create(url, &name).await?;
                 postgres(url, &name, *connections).await
             }
@@ -59,8 +70,16 @@ impl Databases {
     }
 }
 
+fn file(directory: &Path, service: &str) -> PathBuf {
+    directory.join(format!("{service}.db"))
+}
+
+fn database(service: &str) -> String {
+    format!("capsule_{service}")
+}
+
 async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
-    let file = directory.join(format!("{service}.db"));
+    let file = file(directory, service);
     let mut options = options(format!("sqlite://{}?mode=rwc", file.display()), connections);
     options.map_sqlx_sqlite_opts(|options| {
         options
@@ -85,16 +104,18 @@ async fn postgres(url: &str, database: &str, connections: u32) -> Result<Databas
 async fn create(url: &str, database: &str) -> Result<(), StoreError> {
     let server = postgres(url, "postgres", 1).await?;
     let failed = |cause| StoreError(format!("cannot make the PostgreSQL database {database}: {cause}"));
-    let known = Statement::from_sql_and_values(
-        DatabaseBackend::Postgres,
-        "SELECT datname::text FROM pg_database WHERE datname = $1",
-        [database.into()],
-    );
-    if server.query_one_raw(known).await.map_err(failed)?.is_none() {
+    if !is_there(&server, database).await? {
         // A name of our own making: no quoting to get wrong.
         server.execute_unprepared(&format!("CREATE DATABASE {database}")).await.map_err(failed)?;
     }
     server.close().await.map_err(failed)
+}
+
+async fn is_there(server: &DatabaseConnection, database: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT datname::text FROM pg_database WHERE datname = $1";
+    let known = Statement::from_sql_and_values(DatabaseBackend::Postgres, sql, [database.into()]);
+    let found = server.query_one_raw(known).await;
+    Ok(found.map_err(|cause| StoreError(format!("cannot look for the PostgreSQL database {database}: {cause}")))?.is_some())
 }
 
 fn options(address: String, connections: u32) -> ConnectOptions {

@@ -18,7 +18,7 @@ use sea_orm::{
 
 pub use databases::Databases;
 pub use keyring::Keyring;
-pub use migrate::Migration;
+pub use migrate::{Migration, Migrations, Step, StepState};
 pub use sea_orm::Value;
 pub use statement::{Scope, Statement, contains_tenant};
 
@@ -52,6 +52,34 @@ impl Store {
         }
         let readers = databases.readers(name, &writer).await?;
         Ok(Self { name, readers, writer, keyring, committed: tokio::sync::Notify::new() })
+    }
+
+    /// How a service's database stands to its migrations; none is applied.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn steps(databases: &Databases, name: &str, migrations: Migrations) -> Result<Vec<Step>, StoreError> {
+        if !databases.has(name).await? {
+            return Ok(migrations.iter().flat_map(|(component, migrations)| migrate::pending(component, migrations)).collect());
+        }
+        let connection = databases.writer(name).await?;
+        let mut steps = Vec::new();
+        for (component, migrations) in migrations {
+            steps.extend(migrate::steps(&connection, component, migrations).await?);
+        }
+        Ok(steps)
+    }
+
+    /// Applies the migrations that a service's database has not seen yet.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or a migration fails or was changed after it was applied.
+    pub async fn migrate(databases: &Databases, name: &str, migrations: Migrations) -> Result<(), StoreError> {
+        let connection = databases.writer(name).await?;
+        for (component, migrations) in migrations {
+            migrate::run(&connection, component, migrations).await?;
+        }
+        Ok(())
     }
 
     /// The service whose database this is.

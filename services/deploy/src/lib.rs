@@ -30,7 +30,7 @@ use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{Locate, Place, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime};
-use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 
 pub use ingress::Ingress;
 
@@ -114,6 +114,13 @@ impl Service for Deploys {
     }
 }
 
+/// The service's name, which is its database's as well.
+pub const NAME: &str = "deploy";
+
+/// The migrations of its database.
+pub const MIGRATIONS: Migrations =
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_deployments"])];
+
 /// Opens the service's database, finds the ingress and the instances that run, puts the service on
 /// the bus, and begins to reconcile.
 ///
@@ -121,9 +128,7 @@ impl Service for Deploys {
 /// When its database or its directories cannot be opened, or the ingress cannot listen.
 pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<Deploys>, StoreError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
-    let migrations = capsule_store::migrations![1 "create_deployments"];
-    let store =
-        Store::open(&options.databases, "deploy", keyring, &[("bus", capsule_bus::MIGRATIONS), ("deploy", migrations)]).await?;
+    let store = Store::open(&options.databases, NAME, keyring, MIGRATIONS).await?;
     if let Err(warning) = capsule_runtime::prepare_host() {
         tracing::warn!("{warning}");
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target};
-use capsule_store::{Databases, Keyring, Store, StoreError};
+use capsule_store::{Databases, Keyring, Migrations, Store, StoreError};
 
 use tokens::Signer;
 
@@ -44,15 +44,20 @@ impl Service for Identity {
     }
 }
 
+/// The service's name, which is its database's as well.
+pub const NAME: &str = "identity";
+
+/// The migrations of its database.
+pub const MIGRATIONS: Migrations =
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_users_and_sessions"])];
+
 /// Opens the service's database and puts the service on the bus. `local_token` is the
 /// secret that the first administrator must know.
 ///
 /// # Errors
 /// When its database cannot be opened.
 pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, local_token: String) -> Result<Arc<Identity>, StoreError> {
-    let migrations = capsule_store::migrations![1 "create_users_and_sessions"];
-    let store =
-        Store::open(databases, "identity", keyring, &[("bus", capsule_bus::MIGRATIONS), ("identity", migrations)]).await?;
+    let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
     let identity = Arc::new(Identity {
         store: Arc::new(store),

@@ -11,7 +11,7 @@ use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::identity::UserRegistered;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Role, Target, Uuid};
-use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 
 /// The organization service.
 #[derive(Debug)]
@@ -48,15 +48,19 @@ impl Service for Organizations {
     }
 }
 
+/// The service's name, which is its database's as well.
+pub const NAME: &str = "organization";
+
+/// The migrations of its database.
+pub const MIGRATIONS: Migrations =
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_organizations"])];
+
 /// Opens the service's database and puts the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
 pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Organizations>, StoreError> {
-    let migrations = capsule_store::migrations![1 "create_organizations"];
-    let store =
-        Store::open(databases, "organization", keyring, &[("bus", capsule_bus::MIGRATIONS), ("organization", migrations)])
-            .await?;
+    let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone() });
     Router::new(organizations.clone())
         .handle(organizations::list_organizations)

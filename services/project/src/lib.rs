@@ -14,7 +14,7 @@ use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Databases, Keyring, Store, StoreError, unscoped};
+use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 use sea_orm::FromQueryResult;
 
 /// The project service.
@@ -80,13 +80,18 @@ fn kind_name(kind: EnvironmentKind) -> &'static str {
     }
 }
 
+/// The service's name, which is its database's as well.
+pub const NAME: &str = "project";
+
+/// The migrations of its database.
+pub const MIGRATIONS: Migrations = &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_projects"])];
+
 /// Opens the service's database and puts the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
 pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Projects>, StoreError> {
-    let migrations = capsule_store::migrations![1 "create_projects"];
-    let store = Store::open(databases, "project", keyring, &[("bus", capsule_bus::MIGRATIONS), ("project", migrations)]).await?;
+    let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let projects = Arc::new(Projects { store: Arc::new(store), bus: bus.clone() });
     Router::new(projects.clone())
         .handle(projects::list_projects)
