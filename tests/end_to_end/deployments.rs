@@ -70,7 +70,7 @@ pub fn under_load() {
 fn in_flight() {
     let (server, folder) = deployed("one");
     std::thread::scope(|scope| {
-        let slow = scope.spawn(|| server.get(HOST, "/slow?seconds=4"));
+        let slow = scope.spawn(|| server.get(HOST, "/slow?seconds=10"));
         std::thread::sleep(std::time::Duration::from_millis(200));
         write(&folder, "version", "two");
         server.deploy(folder.path(), "app").ok();
