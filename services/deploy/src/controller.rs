@@ -140,7 +140,7 @@ async fn work(deploys: &Arc<Deploys>, row: Row, token: CancellationToken) -> Res
     if placement.wanted == "removed" {
         return settle(deploys, &placement, &row, Status::Cancelled, "the service was removed").await;
     }
-    if row.cancelling {
+    if row.cancelling && placement.active_deployment_id != Some(row.id) {
         return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
     }
     // Dropping the phases' future ends whatever step they are at.
@@ -148,8 +148,9 @@ async fn work(deploys: &Arc<Deploys>, row: Row, token: CancellationToken) -> Res
         outcome = carry_out(deploys, &placement, row.clone()) => outcome,
         () = token.cancelled() => {
             let row = deployments::get(deploys, &row.grant(), row.id).await?;
-            // Once it serves, there is nothing to cancel any more.
-            if row.finished_at.is_some() {
+            let placement = placements::get(deploys, &row.grant(), row.service_id, row.environment_id).await?;
+            // Once it serves, there is nothing to cancel any more; the next worker settles it.
+            if row.finished_at.is_some() || placement.active_deployment_id == Some(row.id) {
                 return Ok(());
             }
             return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
