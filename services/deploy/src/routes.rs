@@ -96,8 +96,8 @@ async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
         let state = match (placement.wanted.as_str(), serving, under_way) {
             ("stopped", ..) => State::Stopped,
             (_, true, _) => State::Ready,
+            (_, false, _) if !listens => State::Worker,
             (_, false, true) => State::Starting,
-            (_, false, false) if !listens => State::Worker,
             (_, false, false) => State::Crashed,
         };
         let site = site.filter(|_| state == State::Ready);
