@@ -404,6 +404,34 @@ impl Server {
     }
 }
 
+impl Server {
+    /// A new service of this name, in a project of this name in the personal organization of whoever
+    /// has the token.
+    #[must_use]
+    pub fn service(&self, token: &str, name: &str) -> String {
+        let organizations = eventually("the personal organization is there", || {
+            let page = self.api("GET", "/organizations", Some(token), None).ok();
+            page["items"].as_array().filter(|items| !items.is_empty()).cloned()
+        });
+        let body = serde_json::json!({"organization_id": organizations[0]["id"], "name": name});
+        let project = self.api("POST", "/projects", Some(token), Some(&body)).ok();
+        let body = serde_json::json!({"project_id": project["id"], "name": name});
+        text(&self.api("POST", "/services", Some(token), Some(&body)).ok(), "id")
+    }
+
+    /// What `capsule status` tells of the service that a folder is.
+    #[must_use]
+    pub fn status(&self, folder: &Path) -> Value {
+        self.capsule(&["status", folder.to_str().expect("a path"), "--json"]).ok().json()
+    }
+
+    /// The instances of the service that a folder is.
+    #[must_use]
+    pub fn instances(&self, folder: &Path) -> Vec<Value> {
+        self.status(folder)["state"]["instances"].as_array().expect("a list").clone()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -458,6 +486,13 @@ pub fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+}
+
+/// A port that is free now.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.expect("a port").port()
 }
 
 /// A copy of a fixture.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::NOBODY;
+use crate::{NOBODY, free_port};
 
 /// A server in a temporary folder on a free port, with a password; ends with this value.
 #[derive(Debug)]
@@ -36,10 +36,7 @@ impl Postgres {
         for path in [folder.path(), &folder.path().join("password")] {
             std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("it takes root");
         }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("a port").port();
-        drop(listener);
-        let mut server = Self { folder, programs, port, process: None };
+        let mut server = Self { folder, programs, port: free_port(), process: None };
         let password = server.folder.path().join("password");
         let made = server
             .command("initdb")

@@ -2,10 +2,9 @@
 //! same machine, and for files. Aim: at least half of nginx. Both have the same cores; wrk shares them.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
-use capsule_tests::{Server, example};
+use capsule_tests::{Server, example, free_port};
 use tempfile::TempDir;
 
 use crate::sample::Sample;
@@ -119,8 +118,4 @@ fn wrk(port: u16, host: &str, path: &str) -> f64 {
     assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{text}");
     let line = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
     line.and_then(|rest| rest.trim().parse().ok()).unwrap_or_else(|| panic!("{text}"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }

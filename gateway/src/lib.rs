@@ -17,7 +17,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodFilter, any, get, on};
 use capsule_blob::Blobs;
 use capsule_bus::Bus;
@@ -64,26 +64,14 @@ pub fn router(bus: Bus, blobs: Blobs, upload_bytes: u64, checks: Vec<Check>) -> 
     api = api.route("/uploads", on(MethodFilter::POST, move |request: Request| uploads::upload(uploads, request)));
     let plans = gateway.clone();
     api = api.route("/plan", on(MethodFilter::POST, move |request: Request| uploads::plan(plans, request)));
-    let checks = Arc::new(checks);
     Router::new()
         .nest("/api/v1", api)
         .merge(documents::router())
+        .merge(capsule_observe::health(checks))
         .route("/.well-known/jwks.json", get(move |request: Request| request::call(gateway, rows::keys(), request)))
-        .route("/health/live", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
-        .route("/health", get(health(checks.clone())))
-        .route("/health/ready", get(health(checks)))
         .route("/", get(landing::page))
         .fallback(any(request::no_such_endpoint))
         .layer(middleware::from_fn(harden))
-}
-
-fn health(
-    checks: Arc<Vec<Check>>,
-) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Clone + Send + Sync + 'static {
-    move || {
-        let checks = checks.clone();
-        Box::pin(async move { capsule_observe::ready(&checks).await.into_response() })
-    }
 }
 
 /// Puts the headers on every answer that keep browsers from being talked into anything.

@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 
-use crate::test;
+use crate::{archive_of_page, test};
 
 /// The roles, least first, and what each may do beyond the one before it, as the requirements have it.
 const ROLES: [(&str, &[&str]); 4] = [
@@ -44,7 +44,7 @@ pub fn trials() -> Vec<Trial> {
         trials.push(test(&format!("access to {method} {}", path.split('?').next().unwrap_or(path)), move || {
             let world: &World = world.get_or_init(World::new);
             world.check(method, path, Access::Granted(permission), |fixture| {
-                (path.replace("{service}", &fixture.service), Body::Archive(site()))
+                (path.replace("{service}", &fixture.service), Body::Archive(archive_of_page("hi")))
             });
         }));
     }
@@ -121,7 +121,10 @@ impl World {
         self.server.api("PUT", &put, Some(self.owner()), Some(&json!({"value": "1"}))).ok();
         let service = text(&post("/services", json!({"project_id": project, "name": "site"})), "id");
         let path = format!("/uploads?service_id={service}");
-        let upload = text(&self.server.api_raw("POST", &path, Some(self.owner()), "application/gzip", Some(site())).ok(), "id");
+        let upload = text(
+            &self.server.api_raw("POST", &path, Some(self.owner()), "application/gzip", Some(archive_of_page("hi"))).ok(),
+            "id",
+        );
         let deployment = text(&post(&format!("/services/{service}/deploy"), json!({"upload_id": upload})), "id");
         // A second one, so that there is something to roll back to.
         for id in [deployment.clone(), text(&post(&format!("/deployments/{deployment}/redeploy"), json!({})), "id")] {
@@ -262,14 +265,4 @@ fn unique() -> String {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!("somebody-{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A site of one page.
-fn site() -> Vec<u8> {
-    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
-    let mut header = tar::Header::new_gnu();
-    header.set_size(2);
-    header.set_mode(0o644);
-    archive.append_data(&mut header, "index.html", &b"hi"[..]).expect("appended");
-    archive.into_inner().and_then(flate2::write::GzEncoder::finish).expect("finished")
 }

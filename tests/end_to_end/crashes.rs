@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use capsule_tests::{Server, eventually, kill, probe, processes};
 use libtest_mimic::Trial;
-use serde_json::Value;
 
 use crate::load::Load;
 use crate::test_of_processes as test;
@@ -38,13 +37,8 @@ fn deployed(version: &str) -> (Server, tempfile::TempDir) {
     (server, folder)
 }
 
-fn status(server: &Server, folder: &tempfile::TempDir) -> Value {
-    server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json()
-}
-
 fn pids(server: &Server, folder: &tempfile::TempDir) -> Vec<u64> {
-    let status = status(server, folder);
-    status["state"]["instances"].as_array().expect("a list").iter().filter_map(|instance| instance["pid"].as_u64()).collect()
+    server.instances(folder.path()).iter().filter_map(|instance| instance["pid"].as_u64()).collect()
 }
 
 fn processes_outlive() {
@@ -102,7 +96,7 @@ pub fn killed_in(phase: &str, moment: &str) {
 
 fn settled(server: &Server, folder: &tempfile::TempDir, version: &str) {
     eventually("the deployment is settled", || {
-        let status = status(server, folder);
+        let status = server.status(folder.path());
         let newest = &status["deployments"][0];
         assert_ne!(newest["status"], "failed", "{newest}");
         (newest["status"] == "running").then_some(())

@@ -46,11 +46,6 @@ fn at(folder: &tempfile::TempDir) -> &str {
     folder.path().to_str().expect("a path")
 }
 
-fn instances(server: &Server, folder: &tempfile::TempDir) -> Vec<Value> {
-    let status = server.capsule(&["status", at(folder), "--json"]).ok().json();
-    status["state"]["instances"].as_array().expect("a list").clone()
-}
-
 pub fn under_load() {
     let (server, folder) = deployed("one");
     let load = Load::begin(&server, HOST);
@@ -64,7 +59,7 @@ pub fn under_load() {
     server.capsule(&["rollback", "1", "-C", at(&folder)]).ok();
     assert_eq!(server.get(HOST, "/").body, "version one");
     load.end();
-    eventually("one instance is left", || (instances(&server, &folder).len() == 1).then_some(()));
+    eventually("one instance is left", || (server.instances(folder.path()).len() == 1).then_some(()));
 }
 
 fn in_flight() {
@@ -158,10 +153,10 @@ fn cancelled() {
 
 fn crashed() {
     let (server, folder) = deployed("one");
-    let before = instances(&server, &folder)[0]["pid"].as_u64().expect("a pid");
+    let before = server.instances(folder.path())[0]["pid"].as_u64().expect("a pid");
     let _ = server.try_get(HOST, "/crash");
     let after = eventually("it is started again", || {
-        let instance = instances(&server, &folder)[0].clone();
+        let instance = server.instances(folder.path())[0].clone();
         instance["pid"].as_u64().filter(|pid| *pid != before && server.get(HOST, "/").status == 200).map(|_| instance)
     });
     assert_eq!(after["restarts"], 1);
@@ -179,7 +174,7 @@ fn stopped() {
     let page = server.get(HOST, "/");
     assert_eq!(page.status, 503);
     assert!(page.body.contains("This app is stopped"), "{page:?}");
-    eventually("its instances are gone", || instances(&server, &folder).is_empty().then_some(()));
+    eventually("its instances are gone", || server.instances(folder.path()).is_empty().then_some(()));
     let logs = server.capsule(&["logs", at(&folder)]).ok().out;
     assert!(logs.contains("goodbye") && !logs.contains("is killed"), "it was not let end by itself: {logs}");
     server.capsule(&["start", at(&folder)]).ok();

@@ -79,13 +79,8 @@ pub fn trials() -> Vec<Trial> {
             logs.out.contains("worker beat 2").then_some(logs.out)
         });
         assert!(beats.lines().any(|line| line.contains(" worker.") && line.contains("worker beat 1")), "{beats}");
-        let status = server.capsule(&["status", at, "--json"]).ok().json();
-        let mut processes: Vec<&str> = status["state"]["instances"]
-            .as_array()
-            .expect("a list")
-            .iter()
-            .filter_map(|instance| instance["process"].as_str())
-            .collect();
+        let instances = server.instances(folder.path());
+        let mut processes: Vec<&str> = instances.iter().filter_map(|instance| instance["process"].as_str()).collect();
         processes.sort_unstable();
         assert_eq!(processes, ["web", "worker"]);
     }));

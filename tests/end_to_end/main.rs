@@ -39,6 +39,16 @@ fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial 
     test_with(name, &["python3"], work)
 }
 
+/// A source archive of a site with one page.
+fn archive_of_page(content: &str) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "index.html", content.as_bytes()).expect("appended");
+    archive.into_inner().expect("finished")
+}
+
 fn is_there(program: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
 }

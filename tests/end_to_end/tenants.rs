@@ -8,7 +8,7 @@ use capsule_tests::{Server, eventually, probe, text};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::{test, test_of_processes, test_with};
+use crate::{archive_of_page, test, test_of_processes, test_with};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -33,35 +33,15 @@ fn rootless(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     test(&format!("{name} (skipped: {missing})"), || {}).with_ignored_flag(true)
 }
 
-/// Organization, project and service of a user.
-fn service(server: &Server, token: &str, name: &str) -> String {
-    let organizations = eventually("the personal organization is there", || {
-        let page = server.api("GET", "/organizations", Some(token), None).ok();
-        page["items"].as_array().filter(|items| !items.is_empty()).cloned()
-    });
-    let body = json!({"organization_id": organizations[0]["id"], "name": name});
-    let project = server.api("POST", "/projects", Some(token), Some(&body)).ok();
-    text(&server.api("POST", "/services", Some(token), Some(&json!({"project_id": project["id"], "name": name}))).ok(), "id")
-}
-
-fn page(content: &str) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    archive.append_data(&mut header, "index.html", content.as_bytes()).expect("appended");
-    archive.into_inner().expect("finished")
-}
-
 fn upload(server: &Server, token: &str, service: &str, content: &str) -> String {
     let path = format!("/uploads?service_id={service}");
-    text(&server.api_raw("POST", &path, Some(token), "application/x-tar", Some(page(content))).ok(), "id")
+    text(&server.api_raw("POST", &path, Some(token), "application/x-tar", Some(archive_of_page(content))).ok(), "id")
 }
 
 fn foreign_upload() {
     let server = Server::default();
     let (ada, eve) = (server.register("ada@example.com"), server.register("eve@example.com"));
-    let (hers, theirs) = (service(&server, &ada, "a"), service(&server, &eve, "e"));
+    let (hers, theirs) = (server.service(&ada, "a"), server.service(&eve, "e"));
     let secret = upload(&server, &ada, &hers, "ada's page");
     let stolen = server.api("POST", &format!("/services/{theirs}/deploy"), Some(&eve), Some(&json!({"upload_id": secret})));
     assert_eq!(stolen.status, 404, "{stolen:?}");
@@ -75,7 +55,7 @@ fn same_names() {
     let mut urls = Vec::new();
     for (who, content) in [("ada", "ada's page"), ("eve", "eve's page")] {
         let token = server.register(&format!("{who}@example.com"));
-        let service = service(&server, &token, "shop");
+        let service = server.service(&token, "shop");
         let upload = upload(&server, &token, &service, content);
         let deployment =
             server.api("POST", &format!("/services/{service}/deploy"), Some(&token), Some(&json!({"upload_id": upload}))).ok();
@@ -162,11 +142,11 @@ fn runs_without_root() {
     }
     assert_eq!(ask(&server, &format!("/list?path={}", server.data().display())).status, 403);
     assert_eq!(ask(&server, "/read?path=/etc/shadow").status, 403);
-    let before = server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json();
+    let before = server.instances(folder.path());
     server.kill();
     server.start();
-    let after = server.capsule(&["status", folder.path().to_str().expect("a path"), "--json"]).ok().json();
-    assert_eq!(before["state"]["instances"][0]["pid"], after["state"]["instances"][0]["pid"]);
+    let after = server.instances(folder.path());
+    assert_eq!(before[0]["pid"], after[0]["pid"]);
 }
 
 fn confined_builds() {

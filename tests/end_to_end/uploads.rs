@@ -43,15 +43,7 @@ pub fn trials() -> Vec<Trial> {
 /// A service of the local administrator: its id, and a token.
 fn service(server: &Server) -> (String, String) {
     let token = server.admin();
-    let organizations = eventually("the personal organization is there", || {
-        let page = server.api("GET", "/organizations", Some(&token), None).ok();
-        page["items"].as_array().filter(|items| !items.is_empty()).cloned()
-    });
-    let body = json!({"organization_id": organizations[0]["id"], "name": "site"});
-    let project = server.api("POST", "/projects", Some(&token), Some(&body)).ok();
-    let body = json!({"project_id": project["id"], "name": "site"});
-    let service = server.api("POST", "/services", Some(&token), Some(&body)).ok();
-    (text(&service, "id"), token)
+    (server.service(&token, "site"), token)
 }
 
 fn deployed(server: &Server, archive: &[u8]) -> serde_json::Value {

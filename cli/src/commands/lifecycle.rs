@@ -8,22 +8,28 @@ use capsule_contracts::deploy::Deployment;
 use serde_json::json;
 
 use super::deploy::follow;
-use super::service::{self, Found};
+use super::service;
 use crate::arguments::At;
 use crate::client::Client;
 use crate::folder;
 use crate::terminal::{Terminal, confirm};
 
-pub fn restart(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
-    found.tell(&mut client, "restart")?;
-    follow_newest(&mut client, &found, terminal)
+pub fn restart(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    run_anew(client, at, "restart", terminal)
 }
 
-pub fn start(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
+pub fn start(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    run_anew(client, at, "start", terminal)
+}
+
+/// Tells the server to run a service's release anew, and shows the deployment that this makes.
+fn run_anew(mut client: Client, at: &At, verb: &str, terminal: Terminal) -> anyhow::Result<ExitCode> {
     let found = service::find(&mut client, &folder::known(at)?)?;
-    found.tell(&mut client, "start")?;
-    follow_newest(&mut client, &found, terminal)
+    found.tell(&mut client, verb)?;
+    match found.deployments(&mut client, 1)?.first() {
+        Some(deployment) => follow(&mut client, deployment, terminal),
+        None => bail!("{} was never deployed to {}", found.service.name, found.environment),
+    }
 }
 
 pub fn stop(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
@@ -47,11 +53,4 @@ pub fn destroy(mut client: Client, at: &At, yes: bool, terminal: Terminal) -> an
     }
     let _: Empty = client.delete(&format!("/services/{}", found.service.id))?;
     terminal.show(&json!({"deleted": found.service.id}), |_| format!("Deleted {}.", found.service.name))
-}
-
-fn follow_newest(client: &mut Client, found: &Found, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    match found.deployments(client, 1)?.first() {
-        Some(deployment) => follow(client, deployment, terminal),
-        None => bail!("{} was never deployed to {}", found.service.name, found.environment),
-    }
 }

@@ -49,11 +49,7 @@ impl Declared {
     /// # Errors
     /// With the line, and what is wrong there.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
-        let declared: Self = toml::from_str(text).map_err(|error| PlanError {
-            file: Self::FILE.into(),
-            line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
-            message: error.message().into(),
-        })?;
+        let declared: Self = toml::from_str(text).map_err(|error| PlanError::toml(Self::FILE, text, &error))?;
         for name in declared.processes.keys() {
             check_process_name(name, Self::FILE, crate::tree::line_of(text, name))?;
         }

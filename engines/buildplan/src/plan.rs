@@ -134,6 +134,14 @@ pub struct PlanError {
     pub message: String,
 }
 
+impl PlanError {
+    /// What the TOML of `file` has wrong, and in which line of `text`.
+    pub(crate) fn toml(file: &str, text: &str, error: &toml::de::Error) -> Self {
+        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        Self { file: file.into(), line, message: error.message().into() }
+    }
+}
+
 impl std::fmt::Display for PlanError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.line {
@@ -228,6 +236,14 @@ impl Draft {
     pub fn process(&mut self, name: &str, command: &str, source: Source<'_>, reason: &str, confidence: f32) {
         self.plan.processes.insert(name.into(), command.into());
         self.because(&format!("processes.{name}"), command, source, reason, confidence);
+    }
+
+    /// Something it wants to talk to; the first sign of it is enough.
+    pub fn need(&mut self, need: &str, source: Source<'_>, reason: &str) {
+        if !self.plan.needs.iter().any(|known| known == need) {
+            self.plan.needs.push(need.into());
+            self.because("needs", need, source, reason, 0.7);
+        }
     }
 
     pub fn port(&mut self, port: u16, source: Source<'_>, reason: &str, confidence: f32) {

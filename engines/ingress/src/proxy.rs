@@ -102,9 +102,7 @@ impl Proxy {
         let begun = first.and_then(|frame| frame.into_data().ok());
         Ok(Response::from_parts(parts, Begun { begun, rest, busy }.boxed_unsync()))
     }
-}
 
-impl Proxy {
     /// Sends a request. A kept connection may turn out to have been closed by its other end just now:
     /// then a request that may be sent twice is sent again, over a new one (RFC 9110, section 9.2.2).
     async fn send(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Error> {

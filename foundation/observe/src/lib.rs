@@ -60,29 +60,33 @@ pub fn metrics() -> Result<PrometheusHandle, String> {
 /// A dependency of a process, and whether it is there.
 pub type Check = (&'static str, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
 
-/// The private pages of a process: `/health/live`, `/health/ready`, `/metrics`.
-pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
+/// Whether a process lives, and can do its work: `/health/live`, `/health/ready`, and `/health`, which is
+/// the same as the latter.
+pub fn health(checks: Vec<Check>) -> Router {
     let checks = Arc::new(checks);
+    let ready = get(move || {
+        let checks = checks.clone();
+        async move { ready(&checks).await }
+    });
     Router::new()
         .route("/health/live", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
-        .route(
-            "/health/ready",
-            get(move || {
-                let checks = checks.clone();
-                async move { ready(&checks).await }
-            }),
-        )
-        .route(
-            "/metrics",
-            get(move || {
-                let text = metrics.render();
-                async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text) }
-            }),
-        )
+        .route("/health/ready", ready.clone())
+        .route("/health", ready)
+}
+
+/// The private pages of a process: its health, and `/metrics`.
+pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
+    health(checks).route(
+        "/metrics",
+        get(move || {
+            let text = metrics.render();
+            async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text) }
+        }),
+    )
 }
 
 /// Asks every dependency; says which are missing.
-pub async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
+async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
     let mut states = serde_json::Map::new();
     let mut all = true;
     for (name, check) in checks {

@@ -54,8 +54,7 @@ impl Row {
 
     /// The plan its release was built by.
     pub fn plan(&self) -> Result<Plan, Problem> {
-        let text = self.plan.as_deref().ok_or_else(Problem::internal)?;
-        serde_json::from_str(text).map_err(|_| Problem::internal())
+        read_plan(self.plan.as_deref())
     }
 
     /// As the API shows it.
@@ -79,6 +78,11 @@ impl Row {
             finished_at: self.finished_at.map(Timestamp),
         })
     }
+}
+
+/// A plan as a row keeps it.
+pub fn read_plan(text: Option<&str>) -> Result<Plan, Problem> {
+    serde_json::from_str(text.ok_or_else(Problem::internal)?).map_err(|_| Problem::internal())
 }
 
 /// The deployment with this id.

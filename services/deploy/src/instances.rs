@@ -53,16 +53,17 @@ pub async fn of(deploys: &Deploys, placement: &Placement) -> Result<Vec<Row>, Pr
 pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &Deployment) -> Result<Vec<Row>, Problem> {
     let plan = deployment.plan()?;
     let grant = deployment.grant();
-    let tx = deploys.store.begin().await?;
     let known = scoped!(
         &grant,
         "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
         deployment.id
     );
-    let known = tx.read().all::<Row>(known).await?;
+    // Only the deployment's one worker makes them: nobody comes between this and the transaction.
+    let known = deploys.store.read().all::<Row>(known).await?;
     if !known.is_empty() || plan.kind == Kind::Static {
         return Ok(known);
     }
+    let tx = deploys.store.begin().await?;
     let mut rows = Vec::new();
     for process in plan.processes.keys() {
         let row = Row {

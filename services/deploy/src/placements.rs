@@ -58,6 +58,12 @@ pub async fn get(deploys: &Deploys, scope: &impl Scope, service: Uuid, environme
     deploys.store.read().first(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))
 }
 
+/// The placements of a service, in whatever environment.
+pub async fn of_service(deploys: &Deploys, scope: &impl Scope, service: Uuid) -> Result<Vec<Placement>, Problem> {
+    let rows = scoped!(scope, "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1", service);
+    deploys.store.read().all(rows).await
+}
+
 /// All placements, for the loops that serve every tenant.
 pub async fn all(deploys: &Deploys) -> Result<Vec<Placement>, Problem> {
     deploys.store.read().all(unscoped!("reconciliation and routing are about all tenants", "SELECT * FROM placements")).await

@@ -36,12 +36,12 @@ pub async fn list_deployments(deploys: Arc<Deploys>, call: Call<ListDeployments>
     let more = rows.len() as i64 > limit;
     rows.truncate(usize::try_from(limit).unwrap_or(20));
     let next_cursor = rows.last().filter(|_| more).map(|row| row.created_at.to_string());
-    let mut items = Vec::with_capacity(rows.len());
-    for row in rows {
-        let placement = placements::get(&deploys, &call.proof, row.service_id, row.environment_id).await?;
-        items.push(row.view(&deploys, &placement)?);
-    }
-    Ok(Page { items, next_cursor })
+    let placements = placements::of_service(&deploys, &call.proof, message.service_id).await?;
+    let items = rows.iter().filter_map(|row| {
+        let placement = placements.iter().find(|placement| placement.environment_id == row.environment_id)?;
+        Some(row.view(&deploys, placement))
+    });
+    Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor })
 }
 
 pub async fn get_deployment(deploys: Arc<Deploys>, call: Call<GetDeployment>) -> Result<Deployment, Problem> {

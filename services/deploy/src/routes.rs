@@ -6,9 +6,10 @@ use capsule_buildplan::Kind;
 use capsule_contracts::{Problem, Uuid};
 use capsule_ingress::{Route, Site, State, Table, Target};
 use capsule_store::{Transaction, unscoped};
+use sea_orm::FromQueryResult;
 
 use crate::instances::{self, WEB};
-use crate::{Deploys, deployments, placements};
+use crate::{Deploys, deployments};
 
 /// Says, in the transaction that changes what the table is made from, that it changed.
 pub async fn raise(tx: &Transaction<'_>) -> Result<(), Problem> {
@@ -57,14 +58,27 @@ pub async fn publish_if_behind(deploys: &Deploys) -> Result<(), Problem> {
     if hello.revision < revision(deploys).await? { publish(deploys).await } else { Ok(()) }
 }
 
+/// A placement, with the release that serves.
+#[derive(FromQueryResult)]
+struct Placed {
+    service_id: Uuid,
+    environment_id: Uuid,
+    host: String,
+    wanted: String,
+    release_id: Option<Uuid>,
+    plan: Option<String>,
+}
+
 async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
     let instances = instances::live(deploys).await?;
     let unsettled = deployments::unsettled(deploys).await?;
     let mut routes = BTreeMap::new();
-    for placement in placements::all(deploys).await? {
-        if placement.wanted == "removed" {
-            continue;
-        }
+    let placed = unscoped!(
+        "one table for all tenants",
+        "SELECT p.service_id, p.environment_id, p.host, p.wanted, d.release_id, d.plan FROM placements p \
+         LEFT JOIN deployments d ON d.id = p.active_deployment_id WHERE p.wanted <> 'removed'"
+    );
+    for placement in deploys.store.read().all::<Placed>(placed).await? {
         let own = |service: Uuid, environment: Uuid| service == placement.service_id && environment == placement.environment_id;
         let targets: Vec<Target> = instances
             .iter()
@@ -76,19 +90,17 @@ async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
                 weight: u32::from(instance.role == "serving"),
             })
             .collect();
-        let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the routing table is made");
         let (mut site, mut listens) = (None, true);
-        if let Some(active) = placement.active_deployment_id {
-            let row = deployments::get(deploys, &grant, active).await?;
-            let plan = row.plan()?;
+        if let Some(release) = placement.release_id {
+            let plan = deployments::read_plan(placement.plan.as_deref())?;
             listens = plan.kind == Kind::Static || plan.processes.contains_key(WEB);
             site = (plan.kind == Kind::Static).then(|| Site {
-                root: deploys.release_directory(row.release_id).join("site"),
+                root: deploys.release_directory(release).join("site"),
                 single_page: plan.networking.single_page,
             });
         }
         let under_way = unsettled.iter().any(|row| own(row.service_id, row.environment_id));
-        if placement.active_deployment_id.is_none() && !under_way {
+        if placement.release_id.is_none() && !under_way {
             // No deployment of it has succeeded yet: there is nothing under its address.
             continue;
         }

@@ -1,10 +1,10 @@
 //! Go modules.
 
-use super::first_of;
+use super::required;
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Tree;
 
-const FILE: &str = "go.mod";
+pub const FILE: &str = "go.mod";
 
 const FRAMEWORKS: [(&str, &str); 5] = [
     ("github.com/gin-gonic/gin", "gin"),
@@ -14,16 +14,8 @@ const FRAMEWORKS: [(&str, &str); 5] = [
     ("github.com/gorilla/mux", "gorilla"),
 ];
 
-pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
-    first_of(tree, &[FILE])
-}
-
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError {
-        file: FILE.into(),
-        line: None,
-        message: "it cannot be read as text".into(),
-    })?;
+    let text = required(tree, FILE)?;
     if !text.lines().any(|line| line.starts_with("module ")) {
         return Err(PlanError { file: FILE.into(), line: None, message: "it has no `module` line".into() });
     }

@@ -1,21 +1,13 @@
 //! Java with Maven; Spring Boot.
 
-use super::first_of;
+use super::required;
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Tree, line_of};
 
-const FILE: &str = "pom.xml";
-
-pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
-    first_of(tree, &[FILE])
-}
+pub const FILE: &str = "pom.xml";
 
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError {
-        file: FILE.into(),
-        line: None,
-        message: "it cannot be read as text".into(),
-    })?;
+    let text = required(tree, FILE)?;
     if !text.contains("<project") {
         return Err(PlanError { file: FILE.into(), line: None, message: "it has no <project> element".into() });
     }

@@ -20,10 +20,10 @@ struct Language {
 /// In the order in which they are preferred where several are there.
 const LANGUAGES: [Language; 6] = [
     Language { name: "python", is_there: python::is_there, detect: python::detect },
-    Language { name: "go", is_there: go::is_there, detect: go::detect },
-    Language { name: "rust", is_there: rust::is_there, detect: rust::detect },
-    Language { name: "java", is_there: java::is_there, detect: java::detect },
-    Language { name: "javascript", is_there: node::is_there, detect: node::detect },
+    Language { name: "go", is_there: |tree| first_of(tree, &[go::FILE]), detect: go::detect },
+    Language { name: "rust", is_there: |tree| first_of(tree, &[rust::FILE]), detect: rust::detect },
+    Language { name: "java", is_there: |tree| first_of(tree, &[java::FILE]), detect: java::detect },
+    Language { name: "javascript", is_there: |tree| first_of(tree, &[node::FILE]), detect: node::detect },
     Language { name: "static", is_there: sites::is_there, detect: sites::detect },
 ];
 
@@ -50,6 +50,19 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
         );
     }
     Ok(())
+}
+
+/// A file that decides: it is there, and must be text.
+fn required(tree: &dyn Tree, file: &str) -> Result<String, PlanError> {
+    tree.read(file).ok_or_else(|| PlanError { file: file.into(), line: None, message: "it cannot be read as text".into() })
+}
+
+/// A TOML file that decides.
+fn toml_table(file: &str, text: &str) -> Result<toml::Table, PlanError> {
+    text.parse().map_err(|error: toml::de::Error| PlanError {
+        message: format!("it is not valid TOML: {}", error.message()),
+        ..PlanError::toml(file, text, &error)
+    })
 }
 
 /// The first of these files that is there.

@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use super::first_of;
+use super::{first_of, required};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Tree;
 
-const FILE: &str = "package.json";
+pub const FILE: &str = "package.json";
 
 /// Frameworks by the dependency that gives them away; the more particular first.
 const FRAMEWORKS: [(&str, &str); 18] = [
@@ -41,16 +41,8 @@ const SITES: [(&str, &str, bool); 6] = [
     ("eleventy", "_site", false),
 ];
 
-pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
-    first_of(tree, &[FILE])
-}
-
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError {
-        file: FILE.into(),
-        line: None,
-        message: "it cannot be read as text".into(),
-    })?;
+    let text = required(tree, FILE)?;
     let package: Value = serde_json::from_str(&text).map_err(|error| PlanError {
         file: FILE.into(),
         line: Some(error.line()),
@@ -76,9 +68,8 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
         ("mongodb", "mongodb"),
         ("amqplib", "rabbitmq"),
     ] {
-        if package.has_dependency(dependency) && !draft.plan.needs.iter().any(|known| known == need) {
-            draft.plan.needs.push(need.into());
-            draft.because("needs", need, package.at(&format!("\"{dependency}\"")), &format!("dependency \"{dependency}\""), 0.7);
+        if package.has_dependency(dependency) {
+            draft.need(need, package.at(&format!("\"{dependency}\"")), &format!("dependency \"{dependency}\""));
         }
     }
     Ok(())

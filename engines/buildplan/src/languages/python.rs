@@ -1,6 +1,6 @@
 //! Python: pip, uv, poetry; Django, FastAPI, Flask.
 
-use super::first_of;
+use super::{first_of, toml_table};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Tree, line_of};
 
@@ -54,11 +54,8 @@ pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
         ("pymongo", "mongodb"),
         ("mysqlclient", "mysql"),
     ] {
-        if let Some(source) = dependencies.find(package)
-            && !draft.plan.needs.iter().any(|known| known == need)
-        {
-            draft.plan.needs.push(need.into());
-            draft.because("needs", need, source, &format!("dependency {package}"), 0.7);
+        if let Some(source) = dependencies.find(package) {
+            draft.need(need, source, &format!("dependency {package}"));
         }
     }
     Ok(())
@@ -73,11 +70,7 @@ fn read_pyproject(tree: &dyn Tree) -> Result<Option<Pyproject>, PlanError> {
     let Some(text) = tree.read(PYPROJECT) else {
         return Ok(None);
     };
-    let toml = text.parse::<toml::Table>().map_err(|error| PlanError {
-        file: PYPROJECT.into(),
-        line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
-        message: format!("it is not valid TOML: {}", error.message()),
-    })?;
+    let toml = toml_table(PYPROJECT, &text)?;
     Ok(Some(Pyproject { text, toml }))
 }
 

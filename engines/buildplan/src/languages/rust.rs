@@ -1,28 +1,16 @@
 //! Rust with Cargo.
 
-use super::first_of;
+use super::{required, toml_table};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Tree;
 
-const FILE: &str = "Cargo.toml";
+pub const FILE: &str = "Cargo.toml";
 
 const FRAMEWORKS: [&str; 6] = ["axum", "actix-web", "rocket", "warp", "poem", "salvo"];
 
-pub fn is_there(tree: &dyn Tree) -> Option<&'static str> {
-    first_of(tree, &[FILE])
-}
-
 pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = tree.read(FILE).ok_or_else(|| PlanError {
-        file: FILE.into(),
-        line: None,
-        message: "it cannot be read as text".into(),
-    })?;
-    let manifest = text.parse::<toml::Table>().map_err(|error| PlanError {
-        file: FILE.into(),
-        line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
-        message: format!("it is not valid TOML: {}", error.message()),
-    })?;
+    let text = required(tree, FILE)?;
+    let manifest = toml_table(FILE, &text)?;
     draft.language("rust", Source::file(FILE));
     draft.package_manager("cargo", Source::file(FILE), "Cargo.toml is there");
     let dependencies = manifest.get("dependencies").and_then(toml::Value::as_table);

@@ -7,7 +7,7 @@ use capsule_contracts::Problem;
 use capsule_contracts::deploy::Status;
 use capsule_store::scoped;
 
-use super::Failure;
+use super::{Failure, point_next};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::{Deploys, instances, reconcile, routes};
@@ -68,11 +68,8 @@ async fn point_at(deploys: &Deploys, placement: &Placement, row: &Row) {
     let folder = deploys.options.data.join("apps").join(&placement.host);
     let release = deploys.release_directory(row.release_id);
     let pointed = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&folder)?;
-        let (next, current) = (folder.join("next"), folder.join("current"));
-        let _ = std::fs::remove_file(&next);
-        std::os::unix::fs::symlink(release, &next)?;
-        std::fs::rename(next, current)
+        point_next(&folder, &release)?;
+        std::fs::rename(folder.join("next"), folder.join("current"))
     });
     if let Ok(Err(error)) = pointed.await {
         tracing::warn!(host = placement.host, %error, "the link to the release that runs could not be set");

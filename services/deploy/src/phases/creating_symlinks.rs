@@ -1,10 +1,8 @@
 //! Points `apps/<host>/next` at the release, and runs the release command if there is one.
 
-use std::os::unix::fs::symlink;
-
 use capsule_builder::Job;
 
-use super::{Failure, files, host};
+use super::{Failure, files, host, point_next};
 use crate::deployments::Row;
 use crate::placements::Placement;
 use crate::{Deploys, instances};
@@ -13,16 +11,7 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
     let release = deploys.release_directory(row.release_id);
     let folder = deploys.options.data.join("apps").join(&placement.host);
     let target = release.clone();
-    files(move || {
-        std::fs::create_dir_all(&folder).map_err(host)?;
-        let next = folder.join("next");
-        match std::fs::remove_file(&next) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(host(error)),
-            _ => {}
-        }
-        symlink(target, next).map_err(host)
-    })
-    .await?;
+    files(move || point_next(&folder, &target).map_err(host)).await?;
     let plan = row.plan()?;
     if let Some(command) = &plan.build.release {
         let job = Job {

@@ -8,6 +8,8 @@ pub mod health_check;
 pub mod pulling_source;
 pub mod updating_routes;
 
+use std::path::Path;
+
 use capsule_contracts::Problem;
 
 /// Why a phase did not succeed.
@@ -24,7 +26,7 @@ impl From<Problem> for Failure {
     }
 }
 
-/// Runs file work off the async threads. An error of the host is tried again.
+/// Runs file work off the async threads.
 async fn files<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Failure::Failed("the platform failed in this step".into())))
 }
@@ -33,4 +35,15 @@ async fn files<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Se
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
 fn host(error: std::io::Error) -> Failure {
     Failure::Failed(format!("the server could not do this step: {error}"))
+}
+
+/// Points `next` in an application's folder at a release.
+fn point_next(folder: &Path, release: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let next = folder.join("next");
+    match std::fs::remove_file(&next) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(release, next)
 }
