@@ -1,7 +1,7 @@
 //! A Capsule server of one's own, for tests and benchmarks: the built binary on a fresh data
 //! directory and free ports, ended with all that it started.
 
-mod postgres;
+mod servers;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -28,16 +28,34 @@ pub fn binary() -> PathBuf {
     path
 }
 
-pub use postgres::Postgres;
+pub use rustix::process::Signal;
+pub use servers::{Kafka, Postgres, RabbitMq};
 
-thread_local! {
-    /// Settings of every server that this thread starts.
-    static EVERYWHERE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+/// How servers are set up: as one process on embedded defaults, unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    /// Settings beyond the defaults, as `name=value`.
+    pub settings: Vec<String>,
+    /// What runs in each process, as `--only` takes it; none is one process with everything.
+    pub processes: Vec<&'static str>,
 }
 
-/// Runs something in which every server is started with these settings, too.
-pub fn everywhere<T>(settings: &[String], work: impl FnOnce() -> T) -> T {
-    EVERYWHERE.set(settings.to_vec());
+impl Shape {
+    /// The usual cluster: a process for each part, and two that may lead the deployments.
+    #[must_use]
+    pub fn split(settings: Vec<String>) -> Self {
+        Self { settings, processes: vec!["identity", "organization", "project", "deploy", "deploy", "gateway"] }
+    }
+}
+
+thread_local! {
+    /// The shape of every server that this thread starts.
+    static EVERYWHERE: RefCell<Shape> = RefCell::default();
+}
+
+/// Runs something in which every server is started in this shape.
+pub fn everywhere<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
+    EVERYWHERE.set(shape.clone());
     let result = work();
     EVERYWHERE.take();
     result
@@ -53,11 +71,19 @@ pub struct Server {
     home: TempDir,
     settings: Vec<String>,
     environment: BTreeMap<String, String>,
-    process: Option<Child>,
+    processes: Vec<Process>,
     port: u16,
     agent: Agent,
     /// A copy of the binary that a user without rights may run as such.
     unprivileged: Option<PathBuf>,
+}
+
+/// A process of a server: the only one, or one of many.
+#[derive(Debug)]
+struct Process {
+    /// What runs in it, as `--only` takes it; empty for everything.
+    parts: &'static str,
+    child: Option<Child>,
 }
 
 /// What a request was answered with.
@@ -153,6 +179,8 @@ impl Server {
 
     fn new(settings: &[&str]) -> Self {
         let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
+        let shape = EVERYWHERE.with_borrow(Clone::clone);
+        let processes = if shape.processes.is_empty() { vec![""] } else { shape.processes };
         Self {
             data: folder("cap-"),
             home: folder("home-"),
@@ -160,10 +188,10 @@ impl Server {
                 .iter()
                 .chain(settings)
                 .map(|setting| (*setting).to_owned())
-                .chain(EVERYWHERE.with_borrow(Clone::clone))
+                .chain(shape.settings)
                 .collect(),
             environment: BTreeMap::new(),
-            process: None,
+            processes: processes.into_iter().map(|parts| Process { parts, child: None }).collect(),
             port: 0,
             agent: Agent::config_builder()
                 .http_status_as_error(false)
@@ -175,26 +203,56 @@ impl Server {
         }
     }
 
-    /// Starts the server anew, with the data it has. Waits until it answers.
+    /// Starts the server anew, or what of it does not run, with the data it has. Waits until it answers.
     pub fn start(&mut self) {
+        for at in 0..self.processes.len() {
+            if !self.processes[at].runs() {
+                self.spawn(at);
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.is_ready() {
+            let ended = self.processes.iter_mut().any(|process| !process.runs());
+            assert!(!ended && Instant::now() < deadline, "the server does not start:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let public = self.announced().iter().find_map(|running| running["public"]["address"].as_str().map(str::to_owned));
+        self.port = public.and_then(|address| address.rsplit(':').next()?.parse().ok()).expect("a port");
+    }
+
+    /// Starts a process without waiting for it.
+    fn spawn(&mut self, at: usize) {
         let mut command = self.command();
         command.arg("server");
+        if !self.processes[at].parts.is_empty() {
+            command.args(["--only", self.processes[at].parts]);
+        }
         for setting in &self.settings {
             command.arg("--set").arg(setting);
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("the log can be written");
         command.stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
-        self.process = Some(command.spawn().expect("the binary starts"));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let address = loop {
-            if let Some(address) = self.address() {
-                break address;
-            }
-            let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
-            assert!(ended.is_none() && Instant::now() < deadline, "the server does not start:\n{}", self.log_text());
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        self.port = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        self.processes[at].child = Some(command.spawn().expect("the binary starts"));
+    }
+
+    /// Whether every process says that it is ready.
+    fn is_ready(&self) -> bool {
+        let announced = self.announced();
+        announced.len() == self.processes.len()
+            && announced.iter().all(|running| {
+                let private = running["private"].as_str().unwrap_or_default();
+                self.agent.get(format!("http://{private}/health/ready")).call().is_ok_and(|answer| answer.status() == 200)
+            })
+    }
+
+    /// What the processes that run say of themselves.
+    #[must_use]
+    pub fn announced(&self) -> Vec<Value> {
+        let pids: Vec<u64> = self.processes.iter().filter_map(|process| Some(u64::from(process.child.as_ref()?.id()))).collect();
+        let Ok(entries) = std::fs::read_dir(self.data().join("run/processes")) else { return Vec::new() };
+        let all = entries.flatten().filter_map(|entry| serde_json::from_slice::<Value>(&std::fs::read(entry.path()).ok()?).ok());
+        // One that was killed leaves its file behind.
+        all.filter(|running| running["pid"].as_u64().is_some_and(|pid| pids.contains(&pid))).collect()
     }
 
     /// As [`Server::start`], with variables in its environment for this life of it.
@@ -206,36 +264,52 @@ impl Server {
 
     /// SIGKILL. Instances and ingress go on.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
+        for process in &mut self.processes {
+            process.kill();
         }
+    }
+
+    /// SIGKILL to one of the processes, by its place in the shape.
+    pub fn kill_process(&mut self, at: usize) {
+        self.processes[at].kill();
+    }
+
+    /// How many processes there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// The id of one of the processes, by its place in the shape.
+    #[must_use]
+    pub fn pid_of(&self, at: usize) -> u32 {
+        self.processes[at].child.as_ref().map_or(0, Child::id)
     }
 
     /// SIGTERM, and its end.
     pub fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let pid = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            let _ = process.wait();
+        let children: Vec<Child> = self.processes.iter_mut().filter_map(|process| process.child.take()).collect();
+        for child in &children {
+            signal(child.id(), Signal::TERM);
+        }
+        for mut child in children {
+            let _ = child.wait();
         }
     }
 
-    /// Waits until the server has ended by itself.
+    /// Waits until a process of the server has ended by itself.
     pub fn wait_for_end(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let deadline = Instant::now() + Duration::from_secs(120);
-            while process.try_wait().expect("waited for").is_none() {
-                assert!(Instant::now() < deadline, "the server did not end");
-                std::thread::sleep(Duration::from_millis(10));
-            }
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while self.processes.iter_mut().all(Process::runs) {
+            assert!(Instant::now() < deadline, "the server did not end");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// The server's process id.
+    /// The server's process id, where it is one process.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().map_or(0, Child::id)
+        self.pid_of(0)
     }
 
     /// The data directory.
@@ -266,14 +340,6 @@ impl Server {
     #[must_use]
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
-    }
-
-    /// `http://127.0.0.1:port`, while the server runs.
-    fn address(&self) -> Option<String> {
-        let text = std::fs::read(self.data().join("run/server.json")).ok()?;
-        let running: Value = serde_json::from_slice(&text).ok()?;
-        // One that was killed leaves its file behind.
-        (running["pid"].as_u64()? == u64::from(self.pid())).then(|| running["address"].as_str().map(str::to_owned))?
     }
 
     /// The ingress's port.
@@ -432,6 +498,19 @@ impl Server {
     }
 }
 
+impl Process {
+    fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|ended| ended.is_none()))
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -483,8 +562,13 @@ pub fn processes(text: &str) -> Vec<u32> {
 
 /// SIGKILL to a process.
 pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(pid, signal);
     }
 }
 

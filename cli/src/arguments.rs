@@ -119,11 +119,39 @@ pub struct Server {
     /// Where applications and the API are reached, such as 0.0.0.0:80
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
+    /// Run only these parts in this process: gateway, identity, organization, project, deploy
+    #[arg(long, value_name = "PART,…", value_delimiter = ',', value_enum)]
+    pub only: Vec<Part>,
     /// Another setting, by its name: --set build.memory_mib=2048
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub set: Vec<(String, String)>,
     #[command(subcommand)]
     pub command: Option<ServerCommand>,
+}
+
+/// What a process may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Part {
+    Gateway,
+    Identity,
+    Organization,
+    Project,
+    Deploy,
+}
+
+impl Part {
+    /// Every part, in the order in which they start.
+    pub const ALL: [Self; 5] = [Self::Identity, Self::Organization, Self::Project, Self::Deploy, Self::Gateway];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Identity => capsule_identity::NAME,
+            Self::Organization => capsule_organization::NAME,
+            Self::Project => capsule_project::NAME,
+            Self::Deploy => capsule_deploy::NAME,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -43,7 +43,7 @@ fn ingress() -> std::io::Result<()> {
         listen,
         control: run.join("ingress.sock"),
         instances: run.join("i"),
-        gateway: run.join("gateway.sock"),
+        gateways: run.join("gateways"),
         table: data.join("routes.json"),
     };
     capsule_ingress::run(options)

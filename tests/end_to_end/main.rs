@@ -3,6 +3,7 @@
 
 mod access;
 mod accounts;
+mod cluster;
 mod commands;
 mod crashes;
 mod deployments;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let suites = [
         access::trials(),
         accounts::trials(),
+        cluster::trials(),
         commands::trials(),
         crashes::trials(),
         deployments::trials(),

@@ -1,6 +1,6 @@
 //! The same platform on PostgreSQL: one database for each service, the same migrations and queries.
 
-use capsule_tests::{Postgres, Server, eventually, everywhere, probe};
+use capsule_tests::{Postgres, Server, Shape, eventually, everywhere, probe};
 use libtest_mimic::Trial;
 
 use crate::{access, commands, crashes, deployments, test, test_of_processes};
@@ -29,7 +29,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn with_postgres(work: impl FnOnce()) {
     let postgres = Postgres::start();
-    everywhere(&[format!("database.url={}", postgres.url())], work);
+    everywhere(&Shape { settings: vec![format!("database.url={}", postgres.url())], ..Shape::default() }, work);
 }
 
 fn database_dies() {

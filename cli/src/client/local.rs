@@ -13,7 +13,7 @@ pub struct Local {
 
 /// The server that uses this data directory, if one runs and we may read its secret.
 pub fn find(directory: &Path) -> Option<Local> {
-    let running = data::running(directory)?;
+    let public = data::running(directory).into_iter().find_map(|process| process.public)?;
     let token = data::local_token(directory)?;
-    Some(Local { url: running.url, address: running.address, token })
+    Some(Local { url: public.url, address: public.address, token })
 }

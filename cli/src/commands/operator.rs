@@ -9,7 +9,7 @@ use capsule_store::{Migrations, StepState, Store};
 use serde_json::json;
 
 use crate::arguments::{ConfigCommand, MigrateCommand, Server, ServerCommand};
-use crate::server::data::Data;
+use crate::server::data::{Claim, Data};
 use crate::server::{self, configuration};
 use crate::terminal::{Terminal, table};
 
@@ -22,7 +22,7 @@ pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow
     let mut flags = arguments.set;
     flags.extend(arguments.listen.map(|listen| ("listen".to_owned(), listen)));
     let loaded = configuration::load(directory, arguments.config.as_deref(), &flags)?;
-    server::run(directory, loaded.configuration)
+    server::run(directory, loaded.configuration, &arguments.only)
 }
 
 pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> anyhow::Result<()> {
@@ -35,7 +35,7 @@ pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> a
         .map(|(name, origin)| {
             let value = settings.pointer(&format!("/{}", name.replace('.', "/"))).cloned().unwrap_or_default();
             // It may hold a password.
-            let value = if name == "database.url" && value != "" { json!("(set, not shown)") } else { value };
+            let value = if name.ends_with(".url") && value != "" { json!("(set, not shown)") } else { value };
             (name, json!({"value": value, "origin": origin}))
         })
         .collect();
@@ -64,7 +64,7 @@ pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -
     let loaded = configuration::load(directory, arguments.config.as_deref(), &arguments.set)?;
     let databases = server::databases(directory, &loaded.configuration);
     // Nobody else may write meanwhile; looking is always allowed.
-    let claimed = matches!(command, MigrateCommand::Run(_)).then(|| Data::claim(directory)).transpose()?;
+    let claimed = matches!(command, MigrateCommand::Run(_)).then(|| Data::claim(directory, Claim::Alone)).transpose()?;
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let steps = asynchronous.block_on(async {
         let mut all = Vec::new();

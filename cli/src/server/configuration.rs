@@ -20,7 +20,11 @@ pub struct Configuration {
     /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
     pub base_domain: String,
     pub log: Log,
+    /// Where other processes of the installation reach this one's private pages, as `host:port`; the private
+    /// address itself unless set.
+    pub advertise: String,
     pub database: Database,
+    pub broker: Broker,
     pub uploads: Uploads,
     pub build: Build,
     pub deploy: Deploy,
@@ -55,6 +59,21 @@ impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The address holds a password.
         write!(f, "Database({})", if self.url.is_empty() { "embedded" } else { "PostgreSQL" })
+    }
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Broker {
+    /// A RabbitMQ server, `amqp://user:password@host:port/vhost`, or a Kafka cluster, `kafka://host:port,host:port`;
+    /// empty keeps messages within one process.
+    pub url: String,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address holds a password.
+        write!(f, "Broker({})", if self.url.is_empty() { "in process" } else { "set" })
     }
 }
 
@@ -98,7 +117,9 @@ impl Default for Configuration {
             private_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             base_domain: "localhost".into(),
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
+            advertise: String::new(),
             database: Database { url: String::new(), connections: 8 },
+            broker: Broker { url: String::new() },
             uploads: Uploads { max_mib: 512 },
             build: Build {
                 concurrent: 1,
@@ -224,6 +245,11 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         bail!(
             "database.url must look like postgres://user:password@host:5432, without a database's name: each service has its own"
         );
+    }
+    let url = &configuration.broker.url;
+    if !url.is_empty() && !["amqp://", "amqps://", "kafka://"].iter().any(|scheme| url.starts_with(scheme)) {
+        // Not shown: it may hold a password.
+        bail!("broker.url must look like amqp://user:password@host:5672/vhost or kafka://host:9092,host:9092");
     }
     let bundle = &configuration.build.ca_bundle;
     if !bundle.as_os_str().is_empty() && !bundle.is_file() {

@@ -1,4 +1,4 @@
-//! The data directory: whose it is, what is secret in it, and that one server uses it at a time.
+//! The data directory: whose it is, what is secret in it, and which processes use it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -9,10 +9,21 @@ use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-/// What a running server tells those who can read its data directory.
+/// What a running process tells those who can read its data directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Running {
     pub pid: u32,
+    /// What runs in it.
+    pub parts: Vec<String>,
+    /// Where its health and metrics are told.
+    pub private: String,
+    /// Where applications and the API are reached, if this process keeps the ingress.
+    pub public: Option<Public>,
+}
+
+/// Where applications and the API are reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Public {
     /// For people.
     pub url: String,
     /// For programs of this host: no name has to be resolved.
@@ -34,13 +45,23 @@ pub fn default_directory() -> PathBuf {
 /// A data directory in use by this process.
 pub struct Data {
     directory: PathBuf,
-    /// Held for as long as the server lives.
+    /// Held for as long as the process lives.
     _lock: File,
+    announced: Option<(PathBuf, File)>,
+}
+
+/// How a process uses a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Alone.
+    Alone,
+    /// Beside other processes that have other parts, or the same ones.
+    Shared,
 }
 
 impl Data {
     /// Makes the directory if it is not there, and claims it.
-    pub fn claim(directory: &Path) -> anyhow::Result<Self> {
+    pub fn claim(directory: &Path, claim: Claim) -> anyhow::Result<Self> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("the data directory {} cannot be made", directory.display()))?;
         let directory = directory.canonicalize()?;
@@ -53,14 +74,18 @@ impl Data {
             std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o700))
                 .with_context(|| format!("others can read {}, and that cannot be changed", directory.display()))?;
         }
-        for inner in ["keys", "run", "logs"] {
+        for inner in ["keys", "run", "run/gateways", "run/processes", "logs"] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory.join(inner))?;
         }
         let lock = lock_file(&directory)?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let operation = match claim {
+            Claim::Alone => FlockOperation::NonBlockingLockExclusive,
+            Claim::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        if rustix::fs::flock(&lock, operation).is_err() {
             bail!("a server runs in {} already; `capsule server down` stops it", directory.display());
         }
-        Ok(Self { directory, _lock: lock })
+        Ok(Self { directory, _lock: lock, announced: None })
     }
 
     pub fn path(&self) -> &Path {
@@ -70,12 +95,11 @@ impl Data {
     /// The secret that proves that its bearer owns this directory; made at the first start.
     pub fn local_token(&self) -> anyhow::Result<String> {
         let path = self.directory.join("local-token");
-        if let Ok(mut file) = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        if !path.exists() {
             let mut random = [0_u8; 32];
             File::open("/dev/urandom")?.read_exact(&mut random)?;
             let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-            file.write_all(token.as_bytes())?;
-            file.sync_all()?;
+            capsule_store::make_secret_file(&path, &token)?;
         }
         let token = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         if token.len() < 32 {
@@ -84,31 +108,47 @@ impl Data {
         Ok(token)
     }
 
-    /// Says that the server answers.
-    pub fn announce(&self, running: &Running) -> anyhow::Result<()> {
-        let temporary = self.directory.join("run/server.json.new");
-        std::fs::write(&temporary, serde_json::to_vec(running)?)?;
-        std::fs::rename(temporary, self.directory.join("run/server.json"))?;
+    /// Says that this process answers.
+    pub fn announce(&mut self, running: &Running) -> anyhow::Result<()> {
+        let path = self.directory.join(PROCESSES).join(format!("{}.json", running.pid));
+        let temporary = path.with_extension("new");
+        let mut file = File::create(&temporary)?;
+        // The lock tells the living from those who could not say goodbye.
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.write_all(&serde_json::to_vec(running)?)?;
+        std::fs::rename(temporary, &path)?;
+        self.announced = Some((path, file));
         Ok(())
     }
 }
 
 impl Drop for Data {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.directory.join("run/server.json"));
+        if let Some((path, _)) = &self.announced {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
+
+const PROCESSES: &str = "run/processes";
 
 fn lock_file(directory: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("server.lock"))
 }
 
-/// The server that uses a data directory, if one does.
-pub fn running(directory: &Path) -> Option<Running> {
-    if !is_claimed(directory) {
-        return None;
+/// The processes that use a data directory.
+pub fn running(directory: &Path) -> Vec<Running> {
+    let Ok(entries) = std::fs::read_dir(directory.join(PROCESSES)) else { return Vec::new() };
+    let mut found = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Ok(file) = File::open(&path) else { continue };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            let _ = std::fs::remove_file(path);
+        } else if let Ok(running) = serde_json::from_reader(file) {
+            found.push(running);
+        }
     }
-    serde_json::from_slice(&std::fs::read(directory.join("run/server.json")).ok()?).ok()
+    found
 }
 
 /// Whether a server uses a data directory.

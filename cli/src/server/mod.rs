@@ -1,4 +1,4 @@
-//! `capsule server`: all services, the gateway and the private pages in one process.
+//! `capsule server`: the services and the gateway, all in one process, or some of them in each of many.
 
 pub mod configuration;
 pub mod data;
@@ -13,75 +13,133 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use capsule_blob::Blobs;
-use capsule_bus::Bus;
-use capsule_deploy::Deploys;
+use capsule_bus::transport::Transport;
+use capsule_bus::{Bus, Service};
+use capsule_kafka::Kafka;
 use capsule_observe::Check;
+use capsule_rabbitmq::RabbitMq;
 use capsule_runtime::Limits;
 use capsule_store::{Databases, Keyring};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use down::down;
 
 use configuration::{Configuration, LogFormat};
-use data::{Data, Running};
+use data::{Claim, Data, Public, Running};
+
+use crate::arguments::Part;
 
 /// Requests under way may take this long once the server is told to stop.
 const GOODBYE: Duration = Duration::from_secs(10);
 
-/// Runs a server until it is told to stop. Applications and the ingress go on without it.
-pub fn run(directory: &Path, configuration: Configuration) -> anyhow::Result<()> {
+/// Runs a server, or `only` these parts of one, until it is told to stop. Applications and the ingress go on
+/// without it.
+pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> anyhow::Result<()> {
     let format = match configuration.log.format {
         LogFormat::Pretty => capsule_observe::Format::Pretty,
         LogFormat::Json => capsule_observe::Format::Json,
     };
     capsule_observe::logs(format, &configuration.log.levels).map_err(|error| anyhow!("log.levels: {error}"))?;
-    let data = Data::claim(directory)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&data, configuration))
+    let parts: Vec<Part> = Part::ALL.into_iter().filter(|part| only.is_empty() || only.contains(part)).collect();
+    let claim = if parts.len() == Part::ALL.len() && configuration.broker.url.is_empty() { Claim::Alone } else { Claim::Shared };
+    if claim == Claim::Shared && configuration.broker.url.is_empty() {
+        bail!("--only takes a broker by which this process reaches the others: set broker.url");
+    }
+    if claim == Claim::Shared && configuration.database.url.is_empty() {
+        bail!("several processes take a PostgreSQL server: set database.url");
+    }
+    let data = Data::claim(directory, claim)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(data, configuration, &parts))
 }
 
-async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> {
+async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> anyhow::Result<()> {
     let metrics = capsule_observe::metrics().map_err(|error| anyhow!(error))?;
-    let directory = data.path();
+    let directory = data.path().to_owned();
     let local_token = data.local_token()?;
     let keyring = Keyring::open(&directory.join("keys/master.key")).context("the master key cannot be read or made")?;
     let blobs = Blobs::open(&directory.join("blobs")).context("the directory of blobs cannot be opened")?;
-    let bus = Bus::new();
     let private = TcpListener::bind(configuration.private_listen)
         .await
         .with_context(|| format!("private_listen: cannot listen on {}", configuration.private_listen))?;
+    let private_address = private.local_addr()?;
+    let bus = bus(&configuration, &keyring, private_address, parts)?;
+    let databases = databases(&directory, &configuration);
+    let stopping = CancellationToken::new();
+    let serving = TaskTracker::new();
 
-    let databases = databases(directory, &configuration);
-
+    let mut checks = Vec::new();
+    if bus.broker().is_some() {
+        let bus = bus.clone();
+        checks.push(check("broker".into(), move || std::future::ready(bus.broker().is_some_and(|(_, ready)| ready))));
+    }
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
-    let socket = directory.join("run/gateway.sock");
-    let _ = std::fs::remove_file(&socket);
-    let public = UnixListener::bind(&socket).context("the gateway's socket cannot be made")?;
-    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600))?;
+    let socket = directory.join(format!("run/gateways/{}.sock", std::process::id()));
+    let door = parts.contains(&Part::Gateway).then(|| listen(&socket)).transpose()?;
+    let mut public = None;
+    for part in parts {
+        let failed = |error| anyhow!("{error}");
+        let store = match part {
+            Part::Identity => {
+                let started = capsule_identity::start(&databases, &bus, keyring.clone(), local_token.clone()).await;
+                started.map_err(failed)?.store().clone()
+            }
+            Part::Organization => {
+                capsule_organization::start(&databases, &bus, keyring.clone()).await.map_err(failed)?.store().clone()
+            }
+            Part::Project => capsule_project::start(&databases, &bus, keyring.clone()).await.map_err(failed)?.store().clone(),
+            Part::Deploy => {
+                let options = deploy_options(&directory, databases.clone(), &configuration)?;
+                let deploys = capsule_deploy::start(options, &bus, keyring.clone(), blobs.clone()).await.map_err(failed)?;
+                let address = deploys.listen().await.context("the ingress does not answer")?;
+                public = Some(Public { url: url(&configuration.base_domain, address), address: reachable(address) });
+                let asked = deploys.clone();
+                checks.push(check("ingress".into(), move || {
+                    let deploys = asked.clone();
+                    async move { deploys.listen().await.is_ok() }
+                }));
+                deploys.store().clone()
+            }
+            // Last: by then, what it asks for is there, or its broker is being connected to.
+            Part::Gateway => continue,
+        };
+        checks.push(check(format!("{} database", part.name()), move || {
+            let store = store.clone();
+            async move { store.is_ready().await }
+        }));
+    }
+    if let Some(door) = door {
+        let upload_bytes = u64::from(configuration.uploads.max_mib) << 20;
+        let gateway = capsule_gateway::router(bus.clone(), blobs, upload_bytes, checks.clone());
+        let gateway = axum::serve(door, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let stopping = stopping.clone();
+        serving.spawn(async move {
+            let mut gateway = std::pin::pin!(gateway.into_future());
+            tokio::select! {
+                _ = &mut gateway => return,
+                () = stopping.cancelled() => {}
+            }
+            // Nobody new finds it; who is there is served to the end.
+            let _ = std::fs::remove_file(socket);
+            let _ = gateway.await;
+        });
+    }
+    let pages = capsule_observe::pages(metrics, checks).merge(bus.pages());
+    // Told to the very end: whoever fetches a stream is still there.
+    tokio::spawn(axum::serve(private, pages).into_future());
 
-    capsule_identity::start(&databases, &bus, keyring.clone(), local_token.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    capsule_organization::start(&databases, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    capsule_project::start(&databases, &bus, keyring.clone()).await.map_err(|error| anyhow!("{error}"))?;
-    let deploys = capsule_deploy::start(deploy_options(directory, databases, &configuration)?, &bus, keyring, blobs.clone())
-        .await
-        .map_err(|error| anyhow!("{error}"))?;
-
-    let address = deploys.listen().await.context("the ingress does not answer")?;
-    let running = Running { pid: std::process::id(), url: url(&configuration.base_domain, address), address: reachable(address) };
-    let checks = checks(&deploys);
-    let upload_bytes = u64::from(configuration.uploads.max_mib) << 20;
-    let gateway = capsule_gateway::router(bus, blobs, upload_bytes, checks.clone());
-    let pages = capsule_observe::pages(metrics, checks);
-    let stopping = tokio_util::sync::CancellationToken::new();
-    let gateway = axum::serve(public, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
-    let pages_address = private.local_addr()?;
-    let pages = axum::serve(private, pages).with_graceful_shutdown(stopping.clone().cancelled_owned());
-    let serving = tokio::spawn(async move { tokio::join!(gateway.into_future(), pages.into_future()) });
-
+    let running = Running {
+        pid: std::process::id(),
+        parts: parts.iter().map(|part| part.name().to_owned()).collect(),
+        private: private_address.to_string(),
+        public,
+    };
     data.announce(&running)?;
-    greet(data, &running, pages_address);
+    greet(&data, &running);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -89,8 +147,44 @@ async fn serve(data: &Data, configuration: Configuration) -> anyhow::Result<()> 
     }
     tracing::info!("stopping; applications keep running");
     stopping.cancel();
-    let _ = tokio::time::timeout(GOODBYE, serving).await;
+    serving.close();
+    let _ = tokio::time::timeout(GOODBYE, async { tokio::join!(serving.wait(), bus.drain()) }).await;
     Ok(())
+}
+
+/// Listens on a socket that only this user reaches.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).context("the gateway's socket cannot be made")?;
+    std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// How the parts of this process reach each other, and those of others.
+fn bus(configuration: &Configuration, keyring: &Keyring, private: SocketAddr, parts: &[Part]) -> anyhow::Result<Bus> {
+    let url = &configuration.broker.url;
+    if url.is_empty() {
+        return Ok(Bus::new());
+    }
+    let address = match configuration.advertise.as_str() {
+        "" => private.to_string(),
+        address => address.to_owned(),
+    };
+    let names = parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(",");
+    let name = format!("capsule {names} ({})", std::process::id());
+    let transport: Arc<dyn Transport> = if url.starts_with("kafka://") {
+        Arc::new(Kafka::connect(url, &name).map_err(|error| anyhow!("broker.url: {error}"))?)
+    } else {
+        Arc::new(RabbitMq::connect(url, &name))
+    };
+    Ok(Bus::over(transport, keyring, address))
+}
+
+fn check<F>(name: String, ask: impl Fn() -> F + Send + Sync + 'static) -> Check
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    (name, Arc::new(move || Box::pin(ask()) as Pin<Box<dyn Future<Output = bool> + Send>>))
 }
 
 /// Where a server keeps its databases.
@@ -137,15 +231,6 @@ fn program() -> anyhow::Result<std::path::PathBuf> {
     Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), Into::into))
 }
 
-fn checks(deploys: &Arc<Deploys>) -> Vec<Check> {
-    let deploys = deploys.clone();
-    let ingress = move || {
-        let deploys = deploys.clone();
-        Box::pin(async move { deploys.listen().await.is_ok() }) as Pin<Box<dyn Future<Output = bool> + Send>>
-    };
-    vec![("ingress", Arc::new(ingress))]
-}
-
 fn url(domain: &str, address: SocketAddr) -> String {
     match address.port() {
         80 => format!("http://{domain}"),
@@ -159,11 +244,12 @@ fn reachable(address: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
-fn greet(data: &Data, running: &Running, private: SocketAddr) {
-    tracing::info!(url = running.url, private = %private, data = %data.path().display(), "Capsule is ready");
-    if std::io::stdout().is_terminal() {
-        println!("Capsule is ready at {0}\n  API documentation  {0}/api/documentation/", running.url);
-        println!("  health, metrics    http://{private}/metrics");
+fn greet(data: &Data, running: &Running) {
+    let url = running.public.as_ref().map_or("", |public| public.url.as_str());
+    tracing::info!(url, parts = running.parts.join(","), private = running.private, data = %data.path().display(), "Capsule is ready");
+    if std::io::stdout().is_terminal() && !url.is_empty() {
+        println!("Capsule is ready at {url}\n  API documentation  {url}/api/documentation/");
+        println!("  health, metrics    http://{}/metrics", running.private);
         println!("  data               {}", data.path().display());
         println!("  set-up token       in {}", data.path().join("local-token").display());
         println!("In another terminal, in your application's folder: capsule deploy");

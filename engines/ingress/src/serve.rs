@@ -36,8 +36,8 @@ pub struct Options {
     pub control: PathBuf,
     /// Where the shims' sockets lie.
     pub instances: PathBuf,
-    /// The gateway's socket.
-    pub gateway: PathBuf,
+    /// Where the gateways' sockets lie, one or more.
+    pub gateways: PathBuf,
     /// Where the table is kept.
     pub table: PathBuf,
 }
@@ -65,7 +65,7 @@ async fn accept(options: Options) -> std::io::Result<()> {
 
     let balancer = Arc::new(Balancer::default());
     balancer.apply(Table::load(&options.table));
-    let connector = Connector { instances: options.instances, gateway: options.gateway };
+    let connector = Connector { instances: options.instances, gateways: options.gateways };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let carriers: Vec<Carrier> =
         (0..cores).map(|_| Carrier::start(balancer.clone(), connector.clone())).collect::<std::io::Result<_>>()?;

@@ -2,10 +2,10 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -23,7 +23,8 @@ pub const GATEWAY: &str = "gateway";
 pub struct Connector {
     /// Where the shims' sockets lie.
     pub instances: PathBuf,
-    pub gateway: PathBuf,
+    /// Where the gateways' sockets lie.
+    pub gateways: PathBuf,
 }
 
 /// A connection to an instance or to the gateway.
@@ -63,11 +64,11 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { instances, gateway } = self.clone();
+        let Self { instances, gateways } = self.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().to_owned();
             if host == GATEWAY {
-                return Ok(Upstream::new(Either::Right(UnixStream::connect(gateway).await?)));
+                return Ok(Upstream::new(Either::Right(any(&gateways).await?)));
             }
             let port = uri.port_u16().unwrap_or(80);
             let connect = move || capsule_runtime::connect(&instances, &host, port);
@@ -77,6 +78,22 @@ impl tower::Service<Uri> for Connector {
             Ok(Upstream::new(Either::Left(TcpStream::from_std(stream)?)))
         })
     }
+}
+
+/// Connects to any gateway that answers, to each as often as to the others.
+async fn any(gateways: &Path) -> io::Result<UnixStream> {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let mut sockets: Vec<PathBuf> = std::fs::read_dir(gateways)?.flatten().map(|entry| entry.path()).collect();
+    sockets.sort();
+    let turn = TURN.fetch_add(1, Ordering::Relaxed) % sockets.len().max(1);
+    sockets.rotate_left(turn);
+    for socket in sockets {
+        // One that was killed leaves its socket behind.
+        if let Ok(stream) = UnixStream::connect(socket).await {
+            return Ok(stream);
+        }
+    }
+    Err(io::ErrorKind::NotConnected.into())
 }
 
 impl Connection for Upstream {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use capsule_contracts::Uuid;
+use serde::{Deserialize, Serialize};
 
 /// Who sends a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +16,26 @@ pub enum Principal {
     Service(&'static str),
 }
 
+/// What makes a command known when it arrives again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub id: Uuid,
+    /// The digest of its body: the same id with another body is a mistake.
+    pub digest: String,
+}
+
 /// What travels with a message.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// Follows a request through every message, log line and event it causes.
     pub correlation_id: String,
+    /// W3C Trace Context: the span that this message is sent in.
+    pub traceparent: Option<String>,
     pub principal: Principal,
     /// A command not begun by then is refused, never run late.
     pub deadline: Instant,
+    /// By what a command is known that may arrive twice.
+    pub command: Option<Command>,
 }
 
 impl Context {
@@ -32,18 +45,25 @@ impl Context {
     /// A request of `principal`, to be answered within [`Context::PATIENCE`].
     #[must_use]
     pub fn new(correlation_id: String, principal: Principal) -> Self {
-        Self { correlation_id, principal, deadline: Instant::now() + Self::PATIENCE }
+        let deadline = Instant::now() + Self::PATIENCE;
+        Self { correlation_id, traceparent: None, principal, deadline, command: None }
     }
 
     /// The same request, carried on by a service on its own account.
     #[must_use]
     pub fn on_behalf(&self, service: &'static str) -> Self {
-        Self { principal: Principal::Service(service), ..self.clone() }
+        Self { principal: Principal::Service(service), command: None, ..self.clone() }
     }
 
     /// Work that a service begins by itself.
     #[must_use]
     pub fn background(service: &'static str) -> Self {
         Self::new(capsule_contracts::new_id().to_string(), Principal::Service(service))
+    }
+
+    /// The same, as the command of this id: sent again, it is not carried out again.
+    #[must_use]
+    pub fn once(self, id: Uuid, digest: String) -> Self {
+        Self { command: Some(Command { id, digest }), ..self }
     }
 }

@@ -1,11 +1,10 @@
 //! Durable events: the outbox they are written to, the relay, and the inbox they are handled from.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_contracts::organization::Membership;
-use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid};
-use capsule_store::{Store, Transaction, unscoped};
+use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid, new_id};
+use capsule_store::{Store, Transaction, remembered, unscoped};
 use rand::RngExt;
 use sea_orm::FromQueryResult;
 
@@ -45,10 +44,10 @@ struct Unrelayed {
     envelope: String,
 }
 
-/// Hands every outbox row to the bus, at least once, for as long as the process lives.
-pub async fn relay(store: Arc<Store>, bus: Bus) {
+/// Hands every outbox row to the bus, at least once, for as long as this process leads the service.
+pub async fn relay(store: &Store, bus: &Bus) {
     loop {
-        match relay_once(&store, &bus).await {
+        match relay_once(store, bus).await {
             Ok(0) => {
                 let _ = tokio::time::timeout(POLL, store.committed()).await;
             }
@@ -71,7 +70,7 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
         .await?;
     for row in &rows {
         let envelope: EventEnvelope = serde_json::from_str(&row.envelope).map_err(|_| Problem::internal())?;
-        bus.deliver(&envelope).await?;
+        bus.publish(&envelope).await?;
     }
     if !rows.is_empty() {
         let now = Timestamp::now();
@@ -89,6 +88,7 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
         tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", old)).await?;
         tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", old))
             .await?;
+        remembered::forget_old(&tx).await?;
         tx.commit().await?;
         metrics::counter!("capsule_events_relayed_total", "service" => store.name()).increment(rows.len() as u64);
     }
@@ -135,9 +135,30 @@ pub async fn pending(store: &Store) -> Result<Vec<Pending>, Problem> {
         .await
 }
 
-/// Marks an event as handled, in the transaction that handled it.
-pub async fn done(tx: &Transaction<'_>, id: Uuid) -> Result<(), Problem> {
-    tx.run(unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = $1", id)).await?;
+/// Marks an event as handled, in the transaction that handles it; not if it was handled already.
+pub async fn done(tx: &Transaction<'_>, id: Uuid) -> Result<bool, Problem> {
+    let done =
+        unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = $1 AND state = 'pending'", id);
+    Ok(tx.run(done).await? == 1)
+}
+
+/// Keeps what arrived but can never be handled, as a dead letter.
+pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Problem> {
+    let now = Timestamp::now().0;
+    let tx = store.begin().await?;
+    tx.run(unscoped!(
+        "the inbox belongs to the service",
+        "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, last_error, received_at) \
+         VALUES ($1, 'unreadable', $2, 'dead', 1, $3, $4, $5)",
+        new_id(),
+        String::from_utf8_lossy(body).into_owned(),
+        now,
+        why,
+        now
+    ))
+    .await?;
+    tx.commit().await?;
+    metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     Ok(())
 }
 
@@ -180,13 +201,15 @@ fn backoff(attempts: i32) -> Duration {
 pub async fn remember(tx: &Transaction<'_>, membership: &Membership) -> Result<(), Problem> {
     tx.run(unscoped!(
         "the cache decides who may act for a tenant",
-        "INSERT INTO memberships (organization_id, user_id, role, sequence) VALUES ($1, $2, $3, $4) \
-         ON CONFLICT (organization_id, user_id) DO UPDATE SET role = excluded.role, sequence = excluded.sequence \
-         WHERE excluded.sequence > memberships.sequence",
+        "INSERT INTO memberships (organization_id, user_id, role, sequence, confirmed_at) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (organization_id, user_id) DO UPDATE \
+         SET role = excluded.role, sequence = excluded.sequence, confirmed_at = excluded.confirmed_at \
+         WHERE excluded.sequence >= memberships.sequence",
         membership.organization_id,
         membership.user_id,
         membership.role.map(|role| role.name().to_owned()),
-        membership.sequence
+        membership.sequence,
+        Timestamp::now().0
     ))
     .await?;
     Ok(())

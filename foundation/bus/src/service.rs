@@ -1,20 +1,27 @@
 //! A service on the bus: its handlers, the events it consumes, and the work it does for both.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
+use capsule_contracts::identity::Session;
 use capsule_contracts::organization::{GetMembership, MembershipChanged};
 use capsule_contracts::project::Place;
-use capsule_contracts::{Event, EventEnvelope, Message, Problem, Role, StreamMessage, Target, Uuid};
-use capsule_store::{Store, Transaction, unscoped};
+use capsule_contracts::{Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid};
+use capsule_store::{Store, Transaction, lease, remembered, unscoped};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tracing::Instrument;
 
 use crate::access::Prove;
-use crate::context::Context;
+use crate::context::{Command, Context};
 use crate::{Bus, Inbox, Route, STREAM_CREDIT, events};
+
+/// A membership is taken for true so long, in seconds, after its owner last confirmed it: a process that hears
+/// of no change any more must not go by what it knew for ever.
+const MEMBERSHIP_LEASE: i64 = 60;
 
 /// What the dispatcher needs to know of a service.
 pub trait Service: Send + Sync + 'static {
@@ -27,14 +34,15 @@ pub trait Service: Send + Sync + 'static {
     /// Whose a thing is: the one unscoped look-up there is. `None` where there is no such thing.
     fn locate(&self, target: &Target) -> impl Future<Output = Result<Option<Place>, Problem>> + Send;
 
-    /// A member's role as this service was told it.
+    /// A member's role as this service was told it, if that was not too long ago.
     fn cached_role(&self, organization: Uuid, user: Uuid) -> impl Future<Output = Result<Option<Role>, Problem>> + Send {
         async move {
             let role = unscoped!(
                 "the cache decides who may act for a tenant",
-                "SELECT role FROM memberships WHERE organization_id = $1 AND user_id = $2",
+                "SELECT role FROM memberships WHERE organization_id = $1 AND user_id = $2 AND confirmed_at > $3",
                 organization,
-                user
+                user,
+                Timestamp::now().plus_seconds(-MEMBERSHIP_LEASE).0
             );
             let role = self.store().read().value::<Option<String>>(role).await?.flatten();
             role.map(|role| role.parse()).transpose()
@@ -95,6 +103,7 @@ type Consumer<S> =
 /// Collects a service's handlers and consumers, then puts it on the bus.
 pub struct Router<S: Service> {
     service: Arc<S>,
+    subjects: Vec<&'static str>,
     consumers: HashMap<&'static str, Consumer<S>>,
 }
 
@@ -108,13 +117,13 @@ impl<S: Service> Router<S> {
     /// A router that keeps the service's membership cache and nothing else yet.
     #[must_use]
     pub fn new(service: Arc<S>) -> Self {
-        Self { service, consumers: HashMap::new() }
+        Self { service, subjects: Vec::new(), consumers: HashMap::new() }
             .consume::<MembershipChanged>(|_, tx, event| Box::pin(async move { events::remember(tx, &event.membership).await }))
     }
 
     /// Serves a message. The proof in its [`Call`] follows from its access rule.
     #[must_use]
-    pub fn handle<M, F, Fut>(self, handler: F) -> Self
+    pub fn handle<M, F, Fut>(mut self, handler: F) -> Self
     where
         M: Message,
         M::Rule: Prove,
@@ -127,19 +136,22 @@ impl<S: Service> Router<S> {
             let span = tracing::info_span!("message", subject = M::SUBJECT, correlation_id = context.correlation_id);
             let work = async move {
                 let call = admit::<S, M>(&service, context, &payload).await?;
-                let reply = handler(service, call).await?;
-                serde_json::to_vec(&reply).map_err(|_| Problem::internal())
+                match (M::KIND, call.context.command.clone()) {
+                    (Kind::Command, Some(command)) => once(service, command, call, handler).await,
+                    _ => encode::<M>(&handler(service, call).await?),
+                }
             };
             Box::pin(work.instrument(span)) as BoxFuture<'static, _>
         };
         let route = Route { kind: M::KIND, access: M::ACCESS, handler: Box::new(run) };
         self.service.bus().write_table().routes.insert(M::SUBJECT, Arc::new(route));
+        self.subjects.push(M::SUBJECT);
         self
     }
 
     /// Serves a stream. The rule is checked before the first item.
     #[must_use]
-    pub fn stream<M, F, Fut>(self, handler: F) -> Self
+    pub fn stream<M, F, Fut>(mut self, handler: F) -> Self
     where
         M: StreamMessage,
         M::Rule: Prove,
@@ -163,6 +175,7 @@ impl<S: Service> Router<S> {
             Box::pin(work) as BoxFuture<'static, _>
         };
         self.service.bus().write_table().streams.insert(M::SUBJECT, Arc::new(Box::new(run)));
+        self.subjects.push(M::SUBJECT);
         self
     }
 
@@ -181,12 +194,89 @@ impl<S: Service> Router<S> {
         self
     }
 
-    /// Puts the service on the bus: begins to relay its events and to consume those of others.
+    /// Puts the service on the bus: begins to consume events of others, and, whenever this process leads the
+    /// service, to relay its own.
     pub fn start(self) {
-        let inbox = Arc::new(ServiceInbox { service: self.service.clone(), consumers: self.consumers, arrived: Notify::new() });
-        self.service.bus().write_table().inboxes.push(inbox.clone());
-        tokio::spawn(events::relay(self.service.store().clone(), self.service.bus().clone()));
+        self.start_with(|_| Box::pin(std::future::pending()));
+    }
+
+    /// As [`Router::start`], with other work that only the leader does.
+    pub fn start_with(self, lead: impl Fn(Arc<S>) -> BoxFuture<'static, ()> + Send + Sync + 'static) {
+        let Self { service, subjects, consumers } = self;
+        let inbox = Arc::new(ServiceInbox { service: service.clone(), consumers, arrived: Notify::new() });
+        let shared: Arc<dyn Inbox> = inbox.clone();
+        service.bus().serve(service.store().name(), subjects, &shared);
         tokio::spawn(async move { inbox.work().await });
+        tokio::spawn(async move {
+            let leading = || async {
+                tokio::join!(events::relay(service.store(), service.bus()), lead(service.clone()));
+            };
+            lease::lead(service.store().clone(), leading).await;
+        });
+    }
+}
+
+fn encode<M: Message>(reply: &M::Reply) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(reply).map_err(|_| Problem::internal())
+}
+
+/// Carries a command out unless it was before; then its reply is given again.
+async fn once<S, M, F, Fut>(service: Arc<S>, command: Command, call: Call<M>, handler: F) -> Result<Vec<u8>, Problem>
+where
+    S: Service,
+    M: Message,
+    M::Rule: Prove,
+    F: Fn(Arc<S>, Call<M>) -> Fut,
+    Fut: Future<Output = Result<M::Reply, Problem>>,
+{
+    let store = service.store().clone();
+    let deadline = call.context.deadline;
+    if let Some(known) = remembered::look_up(&store, command.id).await? {
+        return replay::<M>(&store, &command, known, deadline).await;
+    }
+    let (outcome, committed) = remembered::run(&store, command.id, &command.digest, handler(service, call)).await;
+    match outcome {
+        Ok(reply) => {
+            let reply = encode::<M>(&reply)?;
+            if committed && !holds_credentials::<M>() {
+                remembered::keep(&store, command.id, &reply).await?;
+            }
+            Ok(reply)
+        }
+        Err(problem) if problem.code == remembered::REPEATED => {
+            let known = remembered::look_up(&store, command.id).await?.ok_or(problem)?;
+            replay::<M>(&store, &command, known, deadline).await
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// A session's tokens are given out once, and never kept.
+fn holds_credentials<M: Message>() -> bool {
+    TypeId::of::<M::Reply>() == TypeId::of::<Session>()
+}
+
+/// The reply of a command that was carried out before; waits for it where that is not over yet.
+async fn replay<M: Message>(
+    store: &Store,
+    command: &Command,
+    mut known: remembered::Known,
+    deadline: Instant,
+) -> Result<Vec<u8>, Problem> {
+    if known.digest != command.digest {
+        return Err(Problem::conflict("This idempotency key was used for another request.").hint("Use a new key."));
+    }
+    loop {
+        if let Some(reply) = &known.reply {
+            return remembered::open(store, command.id, reply);
+        }
+        if holds_credentials::<M>() || Instant::now() + events::POLL > deadline {
+            return Err(
+                Problem::conflict("This was done, but its answer was lost.").hint("Look at what there is before you repeat it.")
+            );
+        }
+        tokio::time::sleep(events::POLL / 10).await;
+        known = remembered::look_up(store, command.id).await?.ok_or_else(Problem::internal)?;
     }
 }
 
@@ -211,6 +301,14 @@ struct ServiceInbox<S: Service> {
 impl<S: Service> Inbox for ServiceInbox<S> {
     fn wants(&self, kind: &str) -> bool {
         self.consumers.contains_key(kind)
+    }
+
+    fn kinds(&self) -> Vec<&'static str> {
+        self.consumers.keys().copied().collect()
+    }
+
+    fn set_aside<'a>(&'a self, body: &'a [u8], why: &'a str) -> BoxFuture<'a, Result<(), Problem>> {
+        Box::pin(events::set_aside(self.service.store(), body, why))
     }
 
     fn put<'a>(&'a self, envelope: &'a EventEnvelope) -> BoxFuture<'a, Result<(), Problem>> {
@@ -245,10 +343,13 @@ impl<S: Service> ServiceInbox<S> {
             let envelope: EventEnvelope = serde_json::from_str(&row.envelope)
                 .map_err(|cause| Problem::bad_request(format!("the envelope is not understood: {cause}")))?;
             let tx = store.begin().await?;
+            // Another process of this service may have been faster.
+            if !events::done(&tx, row.id).await? {
+                return Ok(());
+            }
             if let Some(consumer) = self.consumers.get(row.kind.as_str()) {
                 consumer(&self.service, &tx, envelope.data).await?;
             }
-            events::done(&tx, row.id).await?;
             tx.commit().await
         }
         .await;

@@ -332,6 +332,9 @@ impl Event for DeploymentChanged {
     fn subject(&self) -> Uuid {
         self.deployment.id
     }
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.deployment.organization_id)
+    }
 }
 
 /// Drops an upload whose bytes never arrived whole.

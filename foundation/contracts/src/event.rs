@@ -14,6 +14,10 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: u16;
     /// The thing it is about, `CloudEvents` `subject`.
     fn subject(&self) -> Uuid;
+    /// The organization it happened in, where there is one.
+    fn organization(&self) -> Option<Uuid> {
+        None
+    }
 }
 
 /// An event on its way: `CloudEvents` 1.0 attributes around the payload.
@@ -27,6 +31,10 @@ pub struct EventEnvelope {
     pub subject: Uuid,
     pub time: Timestamp,
     pub dataschema: String,
+    /// What keeps its order among others of the same key: the organization, or else the subject
+    /// (the CloudEvents partitioning extension).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitionkey: Option<Uuid>,
     /// Correlation id of the request that caused it (extension attribute).
     pub correlationid: String,
     pub data: serde_json::Value,
@@ -46,6 +54,7 @@ impl EventEnvelope {
             subject: event.subject(),
             time: Timestamp::now(),
             dataschema: format!("/schemas/{}/v{}", E::TYPE, E::VERSION),
+            partitionkey: Some(event.organization().unwrap_or_else(|| event.subject())),
             correlationid: correlation_id.into(),
             data: serde_json::to_value(event)?,
         })

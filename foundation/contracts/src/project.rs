@@ -283,6 +283,9 @@ impl Event for ProjectCreated {
     fn subject(&self) -> Uuid {
         self.project_id
     }
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.organization_id)
+    }
 }
 
 /// Services ceased to be, with all that runs of them: a service, an environment, a project was
@@ -299,5 +302,8 @@ impl Event for ServicesRemoved {
     const VERSION: u16 = 1;
     fn subject(&self) -> Uuid {
         self.service_id.or(self.environment_id).unwrap_or(self.project_id)
+    }
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.organization_id)
     }
 }

@@ -58,7 +58,7 @@ pub fn metrics() -> Result<PrometheusHandle, String> {
 }
 
 /// A dependency of a process, and whether it is there.
-pub type Check = (&'static str, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
+pub type Check = (String, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
 
 /// Whether a process lives, and can do its work: `/health/live`, `/health/ready`, and `/health`, which is
 /// the same as the latter.
@@ -92,7 +92,7 @@ async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
     for (name, check) in checks {
         let there = check().await;
         all &= there;
-        states.insert((*name).into(), if there { "ok" } else { "missing" }.into());
+        states.insert(name.clone(), if there { "ok" } else { "missing" }.into());
     }
     let (status, word) = if all { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
     (status, axum::Json(serde_json::json!({"status": word, "dependencies": states})))

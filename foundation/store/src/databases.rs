@@ -61,6 +61,19 @@ impl Databases {
         }
     }
 
+    /// A session of its own on the server, which ends with the value. `None` where there is no server.
+    pub(crate) async fn session(&self, service: &str) -> Result<Option<DatabaseConnection>, StoreError> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Postgres { url, .. } => {
+                let name = database(service);
+                let mut options = options(address(url, &name), 1);
+                options.idle_timeout(None).max_lifetime(None);
+                Database::connect(options).await.map(Some).map_err(|cause| unreachable(&name, &cause))
+            }
+        }
+    }
+
     /// Connects to a service's database to read; on a server, writers and readers share a pool.
     pub(crate) async fn readers(&self, service: &str, writer: &DatabaseConnection) -> Result<DatabaseConnection, StoreError> {
         match self {
@@ -93,11 +106,17 @@ async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<D
 }
 
 async fn postgres(url: &str, database: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
+    Database::connect(options(address(url, database), connections)).await.map_err(|cause| unreachable(database, &cause))
+}
+
+fn address(url: &str, database: &str) -> String {
     let (server, parameters) = url.split_once('?').unwrap_or((url, ""));
-    let address = format!("{}/{database}?{parameters}", server.trim_end_matches('/'));
-    // What the server says names the user and the database, never the password.
-    let failed = |cause| StoreError(format!("cannot connect to the PostgreSQL database {database}: {cause}"));
-    Database::connect(options(address, connections)).await.map_err(failed)
+    format!("{}/{database}?{parameters}", server.trim_end_matches('/'))
+}
+
+/// What the server says names the user and the database, never the password.
+fn unreachable(database: &str, cause: &sea_orm::DbErr) -> StoreError {
+    StoreError(format!("cannot connect to the PostgreSQL database {database}: {cause}"))
 }
 
 /// Makes a database unless it is there.
@@ -106,7 +125,11 @@ async fn create(url: &str, database: &str) -> Result<(), StoreError> {
     let failed = |cause| StoreError(format!("cannot make the PostgreSQL database {database}: {cause}"));
     if !is_there(&server, database).await? {
         // A name of our own making: no quoting to get wrong.
-        server.execute_unprepared(&format!("CREATE DATABASE {database}")).await.map_err(failed)?;
+        let made = server.execute_unprepared(&format!("CREATE DATABASE {database}")).await;
+        // Another process may have been faster.
+        if made.is_err() && !is_there(&server, database).await? {
+            made.map_err(failed)?;
+        }
     }
     server.close().await.map_err(failed)
 }

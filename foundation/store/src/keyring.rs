@@ -11,6 +11,7 @@ use std::path::Path;
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use capsule_contracts::Problem;
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
 const VERSION: u8 = 1;
@@ -41,11 +42,8 @@ impl Keyring {
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let text = hex::encode(random::<32>()?);
-                let mut new = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-                new.write_all(text.as_bytes())?;
-                new.sync_all()?;
-                text
+                make(file, &hex::encode(random::<32>()?))?;
+                std::fs::read_to_string(file)?
             }
             Err(error) => return Err(error),
         };
@@ -105,6 +103,91 @@ impl Keyring {
     }
 }
 
+/// A key of one purpose, derived from the master key: for what processes of one installation send each
+/// other through hands that need not be trusted.
+#[derive(Clone)]
+pub struct DerivedKey([u8; 32]);
+
+impl std::fmt::Debug for DerivedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DerivedKey")
+    }
+}
+
+/// Each message is encrypted under a key of its own, made from so many random bytes: however many messages
+/// there are, no nonce is used twice.
+const SALT: usize = 16;
+
+impl Keyring {
+    /// The key of a purpose, such as `bus`.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> DerivedKey {
+        DerivedKey(mac(&self.master, &[b"capsule/", purpose.as_bytes()]))
+    }
+}
+
+impl DerivedKey {
+    /// Encrypts and authenticates `plaintext`, and `context` with it. Layout: `salt (16) | nonce (12) | ciphertext and tag`.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn seal(&self, context: &str, plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
+        let random = random::<{ SALT + NONCE }>().map_err(|cause| {
+            tracing::error!(%cause, "no randomness");
+            Problem::internal()
+        })?;
+        let (salt, nonce) = random.split_at(SALT);
+        let nonce: [u8; NONCE] = nonce.try_into().map_err(|_| Problem::internal())?;
+        let body = encrypt(&mac(&self.0, &[salt]), nonce, context, plaintext)?;
+        Ok([random.as_slice(), &body].concat())
+    }
+
+    /// Decrypts what [`DerivedKey::seal`] made for the same context. `None` for anything else.
+    #[must_use]
+    pub fn open(&self, context: &str, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (salt, rest) = sealed.split_at_checked(SALT)?;
+        let (nonce, body) = rest.split_at_checked(NONCE)?;
+        decrypt(&mac(&self.0, &[salt]), nonce, context, body)
+    }
+
+    /// Signs what anybody may read (HMAC-SHA256, in hexadecimal).
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> String {
+        hex::encode(mac(&self.0, &[message]))
+    }
+
+    /// Whether [`DerivedKey::sign`] made this signature of the message.
+    #[must_use]
+    pub fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        let mut expected = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        expected.update(message);
+        hex::decode(signature).is_ok_and(|signature| expected.verify_slice(&signature).is_ok())
+    }
+}
+
+fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+/// Makes a file that only its owner can read, unless it is there: at no moment is half of it to be seen.
+///
+/// # Errors
+/// When it can be neither made nor found.
+pub fn make(file: &Path, content: &str) -> std::io::Result<()> {
+    let temporary = file.with_extension(format!("{}.new", std::process::id()));
+    let mut new = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    new.write_all(content.as_bytes())?;
+    new.sync_all()?;
+    let linked = std::fs::hard_link(&temporary, file);
+    std::fs::remove_file(&temporary)?;
+    match linked {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    }
+}
+
 fn encrypt(key: &[u8; 32], nonce: [u8; NONCE], context: &str, message: &[u8]) -> Result<Vec<u8>, Problem> {
     Aes256Gcm::new(key.into())
         .encrypt(&Nonce::from(nonce), Payload { msg: message, aad: context.as_bytes() })
@@ -141,6 +224,26 @@ mod tests {
         }
         let other = Keyring::open(&directory.path().join("other")).expect("makes a key");
         other.open_sealed("secrets/1", &sealed).expect_err("another key");
+    }
+
+    #[test]
+    fn a_derived_key_opens_and_verifies_only_what_it_made_for_the_same_purpose() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let keyring = Keyring::open(&directory.path().join("key")).expect("makes a key");
+        let (bus, other) = (keyring.derive("bus"), keyring.derive("other"));
+        let sealed = bus.seal("request", b"hello").expect("seals");
+        assert_eq!(bus.open("request", &sealed).as_deref(), Some(&b"hello"[..]));
+        assert_eq!(bus.open("reply", &sealed), None);
+        assert_eq!(other.open("request", &sealed), None);
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert_eq!(bus.open("request", &changed), None);
+            assert_eq!(bus.open("request", &sealed[..at]), None);
+        }
+        let signature = bus.sign(b"fact");
+        assert!(bus.verifies(b"fact", &signature));
+        assert!(!bus.verifies(b"lie", &signature) && !other.verifies(b"fact", &signature) && !bus.verifies(b"fact", "00"));
     }
 
     #[test]

@@ -7,7 +7,9 @@
 
 mod databases;
 mod keyring;
+pub mod lease;
 mod migrate;
+pub mod remembered;
 mod statement;
 
 use capsule_contracts::Problem;
@@ -17,7 +19,7 @@ use sea_orm::{
 };
 
 pub use databases::Databases;
-pub use keyring::Keyring;
+pub use keyring::{DerivedKey, Keyring, make as make_secret_file};
 pub use migrate::{Migration, Migrations, Step, StepState};
 pub use sea_orm::Value;
 pub use statement::{Scope, Statement, contains_tenant};
@@ -25,12 +27,16 @@ pub use statement::{Scope, Statement, contains_tenant};
 /// Waits for the place of the one writer of a `PostgreSQL` database.
 const ONE_WRITER: &str = "SELECT pg_advisory_xact_lock(7305002)";
 
+/// Waits for the place of the one who changes a `PostgreSQL` database's schema; kept as long as the session.
+const ONE_MIGRATION: &str = "SELECT pg_advisory_lock(7305001)";
+
 /// A service's database.
 #[derive(Debug)]
 pub struct Store {
     name: &'static str,
     readers: DatabaseConnection,
     writer: DatabaseConnection,
+    databases: Databases,
     keyring: Keyring,
     committed: tokio::sync::Notify,
 }
@@ -47,11 +53,9 @@ impl Store {
         migrations: &[(&str, &[Migration])],
     ) -> Result<Self, StoreError> {
         let writer = databases.writer(name).await?;
-        for (component, migrations) in migrations {
-            migrate::run(&writer, component, migrations).await?;
-        }
+        migrate_all(databases, name, &writer, migrations).await?;
         let readers = databases.readers(name, &writer).await?;
-        Ok(Self { name, readers, writer, keyring, committed: tokio::sync::Notify::new() })
+        Ok(Self { name, readers, writer, databases: databases.clone(), keyring, committed: tokio::sync::Notify::new() })
     }
 
     /// How a service's database stands to its migrations; none is applied.
@@ -76,10 +80,16 @@ impl Store {
     /// When it cannot be opened, or a migration fails or was changed after it was applied.
     pub async fn migrate(databases: &Databases, name: &str, migrations: Migrations) -> Result<(), StoreError> {
         let connection = databases.writer(name).await?;
-        for (component, migrations) in migrations {
-            migrate::run(&connection, component, migrations).await?;
-        }
-        Ok(())
+        migrate_all(databases, name, &connection, migrations).await
+    }
+
+    /// A session of one's own on the database's server, for a lock that lasts as long as it does. `None`
+    /// where the database is embedded.
+    async fn session(&self) -> Result<Option<DatabaseConnection>, Problem> {
+        self.databases.session(self.name).await.map_err(|error| {
+            tracing::warn!(%error, "no session for the leader's lock");
+            Problem::unavailable("The database does not answer.")
+        })
     }
 
     /// The service whose database this is.
@@ -115,7 +125,9 @@ impl Store {
             // Ends with the transaction. Nothing is then ever undone for having met another writer.
             inner.execute_unprepared(ONE_WRITER).await.map_err(broken)?;
         }
-        Ok(Transaction { inner, store: self })
+        let tx = Transaction { inner, store: self };
+        lease::fence(&tx).await?;
+        Ok(tx)
     }
 
     /// Resolves once something was committed after the last time it resolved.
@@ -213,11 +225,33 @@ impl Transaction<'_> {
     /// Makes the transaction's changes last, and wakes who waits for them.
     ///
     /// # Errors
-    /// When the database cannot commit.
+    /// When the database cannot commit, or the command that runs was carried out before.
     pub async fn commit(self) -> Result<(), Problem> {
+        remembered::mark(&self).await?;
         self.inner.commit().await.map_err(broken)?;
         self.store.committed.notify_one();
         Ok(())
+    }
+}
+
+/// Brings a schema up to date; on a server, one process at a time.
+async fn migrate_all(
+    databases: &Databases,
+    name: &str,
+    connection: &DatabaseConnection,
+    migrations: &[(&str, &[Migration])],
+) -> Result<(), StoreError> {
+    let failed = |cause| StoreError(format!("{name}: migrations cannot be locked: {cause}"));
+    let session = databases.session(name).await?;
+    if let Some(session) = &session {
+        session.execute_unprepared(ONE_MIGRATION).await.map_err(failed)?;
+    }
+    for (component, migrations) in migrations {
+        migrate::run(connection, component, migrations).await?;
+    }
+    match session {
+        Some(session) => session.close().await.map_err(failed),
+        None => Ok(()),
     }
 }
 

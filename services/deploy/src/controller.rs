@@ -8,6 +8,7 @@ use std::time::Duration;
 use capsule_bus::Context;
 use capsule_contracts::deploy::{Phase, Status};
 use capsule_contracts::{Problem, Uuid};
+use capsule_store::lease;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ use crate::placements::{self, Placement};
 use crate::{Deploys, instances, phases, routes};
 
 /// Looks for work this often even if nobody wakes it.
-const PERIOD: Duration = Duration::from_secs(2);
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// Which workers run, and what wakes them.
 #[derive(Debug)]
@@ -99,11 +100,11 @@ impl Drop for Retiring {
     }
 }
 
-/// Starts workers for unsettled deployments, for as long as the process lives.
-pub async fn run(deploys: Arc<Deploys>) {
+/// Starts workers for unsettled deployments, for as long as this process leads.
+pub async fn run(deploys: &Arc<Deploys>) {
     loop {
-        match deployments::unsettled(&deploys).await {
-            Ok(rows) => rows.into_iter().for_each(|row| start(&deploys, row)),
+        match deployments::unsettled(deploys).await {
+            Ok(rows) => rows.into_iter().for_each(|row| start(deploys, row)),
             Err(problem) => tracing::warn!(%problem, "deployments could not be looked for"),
         }
         let _ = tokio::time::timeout(PERIOD, deploys.controller.wake.notified()).await;
@@ -114,13 +115,17 @@ fn start(deploys: &Arc<Deploys>, row: Row) {
     let token = CancellationToken::new();
     {
         let mut running = deploys.controller.running();
+        // It may have been told to stop by way of another process.
+        if let Some(token) = running.workers.get(&row.id).filter(|_| row.cancelling) {
+            token.cancel();
+        }
         if running.workers.contains_key(&row.id) || !running.placements.insert((row.service_id, row.environment_id)) {
             return;
         }
         running.workers.insert(row.id, token.clone());
     }
     let deploys = deploys.clone();
-    tokio::spawn(async move {
+    lease::spawn(async move {
         let (id, place) = (row.id, (row.service_id, row.environment_id));
         if let Err(problem) = work(&deploys, row, token).await {
             // Tried again after the period: the phase on record has not moved.

@@ -151,7 +151,6 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         options,
     });
     deploys.ingress.ensure().await.map_err(|error| failed("the ingress", &error))?;
-    routes::catch_up(&deploys).await.map_err(|problem| failed("the routing table", &problem))?;
 
     Router::new(deploys.clone())
         .handle(uploads::begin_upload)
@@ -173,10 +172,18 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .stream(logs::stream_service_log)
         .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))
         .consume::<OrganizationDeleted>(|deploys, tx, event| Box::pin(removal::organization(deploys, tx, event)))
-        .start();
-    tokio::spawn(controller::run(deploys.clone()));
-    tokio::spawn(reconcile::run(deploys.clone()));
+        .start_with(|deploys| Box::pin(lead(deploys)));
     Ok(deploys)
+}
+
+/// What one process of all that run this service does: it carries deployments out and puts right what is
+/// not as it ought to be.
+async fn lead(deploys: Arc<Deploys>) {
+    while let Err(problem) = routes::catch_up(&deploys).await {
+        tracing::warn!(%problem, "the routing table cannot be told to the ingress; trying again");
+        tokio::time::sleep(reconcile::PERIOD).await;
+    }
+    tokio::join!(controller::run(&deploys), reconcile::run(&deploys));
 }
 
 impl Deploys {

@@ -8,23 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::{scoped, unscoped};
+use capsule_store::{lease, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
 use crate::{Deploys, instances, routes, uploads};
 
 /// Looks this often even if nobody signals.
-const PERIOD: Duration = Duration::from_secs(3);
+pub const PERIOD: Duration = Duration::from_secs(3);
 /// So many releases of a placement are kept to return to, beside the one that serves.
 const RELEASES: usize = 5;
 /// So many instances that are gone are kept for their logs.
 const GONE: usize = 10;
 
-/// Reconciles for as long as the process lives.
-pub async fn run(deploys: Arc<Deploys>) {
+/// Reconciles for as long as this process leads.
+pub async fn run(deploys: &Arc<Deploys>) {
     loop {
-        if let Err(problem) = once(&deploys).await {
+        if let Err(problem) = once(deploys).await {
             tracing::warn!(%problem, "reconciliation could not be finished; trying again");
         }
         let _ = tokio::time::timeout(PERIOD, deploys.controller.to_reconcile()).await;
@@ -75,7 +75,7 @@ async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Pro
 fn retire(deploys: &Arc<Deploys>, instance: &instances::Row) {
     let Some(mark) = deploys.controller.retire(&instance.id) else { return };
     let (deploys, id) = (deploys.clone(), instance.id.clone());
-    tokio::spawn(async move {
+    lease::spawn(async move {
         if let Err(problem) = drain_and_stop(&deploys, &id).await {
             tracing::warn!(instance = id, %problem, "an instance could not be retired; trying again");
         }

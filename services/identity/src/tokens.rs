@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use capsule_bus::Call;
 use capsule_contracts::identity::{GetKeys, KeySet};
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{Store, unscoped};
+use capsule_store::{Store, Transaction, unscoped};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::EncodePrivateKey;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -59,15 +59,18 @@ struct KeyRow {
 impl Signer {
     /// Takes the newest signing key from the database, or makes the first.
     pub async fn open(store: &Store) -> Result<Self, Problem> {
+        // Several processes may start at once: one of them makes the key.
+        let tx = store.begin().await?;
         let newest =
             unscoped!("keys belong to the platform", "SELECT id, sealed_seed FROM signing_keys ORDER BY created_at DESC LIMIT 1");
-        let seed: [u8; 32] = match store.read().first::<KeyRow>(newest).await? {
+        let seed: [u8; 32] = match tx.read().first::<KeyRow>(newest).await? {
             Some(row) => {
                 let seed = store.keyring().open_sealed(&format!("signing_keys/{}", row.id), &row.sealed_seed)?;
                 seed.try_into().map_err(|_| Problem::internal())?
             }
-            None => Self::make(store).await?,
+            None => Self::make(&tx).await?,
         };
+        tx.commit().await?;
         let key = SigningKey::from_bytes(&seed);
         let public = key.verifying_key().to_bytes().to_vec();
         let pkcs8 = key.to_pkcs8_der().map_err(|_| Problem::internal())?;
@@ -79,13 +82,12 @@ impl Signer {
         })
     }
 
-    async fn make(store: &Store) -> Result<[u8; 32], Problem> {
+    async fn make(tx: &Transaction<'_>) -> Result<[u8; 32], Problem> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|_| Problem::internal())?;
         let public = SigningKey::from_bytes(&seed).verifying_key().to_bytes().to_vec();
         let id = key_id(&public);
-        let sealed = store.keyring().seal(&format!("signing_keys/{id}"), &seed)?;
-        let tx = store.begin().await?;
+        let sealed = tx.keyring().seal(&format!("signing_keys/{id}"), &seed)?;
         tx.run(unscoped!(
             "keys belong to the platform",
             "INSERT INTO signing_keys (id, sealed_seed, public_key, created_at) VALUES ($1, $2, $3, $4)",
@@ -95,7 +97,6 @@ impl Signer {
             Timestamp::now().0
         ))
         .await?;
-        tx.commit().await?;
         Ok(seed)
     }
 
