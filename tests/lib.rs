@@ -46,6 +46,13 @@ impl Shape {
     pub fn split(settings: Vec<String>) -> Self {
         Self { settings, processes: vec!["identity", "organization", "project", "deploy", "deploy", "gateway"] }
     }
+
+    /// As [`Shape::split`], with every part twice.
+    #[must_use]
+    pub fn doubled(settings: Vec<String>) -> Self {
+        let processes = ["identity", "organization", "project", "deploy", "gateway"].repeat(2);
+        Self { settings, processes }
+    }
 }
 
 thread_local! {
@@ -245,6 +252,17 @@ impl Server {
             })
     }
 
+    /// A metric of one of the processes, by its place in the shape; nothing if it does not answer.
+    #[must_use]
+    pub fn metric(&self, at: usize, name: &str) -> Option<f64> {
+        let announced = self.announced();
+        let running = announced.iter().find(|running| running["pid"].as_u64() == Some(u64::from(self.pid_of(at))))?;
+        let url = format!("http://{}/metrics", running["private"].as_str()?);
+        let mut answer = self.agent.get(url).config().timeout_global(Some(Duration::from_secs(2))).build().call().ok()?;
+        let text = answer.body_mut().read_to_string().ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
     /// What the processes that run say of themselves.
     #[must_use]
     pub fn announced(&self) -> Vec<Value> {
@@ -269,9 +287,15 @@ impl Server {
         }
     }
 
-    /// SIGKILL to one of the processes, by its place in the shape.
-    pub fn kill_process(&mut self, at: usize) {
+    /// SIGKILL to one of the processes, by its place in the shape, and its next life.
+    pub fn restart_process(&mut self, at: usize) {
         self.processes[at].kill();
+        self.spawn(at);
+    }
+
+    /// Waits until every process is ready.
+    pub fn wait_until_ready(&self) {
+        eventually("every process is ready", || self.is_ready().then_some(()));
     }
 
     /// How many processes there are.
@@ -427,6 +451,18 @@ impl Server {
     pub fn api(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Reply {
         let bytes = body.map(|body| body.to_string().into_bytes());
         self.api_raw(method, path, token, "application/json", bytes)
+    }
+
+    /// As [`Server::api`] for a command with this idempotency key, where there may be no answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn try_command(&self, path: &str, token: &str, key: &str, body: &Value) -> Result<Reply, String> {
+        let url = format!("http://127.0.0.1:{}/api/v1{path}", self.port());
+        let request = self.agent.post(url).header("authorization", format!("Bearer {token}")).header("idempotency-key", key);
+        let mut response = request.send_json(body).map_err(|error| error.to_string())?;
+        let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
+        Ok(Reply { status: response.status().as_u16(), body })
     }
 
     /// Asks the API with a body of any kind.

@@ -13,10 +13,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use capsule_bus::{Context, Principal};
-use capsule_contracts::{Access, Problem, new_id};
+use capsule_contracts::{Access, Problem, Uuid, new_id};
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
@@ -37,7 +38,12 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
         // Read before anything is refused: a connection whose request was not read cannot be kept.
         let body = collect(body).await?;
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        let key = idempotency_key(&parts)?;
         let message = message(row, parts, &body).await?;
+        let context = match key {
+            Some(key) => remembered(context, row.subject, &key, &message),
+            None => context,
+        };
         gateway.bus.request_raw(&context, row.subject, message).await
     };
     let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
@@ -100,6 +106,24 @@ pub async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, corr
         return Err(Problem::unauthenticated("This takes a signed-in user."));
     }
     Ok(Context::new(correlation_id.to_owned(), principal))
+}
+
+/// The key by which a client sends a command again without its being carried out again.
+fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
+    let Some(value) = parts.headers.get("idempotency-key").filter(|_| parts.method != Method::GET) else { return Ok(None) };
+    let key = value.to_str().ok().filter(|text| (1..=255).contains(&text.len()));
+    let key = key.ok_or_else(|| Problem::bad_request("The Idempotency-Key header must have 1 to 255 printable ASCII characters."))?;
+    Ok(Some(key.to_owned()))
+}
+
+/// The same request, known by its sender, its subject and the key; nobody else's key is the same.
+fn remembered(context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
+    let Principal::User { id, .. } = context.principal else { return context };
+    let mut digest = Sha256::new_with_prefix(id.as_bytes());
+    digest.update(format!("\0{subject}\0{key}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest.finalize()[..16]);
+    context.once(Uuid::from_bytes(bytes), hex::encode(Sha256::digest(message)))
 }
 
 /// The caller's correlation id if it is a decent one, or a new one.

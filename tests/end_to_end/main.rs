@@ -8,6 +8,7 @@ mod commands;
 mod crashes;
 mod deployments;
 mod examples;
+mod faults;
 mod load;
 mod postgres;
 mod tenants;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         crashes::trials(),
         deployments::trials(),
         examples::trials(),
+        faults::trials(),
         postgres::trials(),
         tenants::trials(),
         uploads::trials(),

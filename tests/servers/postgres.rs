@@ -57,7 +57,7 @@ impl Postgres {
         let port = format!("port={}", self.port);
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data());
-        for setting in ["listen_addresses=127.0.0.1", "max_connections=60", &sockets, &port] {
+        for setting in ["listen_addresses=127.0.0.1", "max_connections=200", &sockets, &port] {
             command.arg("-c").arg(setting);
         }
         self.process = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres starts"));
@@ -88,6 +88,19 @@ impl Postgres {
     #[must_use]
     pub fn url(&self) -> String {
         format!("postgres://capsule:{PASSWORD}@127.0.0.1:{}", self.port)
+    }
+
+    /// The first column of a query's rows, as text.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[must_use]
+    pub fn ask(&self, database: &str, sql: &str) -> Vec<String> {
+        let mut command = self.command("psql");
+        command.args(["-X", "-A", "-t", "-c", sql]).arg(format!("{}/{database}", self.url()));
+        let output = command.output().expect("psql runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
     /// The password in its address.

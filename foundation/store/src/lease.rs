@@ -192,3 +192,66 @@ impl Office {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{TERM, lead, take};
+    use crate::{Databases, Keyring, Migration, Store, unscoped};
+    use std::sync::Arc;
+
+    const TABLES: Migration = Migration {
+        version: 1,
+        name: "create_leases",
+        sql: "CREATE TABLE leases (id INTEGER PRIMARY KEY NOT NULL, token BIGINT NOT NULL, renewals BIGINT NOT NULL, session BIGINT); \
+              CREATE TABLE things (id BIGINT PRIMARY KEY);",
+    };
+
+    async fn open(directory: &std::path::Path) -> Arc<Store> {
+        let keyring = Keyring::open(&directory.join("key")).expect("keyring");
+        let databases = Databases::Embedded(directory.into());
+        Arc::new(Store::open(&databases, "test", keyring, &[("test", &[TABLES])]).await.expect("opens"))
+    }
+
+    async fn write(store: &Store, id: i64) -> Result<(), capsule_contracts::Problem> {
+        let tx = store.begin().await?;
+        tx.run(unscoped!("test", "INSERT INTO things (id) VALUES ($1)", id)).await?;
+        tx.commit().await
+    }
+
+    #[tokio::test]
+    async fn a_leader_writes_until_another_has_followed_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (one, other) = (open(directory.path()).await, open(directory.path()).await);
+        let old = take(&one, None).await.expect("leads").term;
+        TERM.scope(old, write(&one, 1)).await.expect("it leads");
+        let new = take(&other, None).await.expect("leads").term;
+        assert_eq!(TERM.scope(old, write(&one, 2)).await.expect_err("it leads no more").code, "unavailable");
+        TERM.scope(new, write(&other, 2)).await.expect("it leads");
+        write(&one, 3).await.expect("what belongs to no term is not fenced");
+    }
+
+    #[tokio::test]
+    async fn what_is_spawned_within_a_term_ends_with_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (one, other) = (open(directory.path()).await, open(directory.path()).await);
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let send = std::sync::Mutex::new(Some(send));
+        let leading = tokio::spawn(lead(one.clone(), move || {
+            let (one, send) = (one.clone(), send.lock().expect("alive").take());
+            async move {
+                let (go, waits) = tokio::sync::oneshot::channel::<()>();
+                let spawned = super::spawn(async move {
+                    let _ = waits.await;
+                    write(&one, 1).await
+                });
+                let _ = send.expect("once").send((go, spawned));
+                std::future::pending().await
+            }
+        }));
+        let (go, spawned) = receive.await.expect("it leads");
+        take(&other, None).await.expect("leads");
+        go.send(()).expect("waited for");
+        spawned.await.expect("ends").expect_err("its term is over");
+        leading.abort();
+    }
+}

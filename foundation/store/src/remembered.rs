@@ -115,3 +115,50 @@ pub(crate) async fn mark(tx: &Transaction<'_>) -> Result<(), Problem> {
         Err(problem) => Err(problem),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{REPEATED, keep, look_up, open, run};
+    use crate::{Databases, Keyring, Migration, Store, unscoped};
+    use capsule_contracts::{Problem, Uuid};
+
+    const TABLES: Migration = Migration {
+        version: 1,
+        name: "create_commands",
+        sql: "CREATE TABLE commands (id UUID PRIMARY KEY NOT NULL, digest TEXT NOT NULL, reply BYTEA, done_at BIGINT NOT NULL); \
+              CREATE TABLE things (name TEXT);",
+    };
+
+    async fn add(store: &Store, times: usize) -> Result<(), Problem> {
+        for _ in 0..times {
+            let tx = store.begin().await?;
+            tx.run(unscoped!("test", "INSERT INTO things (name) VALUES ('a')")).await?;
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_command_that_runs_twice_takes_effect_once() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let keyring = Keyring::open(&directory.path().join("key")).expect("keyring");
+        let databases = Databases::Embedded(directory.path().into());
+        let store = Store::open(&databases, "test", keyring, &[("test", &[TABLES])]).await.expect("opens");
+        let id = Uuid::from_u128(1);
+        assert!(look_up(&store, id).await.expect("answers").is_none());
+        let (done, committed) = run(&store, id, "digest", add(&store, 2)).await;
+        assert!(done.is_ok() && committed, "it may commit more than once");
+        let (again, _) = run(&store, id, "digest", add(&store, 1)).await;
+        assert_eq!(again.expect_err("it was done").code, REPEATED);
+        let count = unscoped!("test", "SELECT COUNT(*) FROM things");
+        assert_eq!(store.read().value::<i64>(count).await.expect("reads"), Some(2));
+
+        keep(&store, id, b"the reply").await.expect("kept");
+        let known = look_up(&store, id).await.expect("answers").expect("known");
+        let reply = known.reply.expect("kept");
+        assert!(!reply.windows(5).any(|window| window == b"reply"), "it rests sealed");
+        assert_eq!((known.digest.as_str(), open(&store, id, &reply).expect("opens")), ("digest", b"the reply".to_vec()));
+        let (_, committed) = run(&store, Uuid::from_u128(2), "digest", async {}).await;
+        assert!(!committed);
+    }
+}

@@ -1,0 +1,267 @@
+//! What a cluster survives: the death of any process, of the broker, of the database, at random moments
+//! under load; a leader that was merely asleep.
+//!
+//! `CAPSULE_FAULT_SECONDS` says for how long (40), `CAPSULE_FAULT_SEED` which moments.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use capsule_tests::{Kafka, Postgres, RabbitMq, Server, Shape, Signal, eventually, everywhere, probe, signal, text};
+use libtest_mimic::Trial;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+
+use crate::{test, test_of_processes};
+
+pub fn trials() -> Vec<Trial> {
+    let installed = Postgres::programs().is_some();
+    vec![
+        trial("RabbitMQ: nothing is lost or done twice, whatever dies", installed && RabbitMq::is_installed(), || {
+            whatever_dies(Broker::RabbitMq(RabbitMq::start()));
+        }),
+        trial("Kafka: nothing is lost or done twice, whatever dies", installed && Kafka::is_installed(), || {
+            whatever_dies(Broker::Kafka(Kafka::start()));
+        }),
+        trial("a leader that slept is followed, and cannot write when it wakes", installed && RabbitMq::is_installed(), sleeping_leader),
+    ]
+}
+
+fn trial(name: &str, installed: bool, work: fn()) -> Trial {
+    if installed {
+        return test_of_processes(name, work);
+    }
+    test(&format!("{name} (skipped: no PostgreSQL or broker here)"), || {}).with_ignored_flag(true)
+}
+
+enum Broker {
+    RabbitMq(RabbitMq),
+    Kafka(Kafka),
+}
+
+impl Broker {
+    fn url(&self) -> String {
+        match self {
+            Self::RabbitMq(server) => server.url(),
+            Self::Kafka(server) => server.url(),
+        }
+    }
+
+    fn die_and_return(&mut self, away: Duration) {
+        match self {
+            Self::RabbitMq(server) => {
+                server.kill();
+                std::thread::sleep(away);
+                server.resume();
+            }
+            Self::Kafka(server) => {
+                server.kill();
+                std::thread::sleep(away);
+                server.resume();
+            }
+        }
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn whatever_dies(mut broker: Broker) {
+    let seed = setting("CAPSULE_FAULT_SEED", rand::rng().random());
+    let seconds = setting("CAPSULE_FAULT_SECONDS", 40);
+    println!("CAPSULE_FAULT_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut postgres = Postgres::start();
+    let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
+    let server = everywhere(&Shape::doubled(settings), || Server::with(&[]));
+    let token = server.register("faults@example.com");
+    let folder = probe("zero");
+    let service = server.service(&token, "app");
+    let upload = upload(&server, &token, &service, folder.path());
+
+    let server = RwLock::new(server);
+    let (over, accepted) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
+    let deployments = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let (server, over, accepted, token) = (&server, &over, &accepted, &token);
+            scope.spawn(move || {
+                for n in 0.. {
+                    let name = format!("organization {worker}-{n}");
+                    if let Some(id) = until_done(server, over, "/organizations", token, &name, &json!({"name": name})) {
+                        accepted.lock().expect("alive").insert(name, id);
+                    }
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        let (server, over, token, deployments) = (&server, &over, &token, &deployments);
+        let (service, upload) = (&service, &upload);
+        scope.spawn(move || {
+            for n in 0.. {
+                let path = format!("/services/{service}/deploy");
+                let body = json!({"upload_id": upload, "environment": "production"});
+                let key = format!("deployment {n}");
+                if let Some(id) = until_done(server, over, &path, token, &key, &body) {
+                    deployments.lock().expect("alive").push(id);
+                }
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_secs(2));
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(random.random_range(500..3000)));
+            let away = Duration::from_millis(random.random_range(0..2000));
+            match random.random_range(0..10) {
+                0 => {
+                    println!("the broker dies");
+                    broker.die_and_return(away);
+                }
+                1 => {
+                    println!("the database dies");
+                    postgres.kill();
+                    std::thread::sleep(away);
+                    postgres.resume();
+                }
+                _ => {
+                    let mut server = server.write().expect("alive");
+                    let at = random.random_range(0..server.size());
+                    println!("process {at} dies");
+                    server.restart_process(at);
+                }
+            }
+        }
+        server.read().expect("alive").wait_until_ready();
+        over.store(true, Ordering::Relaxed);
+    });
+
+    let mut server = server.into_inner().expect("alive");
+    server.start();
+    let (accepted, deployments) = (accepted.into_inner().expect("alive"), deployments.into_inner().expect("alive"));
+    println!("{} organizations and {} deployments were accepted", accepted.len(), deployments.len());
+    assert!(accepted.len() > 3 && !deployments.is_empty(), "hardly anything was accepted");
+    nothing_is_lost_or_done_twice(&server, &postgres, &token, &accepted);
+    every_deployment_ends(&server, &token, &service, &deployments);
+}
+
+/// Sends a command again and again, under one key, until it is answered. What it made, if that was told.
+fn until_done(
+    server: &RwLock<Server>,
+    over: &AtomicBool,
+    path: &str,
+    token: &str,
+    key: &str,
+    body: &serde_json::Value,
+) -> Option<String> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let reply = server.read().expect("alive").try_command(path, token, key, body);
+        match reply {
+            Ok(reply) if (200..300).contains(&reply.status) => return Some(text(&reply.json(), "id")),
+            // It was done, and its answer lost.
+            Ok(reply) if reply.status == 409 => return None,
+            Ok(reply) => assert!(reply.status >= 500 || reply.status == 401, "{path}: {reply:?}"),
+            Err(_) => {}
+        }
+        assert!(Instant::now() < deadline, "{path} {key}: no answer for two minutes");
+        // One that was never accepted need not be.
+        if over.load(Ordering::Relaxed) {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn nothing_is_lost_or_done_twice(server: &Server, postgres: &Postgres, token: &str, accepted: &BTreeMap<String, String>) {
+    let all = server.api("GET", "/organizations", Some(token), None).ok();
+    let all: Vec<(String, String)> =
+        all["items"].as_array().expect("a list").iter().map(|item| (text(item, "name"), text(item, "id"))).collect();
+    for (name, id) in accepted {
+        let made: Vec<&String> = all.iter().filter(|(known, _)| known == name).map(|(_, id)| id).collect();
+        assert_eq!(made, [id], "{name}");
+    }
+    let mut names: Vec<&String> = all.iter().map(|(name, _)| name).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all.len(), "something was made twice: {all:?}");
+    // Every event was told, and heard by everyone who wants it.
+    let said = |kind: &str| format!("SELECT id FROM outbox WHERE kind = '{kind}' ORDER BY id");
+    let heard = |kind: &str| format!("SELECT id FROM inbox WHERE kind = '{kind}' AND state = 'done' ORDER BY id");
+    let memberships = postgres.ask("capsule_organization", &said("organization.membership_changed"));
+    assert!(memberships.len() >= accepted.len());
+    for service in ["project", "deploy", "organization"] {
+        let database = format!("capsule_{service}");
+        eventually(&format!("{service} has heard of every membership"), || {
+            (postgres.ask(&database, &heard("organization.membership_changed")) == memberships).then_some(())
+        });
+    }
+    for service in ["identity", "organization", "project", "deploy"] {
+        let database = format!("capsule_{service}");
+        let dead = postgres.ask(&database, "SELECT kind || ': ' || coalesce(last_error, '') FROM inbox WHERE state = 'dead'");
+        assert!(dead.is_empty(), "dead letters of {service}: {dead:?}");
+    }
+}
+
+fn every_deployment_ends(server: &Server, token: &str, service: &str, accepted: &[String]) {
+    let all = eventually("every deployment has ended", || {
+        let page = server.api("GET", &format!("/deployments?service_id={service}&limit=100"), Some(token), None).ok();
+        let all = page["items"].as_array().expect("a list").clone();
+        let ended = |item: &serde_json::Value| !["pending", "building", "deploying"].contains(&text(item, "status").as_str());
+        all.iter().all(ended).then_some(all)
+    });
+    for id in accepted {
+        assert_eq!(all.iter().filter(|item| text(item, "id") == *id).count(), 1, "{id} in {all:?}");
+    }
+    let mut numbers: Vec<i64> = all.iter().filter_map(|item| item["number"].as_i64()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), all.len(), "two deployments of one number");
+}
+
+/// The id of a complete upload of a folder.
+fn upload(server: &Server, token: &str, service: &str, folder: &std::path::Path) -> String {
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_dir_all(".", folder).expect("appended");
+    let archive = archive.into_inner().expect("finished");
+    let path = format!("/uploads?service_id={service}");
+    text(&server.api_raw("POST", &path, Some(token), "application/x-tar", Some(archive)).ok(), "id")
+}
+
+fn sleeping_leader() {
+    let (postgres, broker) = (Postgres::start(), RabbitMq::start());
+    let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
+    let server = everywhere(&Shape::split(settings), || Server::with(&[]));
+    let folder = probe("one");
+    server.deploy(folder.path(), "app").ok();
+    let leads = |at: usize| server.metric(at, "capsule_leader{service=\"deploy\"}") == Some(1.0);
+    // By their places in the shape.
+    let (leader, other) = if leads(3) { (3, 4) } else { (4, 3) };
+    assert!(leads(leader) && !leads(other), "one of both leads");
+    let term = || postgres.ask("capsule_deploy", "SELECT token FROM leases")[0].parse::<i64>().expect("a number");
+    let before = term();
+
+    signal(server.pid_of(leader), Signal::STOP);
+    let slept = Instant::now();
+    eventually("the other one leads", || leads(other).then_some(()));
+    assert!(slept.elapsed() < Duration::from_secs(30), "after {:?}", slept.elapsed());
+    assert_eq!(term(), before + 1);
+    std::fs::write(folder.path().join("version"), "two").expect("written");
+    server.deploy(folder.path(), "app").ok();
+
+    signal(server.pid_of(leader), Signal::CONT);
+    // It was in the midst of its rounds, and goes on with them: what it would write is refused.
+    std::fs::write(folder.path().join("version"), "three").expect("written");
+    server.deploy(folder.path(), "app").ok();
+    eventually("it knows that it leads no more", || (!leads(leader)).then_some(()));
+    assert_eq!(server.get("app-production.localhost", "/").body, "version three");
+    assert_eq!(term(), before + 1, "nobody had to be replaced again");
+    eventually("the old instances are gone", || (server.instances(folder.path()).len() == 1).then_some(()));
+}
