@@ -220,7 +220,8 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.is_ready() {
             let ended = self.processes.iter_mut().any(|process| !process.runs());
-            assert!(!ended && Instant::now() < deadline, "the server does not start:\n{}", self.log_text());
+            let in_time = !ended && Instant::now() < deadline;
+            assert!(in_time, "the server does not start: {:?}\n{}", self.readiness(), self.log_text());
             std::thread::sleep(Duration::from_millis(10));
         }
         let public = self.announced().iter().find_map(|running| running["public"]["address"].as_str().map(str::to_owned));
@@ -295,7 +296,21 @@ impl Server {
 
     /// Waits until every process is ready.
     pub fn wait_until_ready(&self) {
-        eventually("every process is ready", || self.is_ready().then_some(()));
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while !self.is_ready() {
+            assert!(Instant::now() < deadline, "not ready: {:?}", self.readiness());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What each process that answers says to whether it is ready.
+    fn readiness(&self) -> Vec<String> {
+        let ask = |running: &Value| {
+            let url = format!("http://{}/health/ready", running["private"].as_str().unwrap_or_default());
+            let answer = self.agent.get(url).call().and_then(|mut answer| answer.body_mut().read_to_string());
+            format!("{}: {answer:?}", running["parts"])
+        };
+        self.announced().iter().map(ask).collect()
     }
 
     /// How many processes there are.

@@ -104,6 +104,11 @@ pub enum Command {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Look at what needs an administrator of the installation, and settle it
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
     /// Check whether this host can build and run applications
     Doctor,
     /// Print completions for a shell
@@ -174,6 +179,40 @@ pub enum MigrateCommand {
     Info(ConfigCheck),
     /// Fail if one is missing, was changed after it was applied, or is not known here
     Validate(ConfigCheck),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// Events that a service could not handle, however often it tried
+    DeadLetters {
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+    /// Processes over several services: deletions of organizations, erasures of users
+    Sagas {
+        #[command(subcommand)]
+        command: SagasCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List them
+    List,
+    /// Show one, with when and why each attempt failed
+    Show { id: uuid::Uuid },
+    /// Try again to handle one
+    Replay { id: uuid::Uuid },
+    /// Give one up
+    Discard { id: uuid::Uuid },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SagasCommand {
+    /// List them, the newest first
+    List,
+    /// Show one, with what was done and undone
+    Show { id: uuid::Uuid },
 }
 
 #[derive(Debug, Args)]

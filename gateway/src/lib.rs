@@ -5,6 +5,7 @@
 
 mod authenticate;
 mod documents;
+mod everywhere;
 mod landing;
 mod request;
 pub mod rows;

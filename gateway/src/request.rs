@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use crate::everywhere;
 use crate::rows::Row;
 use crate::{BODY_BYTES, Gateway, REQUEST};
 
@@ -44,7 +45,10 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
             Some(key) => remembered(context, row.subject, &key, &message),
             None => context,
         };
-        gateway.bus.request_raw(&context, row.subject, message).await
+        match row.everywhere {
+            true => everywhere::ask(&gateway.bus, &context, row.subject, message).await,
+            false => gateway.bus.request_raw(&context, row.subject, message).await,
+        }
     };
     let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
     let response = match outcome {
@@ -112,7 +116,8 @@ pub async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, corr
 fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
     let Some(value) = parts.headers.get("idempotency-key").filter(|_| parts.method != Method::GET) else { return Ok(None) };
     let key = value.to_str().ok().filter(|text| (1..=255).contains(&text.len()));
-    let key = key.ok_or_else(|| Problem::bad_request("The Idempotency-Key header must have 1 to 255 printable ASCII characters."))?;
+    let key =
+        key.ok_or_else(|| Problem::bad_request("The Idempotency-Key header must have 1 to 255 printable ASCII characters."))?;
     Ok(Some(key.to_owned()))
 }
 

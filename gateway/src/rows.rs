@@ -7,9 +7,10 @@ use capsule_contracts::deploy::{
     Start, Stop, StreamDeploymentLog, StreamServiceLog,
 };
 use capsule_contracts::identity::{
-    GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession, RevokeSessions,
-    UpdateProfile, ValidateToken,
+    DeleteProfile, GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession,
+    RevokeSessions, UpdateProfile, ValidateToken,
 };
+use capsule_contracts::operations::{DiscardDeadLetter, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter};
 use capsule_contracts::organization::{
     AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, ListMembers, ListOrganizations,
     ListPermissions, RemoveMember, UpdateOrganization,
@@ -38,6 +39,8 @@ pub struct Row {
     pub reply: Described,
     /// Checks that an object is the message; which field is wrong otherwise.
     pub check: fn(Map<String, Value>) -> Result<Vec<u8>, Problem>,
+    /// Whether every service is asked, each for itself.
+    pub everywhere: bool,
 }
 
 /// A type of the contracts, as the documentation knows it.
@@ -58,6 +61,7 @@ impl Described {
 fn row<M: Message>(method: Method, path: &'static str) -> Row {
     Row {
         success: StatusCode::OK,
+        everywhere: false,
         method,
         path,
         subject: M::SUBJECT,
@@ -81,6 +85,10 @@ fn row<M: Message>(method: Method, path: &'static str) -> Row {
 }
 
 impl Row {
+    fn everywhere(self) -> Self {
+        Self { everywhere: true, ..self }
+    }
+
     fn answers(self, success: StatusCode) -> Self {
         Self { success, ..self }
     }
@@ -130,6 +138,7 @@ pub fn all() -> &'static [Row] {
             post::<ValidateToken>("/auth/validate"),
             get::<GetProfile>("/auth/me"),
             patch::<UpdateProfile>("/auth/me"),
+            delete::<DeleteProfile>("/auth/me").answers(StatusCode::ACCEPTED),
             get::<ListSessions>("/auth/sessions"),
             delete::<RevokeSessions>("/auth/sessions"),
             delete::<RevokeSession>("/auth/sessions/{id}"),
@@ -137,7 +146,7 @@ pub fn all() -> &'static [Row] {
             create::<CreateOrganization>("/organizations"),
             get::<GetOrganization>("/organizations/{id}"),
             put::<UpdateOrganization>("/organizations/{id}"),
-            delete::<DeleteOrganization>("/organizations/{id}"),
+            delete::<DeleteOrganization>("/organizations/{id}").answers(StatusCode::ACCEPTED),
             get::<ListMembers>("/organizations/{id}/members"),
             create::<AddMember>("/organizations/{id}/members"),
             patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
@@ -174,6 +183,12 @@ pub fn all() -> &'static [Row] {
             begin::<Redeploy>("/deployments/{id}/redeploy"),
             post::<CancelDeployment>("/deployments/{id}/cancel"),
             get::<ListDeploymentEvents>("/deployments/{id}/events"),
+            get::<ListDeadLetters>("/admin/dead-letters").everywhere(),
+            get::<GetDeadLetter>("/admin/dead-letters/{id}").everywhere(),
+            post::<ReplayDeadLetter>("/admin/dead-letters/{id}/replay").everywhere(),
+            delete::<DiscardDeadLetter>("/admin/dead-letters/{id}").everywhere(),
+            get::<ListSagas>("/admin/sagas").everywhere(),
+            get::<GetSaga>("/admin/sagas/{id}").everywhere(),
         ]
     });
     &ROWS

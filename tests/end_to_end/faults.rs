@@ -25,7 +25,11 @@ pub fn trials() -> Vec<Trial> {
         trial("Kafka: nothing is lost or done twice, whatever dies", installed && Kafka::is_installed(), || {
             whatever_dies(Broker::Kafka(Kafka::start()));
         }),
-        trial("a leader that slept is followed, and cannot write when it wakes", installed && RabbitMq::is_installed(), sleeping_leader),
+        trial(
+            "a leader that slept is followed, and cannot write when it wakes",
+            installed && RabbitMq::is_installed(),
+            sleeping_leader,
+        ),
     ]
 }
 
@@ -34,6 +38,15 @@ fn trial(name: &str, installed: bool, work: fn()) -> Trial {
         return test_of_processes(name, work);
     }
     test(&format!("{name} (skipped: no PostgreSQL or broker here)"), || {}).with_ignored_flag(true)
+}
+
+/// Ends the load, also where the test has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 enum Broker {
@@ -86,6 +99,7 @@ fn whatever_dies(mut broker: Broker) {
     let (over, accepted) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
     let deployments = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
+        let _ending = Ending(&over);
         for worker in 0..2 {
             let (server, over, accepted, token) = (&server, &over, &accepted, &token);
             scope.spawn(move || {
@@ -140,7 +154,6 @@ fn whatever_dies(mut broker: Broker) {
             }
         }
         server.read().expect("alive").wait_until_ready();
-        over.store(true, Ordering::Relaxed);
     });
 
     let mut server = server.into_inner().expect("alive");

@@ -10,6 +10,7 @@ mod deployments;
 mod examples;
 mod faults;
 mod load;
+mod operations;
 mod postgres;
 mod tenants;
 mod uploads;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         deployments::trials(),
         examples::trials(),
         faults::trials(),
+        operations::trials(),
         postgres::trials(),
         tenants::trials(),
         uploads::trials(),

@@ -2,20 +2,24 @@
 
 use std::time::Duration;
 
+use capsule_contracts::operations::Failure;
 use capsule_contracts::organization::Membership;
 use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Store, Transaction, remembered, unscoped};
 use rand::RngExt;
 use sea_orm::FromQueryResult;
 
-use crate::Bus;
 use crate::context::Context;
+use crate::{Bus, operations};
 
 /// How long a relay or an inbox sleeps unless it is woken.
 pub const POLL: Duration = Duration::from_secs(1);
 
 /// An event that failed this often becomes a dead letter.
 const MOST_ATTEMPTS: i32 = 10;
+
+/// The kind of what arrived and could not be read.
+pub const UNREADABLE: &str = "unreadable";
 
 /// Handled and relayed rows are kept this long, so that an event told twice is known.
 const KEEP_SECONDS: i64 = 7 * 24 * 3600;
@@ -121,6 +125,7 @@ pub struct Pending {
     pub kind: String,
     pub envelope: String,
     pub attempts: i32,
+    pub errors: Option<String>,
 }
 
 /// The events whose turn it is.
@@ -129,7 +134,7 @@ pub async fn pending(store: &Store) -> Result<Vec<Pending>, Problem> {
         .read()
         .all(unscoped!(
             "the inbox belongs to the service",
-            "SELECT id, kind, envelope, attempts FROM inbox WHERE state = 'pending' AND next_attempt_at <= $1 ORDER BY id LIMIT 100",
+            "SELECT id, kind, envelope, attempts, errors FROM inbox WHERE state = 'pending' AND next_attempt_at <= $1 ORDER BY id LIMIT 100",
             Timestamp::now().0
         ))
         .await
@@ -144,19 +149,21 @@ pub async fn done(tx: &Transaction<'_>, id: Uuid) -> Result<bool, Problem> {
 
 /// Keeps what arrived but can never be handled, as a dead letter.
 pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Problem> {
-    let now = Timestamp::now().0;
+    let (id, now) = (new_id(), Timestamp::now().0);
     let tx = store.begin().await?;
     tx.run(unscoped!(
         "the inbox belongs to the service",
         "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, last_error, received_at) \
-         VALUES ($1, 'unreadable', $2, 'dead', 1, $3, $4, $5)",
-        new_id(),
+         VALUES ($1, $2, $3, 'dead', 1, $4, $5, $6)",
+        id,
+        UNREADABLE,
         String::from_utf8_lossy(body).into_owned(),
         now,
         why,
         now
     ))
     .await?;
+    emit(&tx, &Context::background(store.name()), &operations::alert(store, id, UNREADABLE, why)).await?;
     tx.commit().await?;
     metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     Ok(())
@@ -165,24 +172,34 @@ pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Prob
 /// Puts a failed event back with a growing, jittered delay, or aside as a dead letter.
 pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
     let attempts = row.attempts + 1;
-    let dead = attempts >= MOST_ATTEMPTS;
+    // What is not understood will not be, however often it is tried.
+    let dead = attempts >= MOST_ATTEMPTS || problem.code == "bad_request";
     let delay = backoff(attempts);
     tracing::warn!(service = store.name(), event = row.kind, id = %row.id, attempts, dead, %problem, "an event could not be handled");
     if dead {
         metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     }
+    let mut errors: Vec<Failure> = row.errors.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    errors.push(Failure { at: Timestamp::now(), error: problem.to_string() });
+    let errors = serde_json::to_string(&errors).unwrap_or_default();
     let result = async {
         let tx = store.begin().await?;
         tx.run(unscoped!(
             "the inbox belongs to the service",
-            "UPDATE inbox SET state = $1, attempts = $2, next_attempt_at = $3, last_error = $4 WHERE id = $5",
+            "UPDATE inbox SET state = $1, attempts = $2, next_attempt_at = $3, last_error = $4, errors = $5 \
+             WHERE id = $6 AND state = 'pending'",
             if dead { "dead" } else { "pending" },
             attempts,
             Timestamp::now().0.saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)),
             problem.to_string(),
+            errors,
             row.id
         ))
         .await?;
+        if dead {
+            let alert = operations::alert(store, row.id, &row.kind, &problem.to_string());
+            emit(&tx, &Context::background(store.name()), &alert).await?;
+        }
         tx.commit().await
     }
     .await;
@@ -192,7 +209,7 @@ pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
 }
 
 /// 0.2 s doubling to 5 minutes, each time half to one and a half of it by chance.
-fn backoff(attempts: i32) -> Duration {
+pub fn backoff(attempts: i32) -> Duration {
     let whole = 0.2 * 2_f64.powi(attempts.clamp(0, 20));
     Duration::from_secs_f64(whole.min(300.0) * rand::rng().random_range(0.5..1.5))
 }

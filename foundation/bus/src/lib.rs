@@ -7,6 +7,8 @@
 mod access;
 mod context;
 mod events;
+mod operations;
+pub mod saga;
 mod service;
 mod streams;
 pub mod transport;
@@ -31,7 +33,8 @@ use transport::{Outgoing, Refusal, Served, Transport};
 use wire::Wire;
 
 /// The tables every service's database has for events and memberships.
-pub const MIGRATIONS: &[Migration] = capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands"];
+pub const MIGRATIONS: &[Migration] =
+    capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands", 3 "create_sagas_and_error_history"];
 
 /// Items that a stream may run ahead of its reader.
 const STREAM_CREDIT: usize = 64;

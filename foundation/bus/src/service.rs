@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use capsule_contracts::identity::Session;
+use capsule_contracts::operations::addressed;
 use capsule_contracts::organization::{GetMembership, MembershipChanged};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid};
@@ -17,7 +18,8 @@ use tracing::Instrument;
 
 use crate::access::Prove;
 use crate::context::{Command, Context};
-use crate::{Bus, Inbox, Route, STREAM_CREDIT, events};
+use crate::saga::{self, Saga};
+use crate::{Bus, Inbox, Route, STREAM_CREDIT, events, operations};
 
 /// A membership is taken for true so long, in seconds, after its owner last confirmed it: a process that hears
 /// of no change any more must not go by what it knew for ever.
@@ -104,6 +106,7 @@ type Consumer<S> =
 pub struct Router<S: Service> {
     service: Arc<S>,
     subjects: Vec<&'static str>,
+    sagas: Vec<&'static Saga<S>>,
     consumers: HashMap<&'static str, Consumer<S>>,
 }
 
@@ -117,13 +120,36 @@ impl<S: Service> Router<S> {
     /// A router that keeps the service's membership cache and nothing else yet.
     #[must_use]
     pub fn new(service: Arc<S>) -> Self {
-        Self { service, subjects: Vec::new(), consumers: HashMap::new() }
+        let router = Self { service, subjects: Vec::new(), sagas: Vec::new(), consumers: HashMap::new() };
+        operations::serve(router)
             .consume::<MembershipChanged>(|_, tx, event| Box::pin(async move { events::remember(tx, &event.membership).await }))
     }
 
     /// Serves a message. The proof in its [`Call`] follows from its access rule.
     #[must_use]
-    pub fn handle<M, F, Fut>(mut self, handler: F) -> Self
+    pub fn handle<M, F, Fut>(self, handler: F) -> Self
+    where
+        M: Message,
+        M::Rule: Prove,
+        F: Fn(Arc<S>, Call<M>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Problem>> + Send + 'static,
+    {
+        self.handle_as(M::SUBJECT, handler)
+    }
+
+    /// Serves a message that every service answers for itself.
+    pub(crate) fn handle_own<M, F, Fut>(self, handler: F) -> Self
+    where
+        M: Message,
+        M::Rule: Prove,
+        F: Fn(Arc<S>, Call<M>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Problem>> + Send + 'static,
+    {
+        let subject = addressed(self.service.store().name(), M::SUBJECT);
+        self.handle_as(subject, handler)
+    }
+
+    fn handle_as<M, F, Fut>(mut self, subject: &'static str, handler: F) -> Self
     where
         M: Message,
         M::Rule: Prove,
@@ -133,7 +159,7 @@ impl<S: Service> Router<S> {
         let service = self.service.clone();
         let run = move |context: Context, payload: Vec<u8>| {
             let (service, handler) = (service.clone(), handler.clone());
-            let span = tracing::info_span!("message", subject = M::SUBJECT, correlation_id = context.correlation_id);
+            let span = tracing::info_span!("message", subject, correlation_id = context.correlation_id);
             let work = async move {
                 let call = admit::<S, M>(&service, context, &payload).await?;
                 match (M::KIND, call.context.command.clone()) {
@@ -144,8 +170,8 @@ impl<S: Service> Router<S> {
             Box::pin(work.instrument(span)) as BoxFuture<'static, _>
         };
         let route = Route { kind: M::KIND, access: M::ACCESS, handler: Box::new(run) };
-        self.service.bus().write_table().routes.insert(M::SUBJECT, Arc::new(route));
-        self.subjects.push(M::SUBJECT);
+        self.service.bus().write_table().routes.insert(subject, Arc::new(route));
+        self.subjects.push(subject);
         self
     }
 
@@ -186,11 +212,20 @@ impl<S: Service> Router<S> {
         mut self,
         consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, E) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync + 'static,
     ) -> Self {
-        let run: Consumer<S> = Box::new(move |service, tx, data| match serde_json::from_value::<E>(data) {
+        let run: Consumer<S> = Box::new(move |service, tx, data| match serde_path_to_error::deserialize::<_, E>(data) {
             Ok(event) => consumer(service, tx, event),
-            Err(cause) => Box::pin(async move { Err(Problem::bad_request(format!("{} is not understood: {cause}", E::TYPE))) }),
+            Err(cause) => Box::pin(async move {
+                Err(Problem::bad_request(format!("{} is not understood: {}: {}", E::TYPE, cause.path(), cause.inner())))
+            }),
         });
         self.consumers.insert(E::TYPE, run);
+        self
+    }
+
+    /// Carries a saga of this service on, wherever it was left.
+    #[must_use]
+    pub fn saga(mut self, saga: &'static Saga<S>) -> Self {
+        self.sagas.push(saga);
         self
     }
 
@@ -202,14 +237,16 @@ impl<S: Service> Router<S> {
 
     /// As [`Router::start`], with other work that only the leader does.
     pub fn start_with(self, lead: impl Fn(Arc<S>) -> BoxFuture<'static, ()> + Send + Sync + 'static) {
-        let Self { service, subjects, consumers } = self;
+        let Self { service, subjects, sagas, consumers } = self;
         let inbox = Arc::new(ServiceInbox { service: service.clone(), consumers, arrived: Notify::new() });
         let shared: Arc<dyn Inbox> = inbox.clone();
         service.bus().serve(service.store().name(), subjects, &shared);
         tokio::spawn(async move { inbox.work().await });
         tokio::spawn(async move {
             let leading = || async {
-                tokio::join!(events::relay(service.store(), service.bus()), lead(service.clone()));
+                let store = service.store();
+                let relay = events::relay(store, service.bus());
+                tokio::join!(relay, saga::run(&service, &sagas), operations::census(store), lead(service.clone()));
             };
             lease::lead(service.store().clone(), leading).await;
         });

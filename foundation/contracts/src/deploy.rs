@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, message};
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
@@ -343,6 +343,13 @@ pub struct ForgetUpload {
     pub id: Uuid,
 }
 message!(ForgetUpload, command "deploy.forget_upload", Granted(ServiceManage) at Upload(id) => Empty);
+
+/// How many services of an organization are deployed somewhere, those that are being removed among them.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CountPlacements {
+    pub organization_id: Uuid,
+}
+message!(CountPlacements, query "deploy.count_placements", Internal => Count);
 
 fn production() -> String {
     "production".into()

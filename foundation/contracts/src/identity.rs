@@ -117,6 +117,25 @@ message!(UpdateProfile, command "auth.update_profile", SignedIn => User, |m, che
     }
 });
 
+/// Erases the signed-in user's account: they leave every organization, those that are theirs alone are
+/// deleted with all that runs in them, and nothing is kept that tells who they were.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeleteProfile {}
+message!(DeleteProfile, command "auth.delete_profile", SignedIn => Empty);
+
+/// A user's account was erased.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UserErased {
+    pub user_id: Uuid,
+}
+impl Event for UserErased {
+    const TYPE: &'static str = "auth.user_erased";
+    const VERSION: u16 = 1;
+    fn subject(&self) -> Uuid {
+        self.user_id
+    }
+}
+
 /// The signed-in user's live sessions.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListSessions {}

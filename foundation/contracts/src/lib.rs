@@ -9,6 +9,7 @@ pub mod deploy;
 pub mod event;
 pub mod identity;
 pub mod message;
+pub mod operations;
 pub mod organization;
 pub mod problem;
 pub mod project;
@@ -16,7 +17,7 @@ pub mod time;
 
 pub use access::{Access, Permission, Role, Target};
 pub use event::{Event, EventEnvelope};
-pub use message::{Check, Empty, Kind, Message, Page, StreamMessage};
+pub use message::{Check, Count, Empty, Kind, Message, Page, StreamMessage};
 pub use problem::{FieldError, Problem};
 pub use time::Timestamp;
 

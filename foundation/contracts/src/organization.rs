@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Empty, Event, Page, Role, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Role, Timestamp, Uuid, message};
 
 /// A group of people who own projects together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -182,3 +182,24 @@ impl Event for OrganizationDeleted {
         self.organization_id
     }
 }
+
+/// Whether a user may leave every organization: not while one with other members has no other owner.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckLeaving {
+    pub user_id: Uuid,
+}
+message!(CheckLeaving, query "organization.check_leaving", Internal => Empty);
+
+/// Takes a user out of every organization; those they were alone in are deleted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LeaveOrganizations {
+    pub user_id: Uuid,
+}
+message!(LeaveOrganizations, command "organization.leave_organizations", Internal => Empty);
+
+/// How many organizations a user is in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CountMemberships {
+    pub user_id: Uuid,
+}
+message!(CountMemberships, query "organization.count_memberships", Internal => Count);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::EnvironmentKind;
-use crate::{Empty, Event, Page, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Timestamp, Uuid, message};
 
 /// A set of services that belong together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -307,3 +307,18 @@ impl Event for ServicesRemoved {
         Some(self.organization_id)
     }
 }
+
+/// Archives every project of an organization that is being deleted, or takes that back.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ArchiveOrganization {
+    pub organization_id: Uuid,
+    pub archived: bool,
+}
+message!(ArchiveOrganization, command "project.archive_organization", Internal => Empty);
+
+/// How many projects an organization has.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CountProjects {
+    pub organization_id: Uuid,
+}
+message!(CountProjects, query "project.count_projects", Internal => Count);

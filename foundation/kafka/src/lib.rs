@@ -248,9 +248,9 @@ async fn pause(error: &KafkaError) {
 
 /// Serves a service: its topics are made, then read by its group.
 async fn serve(shared: Arc<Shared>, service: Served) {
-    let topics = topics::of(&service);
-    let mut made: Vec<(String, i32)> = topics.iter().map(|topic| (topic.clone(), PARTITIONS)).collect();
-    made.push((EVENTS.to_owned(), PARTITIONS));
+    let own = topics::of(&service);
+    let topics = own.iter().map(|(name, _)| name.clone()).collect();
+    let made: Vec<_> = own.into_iter().chain([(EVENTS.to_owned(), PARTITIONS)]).collect();
     while let Err(error) = topics::ensure(&client(&shared.settings), &made).await {
         tracing::warn!(service = service.name, error, "topics cannot be made yet; trying again");
         tokio::time::sleep(PAUSE).await;

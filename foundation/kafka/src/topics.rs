@@ -7,13 +7,14 @@ use capsule_bus::transport::Served;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::types::RDKafkaErrorCode;
 
 pub const EVENTS: &str = "capsule.events";
 pub const REPLIES: &str = "capsule.replies";
 
 /// So many processes of a service share its work at the most.
-pub const PARTITIONS: i32 = 8;
+pub const PARTITIONS: i32 = 6;
 
 /// So long an event waits that cannot be taken, by how often it was put off already, in milliseconds. Each
 /// delay has a topic of its own, in which the first to come is the first to go.
@@ -34,11 +35,12 @@ pub fn dead(service: &str) -> String {
     format!("capsule.dead-letters.{service}")
 }
 
-/// The topics of a service's own.
-pub fn of(service: &Served) -> Vec<String> {
+/// The topics of a service's own, and how many partitions each has.
+pub fn of(service: &Served) -> Vec<(String, i32)> {
     let commands: BTreeSet<String> = service.subjects.iter().map(|subject| commands(subject)).collect();
     let waiting = DELAYS.iter().map(|delay| retry(service.name, *delay));
-    commands.into_iter().chain(waiting).chain([dead(service.name)]).collect()
+    let rare = waiting.chain([dead(service.name)]).map(|topic| (topic, 1));
+    commands.into_iter().map(|topic| (topic, PARTITIONS)).chain(rare).collect()
 }
 
 /// Makes topics where they are missing, as often copied as the brokers are set up to.
@@ -54,5 +56,26 @@ pub async fn ensure(client: &ClientConfig, topics: &[(String, i32)]) -> Result<(
             Err((name, code)) => return Err(format!("{name}: {code}")),
         }
     }
-    Ok(())
+    // They are made before every broker knows of them; who joins a group too early is not told of them for long.
+    let names: Vec<String> = topics.iter().map(|(name, _)| name.clone()).collect();
+    tokio::task::spawn_blocking(move || names.iter().try_for_each(|name| is_led(&admin, name)))
+        .await
+        .map_err(|error| error.to_string())?
+}
+
+/// Waits until every partition of a topic has a leader.
+fn is_led(admin: &AdminClient<DefaultClientContext>, name: &str) -> Result<(), String> {
+    for _ in 0..100 {
+        let metadata = admin.inner().fetch_metadata(Some(name), Duration::from_secs(5)).map_err(|error| error.to_string())?;
+        let led = |topic: &MetadataTopic| {
+            topic.error().is_none()
+                && !topic.partitions().is_empty()
+                && topic.partitions().iter().all(|partition| partition.error().is_none() && partition.leader() >= 0)
+        };
+        if metadata.topics().iter().all(led) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(format!("{name} has no leader"))
 }

@@ -57,6 +57,12 @@ impl Ingress {
         if self.find().await {
             return Ok(());
         }
+        // Several processes may look for it at once: one of them starts it. Freed with the file.
+        let lock = std::fs::File::create(self.data.join("run/ingress.lock"))?;
+        let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.map_err(std::io::Error::other)??;
+        if self.find().await {
+            return Ok(());
+        }
         std::fs::create_dir_all(self.data.join("logs"))?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.data.join("logs/ingress.log"))?;
         // The port it had before stays its port, so that addresses given out stay true.

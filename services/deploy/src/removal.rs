@@ -1,10 +1,13 @@
 //! What ceased to be: a service, an environment, a project, an organization. Its placements are
 //! marked; the reconciler stops what runs of them and removes their files.
 
-use capsule_bus::SystemGrant;
-use capsule_contracts::Problem;
+use std::sync::Arc;
+
+use capsule_bus::{Call, SystemGrant};
+use capsule_contracts::deploy::CountPlacements;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::ServicesRemoved;
+use capsule_contracts::{Count, Problem};
 use capsule_store::{Transaction, scoped};
 
 use crate::{Deploys, routes};
@@ -46,4 +49,10 @@ pub async fn organization(deploys: &Deploys, tx: &Transaction<'_>, event: Organi
     routes::raise(tx).await?;
     deploys.controller.reconcile();
     Ok(())
+}
+
+pub async fn count_placements(deploys: Arc<Deploys>, call: Call<CountPlacements>) -> Result<Count, Problem> {
+    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let count = scoped!(&grant, "SELECT COUNT(*) FROM placements WHERE organization_id = :tenant");
+    Ok(Count { count: deploys.store.read().value::<i64>(count).await?.unwrap_or_default() })
 }

@@ -3,6 +3,7 @@
 //! Access tokens are JWTs (Ed25519) of 15 minutes; refresh tokens live 7 days and work once. A
 //! refresh token that comes a second time was stolen from somebody: its whole session ends.
 
+mod erasure;
 mod login;
 mod password;
 mod profile;
@@ -49,7 +50,7 @@ pub const NAME: &str = "identity";
 
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_users_and_sessions"])];
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_users_and_sessions", 2 "erase_users"])];
 
 /// Opens the service's database and puts the service on the bus. `local_token` is the
 /// secret that the first administrator must know.
@@ -78,6 +79,8 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, local_tok
         .handle(sessions::revoke_sessions)
         .handle(profile::get_profile)
         .handle(profile::update_profile)
+        .handle(erasure::delete_profile)
+        .saga(&erasure::ERASURE)
         .handle(profile::find_user)
         .handle(profile::get_users)
         .handle(tokens::get_keys)

@@ -43,7 +43,7 @@ pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Res
     let tx = identity.store.begin().await?;
     let first_admin = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE platform_admin ORDER BY created_at LIMIT 1"
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE platform_admin AND closed_at IS NULL ORDER BY created_at LIMIT 1"
     );
     let user = match tx.read().first::<UserRow>(first_admin).await? {
         Some(row) => row.into(),

@@ -34,7 +34,7 @@ impl From<UserRow> for User {
 pub async fn by_email(identity: &Identity, email: &str) -> Result<Option<User>, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1 AND closed_at IS NULL",
         email
     );
     Ok(identity.store.read().first::<UserRow>(row).await?.map(User::from))

@@ -118,6 +118,31 @@ async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid)
     Ok(())
 }
 
+/// Ends every session of a user.
+pub async fn end_all(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
+    let live = unscoped!(
+        "sessions belong to a user",
+        "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = $1 AND revoked_at IS NULL",
+        user
+    );
+    for session in tx.read().all::<SessionRow>(live).await? {
+        end(tx, context, user, session.id).await?;
+    }
+    Ok(())
+}
+
+/// Forgets that a user ever had sessions.
+pub async fn forget_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+    tx.run(unscoped!(
+        "tokens belong to a session",
+        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = $1)",
+        user
+    ))
+    .await?;
+    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE user_id = $1", user)).await?;
+    Ok(())
+}
+
 pub async fn logout(identity: Arc<Identity>, call: Call<Logout>) -> Result<Empty, Problem> {
     let tx = identity.store.begin().await?;
     end(&tx, &call.context, call.proof.user(), call.proof.session()).await?;

@@ -1,6 +1,8 @@
 //! Organizations: who works together, and in which role. The owner of every membership; other
 //! services keep caches of them, fed by [`MembershipChanged`](capsule_contracts::organization::MembershipChanged).
 
+mod deletion;
+mod leaving;
 mod members;
 mod organizations;
 mod personal;
@@ -33,7 +35,11 @@ impl Service for Organizations {
         let Target::Organization(id) = target else {
             return Ok(None);
         };
-        let known = unscoped!("finds out whose it is", "SELECT id FROM organizations WHERE id = $1 AND deleted_at IS NULL", *id);
+        let known = unscoped!(
+            "finds out whose it is",
+            "SELECT id FROM organizations WHERE id = $1 AND closed_at IS NULL AND deleted_at IS NULL",
+            *id
+        );
         let known = self.store.read().value::<Uuid>(known).await?;
         Ok(known.map(|organization_id| Place { organization_id, environment: None }))
     }
@@ -53,7 +59,7 @@ pub const NAME: &str = "organization";
 
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_organizations"])];
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_organizations", 2 "close_organizations"])];
 
 /// Opens the service's database and puts the service on the bus.
 ///
@@ -74,6 +80,10 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(members::remove_member)
         .handle(members::list_permissions)
         .handle(members::get_membership)
+        .handle(leaving::check_leaving)
+        .handle(leaving::leave_organizations)
+        .handle(leaving::count_memberships)
+        .saga(&deletion::DELETION)
         .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::ensure(tx, &event.user).await }))
         .start();
     Ok(organizations)

@@ -9,7 +9,7 @@ use capsule_contracts::organization::{
     RolePermissions,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid};
-use capsule_store::{Transaction, scoped, unscoped};
+use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::Organizations;
@@ -48,6 +48,11 @@ pub struct MemberRow {
 
 /// The members of the organization that the proof is for.
 pub async fn of(tx: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<MemberRow>, Problem> {
+    all_of(tx, tenant).await
+}
+
+/// As [`of`], for whatever gives leave; who joined first comes first.
+pub async fn all_of(tx: &Transaction<'_>, tenant: &impl Scope) -> Result<Vec<MemberRow>, Problem> {
     tx.read()
         .all(scoped!(
             tenant,

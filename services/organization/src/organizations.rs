@@ -7,13 +7,13 @@ use capsule_contracts::identity::GetUsers;
 use capsule_contracts::message::to_label;
 use capsule_contracts::organization::{
     CreateOrganization, DeleteOrganization, GetOrganization, ListOrganizations, Organization, OrganizationCreated,
-    OrganizationDeleted, UpdateOrganization,
+    UpdateOrganization,
 };
 use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, members, personal};
+use crate::{Organizations, deletion, members, personal};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -64,7 +64,7 @@ async fn list(service: &Organizations, user: Uuid) -> Result<Vec<Organization>, 
         "a user's own memberships, over all organizations",
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
          FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.deleted_at IS NULL ORDER BY o.created_at, o.id",
+         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY o.created_at, o.id",
         user
     );
     service.store.read().all::<Row>(rows).await?.into_iter().map(TryInto::try_into).collect()
@@ -130,7 +130,7 @@ async fn get(service: &Organizations, tenant: &Tenant) -> Result<Organization, P
         tenant,
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
          FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE o.id = :tenant AND m.user_id = $1 AND o.deleted_at IS NULL",
+         WHERE o.id = :tenant AND m.user_id = $1 AND o.closed_at IS NULL AND o.deleted_at IS NULL",
         tenant.user()
     );
     service.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("organization"))?.try_into()
@@ -158,12 +158,7 @@ pub async fn delete_organization(service: Arc<Organizations>, call: Call<DeleteO
         return Err(Problem::conflict("A personal organization goes with its user's account only."));
     }
     let tx = service.store.begin().await?;
-    let members = members::of(&tx, &call.proof).await?;
-    for member in members {
-        members::set(&tx, &call.context, organization.id, member.user_id, None).await?;
-    }
-    tx.run(scoped!(&call.proof, "UPDATE organizations SET deleted_at = $1 WHERE id = :tenant", Timestamp::now().0)).await?;
-    emit(&tx, &call.context, &OrganizationDeleted { organization_id: organization.id }).await?;
+    deletion::begin(&tx, &call.context, organization.id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }

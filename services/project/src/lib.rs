@@ -84,7 +84,8 @@ fn kind_name(kind: EnvironmentKind) -> &'static str {
 pub const NAME: &str = "project";
 
 /// The migrations of its database.
-pub const MIGRATIONS: Migrations = &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_projects"])];
+pub const MIGRATIONS: Migrations =
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_projects", 2 "close_organizations"])];
 
 /// Opens the service's database and puts the service on the bus.
 ///
@@ -116,6 +117,8 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(services::delete_service)
         .handle(configuration::get_configuration)
         .handle(configuration::locate)
+        .handle(projects::archive_organization)
+        .handle(projects::count_projects)
         .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(projects::remove_all(tx, event.organization_id)))
         .start();
     Ok(projects)

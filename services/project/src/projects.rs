@@ -6,10 +6,10 @@ use capsule_bus::{Call, Context, SystemGrant, emit};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::message::to_label;
 use capsule_contracts::project::{
-    ArchiveProject, CreateProject, DeleteProject, GetProject, ListProjects, Project, ProjectCreated, RestoreProject,
-    ServicesRemoved, UpdateProject,
+    ArchiveOrganization, ArchiveProject, CountProjects, CreateProject, DeleteProject, GetProject, ListProjects, Project,
+    ProjectCreated, RestoreProject, ServicesRemoved, UpdateProject,
 };
-use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
+use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
@@ -127,6 +127,31 @@ async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id:
     tx.run(scoped!(scope, "DELETE FROM projects WHERE organization_id = :tenant AND id = $1", id)).await?;
     let event = ServicesRemoved { organization_id: scope.organization(), project_id: id, service_id: None, environment_id: None };
     emit(tx, context, &event).await
+}
+
+pub async fn archive_organization(projects: Arc<Projects>, call: Call<ArchiveOrganization>) -> Result<Empty, Problem> {
+    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let tx = projects.store.begin().await?;
+    tx.run(match call.message.archived {
+        true => scoped!(
+            &grant,
+            "UPDATE projects SET archived_at = $1, closed = TRUE WHERE organization_id = :tenant AND archived_at IS NULL",
+            Timestamp::now().0
+        ),
+        // What somebody had archived stays so.
+        false => {
+            scoped!(&grant, "UPDATE projects SET archived_at = NULL, closed = FALSE WHERE organization_id = :tenant AND closed")
+        }
+    })
+    .await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+pub async fn count_projects(projects: Arc<Projects>, call: Call<CountProjects>) -> Result<Count, Problem> {
+    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let count = scoped!(&grant, "SELECT COUNT(*) FROM projects WHERE organization_id = :tenant");
+    Ok(Count { count: projects.store.read().value::<i64>(count).await?.unwrap_or_default() })
 }
 
 /// Removes every project of an organization that was deleted.

@@ -1,0 +1,87 @@
+//! For administrators of the installation: what could not be handled, and what is under way.
+
+use capsule_contracts::Page;
+use capsule_contracts::operations::{DeadLetter, Saga};
+use serde_json::json;
+
+use crate::arguments::{AdminCommand, DeadLettersCommand, SagasCommand};
+use crate::client::Client;
+use crate::terminal::{Terminal, table};
+
+pub fn run(client: Client, command: AdminCommand, terminal: Terminal) -> anyhow::Result<()> {
+    match command {
+        AdminCommand::DeadLetters { command } => dead_letters(client, command, terminal),
+        AdminCommand::Sagas { command } => sagas(client, command, terminal),
+    }
+}
+
+fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Terminal) -> anyhow::Result<()> {
+    match command {
+        DeadLettersCommand::List => {
+            let page: Page<DeadLetter> = client.get("/admin/dead-letters")?;
+            terminal.show(&page.items, |letters| {
+                if letters.is_empty() {
+                    return "There are no dead letters: every event was handled.".into();
+                }
+                let rows: Vec<_> = letters
+                    .iter()
+                    .map(|letter| {
+                        let (id, attempts) = (letter.id.to_string(), letter.attempts.to_string());
+                        vec![id, letter.service.clone(), letter.kind.clone(), attempts, letter.last_error.clone()]
+                    })
+                    .collect();
+                table(&["ID", "SERVICE", "EVENT", "ATTEMPTS", "LAST ERROR"], &rows)
+            })
+        }
+        DeadLettersCommand::Show { id } => {
+            let letter: DeadLetter = client.get(&format!("/admin/dead-letters/{id}"))?;
+            terminal.show(&letter, |letter| {
+                let mut text = format!("{} could not handle {} ({}).\n\n", letter.service, letter.kind, letter.id);
+                for failure in &letter.errors {
+                    text += &format!("{}  {}\n", failure.at, failure.error);
+                }
+                let envelope = letter.envelope.clone().unwrap_or_default();
+                text + "\n" + &serde_json::to_string_pretty(&envelope).unwrap_or_default()
+            })
+        }
+        DeadLettersCommand::Replay { id } => {
+            let letter: DeadLetter = client.post(&format!("/admin/dead-letters/{id}/replay"), &json!({}))?;
+            terminal.show(&letter, |letter| format!("{} tries again to handle {}.", letter.service, letter.kind))
+        }
+        DeadLettersCommand::Discard { id } => {
+            let letter: DeadLetter = client.delete(&format!("/admin/dead-letters/{id}"))?;
+            terminal.show(&letter, |letter| format!("{} was given up for {}.", letter.kind, letter.service))
+        }
+    }
+}
+
+fn sagas(mut client: Client, command: SagasCommand, terminal: Terminal) -> anyhow::Result<()> {
+    match command {
+        SagasCommand::List => {
+            let page: Page<Saga> = client.get("/admin/sagas")?;
+            terminal.show(&page.items, |sagas| {
+                if sagas.is_empty() {
+                    return "There was no saga yet.".into();
+                }
+                let rows: Vec<_> = sagas
+                    .iter()
+                    .map(|saga| {
+                        let error = saga.last_error.clone().unwrap_or_default();
+                        vec![saga.id.to_string(), saga.name.clone(), saga.state.clone(), saga.step.clone(), error]
+                    })
+                    .collect();
+                table(&["ID", "SAGA", "STATE", "STEP", "LAST ERROR"], &rows)
+            })
+        }
+        SagasCommand::Show { id } => {
+            let saga: Saga = client.get(&format!("/admin/sagas/{id}"))?;
+            terminal.show(&saga, |saga| {
+                let mut text = format!("{} of {} is {} ({}).\n\n", saga.name, saga.service, saga.state, saga.id);
+                for event in &saga.history {
+                    text += &format!("{}  {}: {}\n", event.at, event.step, event.what);
+                }
+                text
+            })
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What every service answers to whoever runs the installation: its dead letters, and its sagas.
+
+use std::sync::Arc;
+
+use capsule_contracts::operations::{
+    DeadLetter, DeadLettered, DiscardDeadLetter, Failure, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter,
+    Saga, SagaEvent,
+};
+use capsule_contracts::{Page, Problem, Timestamp, Uuid};
+use capsule_store::{Store, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::events;
+use crate::service::{Call, Router, Service};
+
+/// The most that a list shows.
+const MOST: usize = 200;
+
+/// Serves these messages for one service more.
+pub fn serve<S: Service>(router: Router<S>) -> Router<S> {
+    router
+        .handle_own(list_dead_letters)
+        .handle_own(get_dead_letter)
+        .handle_own(replay_dead_letter)
+        .handle_own(discard_dead_letter)
+        .handle_own(list_sagas)
+        .handle_own(get_saga)
+}
+
+#[derive(FromQueryResult)]
+struct DeadRow {
+    id: Uuid,
+    kind: String,
+    envelope: String,
+    attempts: i32,
+    received_at: i64,
+    last_error: Option<String>,
+    errors: Option<String>,
+}
+
+impl DeadRow {
+    fn view(self, service: &str, whole: bool) -> DeadLetter {
+        let errors: Vec<Failure> = self.errors.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let envelope = || serde_json::from_str(&self.envelope).unwrap_or(serde_json::Value::String(self.envelope.clone()));
+        DeadLetter {
+            id: self.id,
+            service: service.into(),
+            kind: self.kind,
+            attempts: self.attempts,
+            received_at: Timestamp(self.received_at),
+            last_error: self.last_error.unwrap_or_default(),
+            errors,
+            envelope: whole.then(envelope),
+        }
+    }
+}
+
+async fn list_dead_letters<S: Service>(service: Arc<S>, _: Call<ListDeadLetters>) -> Result<Page<DeadLetter>, Problem> {
+    let rows = unscoped!(
+        "the inbox belongs to the service",
+        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' ORDER BY id DESC LIMIT 200"
+    );
+    let rows = service.store().read().all::<DeadRow>(rows).await?;
+    Ok(Page::whole(rows.into_iter().take(MOST).map(|row| row.view(service.store().name(), false)).collect()))
+}
+
+async fn dead_letter(store: &Store, id: Uuid) -> Result<DeadLetter, Problem> {
+    let row = unscoped!(
+        "the inbox belongs to the service",
+        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' AND id = $1",
+        id
+    );
+    let row = store.read().first::<DeadRow>(row).await?.ok_or_else(|| Problem::not_found("dead letter"))?;
+    Ok(row.view(store.name(), true))
+}
+
+async fn get_dead_letter<S: Service>(service: Arc<S>, call: Call<GetDeadLetter>) -> Result<DeadLetter, Problem> {
+    dead_letter(service.store(), call.message.id).await
+}
+
+async fn replay_dead_letter<S: Service>(service: Arc<S>, call: Call<ReplayDeadLetter>) -> Result<DeadLetter, Problem> {
+    let letter = dead_letter(service.store(), call.message.id).await?;
+    if letter.kind == events::UNREADABLE {
+        return Err(Problem::conflict("This was no event that could be read; nothing can be tried again.").hint("Discard it."));
+    }
+    settle(service.store(), letter, "pending").await
+}
+
+async fn discard_dead_letter<S: Service>(service: Arc<S>, call: Call<DiscardDeadLetter>) -> Result<DeadLetter, Problem> {
+    let letter = dead_letter(service.store(), call.message.id).await?;
+    tracing::info!(service = service.store().name(), id = %letter.id, kind = letter.kind, by = %call.proof.user(), "a dead letter is discarded");
+    // Its row stays a while, so that it is known if it is told once more.
+    settle(service.store(), letter, "done").await
+}
+
+async fn settle(store: &Store, letter: DeadLetter, state: &str) -> Result<DeadLetter, Problem> {
+    let tx = store.begin().await?;
+    tx.run(unscoped!(
+        "the inbox belongs to the service",
+        "UPDATE inbox SET state = $1, attempts = 0, next_attempt_at = $2 WHERE id = $3 AND state = 'dead'",
+        state,
+        Timestamp::now().0,
+        letter.id
+    ))
+    .await?;
+    tx.commit().await?;
+    Ok(letter)
+}
+
+#[derive(FromQueryResult)]
+struct SagaRow {
+    id: Uuid,
+    name: String,
+    state: String,
+    step: i32,
+    attempts: i32,
+    last_error: Option<String>,
+    history: String,
+    started_at: i64,
+    ended_at: Option<i64>,
+}
+
+impl SagaRow {
+    fn view(self, service: &str) -> Saga {
+        let history: Vec<SagaEvent> = serde_json::from_str(&self.history).unwrap_or_default();
+        Saga {
+            id: self.id,
+            service: service.into(),
+            name: self.name,
+            state: self.state,
+            step: history.last().map_or_else(|| self.step.to_string(), |event| event.step.clone()),
+            attempts: self.attempts,
+            last_error: self.last_error,
+            started_at: Timestamp(self.started_at),
+            ended_at: self.ended_at.map(Timestamp),
+            history,
+        }
+    }
+}
+
+async fn list_sagas<S: Service>(service: Arc<S>, _: Call<ListSagas>) -> Result<Page<Saga>, Problem> {
+    let rows = unscoped!(
+        "sagas belong to the service",
+        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas ORDER BY id DESC LIMIT 200"
+    );
+    let rows = service.store().read().all::<SagaRow>(rows).await?;
+    Ok(Page::whole(rows.into_iter().map(|row| row.view(service.store().name())).collect()))
+}
+
+async fn get_saga<S: Service>(service: Arc<S>, call: Call<GetSaga>) -> Result<Saga, Problem> {
+    let row = unscoped!(
+        "sagas belong to the service",
+        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas WHERE id = $1",
+        call.message.id
+    );
+    let row = service.store().read().first::<SagaRow>(row).await?.ok_or_else(|| Problem::not_found("saga"))?;
+    Ok(row.view(service.store().name()))
+}
+
+/// The alert that an event was given up.
+pub fn alert(store: &Store, id: Uuid, kind: &str, error: &str) -> DeadLettered {
+    DeadLettered { id, service: store.name().into(), kind: kind.into(), error: error.into() }
+}
+
+#[derive(FromQueryResult)]
+struct Counted {
+    state: String,
+    count: i64,
+}
+
+/// Tells in numbers what waits, for as long as this process leads the service.
+pub async fn census(store: &Store) {
+    loop {
+        let waiting = unscoped!("counts", "SELECT COUNT(*) FROM outbox WHERE relayed_at IS NULL");
+        if let Ok(Some(waiting)) = store.read().value::<i64>(waiting).await {
+            metrics::gauge!("capsule_outbox_pending", "service" => store.name()).set(waiting as f64);
+        }
+        let states = unscoped!("counts", "SELECT state, COUNT(*) AS count FROM inbox WHERE state <> 'done' GROUP BY state");
+        if let Ok(states) = store.read().all::<Counted>(states).await {
+            let of = |state: &str| states.iter().find(|counted| counted.state == state).map_or(0, |counted| counted.count) as f64;
+            metrics::gauge!("capsule_inbox_pending", "service" => store.name()).set(of("pending"));
+            metrics::gauge!("capsule_dead_letters", "service" => store.name()).set(of("dead"));
+        }
+        tokio::time::sleep(events::POLL * 10).await;
+    }
+}

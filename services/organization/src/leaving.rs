@@ -1,0 +1,73 @@
+//! A user whose account is erased leaves every organization. Where nobody else is, the organization goes
+//! as well; where others are, one of them must own it.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, SystemGrant};
+use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
+use capsule_contracts::{Count, Empty, Problem, Role, Uuid};
+use capsule_store::{Transaction, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::{Organizations, deletion, members};
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    name: String,
+}
+
+/// The organizations that a user is in, and that are not about to go.
+async fn of(tx: &Transaction<'_>, user: Uuid) -> Result<Vec<Row>, Problem> {
+    let rows = unscoped!(
+        "a user's own memberships, over all organizations",
+        "SELECT o.id, o.name FROM organizations o JOIN members m ON m.organization_id = o.id \
+         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY o.id",
+        user
+    );
+    tx.read().all(rows).await
+}
+
+pub async fn check_leaving(organizations: Arc<Organizations>, call: Call<CheckLeaving>) -> Result<Empty, Problem> {
+    let tx = organizations.store.begin().await?;
+    for organization in of(&tx, call.message.user_id).await? {
+        let grant = SystemGrant::new(organization.id, "a member's account is erased");
+        let others: Vec<_> =
+            members::all_of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != call.message.user_id).collect();
+        if !others.is_empty() && others.iter().all(|row| row.role != Role::Owner.name()) {
+            return Err(Problem::conflict(format!("You are the only owner of {}, and it has other members.", organization.name))
+                .hint("Make one of them an owner, or delete the organization."));
+        }
+    }
+    Ok(Empty {})
+}
+
+pub async fn leave_organizations(organizations: Arc<Organizations>, call: Call<LeaveOrganizations>) -> Result<Empty, Problem> {
+    let user = call.message.user_id;
+    let tx = organizations.store.begin().await?;
+    for organization in of(&tx, user).await? {
+        let grant = SystemGrant::new(organization.id, "a member's account is erased");
+        let others: Vec<_> = members::all_of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != user).collect();
+        let Some(oldest) = others.first() else {
+            deletion::begin(&tx, &call.context, organization.id).await?;
+            continue;
+        };
+        // Somebody may have lost that role since it was checked.
+        if others.iter().all(|row| row.role != Role::Owner.name()) {
+            members::set(&tx, &call.context, organization.id, oldest.user_id, Some(Role::Owner)).await?;
+        }
+        members::set(&tx, &call.context, organization.id, user, None).await?;
+    }
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+/// How many organizations a user is in, those that are being deleted among them.
+pub async fn count_memberships(organizations: Arc<Organizations>, call: Call<CountMemberships>) -> Result<Count, Problem> {
+    let count = unscoped!(
+        "a user's own memberships, over all organizations",
+        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND role IS NOT NULL",
+        call.message.user_id
+    );
+    Ok(Count { count: organizations.store.read().value::<i64>(count).await?.unwrap_or_default() })
+}
