@@ -29,7 +29,7 @@ pub fn binary() -> PathBuf {
 }
 
 pub use rustix::process::Signal;
-pub use servers::{Kafka, Postgres, RabbitMq};
+pub use servers::{Collector, Kafka, Postgres, RabbitMq, Redis, Span};
 
 /// How servers are set up: as one process on embedded defaults, unless said otherwise.
 #[derive(Clone, Debug, Default)]
@@ -100,9 +100,17 @@ pub struct Reply {
     pub status: u16,
     /// The body as text.
     pub body: String,
+    /// The headers, by their names in lower case.
+    pub headers: BTreeMap<String, String>,
 }
 
 impl Reply {
+    fn new<B>(response: &ureq::http::Response<B>, body: String) -> Self {
+        let text = |value: &ureq::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let headers = response.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+        Self { status: response.status().as_u16(), body, headers }
+    }
+
     /// The body as JSON.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -336,13 +344,14 @@ impl Server {
         }
     }
 
-    /// Waits until a process of the server has ended by itself.
+    /// Waits until a process of the server has ended by itself; the others are ended as well.
     pub fn wait_for_end(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while self.processes.iter_mut().all(Process::runs) {
             assert!(Instant::now() < deadline, "the server did not end");
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.kill();
     }
 
     /// The server's process id, where it is one process.
@@ -452,7 +461,7 @@ impl Server {
         let url = format!("http://127.0.0.1:{}{path}", self.port());
         let mut response = self.agent.get(url).header("host", host).call().map_err(|error| error.to_string())?;
         let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
-        Ok(Reply { status: response.status().as_u16(), body })
+        Ok(Reply::new(&response, body))
     }
 
     /// Asks an application, through the ingress; there must be an answer.
@@ -468,6 +477,13 @@ impl Server {
         self.api_raw(method, path, token, "application/json", bytes)
     }
 
+    /// As [`Server::api`], with another header.
+    #[must_use]
+    pub fn api_header(&self, method: &str, path: &str, token: &str, header: (&str, &str), body: Option<&Value>) -> Reply {
+        let bytes = body.map(|body| body.to_string().into_bytes());
+        self.api_with(method, path, Some(token), &[header], "application/json", bytes)
+    }
+
     /// As [`Server::api`] for a command with this idempotency key, where there may be no answer.
     ///
     /// # Errors
@@ -477,14 +493,30 @@ impl Server {
         let request = self.agent.post(url).header("authorization", format!("Bearer {token}")).header("idempotency-key", key);
         let mut response = request.send_json(body).map_err(|error| error.to_string())?;
         let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
-        Ok(Reply { status: response.status().as_u16(), body })
+        Ok(Reply::new(&response, body))
     }
 
     /// Asks the API with a body of any kind.
     #[must_use]
     pub fn api_raw(&self, method: &str, path: &str, token: Option<&str>, kind: &str, body: Option<Vec<u8>>) -> Reply {
+        self.api_with(method, path, token, &[], kind, body)
+    }
+
+    /// As [`Server::api_raw`], with other headers.
+    fn api_with(
+        &self,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        headers: &[(&str, &str)],
+        kind: &str,
+        body: Option<Vec<u8>>,
+    ) -> Reply {
         let url = format!("http://127.0.0.1:{}/api/v1{path}", self.port());
         let mut request = ureq::http::Request::builder().method(method).uri(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -495,7 +527,7 @@ impl Server {
         let mut response = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         // A stream that follows has no end; none is asked for here.
         let body = response.body_mut().with_config().limit(64 << 20).read_to_string().expect("a body");
-        Reply { status: response.status().as_u16(), body }
+        Reply::new(&response, body)
     }
 
     /// The secret that signs the owner of the data directory in.

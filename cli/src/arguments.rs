@@ -195,7 +195,7 @@ pub enum AdminCommand {
     },
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, Subcommand)]
 pub enum DeadLettersCommand {
     /// List them
     List,
@@ -207,7 +207,7 @@ pub enum DeadLettersCommand {
     Discard { id: uuid::Uuid },
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, Subcommand)]
 pub enum SagasCommand {
     /// List them, the newest first
     List,

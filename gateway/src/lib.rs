@@ -7,6 +7,7 @@ mod authenticate;
 mod documents;
 mod everywhere;
 mod landing;
+mod limits;
 mod request;
 pub mod rows;
 mod uploads;
@@ -22,7 +23,9 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, any, get, on};
 use capsule_blob::Blobs;
 use capsule_bus::Bus;
+use capsule_cache::{Cache, Limiter, Rate};
 use capsule_observe::Check;
+use capsule_store::Keyring;
 
 pub use documents::openapi;
 
@@ -33,8 +36,32 @@ pub struct Gateway {
     bus: Bus,
     blobs: Blobs,
     authenticator: Authenticator,
+    limiter: Limiter,
+    limits: Limits,
     /// The largest upload, in bytes.
     upload_bytes: u64,
+}
+
+/// What clients may ask of the gateway, in a minute.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests of one user, or of one address that nobody is signed in at.
+    pub requests: Rate,
+    /// Attempts of one address to sign in or to register.
+    pub sign_ins: Rate,
+}
+
+/// What a gateway is made of.
+#[derive(Debug)]
+pub struct Options {
+    pub bus: Bus,
+    pub blobs: Blobs,
+    pub keyring: Keyring,
+    /// Shared with other gateways, or none.
+    pub cache: Cache,
+    pub limits: Limits,
+    /// The largest upload, in bytes.
+    pub upload_bytes: u64,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -49,8 +76,11 @@ const BODY_BYTES: usize = 2 << 20;
 const REQUEST: Duration = Duration::from_secs(60);
 
 /// All that clients can reach.
-pub fn router(bus: Bus, blobs: Blobs, upload_bytes: u64, checks: Vec<Check>) -> Router {
-    let gateway = Arc::new(Gateway { authenticator: Authenticator::new(bus.clone()), bus, blobs, upload_bytes });
+pub fn router(options: Options, checks: Vec<Check>) -> Router {
+    let Options { bus, blobs, keyring, cache, limits, upload_bytes } = options;
+    let authenticator = Authenticator::new(bus.clone(), cache.clone(), &keyring);
+    let limiter = Limiter::new(cache);
+    let gateway = Arc::new(Gateway { authenticator, bus, blobs, limiter, limits, upload_bytes });
     let mut api = Router::new();
     for row in rows::all() {
         let gateway = gateway.clone();

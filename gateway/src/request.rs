@@ -18,12 +18,12 @@ use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tracing::Instrument;
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
-use crate::everywhere;
 use crate::rows::Row;
-use crate::{BODY_BYTES, Gateway, REQUEST};
+use crate::{BODY_BYTES, Gateway, REQUEST, everywhere, limits};
 
 /// How long a body that is too large is read before the connection is closed on it.
 const SWALLOW: Duration = Duration::from_secs(30);
@@ -32,13 +32,23 @@ const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
 /// Answers a request with one reply.
 pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
+    let span = tracing::info_span!("http", otel.kind = "server", http.method = %row.method, http.route = row.path, http.status = tracing::field::Empty);
+    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    capsule_observe::continue_trace(&span, traceparent.as_deref());
+    answer(gateway, row, request, traceparent).instrument(span).await
+}
+
+async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, traceparent: Option<String>) -> Response {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
+    let mut verdict = None;
     let work = async {
         // Read before anything is refused: a connection whose request was not read cannot be kept.
         let body = collect(body).await?;
-        let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        let mut context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        context.traceparent = capsule_observe::traceparent().or(traceparent);
+        verdict = limits::check(&gateway, &context, &parts, row.subject).await?;
         let key = idempotency_key(&parts)?;
         let message = message(row, parts, &body).await?;
         let context = match key {
@@ -51,11 +61,15 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
         }
     };
     let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
-    let response = match outcome {
+    let mut response = match outcome {
         Ok(reply) => (row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response(),
         Err(problem) => problem_response(problem, &correlation_id),
     };
+    if let Some(verdict) = &verdict {
+        limits::tell(&mut response, verdict);
+    }
     let status = response.status().as_str().to_owned();
+    tracing::Span::current().record("http.status", status.as_str());
     let labels = [("method", row.method.to_string()), ("route", row.path.to_owned()), ("status", status)];
     metrics::counter!("capsule_http_requests_total", &labels).increment(1);
     metrics::histogram!("capsule_http_request_duration_seconds", "route" => row.path).record(began.elapsed());
@@ -73,6 +87,7 @@ pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) 
         .is_some_and(|value| value.contains("text/event-stream"));
     let opened = async {
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
+        limits::check(&gateway, &context, &parts, row.subject).await?;
         let message = message(row, parts, &[]).await?;
         gateway.bus.open_raw(&context, row.subject, message).await
     };
@@ -153,6 +168,9 @@ pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     let problem = Problem { correlation_id: Some(correlation_id.to_owned()), ..problem };
     let mut response = (status, Json(problem)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        limits::retry_after(&mut response);
+    }
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use capsule_tests::{Kafka, Postgres, RabbitMq, Shape, everywhere};
+use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, everywhere, probe, text};
 use libtest_mimic::Trial;
 
 use crate::{access, crashes, deployments, test, test_of_processes};
@@ -30,19 +30,120 @@ pub fn trials() -> Vec<Trial> {
             in_cluster(&broker.url(), work);
         })
     });
-    on_rabbitmq.chain(on_kafka).collect()
+    let (own, shared) = (broker.clone(), broker.clone());
+    let more = [
+        trial("RabbitMQ", RabbitMq::is_installed(), "one trace leads from HTTP through the broker to the database", move || {
+            traced(&own.get_or_init(RabbitMq::start).url());
+        }),
+        trial(
+            "RabbitMQ",
+            RabbitMq::is_installed(),
+            "gateways share limits and sessions, and go by themselves without Redis",
+            move || {
+                shared_cache(&shared.get_or_init(RabbitMq::start).url());
+            },
+        ),
+    ];
+    on_rabbitmq.chain(on_kafka).chain(more).collect()
 }
 
 fn trial(broker: &str, installed: bool, name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     let name = format!("one process per service on {broker}: {name}");
-    if Postgres::programs().is_none() || !installed {
-        return test(&format!("{name} (skipped: no PostgreSQL or {broker} here)"), || {}).with_ignored_flag(true);
+    if Postgres::programs().is_none() || !Redis::is_installed() || !installed {
+        return test(&format!("{name} (skipped: no PostgreSQL, Redis or {broker} here)"), || {}).with_ignored_flag(true);
     }
     test_of_processes(&name, work)
 }
 
 fn in_cluster(broker: &str, work: impl FnOnce()) {
-    let postgres = Postgres::start();
-    let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={broker}")];
-    everywhere(&Shape::split(settings), work);
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    everywhere(&Shape::split(settings(&postgres, broker, &redis)), work);
+}
+
+fn settings(postgres: &Postgres, broker: &str, redis: &Redis) -> Vec<String> {
+    let (database, redis) = (format!("database.url={}", postgres.url()), format!("redis.url={}", redis.url()));
+    vec![database, format!("broker.url={broker}"), redis]
+}
+
+fn traced(broker: &str) {
+    let (postgres, redis, collector) = (Postgres::start(), Redis::start(), Collector::start());
+    let mut settings = settings(&postgres, broker, &redis);
+    settings.push(format!("traces.endpoint={}", collector.url()));
+    let server = everywhere(&Shape::split(settings), Server::default);
+    let token = server.admin();
+    let (trace, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let header = format!("00-{trace}-{caller}-01");
+    let body = serde_json::json!({"name": "Traced"});
+    server.api_header("POST", "/organizations", &token, ("traceparent", &header), Some(&body)).ok();
+
+    let spans = eventually("the statement has arrived", || {
+        let spans = collector.trace(trace);
+        let insert = |span: &&Span| span.service == "capsule-organization" && span.name == "sql";
+        let arrived = spans.iter().any(|span| insert(&span)) && spans.iter().any(|span| span.name == "http");
+        arrived.then_some(spans)
+    });
+    // From a statement upwards: every step is there, in the process that it belongs to.
+    let statement = spans.iter().find(|span| span.service == "capsule-organization" && span.name == "sql").expect("there");
+    let mut way = vec![(statement.service.clone(), statement.name.clone())];
+    let mut at = statement.clone();
+    while at.parent != caller {
+        let parent = at.parent.clone();
+        at = spans.iter().find(|span| span.id == parent).unwrap_or_else(|| panic!("no span {parent} in {spans:?}")).clone();
+        way.push((at.service.clone(), at.name.clone()));
+    }
+    let subject = "organization.create_organization";
+    let expected = [
+        ("capsule-organization", "sql"),
+        ("capsule-organization", subject),
+        ("capsule-gateway", subject),
+        ("capsule-gateway", "http"),
+    ];
+    assert_eq!(way, expected.map(|(service, name)| (service.to_owned(), name.to_owned())));
+}
+
+fn shared_cache(broker: &str) {
+    let (postgres, mut redis) = (Postgres::start(), Redis::start());
+    let mut settings = settings(&postgres, broker, &redis);
+    settings.push("limits.requests_per_minute=200".into());
+    let server = everywhere(&Shape::doubled(settings), Server::default);
+    let token = server.register("one@example.com");
+    let me = |token: &str| server.api("GET", "/auth/me", Some(token), None);
+    me(&token).ok();
+    // What a gateway was told, it shares; sealed, and not under the token itself.
+    eventually("the answer is shared", || (redis.ask(&["KEYS", "capsule:token:*"]).lines().count() > 0).then_some(()));
+    assert!(!redis.ask(&["KEYS", "*"]).contains(&token[..20]));
+    // A session that was ended holds nowhere, although its token was shared.
+    server.api("POST", "/auth/logout", Some(&token), None).ok();
+    eventually("the token holds no more", || (me(&token).status == 401).then_some(()));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    for _ in 0..10 {
+        assert_eq!(me(&token).status, 401);
+    }
+
+    // However the requests are spread over the gateways, they are counted together.
+    let other = server.register("two@example.com");
+    let allowed = |n: usize| (0..n).filter(|_| me(&other).status == 200).count();
+    let limited = eventually("the limit is met", || Some(me(&other)).filter(|reply| reply.status == 429));
+    assert_eq!(limited.headers["content-type"], "application/problem+json");
+    let wait: u64 = limited.headers["retry-after"].parse().expect("a number");
+    assert!((1..=60).contains(&wait), "{limited:?}");
+    assert_eq!(allowed(10), 0);
+
+    // Without Redis, every gateway goes by itself.
+    redis.kill();
+    let third = server.register("three@example.com");
+    let reply = me(&third);
+    reply.ok();
+    assert_eq!(reply.headers["ratelimit-limit"], "200");
+    server.api("POST", "/auth/logout", Some(&third), None).ok();
+    eventually("the token holds no more", || (me(&third).status == 401).then_some(()));
+    // Back, and empty: nothing is believed before the list of revoked sessions is whole again.
+    redis.resume();
+    eventually("the list is whole", || (redis.ask(&["EXISTS", "capsule:revocations-complete"]) == "1").then_some(()));
+    assert_eq!((me(&token).status, me(&third).status), (401, 401));
+    let fourth = server.register("four@example.com");
+    me(&fourth).ok();
+    let folder = probe("one");
+    server.deploy(folder.path(), "app").ok();
+    assert!(!text(&server.status(folder.path())["service"], "name").is_empty());
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use capsule_tests::{Kafka, Postgres, RabbitMq, Server, Shape, Signal, eventually, everywhere, probe, signal, text};
+use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, everywhere, probe, signal, text};
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -88,8 +88,13 @@ fn whatever_dies(mut broker: Broker) {
     println!("CAPSULE_FAULT_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut postgres = Postgres::start();
-    let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
-    let server = everywhere(&Shape::doubled(settings), || Server::with(&[]));
+    let mut redis = Redis::start();
+    let settings = [("database", postgres.url()), ("broker", broker.url()), ("redis", redis.url()), ("limits", "0".into())];
+    let settings = settings.map(|(name, value)| match name {
+        "limits" => format!("limits.requests_per_minute={value}"),
+        name => format!("{name}.url={value}"),
+    });
+    let server = everywhere(&Shape::doubled(settings.to_vec()), || Server::with(&[]));
     let token = server.register("faults@example.com");
     let folder = probe("zero");
     let service = server.service(&token, "app");
@@ -134,7 +139,7 @@ fn whatever_dies(mut broker: Broker) {
         while Instant::now() < end {
             std::thread::sleep(Duration::from_millis(random.random_range(500..3000)));
             let away = Duration::from_millis(random.random_range(0..2000));
-            match random.random_range(0..10) {
+            match random.random_range(0..11) {
                 0 => {
                     println!("the broker dies");
                     broker.die_and_return(away);
@@ -144,6 +149,12 @@ fn whatever_dies(mut broker: Broker) {
                     postgres.kill();
                     std::thread::sleep(away);
                     postgres.resume();
+                }
+                2 => {
+                    println!("the cache dies");
+                    redis.kill();
+                    std::thread::sleep(away);
+                    redis.resume();
                 }
                 _ => {
                     let mut server = server.write().expect("alive");

@@ -20,11 +20,14 @@ pub struct Configuration {
     /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
     pub base_domain: String,
     pub log: Log,
+    pub traces: Traces,
     /// Where other processes of the installation reach this one's private pages, as `host:port`; the private
     /// address itself unless set.
     pub advertise: String,
     pub database: Database,
     pub broker: Broker,
+    pub redis: Redis,
+    pub limits: Limits,
     pub uploads: Uploads,
     pub build: Build,
     pub deploy: Deploy,
@@ -36,6 +39,15 @@ pub struct Log {
     pub format: LogFormat,
     /// Such as `info` or `info,capsule_deploy=debug`.
     pub levels: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// Where spans are sent by OTLP over HTTP, such as `http://127.0.0.1:4318`; empty sends none.
+    pub endpoint: String,
+    /// Of a hundred traces that begin here, so many are kept.
+    pub percent: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +87,31 @@ impl std::fmt::Debug for Broker {
         // The address holds a password.
         write!(f, "Broker({})", if self.url.is_empty() { "in process" } else { "set" })
     }
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// A Redis server for what processes share for a while, `redis://:password@host:port`; empty lets each go
+    /// by itself.
+    pub url: String,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address holds a password.
+        write!(f, "Redis({})", if self.url.is_empty() { "none" } else { "set" })
+    }
+}
+
+/// What clients may ask of the API, in a minute; 0 is no limit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Requests of one user, or of one address that nobody is signed in at.
+    pub requests_per_minute: u32,
+    /// Attempts of one address to sign in or to register.
+    pub sign_ins_per_minute: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,9 +154,12 @@ impl Default for Configuration {
             private_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             base_domain: "localhost".into(),
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
+            traces: Traces { endpoint: String::new(), percent: 100 },
             advertise: String::new(),
             database: Database { url: String::new(), connections: 8 },
             broker: Broker { url: String::new() },
+            redis: Redis { url: String::new() },
+            limits: Limits { requests_per_minute: 3000, sign_ins_per_minute: 30 },
             uploads: Uploads { max_mib: 512 },
             build: Build {
                 concurrent: 1,
@@ -246,10 +286,17 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
             "database.url must look like postgres://user:password@host:5432, without a database's name: each service has its own"
         );
     }
+    let endpoint = &configuration.traces.endpoint;
+    if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+        bail!("traces.endpoint must look like http://127.0.0.1:4318, not `{endpoint}`");
+    }
     let url = &configuration.broker.url;
     if !url.is_empty() && !["amqp://", "amqps://", "kafka://"].iter().any(|scheme| url.starts_with(scheme)) {
         // Not shown: it may hold a password.
         bail!("broker.url must look like amqp://user:password@host:5672/vhost or kafka://host:9092,host:9092");
+    }
+    if !configuration.redis.url.is_empty() {
+        capsule_cache::Cache::at(&configuration.redis.url).map_err(|error| anyhow::anyhow!("redis.url {error}"))?;
     }
     let bundle = &configuration.build.ca_bundle;
     if !bundle.as_os_str().is_empty() && !bundle.is_file() {

@@ -17,8 +17,9 @@ use anyhow::{Context, anyhow, bail};
 use capsule_blob::Blobs;
 use capsule_bus::transport::Transport;
 use capsule_bus::{Bus, Service};
+use capsule_cache::{Cache, Rate};
 use capsule_kafka::Kafka;
-use capsule_observe::Check;
+use capsule_observe::{Check, Traces};
 use capsule_rabbitmq::RabbitMq;
 use capsule_runtime::Limits;
 use capsule_store::{Databases, Keyring};
@@ -44,8 +45,18 @@ pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> any
         LogFormat::Pretty => capsule_observe::Format::Pretty,
         LogFormat::Json => capsule_observe::Format::Json,
     };
-    capsule_observe::logs(format, &configuration.log.levels).map_err(|error| anyhow!("log.levels: {error}"))?;
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|part| only.is_empty() || only.contains(part)).collect();
+    let traces = Traces {
+        endpoint: configuration.traces.endpoint.clone(),
+        percent: configuration.traces.percent,
+        name: match only {
+            [] => "capsule".into(),
+            _ => format!("capsule-{}", names(&parts)),
+        },
+    };
+    let traces = Some(&traces).filter(|traces| !traces.endpoint.is_empty());
+    let _exporting =
+        capsule_observe::start(format, &configuration.log.levels, traces).map_err(|error| anyhow!("log.levels: {error}"))?;
     let claim = if parts.len() == Part::ALL.len() && configuration.broker.url.is_empty() { Claim::Alone } else { Claim::Shared };
     if claim == Claim::Shared && configuration.broker.url.is_empty() {
         bail!("--only takes a broker by which this process reaches the others: set broker.url");
@@ -69,6 +80,10 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     let private_address = private.local_addr()?;
     let bus = bus(&configuration, &keyring, private_address, parts)?;
     let databases = databases(&directory, &configuration);
+    let cache = match configuration.redis.url.as_str() {
+        "" => Cache::none(),
+        url => Cache::at(url).map_err(|error| anyhow!("redis.url {error}"))?,
+    };
     let stopping = CancellationToken::new();
     let serving = TaskTracker::new();
 
@@ -85,7 +100,8 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
         let failed = |error| anyhow!("{error}");
         let store = match part {
             Part::Identity => {
-                let started = capsule_identity::start(&databases, &bus, keyring.clone(), local_token.clone()).await;
+                let started =
+                    capsule_identity::start(&databases, &bus, cache.clone(), keyring.clone(), local_token.clone()).await;
                 started.map_err(failed)?.store().clone()
             }
             Part::Organization => {
@@ -113,8 +129,13 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
         }));
     }
     if let Some(door) = door {
+        let limits = capsule_gateway::Limits {
+            requests: Rate(configuration.limits.requests_per_minute),
+            sign_ins: Rate(configuration.limits.sign_ins_per_minute),
+        };
         let upload_bytes = u64::from(configuration.uploads.max_mib) << 20;
-        let gateway = capsule_gateway::router(bus.clone(), blobs, upload_bytes, checks.clone());
+        let options = capsule_gateway::Options { bus: bus.clone(), blobs, keyring, cache: cache.clone(), limits, upload_bytes };
+        let gateway = capsule_gateway::router(options, checks.clone());
         let gateway = axum::serve(door, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
         let stopping = stopping.clone();
         serving.spawn(async move {
@@ -170,14 +191,17 @@ fn bus(configuration: &Configuration, keyring: &Keyring, private: SocketAddr, pa
         "" => private.to_string(),
         address => address.to_owned(),
     };
-    let names = parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(",");
-    let name = format!("capsule {names} ({})", std::process::id());
+    let name = format!("capsule {} ({})", names(parts), std::process::id());
     let transport: Arc<dyn Transport> = if url.starts_with("kafka://") {
         Arc::new(Kafka::connect(url, &name).map_err(|error| anyhow!("broker.url: {error}"))?)
     } else {
         Arc::new(RabbitMq::connect(url, &name))
     };
     Ok(Bus::over(transport, keyring, address))
+}
+
+fn names(parts: &[Part]) -> String {
+    parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(",")
 }
 
 fn check<F>(name: String, ask: impl Fn() -> F + Send + Sync + 'static) -> Check

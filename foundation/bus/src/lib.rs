@@ -22,6 +22,7 @@ use capsule_contracts::{Access, EventEnvelope, Kind, Message, Problem, StreamMes
 use capsule_store::{Keyring, Migration};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 pub use access::{Caller, Prove, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
@@ -40,7 +41,8 @@ pub const MIGRATIONS: &[Migration] =
 const STREAM_CREDIT: usize = 64;
 
 type Reply = Result<Vec<u8>, Problem>;
-type Handler = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Reply> + Send + Sync>;
+/// Context, payload, and whether they came from another process.
+type Handler = Box<dyn Fn(Context, Vec<u8>, bool) -> BoxFuture<'static, Reply> + Send + Sync>;
 type Streamer = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<mpsc::Receiver<Vec<u8>>, Problem>> + Send + Sync>;
 
 struct Route {
@@ -142,8 +144,11 @@ impl Bus {
     pub async fn request_raw(&self, context: &Context, subject: &'static str, payload: Vec<u8>) -> Reply {
         let route = self.read_table().routes.get(subject).cloned();
         match (route, &self.remote) {
-            (Some(route), _) => dispatch(&route, subject, context.clone(), payload).await,
-            (None, Some(remote)) => remote.request(context, subject, &payload).await,
+            (Some(route), _) => dispatch(&route, subject, context.clone(), payload, false).await,
+            (None, Some(remote)) => {
+                let span = tracing::info_span!("send", otel.name = subject, otel.kind = "client", subject);
+                remote.request(context, subject, &payload).instrument(span).await
+            }
             (None, None) => Err(nobody(subject)),
         }
     }
@@ -243,6 +248,7 @@ impl Remote {
         }
         // It may arrive twice: it goes by an id, so that it is not carried out twice.
         let mut context = context.clone();
+        context.traceparent = capsule_observe::traceparent().or(context.traceparent);
         context.command.get_or_insert_with(|| Command { id: new_id(), digest: String::new() });
         let (id, body) = self.wire.request(&context, subject, payload)?;
         let sent = self.transport.request(Outgoing { subject, body, patience });
@@ -263,7 +269,7 @@ impl Remote {
             (route, table.streams.get(subject).cloned())
         };
         let reply = match (route, streamer) {
-            (Some((subject, route)), _) => dispatch(&route, subject, request.context, request.payload).await,
+            (Some((subject, route)), _) => dispatch(&route, subject, request.context, request.payload, true).await,
             (None, Some(streamer)) => streamer(request.context, request.payload)
                 .await
                 .and_then(|items| self.streams.offer(items))
@@ -279,7 +285,7 @@ fn nobody(subject: &str) -> Problem {
 }
 
 /// Runs a handler of this process.
-async fn dispatch(route: &Route, subject: &'static str, context: Context, payload: Vec<u8>) -> Reply {
+async fn dispatch(route: &Route, subject: &'static str, context: Context, payload: Vec<u8>, remote: bool) -> Reply {
     if route.access == Access::Internal && !matches!(context.principal, Principal::Service(_)) {
         return Err(Problem::not_found("endpoint"));
     }
@@ -288,7 +294,7 @@ async fn dispatch(route: &Route, subject: &'static str, context: Context, payloa
         return Err(Problem::deadline(subject));
     }
     let began = Instant::now();
-    let work = (route.handler)(context, payload);
+    let work = (route.handler)(context, payload, remote);
     let outcome = match route.kind {
         Kind::Query => tokio::time::timeout(remaining, work).await,
         Kind::Command => {

@@ -280,27 +280,27 @@ mod tests {
         Row { id: Uuid::nil(), name, input, correlation_id, state, step: 0, attempts: 0, history, started_at }
     }
 
-    fn after(at: usize, undoing: bool, outcome: Result<(), Problem>, started_at: i64) -> (&'static str, usize) {
-        let (state, step, ..) = next(&SAGA, &row(started_at), at, undoing, &outcome);
+    fn after(at: usize, undoing: bool, outcome: &Result<(), Problem>, started_at: i64) -> (&'static str, usize) {
+        let (state, step, ..) = next(&SAGA, &row(started_at), at, undoing, outcome);
         (state, step)
     }
 
     #[test]
     fn steps_follow_each_other_to_the_end_or_back_to_the_beginning() {
         let now = Timestamp::now().0;
-        assert_eq!(after(0, false, Ok(()), now), ("running", 1));
-        assert_eq!(after(2, false, Ok(()), now), ("done", 2));
-        assert_eq!(after(1, true, Ok(()), now), ("undoing", 0));
-        assert_eq!(after(0, true, Ok(()), now), ("undone", 0));
+        assert_eq!(after(0, false, &Ok(()), now), ("running", 1));
+        assert_eq!(after(2, false, &Ok(()), now), ("done", 2));
+        assert_eq!(after(1, true, &Ok(()), now), ("undoing", 0));
+        assert_eq!(after(0, true, &Ok(()), now), ("undone", 0));
     }
 
     #[test]
     fn what_can_never_succeed_or_comes_too_late_is_undone_but_not_past_the_point_of_no_return() {
         let now = Timestamp::now().0;
-        assert_eq!(after(0, false, Err(Problem::conflict("no")), now), ("undoing", 0));
-        assert_eq!(after(0, false, Err(Problem::unavailable("later")), now), ("running", 0));
-        assert_eq!(after(0, false, Err(Problem::unavailable("later")), 0), ("undoing", 0));
-        assert_eq!(after(2, false, Err(Problem::conflict("no")), 0), ("running", 2));
-        assert_eq!(after(0, true, Err(Problem::conflict("no")), now), ("undoing", 0));
+        assert_eq!(after(0, false, &Err(Problem::conflict("no")), now), ("undoing", 0));
+        assert_eq!(after(0, false, &Err(Problem::unavailable("later")), now), ("running", 0));
+        assert_eq!(after(0, false, &Err(Problem::unavailable("later")), 0), ("undoing", 0));
+        assert_eq!(after(2, false, &Err(Problem::conflict("no")), 0), ("running", 2));
+        assert_eq!(after(0, true, &Err(Problem::conflict("no")), now), ("undoing", 0));
     }
 }

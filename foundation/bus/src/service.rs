@@ -157,9 +157,12 @@ impl<S: Service> Router<S> {
         Fut: Future<Output = Result<M::Reply, Problem>> + Send + 'static,
     {
         let service = self.service.clone();
-        let run = move |context: Context, payload: Vec<u8>| {
+        let run = move |context: Context, payload: Vec<u8>, remote: bool| {
             let (service, handler) = (service.clone(), handler.clone());
-            let span = tracing::info_span!("message", subject, correlation_id = context.correlation_id);
+            let span = tracing::info_span!("message", otel.name = subject, subject, correlation_id = context.correlation_id);
+            if remote {
+                capsule_observe::continue_trace(&span, context.traceparent.as_deref());
+            }
             let work = async move {
                 let call = admit::<S, M>(&service, context, &payload).await?;
                 match (M::KIND, call.context.command.clone()) {

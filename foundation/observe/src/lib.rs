@@ -1,8 +1,10 @@
-//! What a process tells of itself: logs, metrics, health.
+//! What a process tells of itself: logs, metrics, traces, health.
 //!
 //! Logs go to standard error, pretty or as JSON, a correlation id on every line that belongs to a
 //! request. Metrics are in Prometheus' text format. Health is two questions: is the process alive,
 //! and can it do its work.
+
+mod traces;
 
 use std::future::Future;
 use std::io::IsTerminal;
@@ -14,8 +16,13 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+pub use traces::{Exporting, Traces, continue_trace, traceparent};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,23 +34,28 @@ pub enum Format {
 /// Bounds of latency histograms, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// Sends this process's logs to standard error. `levels` is a list such as `info,capsule_deploy=debug`.
+/// Sends this process's logs to standard error, and its traces to their collector if there is one. `levels` is
+/// a list such as `info,capsule_deploy=debug`. What it returns is to be kept as long as the process lives.
 ///
 /// # Errors
-/// When `levels` is not understood.
-pub fn logs(format: Format, levels: &str) -> Result<(), String> {
+/// When `levels` or the collector's address is not understood.
+pub fn start(format: Format, levels: &str, traces: Option<&Traces>) -> Result<Option<Exporting>, String> {
     let filter = EnvFilter::try_new(levels).map_err(|error| format!("`{levels}` is no list of log levels: {error}"))?;
-    let base = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let base = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_span_events(FmtSpan::NONE);
-    // Set once per process; a second call changes nothing.
-    let _ = match format {
-        Format::Pretty => base.with_target(false).compact().try_init(),
-        Format::Json => base.json().flatten_event(true).try_init(),
+    let logs = match format {
+        Format::Pretty => base.with_target(false).compact().with_filter(filter).boxed(),
+        Format::Json => base.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    Ok(())
+    let (tracer, exporting) = traces.map(traces::start).transpose()?.unzip();
+    // Spans of our own, down to each statement; events are for the logs.
+    let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("capsule"));
+    let spans = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer).with_filter(ours));
+    // Set once per process; a second call changes nothing.
+    let _ = tracing_subscriber::registry().with(logs).with(spans).try_init();
+    Ok(exporting)
 }
 
 /// Begins to count. The handle renders what was counted.

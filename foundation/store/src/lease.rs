@@ -245,7 +245,7 @@ mod tests {
                     write(&one, 1).await
                 });
                 let _ = send.expect("once").send((go, spawned));
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }));
         let (go, spawned) = receive.await.expect("it leads");

@@ -12,11 +12,14 @@ mod migrate;
 pub mod remembered;
 mod statement;
 
+use std::time::Duration;
+
 use capsule_contracts::Problem;
 use sea_orm::{
     ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, FromQueryResult, SqliteTransactionMode,
     TransactionOptions, TransactionTrait,
 };
+use tracing::Instrument;
 
 pub use databases::Databases;
 pub use keyring::{DerivedKey, Keyring, make as make_secret_file};
@@ -29,6 +32,9 @@ const ONE_WRITER: &str = "SELECT pg_advisory_xact_lock(7305002)";
 
 /// Waits for the place of the one who changes a `PostgreSQL` database's schema; kept as long as the session.
 const ONE_MIGRATION: &str = "SELECT pg_advisory_lock(7305001)";
+
+/// A database that takes longer is not ready.
+const READY: Duration = Duration::from_secs(2);
 
 /// A service's database.
 #[derive(Debug)]
@@ -135,9 +141,28 @@ impl Store {
         self.committed.notified().await;
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and has a connection free to do so with.
     pub async fn is_ready(&self) -> bool {
-        self.readers.execute_unprepared("SELECT 1").await.is_ok()
+        self.count_connections();
+        let asked = tokio::time::timeout(READY, self.readers.execute_unprepared("SELECT 1")).await;
+        matches!(asked, Ok(Ok(_)))
+    }
+
+    /// Tells in numbers how many connections are in use, and how many there may be.
+    pub fn count_connections(&self) {
+        let (size, idle, most) = match self.readers.get_database_backend() {
+            DatabaseBackend::Postgres => {
+                let pool = self.readers.get_postgres_connection_pool();
+                (pool.size(), pool.num_idle(), pool.options().get_max_connections())
+            }
+            _ => {
+                let pool = self.readers.get_sqlite_connection_pool();
+                (pool.size(), pool.num_idle(), pool.options().get_max_connections())
+            }
+        };
+        let used = f64::from(size) - idle as f64;
+        metrics::gauge!("capsule_database_connections_used", "service" => self.name).set(used);
+        metrics::gauge!("capsule_database_connections_max", "service" => self.name).set(f64::from(most));
     }
 }
 
@@ -153,7 +178,8 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// When the statement fails, which is logged, never shown.
     pub async fn all<T: FromQueryResult>(&self, statement: Statement) -> Result<Vec<T>, Problem> {
-        let rows = self.connection.query_all_raw(statement.build(self.connection)).await.map_err(broken)?;
+        let span = statement.span();
+        let rows = self.connection.query_all_raw(statement.build(self.connection)).instrument(span).await.map_err(broken)?;
         rows.iter().map(|row| T::from_query_result(row, "").map_err(broken)).collect()
     }
 
@@ -162,8 +188,7 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// As [`Reader::all`].
     pub async fn first<T: FromQueryResult>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        let row = self.connection.query_one_raw(statement.build(self.connection)).await.map_err(broken)?;
-        row.map(|row| T::from_query_result(&row, "").map_err(broken)).transpose()
+        self.row(statement).await?.map(|row| T::from_query_result(&row, "").map_err(broken)).transpose()
     }
 
     /// Whether there is any row.
@@ -171,7 +196,7 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// As [`Reader::all`].
     pub async fn exists(&self, statement: Statement) -> Result<bool, Problem> {
-        Ok(self.connection.query_one_raw(statement.build(self.connection)).await.map_err(broken)?.is_some())
+        Ok(self.row(statement).await?.is_some())
     }
 
     /// The first column of the first row, if any.
@@ -179,8 +204,12 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// As [`Reader::all`].
     pub async fn value<T: sea_orm::TryGetable>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        let row = self.connection.query_one_raw(statement.build(self.connection)).await.map_err(broken)?;
-        row.map(|row| row.try_get_by_index::<T>(0).map_err(broken)).transpose()
+        self.row(statement).await?.map(|row| row.try_get_by_index::<T>(0).map_err(broken)).transpose()
+    }
+
+    async fn row(&self, statement: Statement) -> Result<Option<sea_orm::QueryResult>, Problem> {
+        let span = statement.span();
+        self.connection.query_one_raw(statement.build(self.connection)).instrument(span).await.map_err(broken)
     }
 }
 
@@ -215,7 +244,8 @@ impl Transaction<'_> {
     /// # Errors
     /// [`Problem::conflict`] where a unique row exists already, otherwise as [`Reader::all`].
     pub async fn run(&self, statement: Statement) -> Result<u64, Problem> {
-        match self.inner.execute_raw(statement.build(&self.inner)).await {
+        let span = statement.span();
+        match self.inner.execute_raw(statement.build(&self.inner)).instrument(span).await {
             Ok(done) => Ok(done.rows_affected()),
             Err(cause) if is_unique_violation(&cause) => Err(Problem::conflict("Something of this name exists already.")),
             Err(cause) => Err(broken(cause)),
@@ -262,6 +292,11 @@ fn is_unique_violation(cause: &sea_orm::DbErr) -> bool {
 /// Logs what the database said and gives the caller a problem that does not show it.
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
 fn broken(cause: sea_orm::DbErr) -> Problem {
+    if matches!(cause, sea_orm::DbErr::ConnectionAcquire(_)) {
+        metrics::counter!("capsule_database_exhausted_total").increment(1);
+        tracing::error!(%cause, "no connection to the database was to be had");
+        return Problem::unavailable("The database does not answer, or has more to do than it can.");
+    }
     tracing::error!(%cause, "database statement failed");
     Problem::internal()
 }

@@ -32,6 +32,11 @@ impl Statement {
         Self { sql: sql.into(), values }
     }
 
+    /// A span around its execution, for traces; its values are nobody's business.
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::debug_span!("sql", otel.kind = "client", db.query.text = self.sql)
+    }
+
     pub(crate) fn build(self, connection: &impl ConnectionTrait) -> sea_orm::Statement {
         sea_orm::Statement::from_sql_and_values(connection.get_database_backend(), self.sql, self.values)
     }

@@ -8,12 +8,14 @@ mod login;
 mod password;
 mod profile;
 mod register;
+mod revocations;
 mod sessions;
 mod tokens;
 
 use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
+use capsule_cache::Cache;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError};
@@ -25,6 +27,7 @@ use tokens::Signer;
 pub struct Identity {
     store: Arc<Store>,
     bus: Bus,
+    cache: Cache,
     signer: Signer,
     passwords: password::Hasher,
     /// Proves that its bearer owns the server's data directory.
@@ -57,12 +60,19 @@ pub const MIGRATIONS: Migrations =
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, local_token: String) -> Result<Arc<Identity>, StoreError> {
+pub async fn start(
+    databases: &Databases,
+    bus: &Bus,
+    cache: Cache,
+    keyring: Keyring,
+    local_token: String,
+) -> Result<Arc<Identity>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
     let identity = Arc::new(Identity {
         store: Arc::new(store),
         bus: bus.clone(),
+        cache,
         signer,
         passwords: password::Hasher::default(),
         local_token,
@@ -84,6 +94,6 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, local_tok
         .handle(profile::find_user)
         .handle(profile::get_users)
         .handle(tokens::get_keys)
-        .start();
+        .start_with(|identity| Box::pin(async move { revocations::keep(&identity).await }));
     Ok(identity)
 }

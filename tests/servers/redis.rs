@@ -1,0 +1,72 @@
+//! A Redis server of one's own.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::free_port;
+
+/// A server on a free port, with a password, that keeps nothing; ends with this value.
+#[derive(Debug)]
+pub struct Redis {
+    port: u16,
+    process: Option<Child>,
+}
+
+const PASSWORD: &str = "the-redis-password";
+
+impl Redis {
+    /// Whether it is installed.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        std::path::Path::new("/usr/bin/redis-server").is_file()
+    }
+
+    /// Starts a server.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut server = Self { port: free_port(), process: None };
+        server.resume();
+        server
+    }
+
+    /// Starts it again, empty.
+    pub fn resume(&mut self) {
+        let port = self.port.to_string();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port, "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]);
+        self.process = Some(command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < deadline, "Redis does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// SIGKILL to the server, and with it everything it knew.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// `redis://:password@host:port`
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://:{PASSWORD}@127.0.0.1:{}", self.port)
+    }
+
+    /// What a command answers, as text.
+    #[must_use]
+    pub fn ask(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string(), "-a", PASSWORD, "--no-auth-warning"]).args(arguments);
+        String::from_utf8_lossy(&command.output().expect("redis-cli runs").stdout).trim().to_owned()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
