@@ -218,6 +218,11 @@ impl Server {
         }
     }
 
+    /// Starts it with this setting, too, from its next life on.
+    pub fn set(&mut self, setting: &str) {
+        self.settings.push(setting.into());
+    }
+
     /// Starts the server anew, or what of it does not run, with the data it has. Waits until it answers.
     pub fn start(&mut self) {
         for at in 0..self.processes.len() {

@@ -177,6 +177,10 @@ pub enum MigrateCommand {
     Run(ConfigCheck),
     /// Show each migration, and whether it was applied
     Info(ConfigCheck),
+    /// Take the migrations as they are now for what was applied, where the schema is as they say
+    Repair(ConfigCheck),
+    /// Move an embedded installation's data to the PostgreSQL server that database.url names; may be run again
+    ToPostgres(ConfigCheck),
     /// Fail if one is missing, was changed after it was applied, or is not known here
     Validate(ConfigCheck),
 }

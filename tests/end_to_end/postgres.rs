@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
         on("a server killed after active ends the deployment when it is back", || {
             with_postgres(|| crashes::killed_in("active", "after"));
         }),
+        on("an embedded installation moves over, and goes on as it was", moves_over),
         on("applications go on while the database is dead, and Capsule goes on when it is back", database_dies),
     ]
 }
@@ -30,6 +31,43 @@ pub fn trials() -> Vec<Trial> {
 fn with_postgres(work: impl FnOnce()) {
     let postgres = Postgres::start();
     everywhere(&Shape { settings: vec![format!("database.url={}", postgres.url())], ..Shape::default() }, work);
+}
+
+fn moves_over() {
+    let postgres = Postgres::start();
+    let mut server = Server::default();
+    let token = server.register("mover@example.com");
+    let service = server.service(&token, "mine");
+    let folder = probe("one");
+    server.deploy(folder.path(), "app").ok();
+    let to = format!("database.url={}", postgres.url());
+    let move_over = |server: &Server| server.capsule(&["migrate", "to-postgres", "--json", "--set", &to]);
+    assert!(move_over(&server).refused().err.contains("runs in"), "not while a server writes");
+    server.stop();
+    assert!(server.capsule(&["migrate", "to-postgres"]).refused().err.contains("set database.url"));
+    let moved = move_over(&server).ok().json();
+    let rows = |moved: &serde_json::Value| {
+        moved.as_array().expect("a list").iter().map(|row| row["rows"].as_u64().expect("a number")).sum::<u64>()
+    };
+    assert!(rows(&moved) > 20, "{moved}");
+    assert_eq!(postgres.ask("capsule_identity", "SELECT count(*) FROM users WHERE email = 'mover@example.com'"), ["1"]);
+    // Cut short after a database, it is gone on with; all there, it is compared only.
+    let _ = postgres.ask("postgres", "DROP DATABASE capsule_deploy");
+    assert_eq!(move_over(&server).ok().json(), moved);
+    assert_eq!(move_over(&server).ok().json(), moved);
+    // What somebody else has written there is not written over.
+    let _ = postgres.ask("capsule_identity", "UPDATE users SET name = 'other'");
+    assert!(move_over(&server).refused().err.contains("not empty"));
+    let _ = postgres.ask("postgres", "DROP DATABASE capsule_identity");
+    move_over(&server).ok();
+
+    server.set(&to);
+    server.start();
+    assert_eq!(server.get("app-production.localhost", "/").body, "version one");
+    server.api("GET", &format!("/services/{service}"), Some(&token), None).ok();
+    std::fs::write(folder.path().join("version"), "two").expect("written");
+    server.deploy(folder.path(), "app").ok();
+    assert_eq!(server.get("app-production.localhost", "/").body, "version two");
 }
 
 fn database_dies() {

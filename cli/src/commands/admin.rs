@@ -8,10 +8,10 @@ use crate::arguments::{AdminCommand, DeadLettersCommand, SagasCommand};
 use crate::client::Client;
 use crate::terminal::{Terminal, table};
 
-pub fn run(client: Client, command: AdminCommand, terminal: Terminal) -> anyhow::Result<()> {
+pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow::Result<()> {
     match command {
-        AdminCommand::DeadLetters { command } => dead_letters(client, command, terminal),
-        AdminCommand::Sagas { command } => sagas(client, command, terminal),
+        AdminCommand::DeadLetters { command } => dead_letters(client, *command, terminal),
+        AdminCommand::Sagas { command } => sagas(client, *command, terminal),
     }
 }
 

@@ -46,7 +46,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Rollback { number, at } => return lifecycle::rollback(client()?, &at.into(), number, terminal),
         Command::Open(at) => status::open(client()?, &at, terminal),
         Command::Destroy { at, yes } => lifecycle::destroy(client()?, &at, yes, terminal),
-        Command::Admin { command } => admin::run(client()?, command, terminal),
+        Command::Admin { command } => admin::run(client()?, &command, terminal),
         Command::Doctor => return doctor::doctor(client(), &directory, terminal),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "capsule", &mut std::io::stdout());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_store::{Migrations, StepState, Store};
+use capsule_store::{Databases, Migrations, StepState, Store, copy};
 
 use serde_json::json;
 
@@ -51,8 +51,39 @@ pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> a
     })
 }
 
+async fn repair(databases: &Databases, terminal: Terminal) -> anyhow::Result<()> {
+    let mut repaired = Vec::new();
+    for (name, migrations) in DATABASES {
+        let files = Store::repair(databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
+        repaired.extend(files.into_iter().map(|file| format!("{name}: {file}")));
+    }
+    terminal.show(&repaired, |files| match files.as_slice() {
+        [] => "Nothing is to be repaired: every migration is as it was applied.".into(),
+        files => format!("Taken over as it is now:\n{}", files.join("\n")),
+    })
+}
+
+async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> anyhow::Result<()> {
+    if matches!(to, Databases::Embedded(_)) {
+        bail!("set database.url to the PostgreSQL server that the data is to be moved to");
+    }
+    let from = Databases::Embedded(directory.into());
+    let mut moved = Vec::new();
+    for (name, migrations) in DATABASES {
+        let rows = copy::copy(&from, to, name, migrations).await.map_err(|error| anyhow!("{error}"))?;
+        moved.push(json!({"database": name, "rows": rows}));
+    }
+    terminal.show(&moved, |moved| {
+        let rows: Vec<_> =
+            moved.iter().map(|row| vec![row["database"].as_str().unwrap_or_default().into(), row["rows"].to_string()]).collect();
+        let hint = "Everything is there, compared by count and digest. With database.url as it is, start the server;\n\
+                    the files of the embedded databases in the data directory can be removed once you are content.";
+        format!("{}\n{hint}", table(&["DATABASE", "ROWS"], &rows))
+    })
+}
+
 /// Every database, and its migrations.
-const DATABASES: [(&str, Migrations); 4] = [
+pub const DATABASES: [(&str, Migrations); 4] = [
     (capsule_identity::NAME, capsule_identity::MIGRATIONS),
     (capsule_organization::NAME, capsule_organization::MIGRATIONS),
     (capsule_project::NAME, capsule_project::MIGRATIONS),
@@ -60,12 +91,22 @@ const DATABASES: [(&str, Migrations); 4] = [
 ];
 
 pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -> anyhow::Result<()> {
-    let (MigrateCommand::Run(arguments) | MigrateCommand::Info(arguments) | MigrateCommand::Validate(arguments)) = command;
+    let (MigrateCommand::Run(arguments)
+    | MigrateCommand::Info(arguments)
+    | MigrateCommand::Validate(arguments)
+    | MigrateCommand::Repair(arguments)
+    | MigrateCommand::ToPostgres(arguments)) = command;
     let loaded = configuration::load(directory, arguments.config.as_deref(), &arguments.set)?;
     let databases = server::databases(directory, &loaded.configuration);
     // Nobody else may write meanwhile; looking is always allowed.
-    let claimed = matches!(command, MigrateCommand::Run(_)).then(|| Data::claim(directory, Claim::Alone)).transpose()?;
+    let looks = matches!(command, MigrateCommand::Info(_) | MigrateCommand::Validate(_));
+    let claimed = (!looks).then(|| Data::claim(directory, Claim::Alone)).transpose()?;
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match command {
+        MigrateCommand::Repair(_) => return asynchronous.block_on(repair(&databases, terminal)),
+        MigrateCommand::ToPostgres(_) => return asynchronous.block_on(to_postgres(directory, &databases, terminal)),
+        MigrateCommand::Run(_) | MigrateCommand::Info(_) | MigrateCommand::Validate(_) => {}
+    }
     let steps = asynchronous.block_on(async {
         let mut all = Vec::new();
         for (name, migrations) in DATABASES {

@@ -7,6 +7,9 @@ use sha2::{Digest, Sha256};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
+/// What nobody has written to for so long is not being written any more.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// A directory of blobs.
 #[derive(Clone, Debug)]
 pub struct Blobs {
@@ -14,16 +17,20 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Keeps blobs in `directory`, and forgets what an earlier process did not finish writing.
+    /// Keeps blobs in `directory`, and forgets what was begun long ago and never finished.
     ///
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
         let unfinished = directory.join("unfinished");
-        if unfinished.exists() {
-            std::fs::remove_dir_all(&unfinished)?;
+        std::fs::create_dir_all(&unfinished)?;
+        for entry in std::fs::read_dir(unfinished)?.flatten() {
+            // Other processes may be writing theirs.
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > ABANDONED) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
-        std::fs::create_dir_all(unfinished)?;
         Ok(Self { directory: directory.into() })
     }
 

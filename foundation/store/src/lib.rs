@@ -5,6 +5,7 @@
 //! pool of readers. At scale it is a `PostgreSQL` database. Migrations and statements are the same,
 //! in the subset of SQL that both take.
 
+pub mod copy;
 mod databases;
 mod keyring;
 pub mod lease;
@@ -87,6 +88,23 @@ impl Store {
     pub async fn migrate(databases: &Databases, name: &str, migrations: Migrations) -> Result<(), StoreError> {
         let connection = databases.writer(name).await?;
         migrate_all(databases, name, &connection, migrations).await
+    }
+
+    /// Takes the migration files as they are now for what was applied; see [`Store::steps`] for what differs. The
+    /// files that were taken over.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or written.
+    pub async fn repair(databases: &Databases, name: &str, migrations: Migrations) -> Result<Vec<String>, StoreError> {
+        if !databases.has(name).await? {
+            return Ok(Vec::new());
+        }
+        let connection = databases.writer(name).await?;
+        let mut repaired = Vec::new();
+        for (component, migrations) in migrations {
+            repaired.extend(migrate::repair(&connection, component, migrations).await?);
+        }
+        Ok(repaired)
     }
 
     /// A session of one's own on the database's server, for a lock that lasts as long as it does. `None`
@@ -356,11 +374,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_changed_migration_is_taken_over_by_a_repair() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        drop(open(directory.path(), &[FIRST]).await.expect("opens"));
+        const CHANGED: Migration = Migration {
+            version: 1,
+            name: "create_things",
+            sql: "-- Commented since.\nCREATE TABLE things (id BIGINT PRIMARY KEY);",
+        };
+        let databases = Databases::Embedded(directory.path().into());
+        let repaired = Store::repair(&databases, "test", &[("test", &[CHANGED])]).await.expect("repairs");
+        assert_eq!(repaired, ["V001__create_things.sql"]);
+        open(directory.path(), &[CHANGED]).await.expect("opens");
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_comes_before_an_applied_one_is_refused() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let third = Migration { version: 3, name: "third", sql: "CREATE TABLE third (id BIGINT);" };
+        drop(open(directory.path(), &[FIRST, third]).await.expect("opens"));
+        let second = Migration { version: 2, name: "second", sql: "CREATE TABLE second (id BIGINT);" };
+        let error = open(directory.path(), &[FIRST, second, third]).await.expect_err("refused").to_string();
+        assert!(error.contains("V002__second.sql") && error.contains("later one"), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_failing_migration_leaves_the_database_as_it_was_and_is_named() {
         let directory = tempfile::tempdir().expect("tempdir");
         let broken = Migration { version: 2, name: "break", sql: "CREATE TABLE more (id BIGINT);\nCREATE TALBE oops;" };
         let error = open(directory.path(), &[FIRST, broken]).await.expect_err("fails").to_string();
-        assert!(error.contains("V002__break.sql"), "{error}");
+        assert!(error.contains("V002__break.sql:2: ") && error.contains("in: CREATE TALBE oops"), "{error}");
         let store = open(directory.path(), &[FIRST]).await.expect("opens");
         let tables = unscoped!("test", "SELECT COUNT(*) FROM sqlite_master WHERE name = 'more'");
         assert_eq!(store.read().value::<i64>(tables).await.expect("reads"), Some(0));
