@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -29,7 +30,7 @@ pub fn binary() -> PathBuf {
 }
 
 pub use rustix::process::Signal;
-pub use servers::{Collector, Kafka, Postgres, RabbitMq, Redis, Span};
+pub use servers::{Bucket, Collector, Kafka, Postgres, RabbitMq, Redis, Span};
 
 /// How servers are set up: as one process on embedded defaults, unless said otherwise.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +61,35 @@ thread_local! {
     static EVERYWHERE: RefCell<Shape> = RefCell::default();
 }
 
+/// What a server stands on, made for it: ends with it.
+type Ground = Box<dyn std::any::Any + Send + Sync>;
+
+/// The broker of all servers of `CAPSULE_SHAPE=rabbitmq`, each in a virtual host of its own.
+static BROKER: Mutex<Option<RabbitMq>> = Mutex::new(None);
+
+/// Ends what servers share.
+pub fn end() {
+    BROKER.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// `CAPSULE_SHAPE=rabbitmq` (or `kafka`) starts every server that no test sets up otherwise as a cluster.
+fn shape() -> (Shape, Option<Ground>) {
+    let own = EVERYWHERE.with_borrow(Clone::clone);
+    let wanted = std::env::var("CAPSULE_SHAPE").unwrap_or_default();
+    if wanted.is_empty() || !own.settings.is_empty() {
+        return (own, None);
+    }
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let kafka = (wanted == "kafka").then(Kafka::start);
+    let broker = match &kafka {
+        Some(kafka) => kafka.url(),
+        None => BROKER.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(RabbitMq::start).url(),
+    };
+    let settings = [("database", postgres.url()), ("redis", redis.url()), ("broker", broker)];
+    let settings = settings.map(|(name, url)| format!("{name}.url={url}")).to_vec();
+    (Shape::split(settings), Some(Box::new((postgres, redis, kafka))))
+}
+
 /// Runs something in which every server is started in this shape.
 pub fn everywhere<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
     EVERYWHERE.set(shape.clone());
@@ -83,6 +113,8 @@ pub struct Server {
     agent: Agent,
     /// A copy of the binary that a user without rights may run as such.
     unprivileged: Option<PathBuf>,
+    /// Last: what it stands on ends after it.
+    _ground: Option<Ground>,
 }
 
 /// A process of a server: the only one, or one of many.
@@ -178,6 +210,12 @@ impl Server {
         server
     }
 
+    /// A server that is not started yet.
+    #[must_use]
+    pub fn unstarted(settings: &[&str]) -> Self {
+        Self::new(settings)
+    }
+
     /// Starts a server as a user without rights.
     #[must_use]
     pub fn unprivileged(settings: &[&str]) -> Self {
@@ -194,7 +232,7 @@ impl Server {
 
     fn new(settings: &[&str]) -> Self {
         let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
-        let shape = EVERYWHERE.with_borrow(Clone::clone);
+        let (shape, ground) = shape();
         let processes = if shape.processes.is_empty() { vec![""] } else { shape.processes };
         Self {
             data: folder("cap-"),
@@ -215,6 +253,7 @@ impl Server {
                 .build()
                 .into(),
             unprivileged: None,
+            _ground: ground,
         }
     }
 

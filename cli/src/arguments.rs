@@ -35,6 +35,11 @@ pub enum Command {
         #[command(subcommand)]
         command: MigrateCommand,
     },
+    /// Back the installation up, and restore it
+    Backup {
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
     /// Sign in to a server, or make an account there
     Login(Login),
     /// Sign out
@@ -183,6 +188,53 @@ pub enum MigrateCommand {
     ToPostgres(ConfigCheck),
     /// Fail if one is missing, was changed after it was applied, or is not known here
     Validate(ConfigCheck),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Make a backup; the server may go on meanwhile
+    Create {
+        /// Write everything, whatever earlier backups hold
+        #[arg(long)]
+        full: bool,
+        #[command(flatten)]
+        place: BackupPlace,
+    },
+    /// List the backups, the oldest first
+    List {
+        #[command(flatten)]
+        place: BackupPlace,
+    },
+    /// Read a backup to its last byte
+    Verify {
+        /// [default: the newest]
+        id: Option<String>,
+        #[command(flatten)]
+        place: BackupPlace,
+    },
+    /// Restore a backup into an empty data directory, and into empty databases
+    Restore {
+        /// [default: the newest]
+        id: Option<String>,
+        #[command(flatten)]
+        place: BackupPlace,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BackupPlace {
+    /// A directory, or s3://bucket/prefix [default: the setting backup.location]
+    #[arg(long, value_name = "LOCATION")]
+    pub at: Option<String>,
+    /// The key that backups are encrypted with [default: keys/backup.key in the data directory]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A setting as it would be given to the server
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 
 mod access;
 mod accounts;
+mod backups;
 mod cluster;
 mod commands;
 mod crashes;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     let suites = [
         access::trials(),
         accounts::trials(),
+        backups::trials(),
         cluster::trials(),
         commands::trials(),
         crashes::trials(),
@@ -76,5 +78,7 @@ fn main() -> ExitCode {
         uploads::trials(),
         websocket::trials(),
     ];
-    run(&arguments, suites.into_iter().flatten().collect()).exit_code()
+    let conclusion = run(&arguments, suites.into_iter().flatten().collect());
+    capsule_tests::end();
+    conclusion.exit_code()
 }

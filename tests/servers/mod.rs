@@ -1,11 +1,13 @@
 //! Real servers of one's own: in temporary folders, on free ports, stopped with the value.
 
+mod bucket;
 mod collector;
 mod kafka;
 mod postgres;
 mod rabbitmq;
 mod redis;
 
+pub use bucket::Bucket;
 pub use collector::{Collector, Span};
 pub use kafka::Kafka;
 pub use postgres::Postgres;

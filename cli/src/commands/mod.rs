@@ -2,11 +2,12 @@
 
 mod account;
 mod admin;
+pub mod backup;
 mod deploy;
 mod doctor;
 mod lifecycle;
 mod logs;
-mod operator;
+pub mod operator;
 mod plan;
 mod service;
 mod status;
@@ -31,6 +32,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Server(server) => operator::server(&directory, server, terminal),
         Command::Config { command } => operator::config(&directory, command, terminal),
         Command::Migrate { command } => operator::migrate(&directory, &command, terminal),
+        Command::Backup { command } => backup::run(&directory, &command, terminal),
         Command::Login(login) => account::login(client()?, login, terminal),
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),

@@ -28,6 +28,7 @@ pub struct Configuration {
     pub broker: Broker,
     pub redis: Redis,
     pub limits: Limits,
+    pub backup: Backup,
     pub uploads: Uploads,
     pub build: Build,
     pub deploy: Deploy,
@@ -104,6 +105,18 @@ impl std::fmt::Debug for Redis {
     }
 }
 
+/// Backups by schedule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// A directory, or `s3://bucket/prefix` with its credentials in the environment; empty makes none.
+    pub location: String,
+    /// The minutes between two backups; once a day it is a full one.
+    pub minutes: u32,
+    /// So many days' backups are kept.
+    pub keep_days: u32,
+}
+
 /// What clients may ask of the API, in a minute; 0 is no limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -159,6 +172,7 @@ impl Default for Configuration {
             database: Database { url: String::new(), connections: 8 },
             broker: Broker { url: String::new() },
             redis: Redis { url: String::new() },
+            backup: Backup { location: String::new(), minutes: 60, keep_days: 7 },
             limits: Limits { requests_per_minute: 3000, sign_ins_per_minute: 30 },
             uploads: Uploads { max_mib: 512 },
             build: Build {
@@ -268,6 +282,8 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         ("build.memory_mib", configuration.build.memory_mib),
         ("build.cpu_percent", configuration.build.cpu_percent),
         ("build.seconds", configuration.build.seconds),
+        ("backup.minutes", configuration.backup.minutes),
+        ("backup.keep_days", configuration.backup.keep_days),
         ("database.connections", configuration.database.connections),
         ("deploy.health_seconds", configuration.deploy.health_seconds),
     ] {

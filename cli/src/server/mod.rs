@@ -1,5 +1,6 @@
 //! `capsule server`: the services and the gateway, all in one process, or some of them in each of many.
 
+mod backups;
 pub mod configuration;
 pub mod data;
 mod down;
@@ -149,6 +150,12 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
             let _ = gateway.await;
         });
     }
+    // Beside what keeps files; several such processes do not make more backups.
+    if parts.contains(&Part::Deploy) && !configuration.backup.location.is_empty() {
+        let (settings, key) = (configuration.backup.clone(), backup_key(&directory));
+        let installation = crate::commands::backup::installation(&directory, &configuration);
+        tokio::spawn(async move { backups::keep(settings, &key, installation).await });
+    }
     let pages = capsule_observe::pages(metrics, checks).merge(bus.pages());
     // Told to the very end: whoever fetches a stream is still there.
     tokio::spawn(axum::serve(private, pages).into_future());
@@ -209,6 +216,11 @@ where
     F: Future<Output = bool> + Send + 'static,
 {
     (name, Arc::new(move || Box::pin(ask()) as Pin<Box<dyn Future<Output = bool> + Send>>))
+}
+
+/// Where an installation keeps the key of its backups.
+pub fn backup_key(directory: &Path) -> std::path::PathBuf {
+    directory.join("keys/backup.key")
 }
 
 /// Where a server keeps its databases.

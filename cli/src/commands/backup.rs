@@ -1,0 +1,107 @@
+//! Backups of the installation itself: made, looked through, restored.
+
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use capsule_backup::{BackupKey, Installation, Kind, Report, Repository};
+
+use super::operator::DATABASES;
+use crate::arguments::{BackupCommand, BackupPlace};
+use crate::server::configuration::{self, Configuration};
+use crate::server::{self, backup_key};
+use crate::terminal::{Terminal, table};
+
+pub fn run(directory: &Path, command: &BackupCommand, terminal: Terminal) -> anyhow::Result<()> {
+    let asynchronous = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    asynchronous.block_on(async {
+        match command {
+            BackupCommand::Create { full, place } => create(directory, *full, place, terminal).await,
+            BackupCommand::List { place } => list(directory, place, terminal).await,
+            BackupCommand::Verify { id, place } => verify(directory, id.as_deref(), place, terminal).await,
+            BackupCommand::Restore { id, place } => restore(directory, id.as_deref(), place, terminal).await,
+        }
+    })
+}
+
+/// What is backed up, or filled.
+pub fn installation(directory: &Path, configuration: &Configuration) -> Installation {
+    Installation { data: directory.into(), databases: server::databases(directory, configuration), services: DATABASES.to_vec() }
+}
+
+/// The settings, and the place that they or the command line name.
+fn open(directory: &Path, place: &BackupPlace, key: &Path) -> anyhow::Result<(Configuration, Repository)> {
+    let configuration = configuration::load(directory, place.config.as_deref(), &place.set)?.configuration;
+    let location = place.at.clone().unwrap_or_else(|| configuration.backup.location.clone());
+    if location.is_empty() {
+        bail!("no place is named: give --at, a directory or s3://bucket/prefix, or set backup.location");
+    }
+    let key = BackupKey::open(key).map_err(|error| anyhow!("the backup key: {error}"))?;
+    Ok((configuration, Repository::open(&location, key).map_err(|error| anyhow!("{error}"))?))
+}
+
+/// The key that is given, or the installation's own, which must be there.
+fn key(directory: &Path, place: &BackupPlace) -> anyhow::Result<std::path::PathBuf> {
+    let key = place.key_file.clone().unwrap_or_else(|| backup_key(directory));
+    if !key.is_file() {
+        bail!("there is no backup key {}: name yours with --key-file", key.display());
+    }
+    Ok(key)
+}
+
+async fn create(directory: &Path, full: bool, place: &BackupPlace, terminal: Terminal) -> anyhow::Result<()> {
+    if !directory.join("keys/master.key").is_file() {
+        bail!("there is no installation in {}", directory.display());
+    }
+    let key = place.key_file.clone().unwrap_or_else(|| backup_key(directory));
+    let (configuration, repository) = open(directory, place, &key)?;
+    let kind = if full { Kind::Full } else { Kind::Incremental };
+    let report = repository.create(&installation(directory, &configuration), kind).await.map_err(|error| anyhow!("{error}"))?;
+    terminal.show(&report, |report| {
+        format!(
+            "Made the backup {}: {} rows, {} files; {} pieces of {} KiB were new.\nKeep a copy of its key elsewhere: {}",
+            report.id,
+            report.rows,
+            report.files,
+            report.pieces,
+            report.bytes / 1024,
+            key.display()
+        )
+    })
+}
+
+async fn list(directory: &Path, place: &BackupPlace, terminal: Terminal) -> anyhow::Result<()> {
+    let (_, repository) = open(directory, place, &key(directory, place)?)?;
+    let all = repository.list().await.map_err(|error| anyhow!("{error}"))?;
+    terminal.show(&all, |all| {
+        let rows: Vec<_> =
+            all.iter().map(|one| vec![one.id.clone(), one.generation.clone(), one.created_at.to_string()]).collect();
+        table(&["ID", "GENERATION", "MADE"], &rows)
+    })
+}
+
+async fn verify(directory: &Path, id: Option<&str>, place: &BackupPlace, terminal: Terminal) -> anyhow::Result<()> {
+    let (_, repository) = open(directory, place, &key(directory, place)?)?;
+    let stored = repository.find(id).await.map_err(|error| anyhow!("{error}"))?;
+    let report = repository.verify(&stored).await.map_err(|error| anyhow!("{}: {error}", stored.id))?;
+    terminal.show(&report, |report| {
+        format!("{} is whole: {} rows and {} files, read and compared.", report.id, report.rows, report.files)
+    })
+}
+
+async fn restore(directory: &Path, id: Option<&str>, place: &BackupPlace, terminal: Terminal) -> anyhow::Result<()> {
+    let key = key(directory, place)?;
+    let (_, repository) = open(directory, place, &key)?;
+    let stored = repository.find(id).await.map_err(|error| anyhow!("{error}"))?;
+    let restoring = repository.restore(&stored, directory).await.map_err(|error| anyhow!("{error}"))?;
+    // Read again: the settings may be among what was restored.
+    let configuration = configuration::load(directory, place.config.as_deref(), &place.set)?.configuration;
+    let report: Report =
+        restoring.databases(&installation(directory, &configuration)).await.map_err(|error| anyhow!("{error}"))?;
+    std::fs::copy(&key, backup_key(directory))?;
+    terminal.show(&report, |report| {
+        format!(
+            "Restored {}: {} rows and {} files. Start the server with `capsule server`.",
+            report.id, report.rows, report.files
+        )
+    })
+}

@@ -1,0 +1,51 @@
+//! Backups by schedule: one every hour, and a full one every day.
+
+use std::path::Path;
+use std::time::Duration;
+
+use capsule_backup::{BackupKey, Installation, Kind, Repository};
+use capsule_contracts::Timestamp;
+
+use super::configuration::Backup;
+
+/// Looks this often whether it is time.
+const PERIOD: Duration = Duration::from_secs(60);
+const DAY_SECONDS: i64 = 24 * 3600;
+
+/// Makes backups for as long as the process lives. The place itself tells when the last one was made: whichever
+/// process looks first makes the next.
+pub async fn keep(settings: Backup, key: &Path, installation: Installation) {
+    loop {
+        match once(&settings, key, &installation).await {
+            Ok(Some(report)) => {
+                tracing::info!(id = report.id, rows = report.rows, files = report.files, bytes = report.bytes, "made a backup");
+                metrics::counter!("capsule_backups_total", "result" => "made").increment(1);
+                metrics::gauge!("capsule_backup_last_success_timestamp_seconds").set(Timestamp::now().as_seconds() as f64);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, "a backup could not be made; trying again");
+                metrics::counter!("capsule_backups_total", "result" => "failed").increment(1);
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+async fn once(
+    settings: &Backup,
+    key: &Path,
+    installation: &Installation,
+) -> Result<Option<capsule_backup::Report>, capsule_backup::BackupError> {
+    let repository = Repository::open(&settings.location, BackupKey::open(key)?)?;
+    let all = repository.list().await?;
+    let now = Timestamp::now().as_seconds();
+    let age = |stored: Option<&capsule_backup::Stored>| stored.map_or(i64::MAX, |stored| now - stored.created_at.as_seconds());
+    if age(all.last()) < i64::from(settings.minutes) * 60 {
+        return Ok(None);
+    }
+    let full = age(all.iter().rfind(|stored| stored.id == stored.generation)) >= DAY_SECONDS;
+    let report = repository.create(installation, if full { Kind::Full } else { Kind::Incremental }).await?;
+    repository.keep(settings.keep_days as usize).await?;
+    Ok(Some(report))
+}
