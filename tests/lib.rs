@@ -463,11 +463,17 @@ impl Server {
         Ran::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
+    /// Runs a command of the CLI that takes the server's settings.
+    #[must_use]
+    pub fn capsule_set(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let settings = self.settings.iter().flat_map(|setting| ["--set", setting]);
+        self.capsule_with(&arguments.iter().copied().chain(settings).collect::<Vec<_>>(), "", environment)
+    }
+
     /// Runs `capsule migrate`, with the server's settings.
     #[must_use]
     pub fn migrate(&self, command: &str) -> Ran {
-        let settings = self.settings.iter().flat_map(|setting| ["--set", setting]);
-        self.capsule(&["migrate", command, "--json"].into_iter().chain(settings).collect::<Vec<_>>())
+        self.capsule_set(&["migrate", command, "--json"], &[])
     }
 
     /// Begins a command of the CLI whose standard output is read while it runs.

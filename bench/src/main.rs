@@ -7,16 +7,20 @@ mod ingress;
 mod memory;
 mod plans;
 mod sample;
+mod spine;
 
 /// A measurement: its name, and the lines it prints.
 type Measurement = (&'static str, fn() -> Vec<String>);
 
-const ALL: [Measurement; 5] = [
+const ALL: [Measurement; 8] = [
     ("plan", plans::measure),
     ("deploy", deployments::measure),
     ("memory", memory::measure),
     ("size", memory::size),
     ("ingress", ingress::measure),
+    ("bus", spine::bus),
+    ("relay", spine::relay),
+    ("shapes", spine::shapes),
 ];
 
 fn main() {

@@ -168,6 +168,12 @@ impl Part {
 pub enum ServerCommand {
     /// Stop the server, every instance and the ingress; data stays
     Down,
+    /// Tell whether the process with these private pages can do its work
+    Health {
+        /// Its private address
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081", env = "CAPSULE_PRIVATE_LISTEN")]
+        at: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

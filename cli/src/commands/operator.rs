@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use capsule_store::{Databases, Migrations, StepState, Store, copy};
@@ -14,15 +15,34 @@ use crate::server::{self, configuration};
 use crate::terminal::{Terminal, table};
 
 pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow::Result<()> {
-    if let Some(ServerCommand::Down) = arguments.command {
-        let ended = server::down(directory)?;
-        return terminal
-            .show(&json!({"instances": ended}), |_| format!("Stopped the server, the ingress and {ended} instance(s)."));
+    match arguments.command {
+        Some(ServerCommand::Down) => {
+            let ended = server::down(directory)?;
+            return terminal
+                .show(&json!({"instances": ended}), |_| format!("Stopped the server, the ingress and {ended} instance(s)."));
+        }
+        Some(ServerCommand::Health { at }) => return health(&at, terminal),
+        None => {}
     }
     let mut flags = arguments.set;
     flags.extend(arguments.listen.map(|listen| ("listen".to_owned(), listen)));
     let loaded = configuration::load(directory, arguments.config.as_deref(), &flags)?;
     server::run(directory, loaded.configuration, &arguments.only)
+}
+
+/// Asks a process for its health; fails with what is missing.
+fn health(at: &str, terminal: Terminal) -> anyhow::Result<()> {
+    let address = at.replace("0.0.0.0:", "127.0.0.1:");
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).http_status_as_error(false).build().into();
+    let mut answer = agent.get(format!("http://{address}/health/ready")).call().map_err(|error| anyhow!("{address}: {error}"))?;
+    let told: serde_json::Value = answer.body_mut().read_json()?;
+    if answer.status() == 200 {
+        return terminal.show(&told, |_| "Everything it needs is there.".into());
+    }
+    let dependencies = told["dependencies"].as_object().into_iter().flatten();
+    let missing: Vec<&str> = dependencies.filter(|(_, state)| *state != "ok").map(|(name, _)| name.as_str()).collect();
+    bail!("{address} is not ready; missing: {}", missing.join(", "))
 }
 
 pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> anyhow::Result<()> {

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Running {
     pub pid: u32,
+    /// Where that id means something: another container's process of the same id is another process.
+    pub host: String,
     /// What runs in it.
     pub parts: Vec<String>,
     /// Where its health and metrics are told.
@@ -45,6 +47,8 @@ pub fn default_directory() -> PathBuf {
 /// A data directory in use by this process.
 pub struct Data {
     directory: PathBuf,
+    /// A name for this process that no other has.
+    name: String,
     /// Held for as long as the process lives.
     _lock: File,
     announced: Option<(PathBuf, File)>,
@@ -85,7 +89,13 @@ impl Data {
         if rustix::fs::flock(&lock, operation).is_err() {
             bail!("a server runs in {} already; `capsule server down` stops it", directory.display());
         }
-        Ok(Self { directory, _lock: lock, announced: None })
+        let name = random::<4>()?;
+        Ok(Self { directory, name, _lock: lock, announced: None })
+    }
+
+    /// Where this process's gateway listens.
+    pub fn gateway_socket(&self) -> PathBuf {
+        self.directory.join(format!("run/gateways/{}.sock", self.name))
     }
 
     pub fn path(&self) -> &Path {
@@ -96,10 +106,7 @@ impl Data {
     pub fn local_token(&self) -> anyhow::Result<String> {
         let path = self.directory.join("local-token");
         if !path.exists() {
-            let mut random = [0_u8; 32];
-            File::open("/dev/urandom")?.read_exact(&mut random)?;
-            let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-            capsule_store::make_secret_file(&path, &token)?;
+            capsule_store::make_secret_file(&path, &random::<32>()?)?;
         }
         let token = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         if token.len() < 32 {
@@ -110,7 +117,7 @@ impl Data {
 
     /// Says that this process answers.
     pub fn announce(&mut self, running: &Running) -> anyhow::Result<()> {
-        let path = self.directory.join(PROCESSES).join(format!("{}.json", running.pid));
+        let path = self.directory.join(PROCESSES).join(format!("{}.json", self.name));
         let temporary = path.with_extension("new");
         let mut file = File::create(&temporary)?;
         // The lock tells the living from those who could not say goodbye.
@@ -131,6 +138,18 @@ impl Drop for Data {
 }
 
 const PROCESSES: &str = "run/processes";
+
+/// So many random bytes, in hexadecimal.
+fn random<const N: usize>() -> std::io::Result<String> {
+    let mut bytes = [0_u8; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The name of this host, or container.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
 
 fn lock_file(directory: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("server.lock"))

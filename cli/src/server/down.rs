@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Ends everything that runs out of a data directory; its data stays. Returns how many instances ended.
 pub fn down(directory: &Path) -> anyhow::Result<usize> {
     let directory = directory.canonicalize().with_context(|| format!("there is no data directory {}", directory.display()))?;
-    for process in data::running(&directory) {
+    for process in data::running(&directory).into_iter().filter(|process| process.host == data::host()) {
         let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).context("the server's process id is malformed")?;
         kill_process(pid, Signal::TERM).context("the server cannot be told to stop")?;
     }

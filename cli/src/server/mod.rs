@@ -94,7 +94,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
         checks.push(check("broker".into(), move || std::future::ready(bus.broker().is_some_and(|(_, ready)| ready))));
     }
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
-    let socket = directory.join(format!("run/gateways/{}.sock", std::process::id()));
+    let socket = data.gateway_socket();
     let door = parts.contains(&Part::Gateway).then(|| listen(&socket)).transpose()?;
     let mut public = None;
     for part in parts {
@@ -162,6 +162,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
 
     let running = Running {
         pid: std::process::id(),
+        host: data::host(),
         parts: parts.iter().map(|part| part.name().to_owned()).collect(),
         private: private_address.to_string(),
         public,

@@ -72,10 +72,8 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
             "SELECT id, envelope FROM outbox WHERE relayed_at IS NULL ORDER BY id LIMIT 100"
         ))
         .await?;
-    for row in &rows {
-        let envelope: EventEnvelope = serde_json::from_str(&row.envelope).map_err(|_| Problem::internal())?;
-        bus.publish(&envelope).await?;
-    }
+    let envelopes = rows.iter().map(|row| serde_json::from_str(&row.envelope).map_err(|_| Problem::internal()));
+    bus.publish(&envelopes.collect::<Result<Vec<EventEnvelope>, _>>()?).await?;
     if !rows.is_empty() {
         let now = Timestamp::now();
         let tx = store.begin().await?;

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use capsule_contracts::{Access, EventEnvelope, Kind, Message, Problem, StreamMessage, new_id};
 use capsule_store::{Keyring, Migration};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join_all};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -185,14 +185,18 @@ impl Bus {
         }
     }
 
-    /// Hands an event to whoever wants it; returns once it is in safe keeping.
-    async fn publish(&self, envelope: &EventEnvelope) -> Result<(), Problem> {
+    /// Hands events to whoever wants them; returns once all are in safe keeping.
+    async fn publish(&self, envelopes: &[EventEnvelope]) -> Result<(), Problem> {
         if let Some(remote) = &self.remote {
-            return remote.transport.publish(remote.wire.event(envelope)?).await;
+            // Sent one after the other, confirmed all together.
+            let events = envelopes.iter().map(|envelope| remote.wire.event(envelope)).collect::<Result<Vec<_>, _>>()?;
+            return try_join_all(events.into_iter().map(|event| remote.transport.publish(event))).await.map(|_| ());
         }
-        let inboxes: Vec<_> = self.read_table().inboxes.iter().filter(|inbox| inbox.wants(&envelope.kind)).cloned().collect();
-        for inbox in inboxes {
-            inbox.put(envelope).await?;
+        for envelope in envelopes {
+            let inboxes: Vec<_> = self.read_table().inboxes.iter().filter(|inbox| inbox.wants(&envelope.kind)).cloned().collect();
+            for inbox in inboxes {
+                inbox.put(envelope).await?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,227 @@
+//! What it costs to be many processes: the brokers by themselves, the relay of events, and the whole gateway in
+//! each shape, one process on embedded defaults being the peer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use capsule_bus::transport::{Outgoing, Published, Served, Transport};
+use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, eventually, everywhere, text};
+use serde_json::json;
+
+/// How long one measurement goes on.
+const TIME: Duration = Duration::from_secs(3);
+/// Requests under way at a time, where throughput is measured.
+const AT_A_TIME: usize = 16;
+/// Turns; the median is told.
+const TURNS: usize = 3;
+
+/// Request and reply over each broker by itself: a few hundred bytes, echoed.
+pub fn bus() -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let (rabbitmq, kafka) = (RabbitMq::start(), Kafka::start());
+    let measure = |name: &str, client: Arc<dyn Transport>, server: &dyn Transport| {
+        let echo = |body: Vec<u8>| Box::pin(std::future::ready(body)) as futures_util::future::BoxFuture<'static, Vec<u8>>;
+        server.serve(Served {
+            name: "bench",
+            subjects: vec!["bench.echo"],
+            kinds: vec![],
+            answer: Arc::new(echo),
+            receive: Arc::new(|_, _| Box::pin(std::future::ready(Ok(())))),
+            set_aside: Arc::new(|_, _| Box::pin(std::future::ready(Ok(())))),
+        });
+        eventually("the broker is ready", || (server.is_ready() && client.is_ready()).then_some(()));
+        let ask = |client: Arc<dyn Transport>| async move {
+            let body = vec![b'x'; 400];
+            client.request(Outgoing { subject: "bench.echo", body, patience: Duration::from_secs(10) }).await.expect("an answer");
+        };
+        let mut latencies = Vec::new();
+        runtime.block_on(async {
+            let end = Instant::now() + TIME;
+            while Instant::now() < end {
+                let began = Instant::now();
+                ask(client.clone()).await;
+                latencies.push(began.elapsed());
+            }
+        });
+        latencies.sort_unstable();
+        let count = Arc::new(AtomicU64::new(0));
+        runtime.block_on(async {
+            let end = Instant::now() + TIME;
+            let askers = (0..AT_A_TIME).map(|_| {
+                let (client, count) = (client.clone(), count.clone());
+                async move {
+                    while Instant::now() < end {
+                        ask(client.clone()).await;
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            futures_util::future::join_all(askers).await;
+        });
+        let published = runtime.block_on(async {
+            let event =
+                || Published { kind: "bench.event".into(), key: "k".into(), body: vec![b'x'; 400], signature: String::new() };
+            let (end, mut published) = (Instant::now() + TIME, 0_u64);
+            while Instant::now() < end {
+                futures_util::future::join_all((0..100).map(|_| client.publish(event()))).await;
+                published += 100;
+            }
+            published
+        });
+        let per_second = |count: u64| count as f64 / TIME.as_secs_f64();
+        format!(
+            "{name:<10} request/reply p50 {:>6.2} ms, p95 {:>6.2} ms, {:>6.0}/s with {AT_A_TIME} at a time; events confirmed {:>6.0}/s",
+            milliseconds(latencies[latencies.len() / 2]),
+            milliseconds(latencies[latencies.len() * 95 / 100]),
+            per_second(count.load(Ordering::Relaxed)),
+            per_second(published)
+        )
+    };
+    let url = rabbitmq.url();
+    let _inside = runtime.enter();
+    let (client, server) =
+        (capsule_rabbitmq::RabbitMq::connect(&url, "bench"), capsule_rabbitmq::RabbitMq::connect(&url, "bench"));
+    let first = measure("RabbitMQ", Arc::new(client), &server);
+    let connect = || capsule_kafka::Kafka::connect(&kafka.url(), "bench").expect("a client");
+    let (client, server) = (connect(), connect());
+    vec![first, measure("Kafka", Arc::new(client), &server)]
+}
+
+/// How fast events leave the outbox, once there are many.
+pub fn relay() -> Vec<String> {
+    const EVENTS: usize = 5000;
+    each_shape(true, |name, server, postgres| {
+        let insert = format!(
+            "INSERT INTO outbox (id, kind, envelope) SELECT gen_random_uuid(), 'bench.event', json_build_object('specversion', '1.0', \
+             'id', gen_random_uuid(), 'source', '/capsule/project', 'type', 'bench.event', 'subject', gen_random_uuid(), \
+             'time', '2026-01-01T00:00:00Z', 'dataschema', '/s', 'correlationid', 'c', 'data', json_build_object('n', n)) \
+             FROM generate_series(1, {EVENTS}) n"
+        );
+        let postgres = postgres.expect("on PostgreSQL");
+        let _ = postgres.ask("capsule_project", &insert);
+        let began = Instant::now();
+        eventually("all are told", || {
+            (postgres.ask("capsule_project", "SELECT count(*) FROM outbox WHERE relayed_at IS NULL") == ["0"]).then_some(())
+        });
+        let _ = server;
+        format!("{name:<34} {:>6.0} events/s", EVENTS as f64 / began.elapsed().as_secs_f64())
+    })
+}
+
+/// The gateway in each shape.
+pub fn shapes() -> Vec<String> {
+    let mut baseline: Option<(f64, f64)> = None;
+    each_shape(false, |name, server, _| {
+        let token = server.register("bench@example.com");
+        let body = json!({"name": "Bench"});
+        let organization = text(&server.api("POST", "/organizations", Some(&token), Some(&body)).ok(), "id");
+        let path = format!("/organizations/{organization}");
+        let before = processor_seconds(server);
+        let began = Instant::now();
+        let read = || server.api("GET", &path, Some(&token), None).ok();
+        let write = || server.api("PATCH", "/auth/me", Some(&token), Some(&json!({"name": "Bench"}))).ok();
+        let alone = median((0..TURNS).map(|_| milliseconds(alone(&read))));
+        let (reads, writes) = (median((0..TURNS).map(|_| together(&read))), median((0..TURNS).map(|_| together(&write))));
+        let cores = (processor_seconds(server) - before) / began.elapsed().as_secs_f64();
+        let (read_ratio, write_ratio) = baseline.map_or((1.0, 1.0), |(one, other)| (reads / one, writes / other));
+        baseline.get_or_insert((reads, writes));
+        format!(
+            "{name:<34} read {reads:>5.0}/s ({read_ratio:.2}), alone {alone:.2} ms; write {writes:>5.0}/s ({write_ratio:.2}); {cores:.2} cores, {:.0} MB in {} process(es)",
+            megabytes(server),
+            server.size()
+        )
+    })
+}
+
+/// Does something with a server of each shape.
+fn each_shape(on_postgres: bool, work: impl FnMut(&str, &Server, Option<&Postgres>) -> String) -> Vec<String> {
+    let mut work = work;
+    let mut lines = Vec::new();
+    let unlimited = "limits.requests_per_minute=0".to_owned();
+    let postgres = on_postgres.then(Postgres::start);
+    let mut settings = vec![unlimited.clone()];
+    settings.extend(postgres.as_ref().map(|postgres| format!("database.url={}", postgres.url())));
+    let server = everywhere(&Shape { settings, ..Shape::default() }, Server::default);
+    let database = if on_postgres { "PostgreSQL" } else { "SQLite" };
+    lines.push(work(&format!("one process, {database}"), &server, postgres.as_ref()));
+    drop((server, postgres));
+    for kafka in [false, true] {
+        let (postgres, redis) = (Postgres::start(), Redis::start());
+        let brokers = if kafka { (None, Some(Kafka::start())) } else { (Some(RabbitMq::start()), None) };
+        let broker = match &brokers {
+            (Some(server), _) => server.url(),
+            (_, Some(server)) => server.url(),
+            _ => continue,
+        };
+        let urls = [("database", postgres.url()), ("redis", redis.url()), ("broker", broker)];
+        let mut settings = urls.map(|(name, url)| format!("{name}.url={url}")).to_vec();
+        settings.push(unlimited.clone());
+        let server = everywhere(&Shape::split(settings), Server::default);
+        let name = if kafka { "split, Kafka, PostgreSQL, Redis" } else { "split, RabbitMQ, PostgreSQL, Redis" };
+        lines.push(work(name, &server, Some(&postgres)));
+    }
+    lines
+}
+
+/// The median time of a request when nobody else asks.
+fn alone<T>(ask: impl Fn() -> T) -> Duration {
+    let mut all = Vec::new();
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        let began = Instant::now();
+        ask();
+        all.push(began.elapsed());
+    }
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+/// Requests a second with many under way.
+fn together<T>(ask: impl Fn() -> T + Sync) -> f64 {
+    let count = AtomicU64::new(0);
+    let end = Instant::now() + TIME;
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while Instant::now() < end {
+                    ask();
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    count.load(Ordering::Relaxed) as f64 / TIME.as_secs_f64()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What the server's processes have used of the processors so far.
+fn processor_seconds(server: &Server) -> f64 {
+    let ticks = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after: Vec<u64> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        // utime and stime, the 14th and 15th of all; the state between is no number.
+        let at = |place: usize| after.get(place).copied().unwrap_or_default();
+        at(10) + at(11)
+    };
+    (0..server.size()).map(|at| ticks(server.pid_of(at)) as f64 / 100.0).sum()
+}
+
+fn megabytes(server: &Server) -> f64 {
+    let pss = |pid: u32| {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap_or_default().to_owned();
+        line.split_whitespace().nth(1).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default()
+    };
+    (0..server.size()).map(|at| pss(server.pid_of(at)) * 1024.0 / 1e6).sum()
+}
