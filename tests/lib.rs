@@ -30,7 +30,7 @@ pub fn binary() -> PathBuf {
 }
 
 pub use rustix::process::Signal;
-pub use servers::{Bucket, Collector, Kafka, Postgres, RabbitMq, Redis, Span};
+pub use servers::{Bucket, Collector, Kafka, Namespace, Postgres, RabbitMq, Redis, Span};
 
 /// How servers are set up: as one process on embedded defaults, unless said otherwise.
 #[derive(Clone, Debug, Default)]
@@ -39,20 +39,23 @@ pub struct Shape {
     pub settings: Vec<String>,
     /// What runs in each process, as `--only` takes it; none is one process with everything.
     pub processes: Vec<&'static str>,
+    /// The network namespace that the last of them runs in, if not the host's.
+    pub namespace: Option<String>,
 }
 
 impl Shape {
     /// The usual cluster: a process for each part, and two that may lead the deployments.
     #[must_use]
     pub fn split(settings: Vec<String>) -> Self {
-        Self { settings, processes: vec!["identity", "organization", "project", "deploy", "deploy", "gateway"] }
+        let processes = vec!["identity", "organization", "project", "deploy", "deploy", "gateway"];
+        Self { settings, processes, namespace: None }
     }
 
     /// As [`Shape::split`], with every part twice.
     #[must_use]
     pub fn doubled(settings: Vec<String>) -> Self {
         let processes = ["identity", "organization", "project", "deploy", "gateway"].repeat(2);
-        Self { settings, processes }
+        Self { settings, processes, namespace: None }
     }
 }
 
@@ -73,10 +76,11 @@ pub fn end() {
 }
 
 /// `CAPSULE_SHAPE=rabbitmq` (or `kafka`) starts every server that no test sets up otherwise as a cluster.
-fn shape() -> (Shape, Option<Ground>) {
+fn shape(settings: &[&str]) -> (Shape, Option<Ground>) {
     let own = EVERYWHERE.with_borrow(Clone::clone);
     let wanted = std::env::var("CAPSULE_SHAPE").unwrap_or_default();
-    if wanted.is_empty() || !own.settings.is_empty() {
+    let set_up = !own.settings.is_empty() || settings.iter().any(|setting| setting.starts_with("database."));
+    if wanted.is_empty() || set_up {
         return (own, None);
     }
     let (postgres, redis) = (Postgres::start(), Redis::start());
@@ -122,6 +126,7 @@ pub struct Server {
 struct Process {
     /// What runs in it, as `--only` takes it; empty for everything.
     parts: &'static str,
+    namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -232,7 +237,7 @@ impl Server {
 
     fn new(settings: &[&str]) -> Self {
         let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
-        let (shape, ground) = shape();
+        let (shape, ground) = shape(settings);
         let processes = if shape.processes.is_empty() { vec![""] } else { shape.processes };
         Self {
             data: folder("cap-"),
@@ -244,7 +249,15 @@ impl Server {
                 .chain(shape.settings)
                 .collect(),
             environment: BTreeMap::new(),
-            processes: processes.into_iter().map(|parts| Process { parts, child: None }).collect(),
+            processes: processes
+                .iter()
+                .enumerate()
+                .map(|(at, parts)| Process {
+                    parts,
+                    namespace: shape.namespace.clone().filter(|_| at + 1 == processes.len()),
+                    child: None,
+                })
+                .collect(),
             port: 0,
             agent: Agent::config_builder()
                 .http_status_as_error(false)
@@ -283,12 +296,21 @@ impl Server {
     /// Starts a process without waiting for it.
     fn spawn(&mut self, at: usize) {
         let mut command = self.command();
+        if let Some(namespace) = &self.processes[at].namespace {
+            let mut inside = Command::new("ip");
+            inside.args(["netns", "exec", namespace]).arg(command.get_program());
+            inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command = inside;
+        }
         command.arg("server");
         if !self.processes[at].parts.is_empty() {
             command.args(["--only", self.processes[at].parts]);
         }
         for setting in &self.settings {
             command.arg("--set").arg(setting);
+        }
+        if self.processes[at].namespace.is_some() {
+            command.arg("--set").arg(format!("private_listen={}:0", Namespace::INSIDE));
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("the log can be written");
         command.stderr(log).stdout(Stdio::null()).stdin(Stdio::null());

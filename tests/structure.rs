@@ -17,6 +17,7 @@ const LICENCES: [&str; 13] = [
     "BSD-2-Clause",
     "BSD-3-Clause",
     "0BSD",
+    "CDLA-Permissive-2.0",
     "ISC",
     "Zlib",
     "Unicode-3.0",

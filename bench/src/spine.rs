@@ -121,8 +121,8 @@ pub fn shapes() -> Vec<String> {
         let began = Instant::now();
         let read = || server.api("GET", &path, Some(&token), None).ok();
         let write = || server.api("PATCH", "/auth/me", Some(&token), Some(&json!({"name": "Bench"}))).ok();
-        let alone = median((0..TURNS).map(|_| milliseconds(alone(&read))));
-        let (reads, writes) = (median((0..TURNS).map(|_| together(&read))), median((0..TURNS).map(|_| together(&write))));
+        let alone = median((0..TURNS).map(|_| milliseconds(alone(read))));
+        let (reads, writes) = (median((0..TURNS).map(|_| together(read))), median((0..TURNS).map(|_| together(write))));
         let cores = (processor_seconds(server) - before) / began.elapsed().as_secs_f64();
         let (read_ratio, write_ratio) = baseline.map_or((1.0, 1.0), |(one, other)| (reads / one, writes / other));
         baseline.get_or_insert((reads, writes));

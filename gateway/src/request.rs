@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
+use tracing::field::Empty;
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
@@ -32,7 +33,15 @@ const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
 /// Answers a request with one reply.
 pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
-    let span = tracing::info_span!("http", otel.kind = "server", http.method = %row.method, http.route = row.path, http.status = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "http",
+        otel.name = Empty,
+        otel.kind = Empty,
+        method = %row.method,
+        route = row.path,
+        status = Empty
+    );
+    capsule_observe::describe(&span, "http", "server");
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
     capsule_observe::continue_trace(&span, traceparent.as_deref());
     answer(gateway, row, request, traceparent).instrument(span).await
@@ -69,7 +78,7 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
         limits::tell(&mut response, verdict);
     }
     let status = response.status().as_str().to_owned();
-    tracing::Span::current().record("http.status", status.as_str());
+    tracing::Span::current().record("status", status.as_str());
     let labels = [("method", row.method.to_string()), ("route", row.path.to_owned()), ("status", status)];
     metrics::counter!("capsule_http_requests_total", &labels).increment(1);
     metrics::histogram!("capsule_http_request_duration_seconds", "route" => row.path).record(began.elapsed());

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, everywhere, probe, signal, text};
+use capsule_tests::{
+    Kafka, Namespace, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, everywhere, probe, signal, text,
+};
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -25,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         trial("Kafka: nothing is lost or done twice, whatever dies", installed && Kafka::is_installed(), || {
             whatever_dies(Broker::Kafka(Kafka::start()));
         }),
+        trial("a network that was cut heals", installed && RabbitMq::is_installed(), cut_network),
         trial(
             "a leader that slept is followed, and cannot write when it wakes",
             installed && RabbitMq::is_installed(),
@@ -288,4 +291,35 @@ fn sleeping_leader() {
     assert_eq!(server.get("app-production.localhost", "/").body, "version three");
     assert_eq!(term(), before + 1, "nobody had to be replaced again");
     eventually("the old instances are gone", || (server.instances(folder.path()).len() == 1).then_some(()));
+}
+
+/// The gateway is in a network of its own, with one cable to everybody else.
+fn cut_network() {
+    let (namespace, postgres, broker) = (Namespace::create(), Postgres::start(), RabbitMq::start_at(Namespace::HOST));
+    let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
+    let shape = Shape { namespace: Some(namespace.name().to_owned()), ..Shape::split(settings) };
+    let server = RwLock::new(everywhere(&shape, Server::default));
+    let token = server.read().expect("alive").admin();
+    let (over, mut accepted) = (AtomicBool::new(false), BTreeMap::new());
+    let make = |name: String| {
+        let id = until_done(&server, &over, "/organizations", &token, &name, &json!({"name": name}));
+        id.map(|id| (name, id))
+    };
+    accepted.extend(make("before".into()));
+    for round in 0..2 {
+        std::thread::scope(|scope| {
+            // Under way when the cable is cut, and answered once it is mended.
+            let begun: Vec<_> = (0..4).map(|n| scope.spawn(move || make(format!("round {round}, {n}")))).collect();
+            std::thread::sleep(Duration::from_millis(30));
+            namespace.cut();
+            std::thread::sleep(Duration::from_secs(if round == 0 { 3 } else { 15 }));
+            namespace.mend();
+            accepted.extend(begun.into_iter().filter_map(|thread| thread.join().expect("it is answered")));
+        });
+        accepted.extend(make(format!("after {round}")));
+    }
+    assert!(accepted.len() >= 3, "{accepted:?}");
+    let server = server.into_inner().expect("alive");
+    server.wait_until_ready();
+    nothing_is_lost_or_done_twice(&server, &postgres, &token, &accepted);
 }

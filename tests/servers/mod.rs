@@ -3,6 +3,7 @@
 mod bucket;
 mod collector;
 mod kafka;
+mod namespace;
 mod postgres;
 mod rabbitmq;
 mod redis;
@@ -10,6 +11,7 @@ mod redis;
 pub use bucket::Bucket;
 pub use collector::{Collector, Span};
 pub use kafka::Kafka;
+pub use namespace::Namespace;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMq;
 pub use redis::Redis;

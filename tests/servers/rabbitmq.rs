@@ -13,6 +13,8 @@ use crate::free_port;
 #[derive(Debug)]
 pub struct RabbitMq {
     folder: TempDir,
+    /// Where it listens.
+    address: &'static str,
     port: u16,
     distribution: u16,
     names: u16,
@@ -32,9 +34,18 @@ impl RabbitMq {
     /// Makes and starts a server.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_at("127.0.0.1")
+    }
+
+    /// As [`RabbitMq::start`], at an address of this host.
+    #[must_use]
+    pub fn start_at(address: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("mq-").tempdir().expect("a temporary folder");
+        // The only user there is, from wherever.
+        std::fs::write(folder.path().join("rabbitmq.conf"), "loopback_users = none\n").expect("written");
         let mut server = Self {
             folder,
+            address,
             port: free_port(),
             distribution: free_port(),
             names: free_port(),
@@ -82,7 +93,7 @@ impl RabbitMq {
         let host = format!("host{}", self.hosts.fetch_add(1, Ordering::Relaxed));
         assert!(self.control(&["add_vhost", &host]), "a virtual host can be made");
         assert!(self.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]), "it can be used");
-        format!("amqp://guest:guest@127.0.0.1:{}/{host}", self.port)
+        format!("amqp://guest:guest@{}:{}/{host}", self.address, self.port)
     }
 
     /// Its port, for what watches or cuts its connections.
@@ -106,7 +117,7 @@ impl RabbitMq {
         command
             .env("HOME", self.folder.path())
             .env("RABBITMQ_NODENAME", format!("capsule{}@localhost", self.port))
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_IP_ADDRESS", self.address)
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
             .env("ERL_EPMD_PORT", self.names.to_string())
@@ -114,7 +125,7 @@ impl RabbitMq {
             .env("RABBITMQ_MNESIA_BASE", self.path("data"))
             .env("RABBITMQ_LOG_BASE", self.path("log"))
             .env("RABBITMQ_PID_FILE", self.path("pid"))
-            .env("RABBITMQ_CONFIG_FILE", self.path("rabbitmq"))
+            .env("RABBITMQ_CONFIG_FILE", self.path("rabbitmq.conf"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.path("plugins"))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none");
         command

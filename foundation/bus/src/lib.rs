@@ -23,6 +23,7 @@ use capsule_store::{Keyring, Migration};
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::sync::mpsc;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 pub use access::{Caller, Prove, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
@@ -146,7 +147,8 @@ impl Bus {
         match (route, &self.remote) {
             (Some(route), _) => dispatch(&route, subject, context.clone(), payload, false).await,
             (None, Some(remote)) => {
-                let span = tracing::info_span!("send", otel.name = subject, otel.kind = "client", subject);
+                let span = tracing::info_span!("send", otel.name = Empty, otel.kind = Empty, subject);
+                capsule_observe::describe(&span, subject, "client");
                 remote.request(context, subject, &payload).instrument(span).await
             }
             (None, None) => Err(nobody(subject)),

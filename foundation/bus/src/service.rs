@@ -15,6 +15,7 @@ use capsule_store::{Store, Transaction, lease, remembered, unscoped};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::access::Prove;
 use crate::context::{Command, Context};
@@ -159,7 +160,14 @@ impl<S: Service> Router<S> {
         let service = self.service.clone();
         let run = move |context: Context, payload: Vec<u8>, remote: bool| {
             let (service, handler) = (service.clone(), handler.clone());
-            let span = tracing::info_span!("message", otel.name = subject, subject, correlation_id = context.correlation_id);
+            let span = tracing::info_span!(
+                "message",
+                otel.name = Empty,
+                otel.kind = Empty,
+                subject,
+                correlation_id = context.correlation_id
+            );
+            capsule_observe::describe(&span, subject, if remote { "server" } else { "internal" });
             if remote {
                 capsule_observe::continue_trace(&span, context.traceparent.as_deref());
             }

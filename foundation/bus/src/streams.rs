@@ -26,6 +26,8 @@ use crate::wire::Wire;
 
 /// A ticket that nobody uses is void after so long.
 const USE_BY: Duration = Duration::from_secs(15);
+/// A process that cannot be connected to in this time is not there.
+const CONNECT: Duration = Duration::from_secs(5);
 /// The largest item.
 const ITEM_BYTES: usize = 4 << 20;
 
@@ -97,9 +99,11 @@ pub async fn fetch(ticket: Ticket, wire: Wire) -> Result<mpsc::Receiver<Vec<u8>>
         tracing::warn!(address = ticket.address, %cause, "a stream cannot be fetched");
         Problem::unavailable("The process that has this stream cannot be reached.")
     };
-    let connection = TcpStream::connect(&ticket.address).await.map_err(|cause| unreachable(&cause))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|cause| unreachable(&cause))?;
+    let connect = async {
+        let connection = TcpStream::connect(&ticket.address).await.map_err(|cause| unreachable(&cause))?;
+        hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|cause| unreachable(&cause))
+    };
+    let (mut sender, connection) = tokio::time::timeout(CONNECT, connect).await.map_err(|late| unreachable(&late))??;
     tokio::spawn(connection);
     let request = Request::get(format!("/streams/{}", ticket.ticket)).header("host", &ticket.address).body(Empty::<Bytes>::new());
     let request = request.map_err(|cause| unreachable(&cause))?;

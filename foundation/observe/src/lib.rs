@@ -22,7 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use traces::{Exporting, Traces, continue_trace, traceparent};
+pub use traces::{Exporting, Traces, continue_trace, describe, traceparent};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

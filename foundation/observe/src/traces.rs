@@ -2,9 +2,12 @@
 //! processes is W3C Trace Context.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use capsule_resilience::BreakerLayer;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
@@ -13,13 +16,20 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tower::{ServiceBuilder, ServiceExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// A collector that does not take spans in this time gets the next ones only.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// One that does not answer is left alone for so long.
+const REST: Duration = Duration::from_secs(30);
+
 const TRACEPARENT: &str = "traceparent";
+
+/// Whether spans are sent at all.
+static TRACING: AtomicBool = AtomicBool::new(false);
 
 /// Where spans go, and how many.
 #[derive(Clone, Debug)]
@@ -58,6 +68,7 @@ pub fn start(traces: &Traces) -> Result<(SdkTracer, Exporting), String> {
         .with_sampler(Sampler::ParentBased(Box::new(ratio)))
         .with_resource(Resource::builder().with_service_name(traces.name.clone()).build())
         .build();
+    TRACING.store(true, Ordering::Relaxed);
     Ok((provider.tracer("capsule"), Exporting(provider)))
 }
 
@@ -73,6 +84,14 @@ pub fn traceparent() -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
+/// Names a span for traces; it must have the empty fields `otel.name` and `otel.kind`. Logs are not told.
+pub fn describe(span: &Span, name: &str, kind: &str) {
+    if TRACING.load(Ordering::Relaxed) {
+        span.record("otel.name", name);
+        span.record("otel.kind", kind);
+    }
+}
+
 /// Makes a span part of the trace that a `traceparent` names.
 pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
     if let Some(traceparent) = traceparent {
@@ -84,19 +103,35 @@ pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
 
 /// The client that spans are sent with, on the exporter's own thread.
 #[derive(Debug)]
-struct Client(ureq::Agent);
+struct Client {
+    agent: ureq::Agent,
+    breaker: BreakerLayer,
+}
 
 impl Client {
     fn new() -> Self {
-        Self(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build().into())
+        let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build().into();
+        Self { agent, breaker: BreakerLayer::new("the collector of traces", 3, REST) }
     }
+}
+
+impl Client {
+    /// Sends a request past the breaker. On the exporter's thread nothing else waits.
+    fn send(&self, request: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, HttpError>> {
+        let agent = self.agent.clone();
+        let send = tower::service_fn(move |request: Request<Bytes>| std::future::ready(exchange(&agent, request)));
+        Box::pin(ServiceBuilder::new().layer(self.breaker.clone()).service(send).oneshot(request))
+    }
+}
+
+fn exchange(agent: &ureq::Agent, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let (parts, mut body) = agent.run(request.map(|body| body.to_vec()))?.into_parts();
+    Ok(Response::from_parts(parts, Bytes::from(body.read_to_vec()?)))
 }
 
 #[async_trait::async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let response = self.0.run(request.map(|body| body.to_vec()))?;
-        let (parts, mut body) = response.into_parts();
-        Ok(Response::from_parts(parts, Bytes::from(body.read_to_vec()?)))
+        self.send(request).await
     }
 }

@@ -62,12 +62,20 @@ pub async fn leave_organizations(organizations: Arc<Organizations>, call: Call<L
     Ok(Empty {})
 }
 
-/// How many organizations a user is in, those that are being deleted among them.
+/// How many organizations a user is in, or has left and that are still being deleted for it.
 pub async fn count_memberships(organizations: Arc<Organizations>, call: Call<CountMemberships>) -> Result<Count, Problem> {
     let count = unscoped!(
         "a user's own memberships, over all organizations",
         "SELECT COUNT(*) FROM members WHERE user_id = $1 AND role IS NOT NULL",
         call.message.user_id
     );
-    Ok(Count { count: organizations.store.read().value::<i64>(count).await?.unwrap_or_default() })
+    let memberships = organizations.store.read().value::<i64>(count).await?.unwrap_or_default();
+    // Deletions that leaving has begun are of the same request, and not over before everything is gone.
+    let deletions = unscoped!(
+        "sagas belong to the service",
+        "SELECT COUNT(*) FROM sagas WHERE correlation_id = $1 AND ended_at IS NULL",
+        call.context.correlation_id
+    );
+    let deletions = organizations.store.read().value::<i64>(deletions).await?.unwrap_or_default();
+    Ok(Count { count: memberships + deletions })
 }
