@@ -8,7 +8,7 @@ use capsule_tests::root;
 use serde_json::Value;
 
 /// Licences that may be combined with Apache-2.0 in one binary.
-const LICENCES: [&str; 13] = [
+const LICENCES: [&str; 14] = [
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "MIT",
