@@ -18,8 +18,51 @@ pub fn trials() -> Vec<Trial> {
         test("a new member is let in at once, and a removed one is out within a second", members),
         test("the last owner cannot leave", last_owner),
         test("every error is a problem document with its correlation id", problems),
+        test("a command that is sent again under one idempotency key is carried out once", idempotency),
+        test("who tries to sign in too often is told when to come back", sign_in_limit),
         test("answers carry the headers that protect browsers", headers),
     ]
+}
+
+fn idempotency() {
+    let server = Server::default();
+    let (one, other) = (server.register("one@example.com"), server.register("other@example.com"));
+    let make = |token: &str, key: &str, name: &str| {
+        server.api_header("POST", "/organizations", token, ("idempotency-key", key), Some(&json!({"name": name})))
+    };
+    let first = make(&one, "key-1", "Once").ok();
+    assert_eq!(make(&one, "key-1", "Once").ok(), first, "the same answer");
+    let changed = make(&one, "key-1", "Else");
+    assert!(changed.status == 409 && changed.body.contains("idempotency key"), "{changed:?}");
+    assert_ne!(make(&one, "key-2", "Once").ok()["id"], first["id"], "another key");
+    assert_ne!(make(&other, "key-1", "Once").ok()["id"], first["id"], "another's key");
+    // What was refused is not remembered: it may be allowed by now.
+    let refused = make(&one, "key-3", "");
+    assert_eq!(refused.status, 422, "{refused:?}");
+    make(&one, "key-3", "Right").ok();
+    assert_eq!(make(&one, "", "Empty").status, 400);
+    // Who lost the right gets no answer of the time when they had it.
+    let path = format!("/organizations/{}", first["id"].as_str().expect("an id"));
+    let rename =
+        |token: &str| server.api_header("PUT", &path, token, ("idempotency-key", "key-4"), Some(&json!({"name": "New"})));
+    rename(&one).ok();
+    server.api("DELETE", &path, Some(&one), None).ok();
+    assert_eq!(rename(&one).status, 404);
+}
+
+fn sign_in_limit() {
+    let server = Server::with(&["limits.sign_ins_per_minute=5"]);
+    let body = json!({"email": "nobody@example.com", "password": "wrong wrong wrong 1"});
+    let login = || server.api("POST", "/auth/login", None, Some(&body));
+    let first = login();
+    assert_eq!((first.status, first.headers["ratelimit-limit"].as_str()), (401, "5"));
+    let refused = (0..12).map(|_| login()).find(|reply| reply.status == 429).expect("refused in the end");
+    let wait: u64 = refused.headers["retry-after"].parse().expect("a number");
+    assert!((1..=60).contains(&wait) && refused.body.contains("Try again in"), "{refused:?}");
+    // Whoever is signed in goes on, and sees where they stand.
+    let me = server.api("GET", "/auth/me", Some(&server.admin()), None);
+    me.ok();
+    assert_eq!(me.headers["ratelimit-limit"], "3000");
 }
 
 fn first_user() {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use capsule_bus::transport::{Outgoing, Published, Transport};
 use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, everywhere, probe, text};
 use libtest_mimic::Trial;
 
@@ -30,19 +31,20 @@ pub fn trials() -> Vec<Trial> {
             in_cluster(&broker.url(), work);
         })
     });
-    let (own, shared) = (broker.clone(), broker.clone());
+    let on_broker = |name: &str, work: fn(&str)| {
+        let broker = broker.clone();
+        trial("RabbitMQ", RabbitMq::is_installed(), name, move || work(&broker.get_or_init(RabbitMq::start).url()))
+    };
+    let forged_name = "an event that nobody of the installation said is a dead letter, and changes nothing";
     let more = [
-        trial("RabbitMQ", RabbitMq::is_installed(), "one trace leads from HTTP through the broker to the database", move || {
-            traced(&own.get_or_init(RabbitMq::start).url());
+        on_broker("one trace leads from HTTP through the broker to the database", traced),
+        on_broker("gateways share limits and sessions, and go by themselves without Redis", shared_cache),
+        on_broker(forged_name, |url| forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "stranger"))))),
+        trial("Kafka", Kafka::is_installed(), forged_name, || {
+            let broker = Kafka::start();
+            let url = broker.url();
+            forged(&url, &connect(|| Arc::new(capsule_kafka::Kafka::connect(&url, "stranger").expect("a client"))));
         }),
-        trial(
-            "RabbitMQ",
-            RabbitMq::is_installed(),
-            "gateways share limits and sessions, and go by themselves without Redis",
-            move || {
-                shared_cache(&shared.get_or_init(RabbitMq::start).url());
-            },
-        ),
     ];
     on_rabbitmq.chain(on_kafka).chain(more).collect()
 }
@@ -146,4 +148,57 @@ fn shared_cache(broker: &str) {
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
     assert!(!text(&server.status(folder.path())["service"], "name").is_empty());
+}
+
+/// Somebody who reaches the broker, and has no key.
+struct Stranger {
+    runtime: tokio::runtime::Runtime,
+    transport: Arc<dyn Transport>,
+}
+
+fn connect(transport: impl FnOnce() -> Arc<dyn Transport>) -> Stranger {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let transport = runtime.block_on(async { transport() });
+    Stranger { runtime, transport }
+}
+
+fn forged(broker: &str, stranger: &Stranger) {
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let server = everywhere(&Shape::split(settings(&postgres, broker, &redis)), Server::default);
+    let token = server.register("victim@example.com");
+    let service = server.service(&token, "mine");
+    let organization = text(&server.api("GET", "/organizations", Some(&token), None).ok()["items"][0], "id");
+    let id = "0190a000-0000-7000-8000-000000000009";
+    let envelope = serde_json::json!({
+        "specversion": "1.0", "id": id, "source": "/capsule/organization", "type": "organization.organization_deleted",
+        "subject": organization, "time": "2026-01-01T00:00:00Z", "dataschema": "/s", "correlationid": "c",
+        "data": {"organization_id": organization}
+    });
+    let published = |signature: &str| Published {
+        kind: "organization.organization_deleted".into(),
+        key: organization.clone(),
+        body: envelope.to_string().into_bytes(),
+        signature: signature.into(),
+    };
+    for signature in ["", &"00".repeat(32)] {
+        stranger.runtime.block_on(stranger.transport.publish(published(signature))).expect("the broker takes it");
+    }
+    // A command that nobody can have sealed is not even looked at.
+    let request =
+        Outgoing { subject: "project.count_projects", body: b"{}".to_vec(), patience: std::time::Duration::from_secs(10) };
+    let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
+    assert!(reply.is_empty(), "{reply:?}");
+
+    let letters = eventually("project and deploy have both set both aside", || {
+        let all = server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json();
+        all.as_array().filter(|all| all.len() == 4).cloned()
+    });
+    assert!(letters.iter().all(|letter| letter["kind"] == "unreadable"), "{letters:?}");
+    server.api("GET", &format!("/services/{service}"), Some(&token), None).ok();
+    let first = text(&letters[0], "id");
+    assert!(server.capsule(&["admin", "dead-letters", "replay", &first]).refused().err.contains("Discard it"));
+    for letter in &letters {
+        server.capsule(&["admin", "dead-letters", "discard", &text(letter, "id")]).ok();
+    }
+    assert_eq!(server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json(), serde_json::json!([]));
 }

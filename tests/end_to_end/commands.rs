@@ -20,6 +20,8 @@ pub fn trials() -> Vec<Trial> {
         test("looking at migrations changes nothing", untouched),
         test("a data directory is used by one server at a time", claimed),
         test("the data directory is for its owner only", private),
+        test("a process of its own takes a broker and a database server, and says so", parts),
+        test("the health of a process is told, with what is missing", health),
         test("doctor and completions work", doctor),
         test("a static site is deployed, opened, and forgotten", site),
         test("what an application prints cannot take over the terminal", escapes),
@@ -188,6 +190,29 @@ fn claimed() {
         ["server", "--listen", &taken, "--set", "private_listen=127.0.0.1:0", "--data", other.path().to_str().expect("a path")];
     let taken = server.capsule(&arguments).refused();
     assert!(taken.err.contains("cannot listen on"), "{taken:?}");
+}
+
+fn parts() {
+    let server = Server::unstarted(&[]);
+    let told = |arguments: &[&str]| server.capsule(&[&["server"], arguments].concat()).refused().err;
+    assert!(told(&["--only", "identity"]).contains("broker.url"));
+    assert!(told(&["--only", "identity", "--set", "broker.url=amqp://127.0.0.1:1"]).contains("database.url"));
+    assert!(told(&["--only", "nothing"]).contains("possible values: gateway, identity"));
+    let secret = told(&["--set", "broker.url=http://user:hunter2@example.com"]);
+    assert!(secret.contains("broker.url must look like") && !secret.contains("hunter2"), "{secret}");
+    let secret = told(&["--set", "redis.url=rediss//:hunter2@example.com"]);
+    assert!(secret.contains("redis.url") && !secret.contains("hunter2"), "{secret}");
+    assert!(told(&["--set", "traces.endpoint=localhost"]).contains("http://127.0.0.1:4318"));
+}
+
+fn health() {
+    let mut server = Server::default();
+    let private = server.announced()[0]["private"].as_str().expect("an address").to_owned();
+    let told = server.capsule(&["server", "health", "--at", &private]).ok();
+    assert!(told.out.contains("Everything"), "{told:?}");
+    server.stop();
+    let told = server.capsule(&["server", "health", "--at", &private]).refused();
+    assert!(told.err.contains(&private), "{told:?}");
 }
 
 fn private() {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::{end, wait_for};
 use crate::{free_port, root};
 
 /// A server in a temporary folder on free ports; ends with this value.
@@ -56,19 +56,12 @@ impl Kafka {
         let mut command = self.java("kafka.Kafka");
         command.arg(self.path("server.properties")).stdout(log).stderr(Stdio::null());
         self.process = Some(command.spawn().expect("java runs"));
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "Kafka does not start");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_for("Kafka", self.port);
     }
 
     /// SIGKILL to the server; its data stays.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        end(&mut self.process);
     }
 
     /// `kafka://host:port`

@@ -15,3 +15,24 @@ pub use namespace::Namespace;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMq;
 pub use redis::Redis;
+
+use std::net::TcpStream;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// Waits until something listens on a port of this host.
+fn wait_for(name: &str, port: u16) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline, "{name} does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// SIGKILL to a server, and its end.
+fn end(process: &mut Option<Child>) {
+    if let Some(mut process) = process.take() {
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+}

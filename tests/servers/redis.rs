@@ -1,8 +1,8 @@
 //! A Redis server of one's own.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
+use super::{end, wait_for};
 use crate::free_port;
 
 /// A server on a free port, with a password, that keeps nothing; ends with this value.
@@ -35,19 +35,12 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port, "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]);
         self.process = Some(command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "Redis does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for("Redis", self.port);
     }
 
     /// SIGKILL to the server, and with it everything it knew.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        end(&mut self.process);
     }
 
     /// `redis://:password@host:port`

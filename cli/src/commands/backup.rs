@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_backup::{BackupKey, Installation, Kind, Report, Repository};
+use capsule_backup::{BackupKey, Kind, Report, Repository};
 
-use super::operator::DATABASES;
 use crate::arguments::{BackupCommand, BackupPlace};
+use crate::server::backup_key;
+use crate::server::backups::installation;
 use crate::server::configuration::{self, Configuration};
-use crate::server::{self, backup_key};
 use crate::terminal::{Terminal, table};
 
 pub fn run(directory: &Path, command: &BackupCommand, terminal: Terminal) -> anyhow::Result<()> {
@@ -21,11 +21,6 @@ pub fn run(directory: &Path, command: &BackupCommand, terminal: Terminal) -> any
             BackupCommand::Restore { id, place } => restore(directory, id.as_deref(), place, terminal).await,
         }
     })
-}
-
-/// What is backed up, or filled.
-pub fn installation(directory: &Path, configuration: &Configuration) -> Installation {
-    Installation { data: directory.into(), databases: server::databases(directory, configuration), services: DATABASES.to_vec() }
 }
 
 /// The settings, and the place that they or the command line name.

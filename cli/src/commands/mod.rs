@@ -2,12 +2,12 @@
 
 mod account;
 mod admin;
-pub mod backup;
+mod backup;
 mod deploy;
 mod doctor;
 mod lifecycle;
 mod logs;
-pub mod operator;
+mod operator;
 mod plan;
 mod service;
 mod status;

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use capsule_store::{Databases, Migrations, StepState, Store, copy};
+use capsule_store::{Databases, StepState, Store, copy};
 
 use serde_json::json;
 
 use crate::arguments::{ConfigCommand, MigrateCommand, Server, ServerCommand};
 use crate::server::data::{Claim, Data};
-use crate::server::{self, configuration};
+use crate::server::{self, DATABASES, configuration};
 use crate::terminal::{Terminal, table};
 
 pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow::Result<()> {
@@ -101,14 +101,6 @@ async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> an
         format!("{}\n{hint}", table(&["DATABASE", "ROWS"], &rows))
     })
 }
-
-/// Every database, and its migrations.
-pub const DATABASES: [(&str, Migrations); 4] = [
-    (capsule_identity::NAME, capsule_identity::MIGRATIONS),
-    (capsule_organization::NAME, capsule_organization::MIGRATIONS),
-    (capsule_project::NAME, capsule_project::MIGRATIONS),
-    (capsule_deploy::NAME, capsule_deploy::MIGRATIONS),
-];
 
 pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -> anyhow::Result<()> {
     let (MigrateCommand::Run(arguments)

@@ -6,11 +6,17 @@ use std::time::Duration;
 use capsule_backup::{BackupKey, Installation, Kind, Repository};
 use capsule_contracts::Timestamp;
 
-use super::configuration::Backup;
+use super::configuration::{Backup, Configuration};
 
 /// Looks this often whether it is time.
 const PERIOD: Duration = Duration::from_secs(60);
 const DAY_SECONDS: i64 = 24 * 3600;
+
+/// What is backed up, or filled.
+pub fn installation(directory: &Path, configuration: &Configuration) -> Installation {
+    let databases = super::databases(directory, configuration);
+    Installation { data: directory.into(), databases, services: super::DATABASES.to_vec() }
+}
 
 /// Makes backups for as long as the process lives. The place itself tells when the last one was made: whichever
 /// process looks first makes the next.

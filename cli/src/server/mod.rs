@@ -1,6 +1,6 @@
 //! `capsule server`: the services and the gateway, all in one process, or some of them in each of many.
 
-mod backups;
+pub mod backups;
 pub mod configuration;
 pub mod data;
 mod down;
@@ -23,7 +23,7 @@ use capsule_kafka::Kafka;
 use capsule_observe::{Check, Traces};
 use capsule_rabbitmq::RabbitMq;
 use capsule_runtime::Limits;
-use capsule_store::{Databases, Keyring};
+use capsule_store::{Databases, Keyring, Migrations};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,14 @@ use crate::arguments::Part;
 
 /// Requests under way may take this long once the server is told to stop.
 const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Every database, and its migrations.
+pub const DATABASES: [(&str, Migrations); 4] = [
+    (capsule_identity::NAME, capsule_identity::MIGRATIONS),
+    (capsule_organization::NAME, capsule_organization::MIGRATIONS),
+    (capsule_project::NAME, capsule_project::MIGRATIONS),
+    (capsule_deploy::NAME, capsule_deploy::MIGRATIONS),
+];
 
 /// Runs a server, or `only` these parts of one, until it is told to stop. Applications and the ingress go on
 /// without it.
@@ -153,7 +161,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     // Beside what keeps files; several such processes do not make more backups.
     if parts.contains(&Part::Deploy) && !configuration.backup.location.is_empty() {
         let (settings, key) = (configuration.backup.clone(), backup_key(&directory));
-        let installation = crate::commands::backup::installation(&directory, &configuration);
+        let installation = backups::installation(&directory, &configuration);
         tokio::spawn(async move { backups::keep(settings, &key, installation).await });
     }
     let pages = capsule_observe::pages(metrics, checks).merge(bus.pages());

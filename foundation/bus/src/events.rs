@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use capsule_contracts::operations::Failure;
+use capsule_contracts::operations::{DeadLettered, Failure};
 use capsule_contracts::organization::Membership;
 use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Store, Transaction, remembered, unscoped};
 use rand::RngExt;
 use sea_orm::FromQueryResult;
 
+use crate::Bus;
 use crate::context::Context;
-use crate::{Bus, operations};
 
 /// How long a relay or an inbox sleeps unless it is woken.
 pub const POLL: Duration = Duration::from_secs(1);
@@ -161,7 +161,7 @@ pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Prob
         now
     ))
     .await?;
-    emit(&tx, &Context::background(store.name()), &operations::alert(store, id, UNREADABLE, why)).await?;
+    emit(&tx, &Context::background(store.name()), &alert(store, id, UNREADABLE, why)).await?;
     tx.commit().await?;
     metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     Ok(())
@@ -195,7 +195,7 @@ pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
         ))
         .await?;
         if dead {
-            let alert = operations::alert(store, row.id, &row.kind, &problem.to_string());
+            let alert = alert(store, row.id, &row.kind, &problem.to_string());
             emit(&tx, &Context::background(store.name()), &alert).await?;
         }
         tx.commit().await
@@ -204,6 +204,11 @@ pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
     if result.is_err() {
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// The alert that an event was given up.
+fn alert(store: &Store, id: Uuid, kind: &str, error: &str) -> DeadLettered {
+    DeadLettered { id, service: store.name().into(), kind: kind.into(), error: error.into() }
 }
 
 /// 0.2 s doubling to 5 minutes, each time half to one and a half of it by chance.

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use capsule_contracts::operations::{
-    DeadLetter, DeadLettered, DiscardDeadLetter, Failure, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter,
-    Saga, SagaEvent,
+    DeadLetter, DiscardDeadLetter, Failure, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter, Saga, SagaEvent,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_store::{Store, unscoped};
@@ -155,11 +154,6 @@ async fn get_saga<S: Service>(service: Arc<S>, call: Call<GetSaga>) -> Result<Sa
     );
     let row = service.store().read().first::<SagaRow>(row).await?.ok_or_else(|| Problem::not_found("saga"))?;
     Ok(row.view(service.store().name()))
-}
-
-/// The alert that an event was given up.
-pub fn alert(store: &Store, id: Uuid, kind: &str, error: &str) -> DeadLettered {
-    DeadLettered { id, service: store.name().into(), kind: kind.into(), error: error.into() }
 }
 
 #[derive(FromQueryResult)]
