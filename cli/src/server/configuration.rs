@@ -403,7 +403,7 @@ mod tests {
         assert!(told("[build]\nseconds = \"long\"", &[], &[]).contains("capsule.toml:2: build.seconds"));
         assert!(told("a = [", &[], &[]).contains("capsule.toml:1"));
         assert!(told("", &[("CAPSULE_LISTEN", "everywhere")], &[]).contains("CAPSULE_LISTEN: `everywhere`"));
-        assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are base_domain"));
+        assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are advertise"));
         assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
         assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
     }
