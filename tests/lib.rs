@@ -368,6 +368,15 @@ impl Server {
         self.spawn(at);
     }
 
+    /// SIGTERM to one of the processes, its end, and its next life.
+    pub fn replace_process(&mut self, at: usize) {
+        if let Some(mut child) = self.processes[at].child.take() {
+            signal(child.id(), Signal::TERM);
+            let _ = child.wait();
+        }
+        self.spawn(at);
+    }
+
     /// Waits until every process is ready.
     pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -674,6 +683,16 @@ impl Drop for Server {
         self.stop();
         let _ = self.command().args(["server", "down"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
+}
+
+/// Sends a command to the API at this port of this host.
+#[must_use]
+pub fn post(port: u16, path: &str, body: &Value) -> Reply {
+    let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(120)));
+    let agent: Agent = config.build().into();
+    let mut response = agent.post(format!("http://127.0.0.1:{port}/api/v1{path}")).send_json(body).expect("an answer");
+    let body = response.body_mut().read_to_string().expect("a body");
+    Reply::new(&response, body)
 }
 
 /// A member of a JSON object, as text.

@@ -81,7 +81,7 @@ pub fn bus() -> Vec<String> {
     let url = rabbitmq.url();
     let _inside = runtime.enter();
     let (client, server) =
-        (capsule_rabbitmq::RabbitMq::connect(&url, "bench"), capsule_rabbitmq::RabbitMq::connect(&url, "bench"));
+        (capsule_rabbitmq::RabbitMq::connect(&url, "bench", &[]), capsule_rabbitmq::RabbitMq::connect(&url, "bench", &[]));
     let first = measure("RabbitMQ", Arc::new(client), &server);
     let connect = || capsule_kafka::Kafka::connect(&kafka.url(), "bench").expect("a client");
     let (client, server) = (connect(), connect());

@@ -27,6 +27,11 @@ pub fn trials() -> Vec<Trial> {
         trial("Kafka: nothing is lost or done twice, whatever dies", installed && Kafka::is_installed(), || {
             whatever_dies(Broker::Kafka(Kafka::start()));
         }),
+        trial(
+            "a process that is told to stop ends what it began, and what waits is done by the next",
+            installed && RabbitMq::is_installed(),
+            replaced,
+        ),
         trial("a network that was cut heals", installed && RabbitMq::is_installed(), cut_network),
         trial(
             "a leader that slept is followed, and cannot write when it wakes",
@@ -322,4 +327,46 @@ fn cut_network() {
     let server = server.into_inner().expect("alive");
     server.wait_until_ready();
     nothing_is_lost_or_done_twice(&server, &postgres, &token, &accepted);
+}
+
+/// Nothing is sent again here: each command is answered once, as if nothing had happened.
+fn replaced() {
+    let (postgres, broker) = (Postgres::start(), RabbitMq::start());
+    let settings = vec![
+        format!("database.url={}", postgres.url()),
+        format!("broker.url={}", broker.url()),
+        "limits.sign_ins_per_minute=0".into(),
+    ];
+    let server = everywhere(&Shape::split(settings), Server::default);
+    let (_, port) = (server.admin(), server.port());
+    let server = Mutex::new(server);
+    let over = AtomicBool::new(false);
+    let registered = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..3)
+            .map(|worker| {
+                let over = &over;
+                scope.spawn(move || {
+                    let mut count = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        let body = json!({"email": format!("{worker}-{count}@example.com"), "password": "a long enough one 1"});
+                        let reply = capsule_tests::post(port, "/auth/register", &body);
+                        assert_eq!(reply.status, 201, "{reply:?}");
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_secs(1));
+            // By its place in the shape: identity, the only one.
+            server.lock().expect("alive").replace_process(0);
+        }
+        server.lock().expect("alive").wait_until_ready();
+        over.store(true, Ordering::Relaxed);
+        workers.into_iter().map(|worker| worker.join().expect("no command failed")).sum::<usize>()
+    });
+    assert!(registered > 10, "{registered}");
+    let known = postgres.ask("capsule_identity", "SELECT count(*) FROM users WHERE email LIKE '%-%@example.com'");
+    assert_eq!(known, [registered.to_string()]);
 }

@@ -19,6 +19,7 @@ use capsule_blob::Blobs;
 use capsule_bus::transport::Transport;
 use capsule_bus::{Bus, Service};
 use capsule_cache::{Cache, Rate};
+use capsule_contracts::operations::SERVICES;
 use capsule_kafka::Kafka;
 use capsule_observe::{Check, Traces};
 use capsule_rabbitmq::RabbitMq;
@@ -137,6 +138,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
             async move { store.is_ready().await }
         }));
     }
+    bus.complete();
     if let Some(door) = door {
         let limits = capsule_gateway::Limits {
             requests: Rate(configuration.limits.requests_per_minute),
@@ -211,7 +213,7 @@ fn bus(configuration: &Configuration, keyring: &Keyring, private: SocketAddr, pa
     let transport: Arc<dyn Transport> = if url.starts_with("kafka://") {
         Arc::new(Kafka::connect(url, &name).map_err(|error| anyhow!("broker.url: {error}"))?)
     } else {
-        Arc::new(RabbitMq::connect(url, &name))
+        Arc::new(RabbitMq::connect(url, &name, &SERVICES))
     };
     Ok(Bus::over(transport, keyring, address))
 }

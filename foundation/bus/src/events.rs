@@ -50,6 +50,7 @@ struct Unrelayed {
 
 /// Hands every outbox row to the bus, at least once, for as long as this process leads the service.
 pub async fn relay(store: &Store, bus: &Bus) {
+    bus.completed().await;
     loop {
         match relay_once(store, bus).await {
             Ok(0) => {

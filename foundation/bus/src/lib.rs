@@ -21,7 +21,7 @@ use std::time::Instant;
 use capsule_contracts::{Access, EventEnvelope, Kind, Message, Problem, StreamMessage, new_id};
 use capsule_store::{Keyring, Migration};
 use futures_util::future::{BoxFuture, try_join_all};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 use tracing::field::Empty;
 
@@ -80,6 +80,8 @@ struct Remote {
 pub struct Bus {
     table: Arc<RwLock<Table>>,
     remote: Option<Arc<Remote>>,
+    /// Whether every service of this process is on the bus.
+    complete: Arc<watch::Sender<bool>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -101,7 +103,20 @@ impl Bus {
     pub fn over(transport: Arc<dyn Transport>, keyring: &Keyring, address: String) -> Self {
         let wire = Wire::new(keyring);
         let streams = Arc::new(Streams::new(address, wire.clone()));
-        Self { table: Arc::default(), remote: Some(Arc::new(Remote { transport, wire, streams })) }
+        let remote = Some(Arc::new(Remote { transport, wire, streams }));
+        Self { remote, ..Self::default() }
+    }
+
+    /// Says that every service of this process is on the bus. Events are told only from now on: within one
+    /// process, who is not there yet would never hear of them.
+    pub fn complete(&self) {
+        self.complete.send_replace(true);
+    }
+
+    /// Resolves once every service of this process is on the bus.
+    async fn completed(&self) {
+        // The sender is this value's own.
+        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
     }
 
     /// The pages that other processes fetch streams from.

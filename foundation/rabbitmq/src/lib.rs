@@ -28,7 +28,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use rand::RngExt;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +55,8 @@ struct Shared {
     /// Holds a password: never shown.
     url: String,
     session: watch::Sender<Option<Session>>,
+    /// Services whose queues must be there before an event is published.
+    hearers: &'static [&'static str],
     served: Mutex<Vec<Served>>,
     /// A service was added.
     added: Notify,
@@ -72,6 +74,8 @@ struct Session {
     /// Requests are sent, and replies arrive, on one channel: direct reply-to wants that.
     requests: Channel,
     events: Channel,
+    /// Every service that is to hear of events has its queue.
+    heard: Arc<OnceCell<()>>,
     /// Something on this connection failed: it is to be made anew.
     broken: CancellationToken,
     /// How many services are being delivered to.
@@ -86,14 +90,16 @@ impl std::fmt::Debug for RabbitMq {
 
 impl RabbitMq {
     /// Begins to connect to `url` (`amqp://user:password@host:port/vhost`), and goes on as long as the
-    /// process lives. `name` is what the server's operators see of this connection.
+    /// process lives. `name` is what the server's operators see of this connection. No event is published before
+    /// each of `hearers` has declared its queue once: it would never hear of it.
     #[must_use]
-    pub fn connect(url: &str, name: &str) -> Self {
+    pub fn connect(url: &str, name: &str, hearers: &'static [&'static str]) -> Self {
         let separator = if url.contains('?') { '&' } else { '?' };
         let url = if url.contains("heartbeat=") { url.into() } else { format!("{url}{separator}heartbeat={HEARTBEAT}") };
         let shared = Arc::new(Shared {
             url,
             session: watch::Sender::new(None),
+            hearers,
             served: Mutex::default(),
             added: Notify::new(),
             waiting: Mutex::default(),
@@ -157,7 +163,7 @@ async fn connect(shared: &Arc<Shared>, name: &str) -> lapin::Result<Session> {
         }
         failed.cancel();
     });
-    Ok(Session { connection: Arc::new(connection), requests, events, broken, served: 0 })
+    Ok(Session { connection: Arc::new(connection), requests, events, heard: Arc::default(), broken, served: 0 })
 }
 
 /// Keeps a session: everything that is served is delivered over it. Returns when it is lost.
@@ -371,6 +377,8 @@ impl Shared {
 
     async fn publish(&self, event: Published) -> Result<(), Problem> {
         let session = self.session(Duration::from_secs(5)).await?;
+        let there = session.heard.get_or_try_init(|| topology::are_there(&session.connection, self.hearers));
+        there.await.map_err(|_| Problem::unavailable("Not every service has declared its queue for events yet."))?;
         let mut headers = FieldTable::default();
         headers.insert(SIGNATURE.into(), AMQPValue::LongString(event.signature.into()));
         headers.insert("capsule-key".into(), AMQPValue::LongString(event.key.into()));

@@ -3,7 +3,7 @@
 use capsule_bus::transport::Served;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, Connection, ExchangeKind};
 
 pub const COMMANDS: &str = "capsule.commands";
 pub const EVENTS: &str = "capsule.events";
@@ -51,6 +51,18 @@ pub async fn exchanges(channel: &Channel) -> lapin::Result<()> {
     for (name, kind) in [(COMMANDS, ExchangeKind::Direct), (EVENTS, ExchangeKind::Topic), (DEAD_LETTERS, ExchangeKind::Direct)] {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await?;
+    }
+    Ok(())
+}
+
+/// Fails unless every one of these services has a queue for events.
+pub async fn are_there(connection: &Connection, services: &[&str]) -> lapin::Result<()> {
+    for service in services {
+        // The server closes a channel on which one is missing.
+        let channel = connection.create_channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(Kind::Events.queue(service).into(), options, FieldTable::default()).await?;
+        channel.close(200, "seen".into()).await?;
     }
     Ok(())
 }

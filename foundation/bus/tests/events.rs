@@ -1,0 +1,61 @@
+//! Events within one process: who comes late hears them as well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsule_bus::{Bus, Context, Router, Service, emit};
+use capsule_contracts::organization::OrganizationDeleted;
+use capsule_contracts::project::Place;
+use capsule_contracts::{Problem, Target, Uuid};
+use capsule_store::{Databases, Keyring, Store, unscoped};
+
+struct Toy {
+    store: Arc<Store>,
+    bus: Bus,
+}
+
+impl Service for Toy {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+        Ok(None)
+    }
+}
+
+async fn toy(directory: &std::path::Path, bus: &Bus, name: &'static str) -> Arc<Toy> {
+    let keyring = Keyring::open(&directory.join("key")).expect("a key");
+    let databases = Databases::Embedded(directory.into());
+    let store = Store::open(&databases, name, keyring, &[("bus", capsule_bus::MIGRATIONS)]).await.expect("opens");
+    Arc::new(Toy { store: Arc::new(store), bus: bus.clone() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_waits_until_every_service_is_there() {
+    let directory = tempfile::tempdir().expect("a folder");
+    let bus = Bus::new();
+    let first = toy(directory.path(), &bus, "first").await;
+    // Left in the outbox by an earlier process.
+    let tx = first.store.begin().await.expect("begins");
+    let event = OrganizationDeleted { organization_id: Uuid::from_u128(7) };
+    emit(&tx, &Context::background("first"), &event).await.expect("written");
+    tx.commit().await.expect("committed");
+    Router::new(first.clone()).start();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let second = toy(directory.path(), &bus, "second").await;
+    Router::new(second.clone()).consume::<OrganizationDeleted>(|_, _, _| Box::pin(async { Ok(()) })).start();
+    bus.complete();
+    let heard =
+        || unscoped!("test", "SELECT COUNT(*) FROM inbox WHERE state = 'done' AND kind = 'organization.organization_deleted'");
+    for _ in 0..200 {
+        if second.store.read().value::<i64>(heard()).await.expect("answers") == Some(1) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it was told while nobody was there to hear it");
+}
