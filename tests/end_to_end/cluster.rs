@@ -40,7 +40,7 @@ pub fn trials() -> Vec<Trial> {
         on_broker("one trace leads from HTTP through the broker to the database", traced),
         on_broker("gateways share limits and sessions, and go by themselves without Redis", shared_cache),
         on_broker(forged_name, |url| {
-            forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "stranger", &[]))))
+            forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "stranger", &[]))));
         }),
         trial("Kafka", Kafka::is_installed(), forged_name, || {
             let broker = Kafka::start();
