@@ -100,7 +100,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     let mut checks = Vec::new();
     if bus.broker().is_some() {
         let bus = bus.clone();
-        checks.push(check("broker".into(), move || std::future::ready(bus.broker().is_some_and(|(_, ready)| ready))));
+        checks.push(check("broker".into(), move || std::future::ready(bus.broker().unwrap_or_default())));
     }
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
     let socket = data.gateway_socket();

@@ -124,10 +124,10 @@ impl Bus {
         self.remote.as_ref().map_or_else(axum::Router::new, |remote| remote.streams.clone().pages())
     }
 
-    /// The broker's name, and whether it is there; `None` within one process.
+    /// Whether the broker is there; `None` within one process.
     #[must_use]
-    pub fn broker(&self) -> Option<(&'static str, bool)> {
-        self.remote.as_ref().map(|remote| (remote.transport.name(), remote.transport.is_ready()))
+    pub fn broker(&self) -> Option<bool> {
+        self.remote.as_ref().map(|remote| remote.transport.is_ready())
     }
 
     /// Takes nothing new from the broker any more; resolves when what was begun is done.

@@ -12,9 +12,6 @@ use sea_orm::FromQueryResult;
 use crate::events;
 use crate::service::{Call, Router, Service};
 
-/// The most that a list shows.
-const MOST: usize = 200;
-
 /// Serves these messages for one service more.
 pub fn serve<S: Service>(router: Router<S>) -> Router<S> {
     router
@@ -60,7 +57,7 @@ async fn list_dead_letters<S: Service>(service: Arc<S>, _: Call<ListDeadLetters>
         "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' ORDER BY id DESC LIMIT 200"
     );
     let rows = service.store().read().all::<DeadRow>(rows).await?;
-    Ok(Page::whole(rows.into_iter().take(MOST).map(|row| row.view(service.store().name(), false)).collect()))
+    Ok(Page::whole(rows.into_iter().map(|row| row.view(service.store().name(), false)).collect()))
 }
 
 async fn dead_letter(store: &Store, id: Uuid) -> Result<DeadLetter, Problem> {

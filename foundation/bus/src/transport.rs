@@ -67,9 +67,6 @@ impl std::fmt::Debug for Served {
 
 /// A broker, as the bus needs it. Each call goes on over lost connections until its patience ends.
 pub trait Transport: Send + Sync + 'static {
-    /// `RabbitMQ` or the like.
-    fn name(&self) -> &'static str;
-
     /// Sends a request and waits for its reply. It may arrive more than once.
     fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>>;
 

@@ -464,10 +464,6 @@ fn unreachable() -> Problem {
 }
 
 impl Transport for Kafka {
-    fn name(&self) -> &'static str {
-        "Kafka"
-    }
-
     fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
         Box::pin(self.0.request(request))
     }

@@ -414,10 +414,6 @@ fn lost(error: &lapin::Error) -> Problem {
 }
 
 impl Transport for RabbitMq {
-    fn name(&self) -> &'static str {
-        "RabbitMQ"
-    }
-
     fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
         Box::pin(self.0.request(request))
     }

@@ -7,7 +7,9 @@ use capsule_bus::saga::{self, Run, Saga, Step};
 use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Databases, Keyring, Store, unscoped};
+use capsule_store::{Store, unscoped};
+
+use crate::open;
 
 struct Toy {
     store: Arc<Store>,
@@ -60,11 +62,8 @@ static SAGA: Saga<Toy> = Saga {
 };
 
 async fn toy(directory: &std::path::Path, last: Result<(), Problem>) -> Arc<Toy> {
-    let keyring = Keyring::open(&directory.join("key")).expect("a key");
-    let databases = Databases::Embedded(directory.into());
-    let store = Store::open(&databases, "toy", keyring, &[("bus", capsule_bus::MIGRATIONS)]).await.expect("opens");
-    let toy = Toy { store: Arc::new(store), bus: Bus::new(), log: Mutex::default(), last };
-    Arc::new(toy)
+    let store = open(directory, "toy").await;
+    Arc::new(Toy { store, bus: Bus::new(), log: Mutex::default(), last })
 }
 
 async fn begin(toy: &Toy) -> Uuid {

@@ -7,7 +7,9 @@ use capsule_bus::{Bus, Context, Router, Service, emit};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Databases, Keyring, Store, unscoped};
+use capsule_store::{Store, unscoped};
+
+use crate::open;
 
 struct Toy {
     store: Arc<Store>,
@@ -27,10 +29,7 @@ impl Service for Toy {
 }
 
 async fn toy(directory: &std::path::Path, bus: &Bus, name: &'static str) -> Arc<Toy> {
-    let keyring = Keyring::open(&directory.join("key")).expect("a key");
-    let databases = Databases::Embedded(directory.into());
-    let store = Store::open(&databases, name, keyring, &[("bus", capsule_bus::MIGRATIONS)]).await.expect("opens");
-    Arc::new(Toy { store: Arc::new(store), bus: bus.clone() })
+    Arc::new(Toy { store: open(directory, name).await, bus: bus.clone() })
 }
 
 #[tokio::test(flavor = "multi_thread")]
