@@ -248,14 +248,16 @@ async fn pause(error: &KafkaError) {
 
 /// Serves a service: its topics are made, then read by its group.
 async fn serve(shared: Arc<Shared>, service: Served) {
-    let own = topics::of(&service);
-    let topics = own.iter().map(|(name, _)| name.clone()).collect();
-    let made: Vec<_> = own.into_iter().chain([(EVENTS.to_owned(), PARTITIONS)]).collect();
+    let (requests, refused) = (topics::of_requests(&service), topics::of_refused(&service));
+    let shared_out = requests.iter().cloned().chain([EVENTS.to_owned()]).map(|topic| (topic, PARTITIONS));
+    let made: Vec<_> = shared_out.chain(refused.iter().map(|topic| (topic.clone(), 1))).collect();
     while let Err(error) = topics::ensure(&client(&shared.settings), &made).await {
         tracing::warn!(service = service.name, error, "topics cannot be made yet; trying again");
         tokio::time::sleep(PAUSE).await;
     }
-    tokio::spawn(many(shared.clone(), service.clone(), topics));
+    // Apart: however many events wait, requests are answered.
+    tokio::spawn(many(shared.clone(), service.clone(), "requests", requests));
+    tokio::spawn(many(shared.clone(), service.clone(), "refused", refused));
     tokio::spawn(in_order(shared, service));
 }
 
@@ -326,10 +328,10 @@ async fn take(shared: &Shared, service: &Served, event: OwnedMessage, attempt: u
 }
 
 /// Answers requests, takes events whose time has come again, and keeps dead letters: many at a time.
-async fn many(shared: Arc<Shared>, service: Served, topics: Vec<String>) {
-    let consumer = match join(&shared, &format!("capsule.{}", service.name), &topics) {
+async fn many(shared: Arc<Shared>, service: Served, what: &str, topics: Vec<String>) {
+    let consumer = match join(&shared, &format!("capsule.{}.{what}", service.name), &topics) {
         Ok(consumer) => Arc::new(consumer),
-        Err(error) => return tracing::error!(service = service.name, %error, "requests cannot be read"),
+        Err(error) => return tracing::error!(service = service.name, %error, what, "nothing can be read"),
     };
     let (offsets, places) = (Arc::new(Offsets::default()), Arc::new(Semaphore::new(AT_A_TIME)));
     loop {
@@ -473,7 +475,7 @@ impl Transport for Kafka {
     }
 
     fn serve(&self, service: Served) {
-        self.0.consumers.fetch_add(2, Ordering::Relaxed);
+        self.0.consumers.fetch_add(3, Ordering::Relaxed);
         tokio::spawn(serve(self.0.clone(), service));
     }
 

@@ -35,12 +35,15 @@ pub fn dead(service: &str) -> String {
     format!("capsule.dead-letters.{service}")
 }
 
-/// The topics of a service's own, and how many partitions each has.
-pub fn of(service: &Served) -> Vec<(String, i32)> {
-    let commands: BTreeSet<String> = service.subjects.iter().map(|subject| commands(subject)).collect();
-    let waiting = DELAYS.iter().map(|delay| retry(service.name, *delay));
-    let rare = waiting.chain([dead(service.name)]).map(|topic| (topic, 1));
-    commands.into_iter().map(|topic| (topic, PARTITIONS)).chain(rare).collect()
+/// Where a service's requests come from.
+pub fn of_requests(service: &Served) -> Vec<String> {
+    let topics: BTreeSet<String> = service.subjects.iter().map(|subject| commands(subject)).collect();
+    topics.into_iter().collect()
+}
+
+/// Where a service's events are that could not be taken: for now, or ever.
+pub fn of_refused(service: &Served) -> Vec<String> {
+    DELAYS.iter().map(|delay| retry(service.name, *delay)).chain([dead(service.name)]).collect()
 }
 
 /// Makes topics where they are missing, as often copied as the brokers are set up to.
