@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use capsule_bus::transport::{Outgoing, Published, Served, Transport};
+use capsule_bus::{Bus, Call, Context, Router, Service};
+use capsule_contracts::identity::RefreshToken;
+use capsule_contracts::project::Place;
+use capsule_contracts::{Problem, Target};
+use capsule_store::{Databases, Keyring, Store};
 use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, eventually, everywhere, text};
 use serde_json::json;
 
@@ -16,76 +20,102 @@ const AT_A_TIME: usize = 16;
 /// Turns; the median is told.
 const TURNS: usize = 3;
 
-/// Request and reply over each broker by itself: a few hundred bytes, echoed.
+/// Answers a message of the smallest kind.
+struct Echo {
+    store: Arc<Store>,
+    bus: Bus,
+}
+
+impl Service for Echo {
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+    fn bus(&self) -> &Bus {
+        &self.bus
+    }
+    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+        Ok(None)
+    }
+}
+
+/// Request and reply on the bus, a few hundred bytes each way: within one process, and over each broker.
 pub fn bus() -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let (rabbitmq, kafka) = (RabbitMq::start(), Kafka::start());
-    let measure = |name: &str, client: Arc<dyn Transport>, server: &dyn Transport| {
-        let echo = |body: Vec<u8>| Box::pin(std::future::ready(body)) as futures_util::future::BoxFuture<'static, Vec<u8>>;
-        server.serve(Served {
-            name: "bench",
-            subjects: vec!["bench.echo"],
-            kinds: vec![],
-            answer: Arc::new(echo),
-            receive: Arc::new(|_, _| Box::pin(std::future::ready(Ok(())))),
-            set_aside: Arc::new(|_, _| Box::pin(std::future::ready(Ok(())))),
-        });
-        eventually("the broker is ready", || (server.is_ready() && client.is_ready()).then_some(()));
-        let ask = |client: Arc<dyn Transport>| async move {
-            let body = vec![b'x'; 400];
-            client.request(Outgoing { subject: "bench.echo", body, patience: Duration::from_secs(10) }).await.expect("an answer");
-        };
-        let mut latencies = Vec::new();
-        runtime.block_on(async {
-            let end = Instant::now() + TIME;
-            while Instant::now() < end {
-                let began = Instant::now();
-                ask(client.clone()).await;
-                latencies.push(began.elapsed());
-            }
-        });
-        latencies.sort_unstable();
-        let count = Arc::new(AtomicU64::new(0));
-        runtime.block_on(async {
-            let end = Instant::now() + TIME;
-            let askers = (0..AT_A_TIME).map(|_| {
-                let (client, count) = (client.clone(), count.clone());
-                async move {
-                    while Instant::now() < end {
-                        ask(client.clone()).await;
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-            futures_util::future::join_all(askers).await;
-        });
-        let published = runtime.block_on(async {
-            let event =
-                || Published { kind: "bench.event".into(), key: "k".into(), body: vec![b'x'; 400], signature: String::new() };
-            let (end, mut published) = (Instant::now() + TIME, 0_u64);
-            while Instant::now() < end {
-                futures_util::future::join_all((0..100).map(|_| client.publish(event()))).await;
-                published += 100;
-            }
-            published
-        });
-        let per_second = |count: u64| count as f64 / TIME.as_secs_f64();
-        format!(
-            "{name:<10} request/reply p50 {:>6.2} ms, p95 {:>6.2} ms, {:>6.0}/s with {AT_A_TIME} at a time; events confirmed {:>6.0}/s",
-            milliseconds(latencies[latencies.len() / 2]),
-            milliseconds(latencies[latencies.len() * 95 / 100]),
-            per_second(count.load(Ordering::Relaxed)),
-            per_second(published)
-        )
-    };
-    let url = rabbitmq.url();
     let _inside = runtime.enter();
-    let (client, server) =
-        (capsule_rabbitmq::RabbitMq::connect(&url, "bench", &[]), capsule_rabbitmq::RabbitMq::connect(&url, "bench", &[]));
-    let first = measure("RabbitMQ", Arc::new(client), &server);
-    let connect = || capsule_kafka::Kafka::connect(&kafka.url(), "bench").expect("a client");
-    let (client, server) = (connect(), connect());
-    vec![first, measure("Kafka", Arc::new(client), &server)]
+    let folder = tempfile::tempdir().expect("a folder");
+    let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
+    let (rabbitmq, kafka) = (RabbitMq::start(), Kafka::start());
+
+    let within = Bus::new();
+    let url = rabbitmq.url();
+    let over_rabbitmq =
+        || Arc::new(capsule_rabbitmq::RabbitMq::connect(&url, "bench", &[])) as Arc<dyn capsule_bus::transport::Transport>;
+    let over_kafka = || {
+        let client = capsule_kafka::Kafka::connect(&kafka.url(), "bench").expect("a client");
+        Arc::new(client) as Arc<dyn capsule_bus::transport::Transport>
+    };
+    let bus = |transport| Bus::over(transport, &keyring, String::new());
+    let shapes = [
+        ("in process", within.clone(), within),
+        ("RabbitMQ", bus(over_rabbitmq()), bus(over_rabbitmq())),
+        ("Kafka", bus(over_kafka()), bus(over_kafka())),
+    ];
+    let mut peer = None;
+    shapes
+        .into_iter()
+        .enumerate()
+        .map(|(at, (name, client, server))| {
+            let databases = Databases::Embedded(folder.path().join(at.to_string()));
+            std::fs::create_dir_all(folder.path().join(at.to_string())).expect("made");
+            let open = Store::open(&databases, "identity", keyring.clone(), &[("bus", capsule_bus::MIGRATIONS)]);
+            let store = Arc::new(runtime.block_on(open).expect("opens"));
+            let echo = Arc::new(Echo { store, bus: server.clone() });
+            Router::new(echo).handle(|_, call: Call<RefreshToken>| async move { Err(Problem::conflict(call.message.refresh_token)) }).start();
+            server.complete();
+            let (alone, together) = runtime.block_on(request_reply(&client));
+            let (alone_peer, together_peer) = *peer.get_or_insert((alone[alone.len() / 2], together));
+            let p50 = alone[alone.len() / 2];
+            format!(
+                "{name:<10} request/reply p50 {:>7.3} ms ({:.1}x), p95 {:>7.3} ms; {together:>7.0}/s with {AT_A_TIME} at a time ({:.3}x)",
+                milliseconds(p50),
+                p50.as_secs_f64() / alone_peer.as_secs_f64(),
+                milliseconds(alone[alone.len() * 95 / 100]),
+                together / together_peer,
+            )
+        })
+        .collect()
+}
+
+/// The time of each request, one after the other, in order; and how many there are a second side by side.
+async fn request_reply(client: &Bus) -> (Vec<Duration>, f64) {
+    let message = RefreshToken { refresh_token: "x".repeat(400) };
+    let ask = || async {
+        let context = Context::background("bench");
+        let problem = client.request(&context, &message).await.expect_err("an echo");
+        assert_eq!(problem.detail, message.refresh_token, "the echo answers");
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    while client.request(&Context::background("bench"), &message).await.is_err_and(|problem| problem.status != 409) {
+        assert!(Instant::now() < end, "the broker is not ready");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut alone = Vec::new();
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        let began = Instant::now();
+        ask().await;
+        alone.push(began.elapsed());
+    }
+    alone.sort_unstable();
+    let (count, end) = (AtomicU64::new(0), Instant::now() + TIME);
+    let askers = (0..AT_A_TIME).map(|_| async {
+        while Instant::now() < end {
+            ask().await;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    futures_util::future::join_all(askers).await;
+    (alone, count.into_inner() as f64 / TIME.as_secs_f64())
 }
 
 /// How fast events leave the outbox, once there are many.

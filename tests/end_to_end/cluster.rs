@@ -1,8 +1,12 @@
 //! The same platform as a cluster: a process for each part, over a broker and PostgreSQL.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use capsule_bus::transport::{Outgoing, Published, Transport};
+use capsule_bus::transport::{Outgoing, Published, Refusal, Served, Transport};
+use capsule_contracts::Problem;
 use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, everywhere, probe, text};
 use libtest_mimic::Trial;
 
@@ -36,6 +40,7 @@ pub fn trials() -> Vec<Trial> {
         trial("RabbitMQ", RabbitMq::is_installed(), name, move || work(&broker.get_or_init(RabbitMq::start).url()))
     };
     let forged_name = "an event that nobody of the installation said is a dead letter, and changes nothing";
+    let held_up_name = "events that cannot be taken yet hold up no request, and none is lost";
     let more = [
         on_broker("one trace leads from HTTP through the broker to the database", traced),
         on_broker("gateways share limits and sessions, and go by themselves without Redis", shared_cache),
@@ -46,6 +51,11 @@ pub fn trials() -> Vec<Trial> {
             let broker = Kafka::start();
             let url = broker.url();
             forged(&url, &connect(|| Arc::new(capsule_kafka::Kafka::connect(&url, "stranger").expect("a client"))));
+        }),
+        on_broker(held_up_name, |url| held_up(&|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "bench", &[])))),
+        trial("Kafka", Kafka::is_installed(), held_up_name, || {
+            let broker = Kafka::start();
+            held_up(&|| Arc::new(capsule_kafka::Kafka::connect(&broker.url(), "bench").expect("a client")));
         }),
     ];
     on_rabbitmq.chain(on_kafka).chain(more).collect()
@@ -119,7 +129,7 @@ fn shared_cache(broker: &str) {
     // A session that was ended holds nowhere, although its token was shared.
     server.api("POST", "/auth/logout", Some(&token), None).ok();
     eventually("the token holds no more", || (me(&token).status == 401).then_some(()));
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1));
     for _ in 0..10 {
         assert_eq!(me(&token).status, 401);
     }
@@ -186,8 +196,7 @@ fn forged(broker: &str, stranger: &Stranger) {
         stranger.runtime.block_on(stranger.transport.publish(published(signature))).expect("the broker takes it");
     }
     // A command that nobody can have sealed is not even looked at.
-    let request =
-        Outgoing { subject: "project.count_projects", body: b"{}".to_vec(), patience: std::time::Duration::from_secs(10) };
+    let request = Outgoing { subject: "project.count_projects", body: b"{}".to_vec(), patience: Duration::from_secs(10) };
     let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
     assert!(reply.is_empty(), "{reply:?}");
 
@@ -203,4 +212,55 @@ fn forged(broker: &str, stranger: &Stranger) {
         server.capsule(&["admin", "dead-letters", "discard", &text(letter, "id")]).ok();
     }
     assert_eq!(server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json(), serde_json::json!([]));
+}
+
+/// More events than any client holds at a time.
+const EVENTS: usize = 300;
+
+fn held_up(client: &dyn Fn() -> Arc<dyn Transport>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let _inside = runtime.enter();
+    let (server, asker) = (client(), client());
+    let (open, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
+    let (door, heard) = (open.clone(), taken.clone());
+    server.serve(Served {
+        name: "slow",
+        subjects: vec!["slow.ask"],
+        kinds: vec!["slow.event"],
+        answer: Arc::new(|body| Box::pin(std::future::ready(body))),
+        receive: Arc::new(move |body, _| {
+            let outcome = if door.load(Ordering::Relaxed) {
+                heard.lock().unwrap_or_else(PoisonError::into_inner).insert(body);
+                Ok(())
+            } else {
+                Err(Refusal::Later(Problem::unavailable("Not now.")))
+            };
+            Box::pin(std::future::ready(outcome))
+        }),
+        set_aside: Arc::new(|_, why| panic!("nothing is given up: {why}")),
+    });
+    eventually("the broker is ready", || (server.is_ready() && asker.is_ready()).then_some(()));
+    let ask = || {
+        let request = Outgoing { subject: "slow.ask", body: b"there?".to_vec(), patience: Duration::from_secs(10) };
+        runtime.block_on(asker.request(request))
+    };
+    eventually("it is served", || ask().ok());
+    for n in 0..EVENTS {
+        let event = Published {
+            kind: "slow.event".into(),
+            key: format!("key {}", n % 7),
+            body: format!("event {n}").into_bytes(),
+            signature: String::new(),
+        };
+        runtime.block_on(asker.publish(event)).expect("confirmed");
+    }
+    for _ in 0..50 {
+        assert_eq!(ask().expect("an answer while events wait"), b"there?");
+    }
+    open.store(true, Ordering::Relaxed);
+    eventually("every event is taken", || {
+        let count = taken.lock().unwrap_or_else(PoisonError::into_inner).len();
+        (count == EVENTS).then_some(())
+    });
+    runtime.block_on(async { tokio::join!(server.drain(), asker.drain()) });
 }

@@ -12,6 +12,7 @@ mod examples;
 mod faults;
 mod load;
 mod operations;
+mod packaging;
 mod postgres;
 mod tenants;
 mod uploads;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         examples::trials(),
         faults::trials(),
         operations::trials(),
+        packaging::trials(),
         postgres::trials(),
         tenants::trials(),
         uploads::trials(),

@@ -23,7 +23,8 @@ pub fn trials() -> Vec<Trial> {
         on("a server killed after active ends the deployment when it is back", || {
             with_postgres(|| crashes::killed_in("active", "after"));
         }),
-        on("an embedded installation moves over, and goes on as it was", moves_over),
+        on("an embedded installation moves over, and goes on as it was", || everywhere(&Shape::default(), moves_over)),
+        on("a pool that is used up is told of, and frees itself", pool_is_used_up),
         on("applications go on while the database is dead, and Capsule goes on when it is back", database_dies),
     ]
 }
@@ -35,13 +36,15 @@ fn with_postgres(work: impl FnOnce()) {
 
 fn moves_over() {
     let postgres = Postgres::start();
-    let mut server = Server::default();
+    let mut server = Server::unstarted(&[]);
+    let to = format!("database.url={}", postgres.url());
+    let move_over = |server: &Server| server.capsule(&["migrate", "to-postgres", "--json", "--set", &to]);
+    assert!(move_over(&server).refused().err.contains("no embedded databases"), "nothing to move is no success");
+    server.start();
     let token = server.register("mover@example.com");
     let service = server.service(&token, "mine");
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
-    let to = format!("database.url={}", postgres.url());
-    let move_over = |server: &Server| server.capsule(&["migrate", "to-postgres", "--json", "--set", &to]);
     assert!(move_over(&server).refused().err.contains("runs in"), "not while a server writes");
     server.stop();
     assert!(server.capsule(&["migrate", "to-postgres"]).refused().err.contains("set database.url"));
@@ -87,4 +90,35 @@ fn database_dies() {
     assert!(!server.log_text().contains(postgres.password()), "the password is in the log");
     let checked = server.capsule(&["config", "check", "--set", &format!("database.url={}", postgres.url())]).ok();
     assert!(!checked.out.contains(postgres.password()), "{checked:?}");
+}
+
+fn pool_is_used_up() {
+    let postgres = Postgres::start();
+    let server = Server::with(&[&format!("database.url={}", postgres.url()), "database.connections=2"]);
+    let token = server.register("early@example.com");
+    let (exhausted, used) = ("capsule_database_exhausted_total", "capsule_database_connections_used{service=\"identity\"}");
+    assert_eq!(server.metric(0, exhausted).unwrap_or_default(), 0.0);
+    // Nobody gets on while somebody else holds the table; each waits with a connection of the pool.
+    std::thread::scope(|scope| {
+        scope.spawn(|| postgres.ask("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)"));
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let late: Vec<_> = (0..6)
+            .map(|n| {
+                let body = serde_json::json!({"email": format!("late{n}@example.com"), "password": "a long enough one 1"});
+                let server = &server;
+                scope.spawn(move || server.api("POST", "/auth/register", None, Some(&body)))
+            })
+            .collect();
+        eventually("it is told of", || server.metric(0, exhausted).filter(|count| *count > 0.0));
+        let ready = server.private("/health/ready");
+        assert_eq!(ready.status, 503, "{ready:?}");
+        assert!(ready.body.contains("\"identity database\":\"missing\""), "{ready:?}");
+        assert_eq!(server.metric(0, used), Some(2.0));
+        for answer in late {
+            let answer = answer.join().expect("an answer");
+            assert!([201, 200, 503, 504].contains(&answer.status), "{answer:?}");
+        }
+    });
+    eventually("it is ready again", || (server.private("/health/ready").status == 200).then_some(()));
+    server.api("GET", "/auth/me", Some(&token), None).ok();
 }

@@ -2,6 +2,7 @@
 
 mod bucket;
 mod collector;
+mod docker;
 mod kafka;
 mod namespace;
 mod postgres;
@@ -10,6 +11,7 @@ mod redis;
 
 pub use bucket::Bucket;
 pub use collector::{Collector, Span};
+pub use docker::Docker;
 pub use kafka::Kafka;
 pub use namespace::Namespace;
 pub use postgres::Postgres;

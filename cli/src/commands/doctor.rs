@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use capsule_builder::{Settings, Toolchains};
-use capsule_runtime::{Limits, Network, ProcessRuntime, Spec};
+use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, unenforced};
 use serde::Serialize;
 
 use crate::client::Client;
@@ -83,12 +83,9 @@ fn try_sandbox() -> anyhow::Result<i32> {
 }
 
 fn limits() -> Finding {
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let v1 = Path::new("/sys/fs/cgroup/memory").exists();
-    match (v2, v1) {
-        (true, _) => finding("limits", "ok", "cgroup v2"),
-        (_, true) => finding("limits", "ok", "cgroup v1"),
-        _ => finding("limits", "warning", "there are no cgroups here: memory and CPU limits cannot be enforced"),
+    match unenforced().join("; ") {
+        missing if missing.is_empty() => finding("limits", "ok", "memory, CPU and processes are limited by control groups"),
+        missing => finding("limits", "warning", missing),
     }
 }
 

@@ -88,6 +88,12 @@ async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> an
         bail!("set database.url to the PostgreSQL server that the data is to be moved to");
     }
     let from = Databases::Embedded(directory.into());
+    if !from.any(&DATABASES.map(|(name, _)| name)) {
+        bail!(
+            "there are no embedded databases in {}: nothing is to be moved; name the data directory with --data",
+            directory.display()
+        );
+    }
     let mut moved = Vec::new();
     for (name, migrations) in DATABASES {
         let rows = copy::copy(&from, to, name, migrations).await.map_err(|error| anyhow!("{error}"))?;

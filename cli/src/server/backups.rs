@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use capsule_backup::{BackupKey, Installation, Kind, Repository};
+use capsule_backup::{BackupError, BackupKey, Installation, Kind, Repository};
 use capsule_contracts::Timestamp;
 
 use super::configuration::{Backup, Configuration};
@@ -18,8 +18,8 @@ pub fn installation(directory: &Path, configuration: &Configuration) -> Installa
     Installation { data: directory.into(), databases, services: super::DATABASES.to_vec() }
 }
 
-/// Makes backups for as long as the process lives. The place itself tells when the last one was made: whichever
-/// process looks first makes the next.
+/// Makes backups for as long as the process lives. The place itself tells when the last one was made, and of
+/// several processes one looks at a time: whoever is first makes the next.
 pub async fn keep(settings: Backup, key: &Path, installation: Installation) {
     loop {
         match once(&settings, key, &installation).await {
@@ -38,11 +38,12 @@ pub async fn keep(settings: Backup, key: &Path, installation: Installation) {
     }
 }
 
-async fn once(
-    settings: &Backup,
-    key: &Path,
-    installation: &Installation,
-) -> Result<Option<capsule_backup::Report>, capsule_backup::BackupError> {
+async fn once(settings: &Backup, key: &Path, installation: &Installation) -> Result<Option<capsule_backup::Report>, BackupError> {
+    let path = installation.data.join("run/backup.lock");
+    let lock = std::fs::File::create(&path).map_err(|error| BackupError(format!("{}: {error}", path.display())))?;
+    if lock.try_lock().is_err() {
+        return Ok(None);
+    }
     let repository = Repository::open(&settings.location, BackupKey::open(key)?)?;
     let all = repository.list().await?;
     let now = Timestamp::now().as_seconds();

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::mount::{MsFlags, mount};
+
 use crate::spec::Limits;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -75,9 +77,13 @@ impl Groups {
                 let mut parts = line.splitn(3, ':').skip(1);
                 parts.next()?.split(',').any(|name| name == controller).then(|| parts.next())?
             });
+            let hierarchy = Path::new(ROOT).join(controller);
+            // A container sees its own group as the hierarchy's root, and is told its name on the host.
             let base = path
-                .map(|path| Path::new(ROOT).join(controller).join(path.trim_start_matches('/')))
-                .filter(|base| base.join("cgroup.procs").exists());
+                .map(|path| hierarchy.join(path.trim_start_matches('/')))
+                .into_iter()
+                .chain([hierarchy])
+                .find(|base| base.join("cgroup.procs").exists());
             let made = match base {
                 Some(base) => {
                     let directory = base.join(format!("capsule.{id}"));
@@ -120,11 +126,34 @@ impl Groups {
     }
 }
 
+/// What of a workload's limits cannot be enforced on this host: tried, not guessed at.
+#[must_use]
+pub fn unenforced() -> Vec<String> {
+    let limits = Limits { memory: Some(64 << 20), cpu_percent: Some(100), processes: Some(64), ..Limits::default() };
+    let groups = Groups::create(&format!("check-{}", std::process::id()), &limits);
+    groups.remove();
+    groups.warnings
+}
+
 fn make(directory: &Path) -> std::io::Result<()> {
-    match std::fs::create_dir(directory) {
+    let made = match std::fs::create_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem && make_writable(directory) => {
+            std::fs::create_dir(directory)
+        }
+        made => made,
+    };
+    match made {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
     }
+}
+
+/// Container engines mount the groups read-only; who may mount may change that for its own container.
+fn make_writable(directory: &Path) -> bool {
+    let none: Option<&str> = None;
+    let hierarchies = directory.ancestors().filter(|path| path.starts_with(ROOT));
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    hierarchies.into_iter().any(|path| mount(none, path, none, flags, none).is_ok())
 }
 
 /// Lets groups below `base` have limits. Version 2 wants no process in a group that has such
@@ -137,8 +166,12 @@ fn delegate(base: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     let enable = || std::fs::write(&control, wanted.map(|name| format!("+{name}")).join(" "));
-    if enable().is_ok() {
-        return Ok(());
+    match enable() {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            make_writable(base);
+        }
+        Err(_) => {}
     }
     let leaf = base.join("capsule.control");
     make(&leaf)?;

@@ -22,6 +22,7 @@ pub mod shim;
 mod spec;
 pub mod uplink;
 
+pub use cgroup::unenforced;
 pub use network::prepare_host;
 pub use process::{Once, ProcessRuntime, RuntimeError};
 pub use protocol::{ShimState, ShimStatus, connect};

@@ -196,7 +196,7 @@ impl Bus {
             (None, Some(remote)) => {
                 let ticket = remote.request(context, subject, &payload).await?;
                 let ticket = serde_json::from_slice(&ticket).map_err(|_| Problem::internal())?;
-                streams::fetch(ticket, remote.wire.clone()).await
+                remote.streams.fetch(ticket).await
             }
             (None, None) => Err(nobody(subject)),
         }

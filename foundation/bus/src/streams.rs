@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::{Buf, Bytes, BytesMut};
 use capsule_contracts::Problem;
+use capsule_resilience::{Guard, Policy};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ use crate::wire::Wire;
 const USE_BY: Duration = Duration::from_secs(15);
 /// A process that cannot be connected to in this time is not there.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Addresses that are remembered; there are no more processes than this.
+const MOST_PEERS: usize = 256;
 /// The largest item.
 const ITEM_BYTES: usize = 4 << 20;
 
@@ -42,18 +45,20 @@ pub struct Ticket {
 /// A stream, and since when it is offered.
 type Offered = (Instant, mpsc::Receiver<Vec<u8>>);
 
-/// The streams of this process that wait to be fetched by another.
+/// The streams of this process that wait to be fetched by another, and the way to those of others.
 #[derive(Debug)]
 pub struct Streams {
     address: String,
     wire: Wire,
     waiting: Mutex<HashMap<String, Offered>>,
+    /// By the address of a process.
+    peers: Mutex<HashMap<String, Guard>>,
 }
 
 impl Streams {
     /// `address` is where other processes reach this one's private pages.
     pub fn new(address: String, wire: Wire) -> Self {
-        Self { address, wire, waiting: Mutex::default() }
+        Self { address, wire, waiting: Mutex::default(), peers: Mutex::default() }
     }
 
     /// Keeps a stream to be fetched.
@@ -91,19 +96,35 @@ impl Streams {
         });
         Body::from_stream(frames).into_response()
     }
+
+    /// Connects to a process; one that is gone is not waited for by every reader anew.
+    async fn connect(&self, address: &str) -> Result<TcpStream, Problem> {
+        let guard = {
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            if peers.len() > MOST_PEERS {
+                peers.clear();
+            }
+            let policy = Policy { deadline: CONNECT, ..Policy::new("The process that has this stream") };
+            peers.entry(address.to_owned()).or_insert_with(|| Guard::new(policy)).clone()
+        };
+        guard.call(|| TcpStream::connect(address)).await
+    }
+
+    /// Fetches a stream from the process that offers it.
+    pub async fn fetch(&self, ticket: Ticket) -> Result<mpsc::Receiver<Vec<u8>>, Problem> {
+        let connection = self.connect(&ticket.address).await?;
+        receive(connection, ticket, self.wire.clone()).await
+    }
 }
 
-/// Fetches a stream from the process that offers it.
-pub async fn fetch(ticket: Ticket, wire: Wire) -> Result<mpsc::Receiver<Vec<u8>>, Problem> {
+/// Reads a stream, once connected to the process that has it.
+async fn receive(connection: TcpStream, ticket: Ticket, wire: Wire) -> Result<mpsc::Receiver<Vec<u8>>, Problem> {
     let unreachable = |cause: &dyn std::fmt::Display| {
         tracing::warn!(address = ticket.address, %cause, "a stream cannot be fetched");
         Problem::unavailable("The process that has this stream cannot be reached.")
     };
-    let connect = async {
-        let connection = TcpStream::connect(&ticket.address).await.map_err(|cause| unreachable(&cause))?;
-        hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(|cause| unreachable(&cause))
-    };
-    let (mut sender, connection) = tokio::time::timeout(CONNECT, connect).await.map_err(|late| unreachable(&late))??;
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await;
+    let (mut sender, connection) = shaken.map_err(|cause| unreachable(&cause))?;
     tokio::spawn(connection);
     let request = Request::get(format!("/streams/{}", ticket.ticket)).header("host", &ticket.address).body(Empty::<Bytes>::new());
     let request = request.map_err(|cause| unreachable(&cause))?;

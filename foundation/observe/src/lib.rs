@@ -10,6 +10,7 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -72,6 +73,9 @@ pub fn metrics() -> Result<PrometheusHandle, String> {
 /// A dependency of a process, and whether it is there.
 pub type Check = (String, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
 
+/// A dependency that takes longer to answer is missing: who asks does not wait for long either.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// Whether a process lives, and can do its work: `/health/live`, `/health/ready`, and `/health`, which is
 /// the same as the latter.
 pub fn health(checks: Vec<Check>) -> Router {
@@ -101,8 +105,9 @@ pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
 async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
     let mut states = serde_json::Map::new();
     let mut all = true;
-    for (name, check) in checks {
-        let there = check().await;
+    let asked = checks.iter().map(|(_, check)| tokio::time::timeout(CHECK, check()));
+    for ((name, _), there) in checks.iter().zip(futures_util::future::join_all(asked).await) {
+        let there = there.unwrap_or_default();
         all &= there;
         states.insert(name.clone(), if there { "ok" } else { "missing" }.into());
     }

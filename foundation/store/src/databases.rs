@@ -49,6 +49,12 @@ impl Databases {
         }
     }
 
+    /// Whether one of these services' databases is there, as a file.
+    #[must_use]
+    pub fn any(&self, services: &[&str]) -> bool {
+        matches!(self, Self::Embedded(directory) if services.iter().any(|service| file(directory, service).exists()))
+    }
+
     /// Connects to a service's database to write. It is made if it is missing.
     pub(crate) async fn writer(&self, service: &str) -> Result<DatabaseConnection, StoreError> {
         match self {

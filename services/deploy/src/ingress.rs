@@ -6,7 +6,9 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use capsule_ingress::Client;
+use capsule_contracts::Problem;
+use capsule_ingress::{Client, Hello, Table};
+use capsule_resilience::{Guard, Policy};
 use tokio::process::Command;
 
 use crate::Options;
@@ -18,6 +20,7 @@ const START: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Ingress {
     client: Client,
+    guard: Guard,
     program: PathBuf,
     data: PathBuf,
     listen: SocketAddr,
@@ -30,6 +33,8 @@ impl Ingress {
     pub fn new(options: &Options) -> Self {
         Self {
             client: Client::new(&options.data.join("run/ingress.sock")),
+            // It is soon started again, and found again as soon.
+            guard: Guard::new(Policy { retries: 1, rest: Duration::from_secs(1), ..Policy::new("The ingress") }),
             program: options.program.clone(),
             data: options.data.clone(),
             listen: options.listen,
@@ -37,10 +42,37 @@ impl Ingress {
         }
     }
 
-    /// Talks to it.
-    #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
+    /// Who it is.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn hello(&self) -> Result<Hello, Problem> {
+        self.guard.call(|| self.client.hello()).await
+    }
+
+    /// Puts a table in force; returns the revision in force then.
+    ///
+    /// # Errors
+    /// When it does not answer, or cannot keep the table.
+    pub async fn apply(&self, table: &Table) -> Result<u64, Problem> {
+        self.guard.call(|| self.client.apply(table.clone())).await
+    }
+
+    /// Asks an instance for `path` as visitors do; the HTTP status it answered, or why not.
+    ///
+    /// # Errors
+    /// When the ingress does not answer.
+    pub async fn probe(&self, instance: &str, path: &str) -> Result<Result<u16, String>, Problem> {
+        self.guard.call(|| self.client.probe(instance, path)).await
+    }
+
+    /// Waits until an instance is done with its requests, for so many seconds at the most: a deadline of its own.
+    ///
+    /// # Errors
+    /// When the ingress does not answer.
+    pub async fn drain(&self, instance: &str, seconds: u64) -> Result<(), Problem> {
+        let drained = self.client.drain(vec![instance.to_owned()], seconds).await;
+        drained.map(drop).map_err(|error| Problem::unavailable(format!("The ingress does not answer: {error}.")))
     }
 
     /// The port it listens on.

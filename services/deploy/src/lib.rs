@@ -190,7 +190,7 @@ async fn lead(deploys: Arc<Deploys>) {
 impl Deploys {
     /// The address the ingress listens on.
     pub async fn listen(&self) -> std::io::Result<SocketAddr> {
-        let hello = self.ingress.client().hello().await?;
+        let hello = self.ingress.hello().await.map_err(std::io::Error::other)?;
         hello.listen.parse().map_err(std::io::Error::other)
     }
 

@@ -87,8 +87,7 @@ fn retire(deploys: &Arc<Deploys>, instance: &instances::Row) {
 async fn drain_and_stop(deploys: &Deploys, id: &str) -> Result<(), Problem> {
     // Only once the table without it is in force is "no requests under way" final.
     routes::publish_if_behind(deploys).await?;
-    let drained = deploys.ingress.client().drain(vec![id.to_owned()], deploys.options.drain_seconds).await;
-    drained.map_err(|error| Problem::unavailable(format!("The ingress does not answer: {error}.")))?;
+    deploys.ingress.drain(id, deploys.options.drain_seconds).await?;
     deploys.runtime.stop(id).await.map_err(|error| Problem::unavailable(error.to_string()))?;
     let tx = deploys.store.begin().await?;
     instances::set_role(&tx, &[id], "gone").await?;

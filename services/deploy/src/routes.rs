@@ -26,7 +26,7 @@ async fn revision(deploys: &Deploys) -> Result<u64, Problem> {
 /// At start: the database goes on from the revision in force, in case it was restored from an older
 /// state than the ingress has.
 pub async fn catch_up(deploys: &Deploys) -> Result<(), Problem> {
-    let hello = deploys.ingress.client().hello().await.map_err(unreachable)?;
+    let hello = deploys.ingress.hello().await?;
     let tx = deploys.store.begin().await?;
     let known = i64::try_from(hello.revision).unwrap_or(i64::MAX - 1);
     tx.run(unscoped!(
@@ -45,7 +45,7 @@ pub async fn publish(deploys: &Deploys) -> Result<(), Problem> {
     let _one_at_a_time = deploys.publishing.lock().await;
     let revision = revision(deploys).await?;
     let table = Table { revision, base_domain: deploys.options.base_domain.clone(), routes: table(deploys).await? };
-    let in_force = deploys.ingress.client().apply(table).await.map_err(unreachable)?;
+    let in_force = deploys.ingress.apply(&table).await?;
     if in_force < revision {
         return Err(Problem::unavailable("The ingress did not take the routing table."));
     }
@@ -54,7 +54,7 @@ pub async fn publish(deploys: &Deploys) -> Result<(), Problem> {
 
 /// Tells the ingress the table if it has an older one: after it was restarted, for one.
 pub async fn publish_if_behind(deploys: &Deploys) -> Result<(), Problem> {
-    let hello = deploys.ingress.client().hello().await.map_err(unreachable)?;
+    let hello = deploys.ingress.hello().await?;
     if hello.revision < revision(deploys).await? { publish(deploys).await } else { Ok(()) }
 }
 
@@ -116,9 +116,4 @@ async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
         routes.insert(placement.host, Route { state, targets, site });
     }
     Ok(routes)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
-fn unreachable(error: std::io::Error) -> Problem {
-    Problem::unavailable(format!("The ingress does not answer: {error}."))
 }

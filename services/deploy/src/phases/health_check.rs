@@ -43,12 +43,12 @@ async fn wait_for(deploys: &Deploys, candidate: &instances::Row, path: Option<&s
             return Ok(Err(format!("it {} again and again", status.last_exit.unwrap_or_else(|| "ended".into()))));
         }
         if candidate.process == WEB {
-            match deploys.ingress.client().probe(&candidate.id, path.unwrap_or("/")).await {
+            match deploys.ingress.probe(&candidate.id, path.unwrap_or("/")).await {
                 // A path that was named must be answered well; otherwise any answer but a failure will do.
                 Ok(Ok(code)) if code < 400 || (path.is_none() && code < 500) => return Ok(Ok(())),
                 Ok(Ok(code)) => last = format!("{} was answered with status {code}", path.unwrap_or("/")),
                 Ok(Err(why)) => last = format!("port {}: {why}", candidate.port),
-                Err(error) => last = format!("the ingress does not answer: {error}"),
+                Err(error) => last = error.detail,
             }
         } else if is_steady(&status) {
             return Ok(Ok(()));
