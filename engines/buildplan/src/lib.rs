@@ -3,28 +3,93 @@
 //! Nothing is executed and nothing is guessed silently: each conclusion carries the file and line
 //! it came from, and where there is doubt, the plan asks, and says what would settle it.
 //!
-//! Precedence, highest first: `capsule.toml`, `Procfile`, the framework, the language.
+//! Precedence, highest first: `capsule.toml`, a Dockerfile, a compose file, `Procfile`, `app.json`, files
+//! made for other platforms, the framework, the language.
 
 mod declared;
+mod dependencies;
+mod dockerfile;
+mod frameworks;
 mod languages;
 mod plan;
 mod tree;
+mod workspace;
 
 pub use declared::Declared;
+pub use dockerfile::{IMAGES, Image, ImageOptions, dockerfile};
+pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
-    Build, Detection, Draft, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
+    Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
 };
-pub use tree::{Folder, Memory, Tree};
+pub use tree::{Folder, Listing, Memory, Tree};
+pub use workspace::affected;
+
+use plan::Draft;
+use tree::Repo;
+
+/// Files whose word is final: what they settle is not asked any more.
+const DECIDE: [&str; 10] = [
+    "capsule.toml",
+    "Procfile",
+    "app.json",
+    "Dockerfile",
+    "nixpacks.toml",
+    "railpack.json",
+    "railway.json",
+    "railway.toml",
+    "render.yaml",
+    "heroku.yml",
+];
+
+/// How a plan will be carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether images are built and run: a Dockerfile and a compose file are of use then.
+    pub containers: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { containers: true }
+    }
+}
 
 /// Makes the plan of a tree.
 ///
 /// # Errors
 /// When a file that decides is malformed: which file, which line, and what is wrong.
 pub fn plan(tree: &dyn Tree) -> Result<Plan, PlanError> {
+    plan_with(tree, Options::default())
+}
+
+/// As [`plan`], for a particular way to carry it out.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
+    let repo = Repo::new(tree);
+    let declared = Declared::of(&repo)?;
+    let build = declared.as_ref().map(|(declared, _)| declared.build.clone()).unwrap_or_default();
     let mut draft = Draft::default();
-    languages::detect(tree, &mut draft)?;
-    declared::procfile(tree, &mut draft)?;
-    declared::capsule_toml(tree, &mut draft)?;
+    languages::detect(&repo, &mut draft)?;
+    declared::others(&repo, &mut draft);
+    declared::app_json(&repo, &mut draft)?;
+    declared::procfile(&repo, &mut draft)?;
+    match &build.root {
+        Some(root) => {
+            let text = repo.text(Declared::FILE);
+            workspace::enter(&repo, &mut draft, root, plan::Source::line(Declared::FILE, &text, "root"), "capsule.toml says so")?;
+        }
+        None => workspace::detect(&repo, &mut draft)?,
+    }
+    declared::compose(&repo, options.containers, &mut draft)?;
+    let own_steps = build.dockerfile.is_none() && (build.install.is_some() || build.build.is_some());
+    if options.containers && !own_steps {
+        declared::dockerfile(&repo, build.dockerfile.as_deref(), &mut draft)?;
+    }
+    if let Some((declared, text)) = declared {
+        declared::capsule_toml(declared, &text, &mut draft);
+    }
     Ok(draft.finish())
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::frameworks::{Found, Type};
+
 /// What a repository deploys as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,6 +60,12 @@ pub struct Build {
     pub release: Option<String>,
     /// The folder with the site's files, for what is served as files.
     pub output: Option<String>,
+    /// The Dockerfile that makes the image, where the repository brings one.
+    #[serde(default)]
+    pub dockerfile: Option<String>,
+    /// The compose file that describes the application, where the repository brings one.
+    #[serde(default)]
+    pub compose: Option<String>,
     pub env: BTreeMap<String, String>,
 }
 
@@ -72,17 +80,38 @@ pub struct Range {
 pub struct Resources {
     pub cpu: Range,
     pub memory: Range,
+    #[serde(default)]
+    pub disk: Disk,
+}
+
+/// Room for files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub size: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { size: "1Gi".into(), kind: "ssd".into() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Scaling {
     pub min_replicas: u32,
     pub max_replicas: u32,
+    /// The share of its CPU request, in percent, above which another replica is wanted.
+    pub target_cpu: u32,
+    /// The same of its memory.
+    pub target_memory: u32,
 }
 
 impl Default for Scaling {
     fn default() -> Self {
-        Self { min_replicas: 1, max_replicas: 1 }
+        Self { min_replicas: 1, max_replicas: 1, target_cpu: 80, target_memory: 80 }
     }
 }
 
@@ -179,9 +208,10 @@ impl<'a> Source<'a> {
 }
 
 impl Draft {
-    /// Records why `field` has `value`. Earlier evidence for the same field gives way.
+    /// Records why `field` has `value`. Earlier evidence for the same field gives way, but for lists, which grow.
     pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f32) {
-        self.plan.evidence.retain(|known| known.field != field);
+        let grows = matches!(field, "needs" | "system_packages" | "members");
+        self.plan.evidence.retain(|known| known.field != field || (grows && known.value != value));
         self.plan.evidence.push(Evidence {
             field: field.into(),
             value: value.into(),
@@ -246,9 +276,75 @@ impl Draft {
         }
     }
 
+    /// A package of the system that it takes.
+    pub fn system_package(&mut self, package: &str, source: Source<'_>, reason: &str) {
+        if !self.plan.system_packages.iter().any(|known| known == package) {
+            self.plan.system_packages.push(package.into());
+            self.because("system_packages", package, source, reason, 0.8);
+        }
+    }
+
+    pub fn build_tool(&mut self, tool: &str, source: Source<'_>, reason: &str) {
+        self.plan.detection.build_tool = Some(tool.into());
+        self.because("detection.build_tool", tool, source, reason, 1.0);
+    }
+
+    pub fn health_check(&mut self, path: &str, source: Source<'_>, reason: &str, confidence: f32) {
+        self.plan.networking.health_check = Some(path.into());
+        self.plan.networking.readiness_probe = Some(path.into());
+        self.because("networking.health_check", path, source, reason, confidence);
+    }
+
+    /// A framework of the table.
+    pub fn found(&mut self, found: &Found) {
+        self.framework(found.framework.name, found.source(), &found.reason);
+        match found.framework.kind {
+            Type::Ssr | Type::Web => self.kind(Kind::Web),
+            Type::Api => self.kind(Kind::Api),
+            Type::Worker => self.kind(Kind::Worker),
+            Type::Spa | Type::Site => self.kind(Kind::Static),
+            Type::Tool => {}
+        }
+    }
+
+    /// What a framework of the table makes as files, in `folder`.
+    pub fn files(&mut self, found: &Found, folder: &str) {
+        self.kind(Kind::Static);
+        self.output(folder, found.source(), &format!("where {} puts its build", found.framework.title), 0.9);
+        self.plan.networking.single_page = found.framework.kind == Type::Spa;
+    }
+
+    /// The port a framework usually listens on; the application is told by `PORT` as well.
+    pub fn usual_port(&mut self, found: Option<&Found>, otherwise: u16, source: Source<'_>) {
+        let (port, reason) = match found.and_then(|found| Some((found.framework.port?, found.framework.title))) {
+            Some((port, title)) => (port, format!("the usual port of {title}; PORT says the same")),
+            None => (otherwise, "the usual port; PORT says the same".to_owned()),
+        };
+        self.port(port, source, &reason, 0.7);
+    }
+
     pub fn port(&mut self, port: u16, source: Source<'_>, reason: &str, confidence: f32) {
         self.plan.networking.port = Some(port);
         self.because("networking.port", &port.to_string(), source, reason, confidence);
+    }
+
+    /// Forgets what was found of fields that begin so: a stronger word replaces all of them.
+    pub fn forget(&mut self, fields: &str) {
+        let plan = &mut self.plan;
+        if "processes.".starts_with(fields) {
+            plan.processes.clear();
+        }
+        for (field, value) in [
+            ("build.install", &mut plan.build.install),
+            ("build.build", &mut plan.build.build),
+            ("build.release", &mut plan.build.release),
+            ("build.output", &mut plan.build.output),
+        ] {
+            if field.starts_with(fields) {
+                *value = None;
+            }
+        }
+        plan.evidence.retain(|evidence| !evidence.field.starts_with(fields));
     }
 
     pub fn kind(&mut self, kind: Kind) {
@@ -272,8 +368,15 @@ impl Draft {
             Kind::Unknown | Kind::Web | Kind::Api if plan.processes.is_empty() && plan.build.output.is_some() => Kind::Static,
             kind => kind,
         };
+        let is_declared = plan.evidence.iter().any(|evidence| evidence.field == "networking.port" && evidence.confidence >= 1.0);
+        if !matches!(plan.kind, Kind::Web | Kind::Api) && !is_declared {
+            plan.networking.port = None;
+            plan.evidence.retain(|evidence| evidence.field != "networking.port");
+        }
         if matches!(plan.kind, Kind::Web | Kind::Api) {
-            plan.networking.port.get_or_insert(3000);
+            if web {
+                plan.networking.port.get_or_insert(3000);
+            }
             plan.networking.protocol.get_or_insert_with(|| "http".into());
         }
         if plan.kind == Kind::Static {
@@ -282,10 +385,12 @@ impl Draft {
         let settled: Vec<String> = plan
             .evidence
             .iter()
-            .filter(|evidence| matches!(evidence.file.as_str(), "capsule.toml" | "Procfile"))
+            .filter(|evidence| evidence.confidence >= 1.0 && crate::DECIDE.contains(&evidence.file.as_str()))
             .map(|evidence| evidence.field.clone())
             .collect();
-        plan.questions.retain(|question| !settled.contains(&question.field));
+        // What is installed, and how, says which package manager it is.
+        let answers = |field: &str| if field == "detection.package_manager" { "build.install" } else { field }.to_owned();
+        plan.questions.retain(|question| !settled.contains(&answers(&question.field)));
         if plan.kind == Kind::Unknown {
             plan.questions.push(Question {
                 field: "processes.web".into(),
@@ -293,13 +398,17 @@ impl Draft {
                 answer_with: "[processes]\nweb = \"the command that starts it\"".into(),
             });
         }
-        let (request, limit) = match plan.detection.language.as_deref() {
-            Some("java") => ("256Mi", "1Gi"),
-            Some("go" | "rust") => ("32Mi", "512Mi"),
+        let (request, limit) = match (plan.kind, plan.detection.language.as_deref()) {
+            (Kind::Static, _) => ("16Mi", "64Mi"),
+            (_, Some("java" | "kotlin" | "scala" | "groovy" | "clojure")) => ("256Mi", "1Gi"),
+            (_, Some("go" | "rust" | "c" | "cpp" | "zig" | "crystal")) => ("32Mi", "512Mi"),
+            (_, Some("elixir" | "erlang" | "dotnet")) => ("128Mi", "512Mi"),
             _ => ("64Mi", "512Mi"),
         };
         plan.resources.memory = Range { request: request.into(), limit: limit.into() };
         plan.resources.cpu = Range { request: "100m".into(), limit: "1".into() };
+        // Only what keeps nothing for itself may be there several times without being asked.
+        plan.scaling.max_replicas = if matches!(plan.kind, Kind::Web | Kind::Api) { 3 } else { 1 };
         self.plan
     }
 }

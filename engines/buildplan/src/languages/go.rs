@@ -1,82 +1,144 @@
-//! Go modules.
+//! Go modules and workspaces; Hugo.
 
-use super::required;
+use super::{Pin, pinned, version};
+use crate::dependencies::Dependencies;
+use crate::frameworks::{self, Found, Type};
 use crate::plan::{Draft, Kind, PlanError, Source};
-use crate::tree::Tree;
+use crate::tree::{Repo, join, line_of};
 
-pub const FILE: &str = "go.mod";
+const FILE: &str = "go.mod";
 
-const FRAMEWORKS: [(&str, &str); 5] = [
-    ("github.com/gin-gonic/gin", "gin"),
-    ("github.com/labstack/echo", "echo"),
-    ("github.com/gofiber/fiber", "fiber"),
-    ("github.com/go-chi/chi", "chi"),
-    ("github.com/gorilla/mux", "gorilla"),
-];
+pub fn is_there(repo: &Repo<'_>) -> Option<String> {
+    let marker = repo.first(&[FILE, "go.work", "main.go", "hugo.toml", "hugo.yaml", "hugo.json", "config/_default/hugo.toml"]);
+    let old_hugo = || repo.first(&["config.toml", "config.yaml"]).filter(|_| repo.has("archetypes/default.md"));
+    marker.or_else(old_hugo).map(str::to_owned)
+}
 
-pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = required(tree, FILE)?;
-    if !text.lines().any(|line| line.starts_with("module ")) {
+pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    let marker = is_there(repo).unwrap_or_default();
+    let text = repo.text(FILE);
+    if repo.has(FILE) && !text.lines().any(|line| line.starts_with("module ")) {
         return Err(PlanError { file: FILE.into(), line: None, message: "it has no `module` line".into() });
     }
-    draft.language("go", Source::file(FILE));
-    draft.package_manager("go", Source::file(FILE), "Go modules");
-    if let Some((index, version)) = text.lines().enumerate().find_map(|(index, line)| Some((index, line.strip_prefix("go ")?))) {
-        draft.version("go", version.trim(), Source { file: FILE, line: Some(index + 1) });
-    }
-    for (module, framework) in FRAMEWORKS {
-        if text.contains(module) {
-            draft.framework(framework, Source::line(FILE, &text, module), &format!("module {module}"));
-            break;
+    draft.language("go", Source::file(&marker));
+    let directive = |name: &str| {
+        let find = |file: &str| {
+            let text = repo.read(file)?;
+            let (index, rest) =
+                text.lines().enumerate().find_map(|(index, line)| Some((index, line.strip_prefix(name)?.trim())))?;
+            Some(Pin::new(rest.trim_start_matches("go"), file, Some(index + 1)))
+        };
+        find(FILE).or_else(|| find("go.work"))
+    };
+    version(
+        draft,
+        "go",
+        directive("toolchain ").or_else(|| pinned(repo, &["go", "golang"], &[(".go-version", "")])).or_else(|| directive("go ")),
+    );
+    let dependencies = modules(&text);
+    let found = frameworks::find("go", &dependencies, repo);
+    if let Some(found) = &found {
+        draft.found(found);
+        if found.framework.name == "hugo" {
+            draft.build("hugo --gc --minify", found.source(), "how Hugo makes the pages");
+            draft.files(found, "public");
+            return Ok(());
         }
     }
-    draft.install("go mod download", Source::file(FILE), "the modules it names");
-    let mains = mains(tree);
-    match mains.as_slice() {
-        [] => draft.kind(Kind::Library),
-        [(package, file), rest @ ..] => {
-            let command = format!("go build -o bin/app {package}");
-            let line = tree.read(file).and_then(|text| crate::tree::line_of(&text, "package main"));
-            draft.build(&command, Source { file, line }, "package main");
-            draft.kind(Kind::Web);
-            draft.process(
-                "web",
-                "./bin/app",
-                Source { file, line },
-                "what the build makes",
-                if rest.is_empty() { 0.9 } else { 0.5 },
-            );
-            draft.port(8080, Source::file(file), "the usual port of Go servers; PORT says the same", 0.7);
-            if !rest.is_empty() {
-                let all: Vec<_> = mains.iter().map(|(package, _)| package.as_str()).collect();
-                draft.ask(
-                    "build.build",
-                    &format!("several main packages are here ({}); {package} was taken", all.join(", ")),
-                    &format!("[build]\nbuild = \"go build -o bin/app {}\"", rest[0].0),
-                );
-            }
+    if repo.has(FILE) {
+        draft.package_manager("go", Source::file(FILE), "Go modules");
+        if repo.has("vendor/modules.txt") {
+            draft.because("build.install", "", Source::file("vendor/modules.txt"), "the modules are in the repository", 1.0);
+        } else {
+            draft.install("go mod download", Source::file(FILE), "the modules it names");
         }
+    } else if repo.has("go.work") {
+        draft.package_manager("go", Source::file("go.work"), "a Go workspace");
+        draft.install("go work sync", Source::file("go.work"), "the modules it names");
     }
+    programs(repo, found.as_ref(), draft);
+    dependencies.conclude("go", draft);
     Ok(())
 }
 
-/// Packages that make a program: the root, and folders of `cmd/`.
-fn mains(tree: &dyn Tree) -> Vec<(String, String)> {
+fn modules(text: &str) -> Dependencies {
+    let mut all = Dependencies::default();
+    let mut within = false;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        let required = match line.strip_prefix("require ") {
+            Some(rest) if rest.trim_start().starts_with('(') => {
+                within = true;
+                continue;
+            }
+            Some(rest) => rest.trim(),
+            None if within && line.starts_with(')') => {
+                within = false;
+                continue;
+            }
+            None if within => line,
+            None => continue,
+        };
+        let mut words = required.split_whitespace();
+        // What others ask for says nothing of this program.
+        if let Some(name) = words.next().filter(|name| !name.starts_with("//") && !required.ends_with("// indirect")) {
+            all.add(name, FILE, Some(index + 1));
+        }
+    }
+    all
+}
+
+fn programs(repo: &Repo<'_>, found: Option<&Found>, draft: &mut Draft) {
+    let mains = mains(repo);
+    let usual =
+        |name: &str| ["server", "web", "api", "app", "http", "www"].iter().position(|usual| name.ends_with(&format!("/{usual}")));
+    let main = mains.iter().min_by_key(|(package, _)| if package == "." { 0 } else { usual(package).map_or(9, |at| at + 1) });
+    let Some((package, file)) = main else { return draft.kind(Kind::Library) };
+    let line = line_of(&repo.text(file), "package main");
+    let source = Source { file, line };
+    draft.build(&format!("go build -o bin/app {package}"), source, "package main");
+    let is_worker = found.is_some_and(|found| found.framework.kind == Type::Worker);
+    let process = if is_worker { "worker" } else { "web" };
+    if found.is_none() {
+        draft.kind(Kind::Web);
+    }
+    draft.process(process, "./bin/app", source, "what the build makes", if mains.len() == 1 { 0.9 } else { 0.5 });
+    if !is_worker {
+        match super::port_in(&repo.text(file)) {
+            Some((port, line)) => draft.port(port, Source { file, line: Some(line) }, "named there beside PORT", 0.9),
+            None => draft.usual_port(found, 8080, found.map_or(source, Found::source)),
+        }
+    }
+    if mains.len() > 1 {
+        let all: Vec<_> = mains.iter().map(|(package, _)| package.as_str()).collect();
+        let other = all.iter().find(|other| **other != package.as_str()).copied().unwrap_or(".");
+        draft.ask(
+            "build.build",
+            &format!("several main packages are here ({}); {package} was taken", all.join(", ")),
+            &format!("[build]\nbuild = \"go build -o bin/app {other}\""),
+        );
+    }
+}
+
+/// Packages that make a program: the root, and folders of `cmd/`; of a workspace, its modules.
+fn mains(repo: &Repo<'_>) -> Vec<(String, String)> {
     let main_in = |folder: &str| {
-        tree.list(folder).into_iter().filter(|name| name.ends_with(".go") && !name.ends_with("_test.go")).find_map(|name| {
-            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            tree.read(&path)?.lines().any(|line| line.trim() == "package main").then_some(path)
-        })
+        let files = repo.all_ending(folder, ".go").into_iter().filter(|name| !name.ends_with("_test.go"));
+        files.take(50).find(|path| repo.text(path).lines().take(60).any(|line| line.trim() == "package main"))
     };
     let mut mains = Vec::new();
-    if let Some(file) = main_in("") {
-        mains.push((".".to_owned(), file));
+    let mut folders = vec![String::new()];
+    folders.extend(repo.folders("cmd"));
+    for line in repo.text("go.work").lines() {
+        let member = line.trim().trim_start_matches("use ").trim();
+        if let Some(folder) = member.strip_prefix("./").filter(|folder| !folder.is_empty()) {
+            folders.push(folder.to_owned());
+            folders.extend(repo.folders(&join(folder, "cmd")));
+        }
     }
-    for name in tree.list("cmd") {
-        if let Some(folder) = name.strip_suffix('/')
-            && let Some(file) = main_in(&format!("cmd/{folder}"))
-        {
-            mains.push((format!("./cmd/{folder}"), file));
+    for folder in folders {
+        if let Some(file) = main_in(&folder) {
+            mains.push((if folder.is_empty() { ".".into() } else { format!("./{folder}") }, file));
         }
     }
     mains

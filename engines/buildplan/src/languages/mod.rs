@@ -1,71 +1,220 @@
-//! One module per language. Each looks for its own marker files and says what it found.
+//! One module per language, or per family of small ones. Each looks for its own marker files and says
+//! what it found; what looks most like the application is taken for it.
 
+mod beam;
+mod compiled;
+mod dotnet;
 mod go;
-mod java;
+mod jvm;
 mod node;
+mod php;
 mod python;
+mod ruby;
 mod rust;
+mod scripted;
 mod sites;
 
-use crate::plan::{Draft, PlanError};
-use crate::tree::Tree;
+use crate::plan::{Draft, Kind, PlanError, Source};
+use crate::tree::Repo;
 
-/// A language's detector: whether its files are there, and what they mean.
-struct Language {
-    name: &'static str,
-    is_there: fn(&dyn Tree) -> Option<&'static str>,
-    detect: fn(&dyn Tree, &mut Draft) -> Result<(), PlanError>,
-}
+type IsThere = fn(&Repo<'_>) -> Option<String>;
+type Detect = fn(&Repo<'_>, &mut Draft) -> Result<(), PlanError>;
 
-/// In the order in which they are preferred where several are there.
-const LANGUAGES: [Language; 6] = [
-    Language { name: "python", is_there: python::is_there, detect: python::detect },
-    Language { name: "go", is_there: |tree| first_of(tree, &[go::FILE]), detect: go::detect },
-    Language { name: "rust", is_there: |tree| first_of(tree, &[rust::FILE]), detect: rust::detect },
-    Language { name: "java", is_there: |tree| first_of(tree, &[java::FILE]), detect: java::detect },
-    Language { name: "javascript", is_there: |tree| first_of(tree, &[node::FILE]), detect: node::detect },
-    Language { name: "static", is_there: sites::is_there, detect: sites::detect },
+/// In the order in which they are preferred where several look alike.
+const LANGUAGES: [(IsThere, Detect); 27] = [
+    (php::is_there, php::detect),
+    (ruby::is_there, ruby::detect),
+    (python::is_there, python::detect),
+    (beam::elixir_is_there, beam::elixir),
+    (beam::erlang_is_there, beam::erlang),
+    (beam::gleam_is_there, beam::gleam),
+    (go::is_there, go::detect),
+    (rust::is_there, rust::detect),
+    (jvm::is_there, jvm::detect),
+    (dotnet::is_there, dotnet::detect),
+    (compiled::swift_is_there, compiled::swift),
+    (compiled::dart_is_there, compiled::dart),
+    (compiled::haskell_is_there, compiled::haskell),
+    (compiled::crystal_is_there, compiled::crystal),
+    (compiled::zig_is_there, compiled::zig),
+    (compiled::ocaml_is_there, compiled::ocaml),
+    (node::deno_is_there, node::deno),
+    (node::is_there, node::detect),
+    (scripted::lua_is_there, scripted::lua),
+    (scripted::perl_is_there, scripted::perl),
+    (scripted::r_is_there, scripted::r),
+    (scripted::julia_is_there, scripted::julia),
+    (compiled::cpp_is_there, compiled::cpp),
+    (scripted::scheme_is_there, scripted::scheme),
+    (compiled::cobol_is_there, compiled::cobol),
+    (sites::is_there, sites::detect),
+    (scripted::shell_is_there, scripted::shell),
 ];
 
-/// Detects the language that the main process is written in; others that are there become a question.
-pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let mut there: Vec<(&Language, &str)> =
-        LANGUAGES.iter().filter_map(|language| (language.is_there)(tree).map(|file| (language, file))).collect();
-    // A page beside a program belongs to the program.
-    if there.len() > 1 {
-        there.retain(|(language, _)| language.name != "static");
+/// What a language's draft looks like: the more, the more it is the application.
+fn weight(draft: &Draft) -> u32 {
+    let plan = &draft.plan;
+    let framework = plan.detection.framework.is_some();
+    match plan.kind {
+        Kind::Web | Kind::Api if framework => 5,
+        Kind::Worker if framework => 3,
+        Kind::Static if framework => 3,
+        _ if plan.processes.contains_key("web") => 3,
+        Kind::Static => 2,
+        _ if !plan.processes.is_empty() => 2,
+        _ => 1,
     }
-    let Some((main, _)) = there.first() else {
-        return Ok(());
-    };
-    (main.detect)(tree, draft)?;
-    let others: Vec<&str> = there.iter().skip(1).map(|(language, _)| language.name).collect();
-    if !others.is_empty() {
-        draft.plan.detection.languages.extend(others.iter().map(|&name| name.to_owned()));
-        let files: Vec<&str> = there.iter().map(|(_, file)| *file).collect();
+}
+
+/// Detects the language that the main process is written in; what else looks like an application
+/// becomes a question.
+pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    let mut drafts = Vec::new();
+    for (is_there, detect) in LANGUAGES {
+        if let Some(marker) = is_there(repo) {
+            let mut found = Draft::default();
+            detect(repo, &mut found)?;
+            drafts.push((marker, weight(&found), found));
+        }
+    }
+    // A page or a script beside a program belongs to the program.
+    let is_beside = |draft: &Draft| matches!(draft.plan.detection.language.as_deref(), Some("static" | "shell"));
+    if drafts.iter().any(|(.., draft)| !is_beside(draft)) {
+        drafts.retain(|(.., draft)| !is_beside(draft));
+    } else {
+        drafts.truncate(1);
+    }
+    let most = drafts.iter().map(|(_, weight, _)| *weight).max().unwrap_or_default();
+    let Some(at) = drafts.iter().position(|(_, weight, _)| *weight == most) else { return Ok(()) };
+    let (marker, _, main) = drafts.remove(at);
+    *draft = main;
+    let language = draft.plan.detection.language.clone().unwrap_or_default();
+    // Pages that a bundler makes beside a program are what the program serves.
+    let is_rival = |weight: u32, other: &Draft| weight == most && most > 1 && !(is_assets(&language, other));
+    let rivals: Vec<&str> =
+        drafts.iter().filter(|(_, weight, other)| is_rival(*weight, other)).map(|(marker, ..)| marker.as_str()).collect();
+    if !rivals.is_empty() {
+        let files = std::iter::once(marker.as_str()).chain(rivals).collect::<Vec<_>>().join(", ");
         draft.ask(
             "processes.web",
-            &format!("several languages are here ({}); {} was taken for the main one", files.join(", "), main.name),
+            &format!("several languages are here ({files}); {language} was taken for the main one"),
             "[processes]\nweb = \"the command that starts it\"",
         );
     }
+    for (_, _, other) in &drafts {
+        draft.plan.detection.languages.extend(other.plan.detection.languages.iter().cloned());
+        if is_assets(&language, other) {
+            assets(&language, other, draft);
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    draft.plan.detection.languages.retain(|language| seen.insert(language.clone()));
     Ok(())
 }
 
-/// A file that decides: it is there, and must be text.
-fn required(tree: &dyn Tree, file: &str) -> Result<String, PlanError> {
-    tree.read(file).ok_or_else(|| PlanError { file: file.into(), line: None, message: "it cannot be read as text".into() })
+/// Whether a `package.json` beside a program makes what the program serves.
+fn is_assets(language: &str, other: &Draft) -> bool {
+    let plan = &other.plan;
+    plan.detection.language.as_deref() == Some("javascript")
+        && !plan.processes.contains_key("web")
+        && matches!(language, "php" | "python" | "go" | "rust" | "ruby" | "deno" | "elixir" | "java" | "kotlin" | "dotnet")
 }
 
-/// A TOML file that decides.
-fn toml_table(file: &str, text: &str) -> Result<toml::Table, PlanError> {
-    text.parse().map_err(|error: toml::de::Error| PlanError {
-        message: format!("it is not valid TOML: {}", error.message()),
-        ..PlanError::toml(file, text, &error)
+/// A `package.json` beside a program that makes what the program serves: its steps come first.
+fn assets(language: &str, javascript: &Draft, draft: &mut Draft) {
+    let (install, build) = (&javascript.plan.build.install, &javascript.plan.build.build);
+    // Rails' and Phoenix's own commands run the build themselves; Maven and Gradle have plug-ins for it.
+    let (installs, builds) = match language {
+        "ruby" if draft.plan.detection.framework.as_deref() == Some("rails") => (true, false),
+        "php" | "python" | "go" | "rust" | "ruby" | "deno" => (true, true),
+        _ => return,
+    };
+    let Some(build) = build.as_ref() else { return };
+    let source = Source::file(node::FILE);
+    if let Some(install) = install.as_ref().filter(|_| installs) {
+        let all = draft.plan.build.install.as_ref().map_or_else(|| install.clone(), |own| format!("{own} && {install}"));
+        draft.install(&all, source, "with what the pages' assets take");
+    }
+    if builds {
+        let all = draft.plan.build.build.as_ref().map_or_else(|| build.clone(), |own| format!("{build} && {own}"));
+        draft.build(&all, source, "the pages' assets are built first");
+    }
+    for (name, version) in &javascript.plan.detection.versions {
+        draft.plan.detection.versions.entry(name.clone()).or_insert_with(|| version.clone());
+    }
+}
+
+/// A version that a file asks for.
+pub struct Pin {
+    version: String,
+    file: String,
+    line: Option<usize>,
+}
+
+impl Pin {
+    pub fn new(version: &str, file: &str, line: Option<usize>) -> Self {
+        Self { version: version.to_owned(), file: file.to_owned(), line }
+    }
+}
+
+/// Records a version, if one is asked for.
+pub fn version(draft: &mut Draft, of: &str, pin: Option<Pin>) {
+    let Some(pin) = pin else { return };
+    let version = pin.version.trim().trim_matches(['"', '\'']);
+    let plain =
+        !version.is_empty() && version.len() < 64 && !version.contains(['\n', '$', '`', '<', '{']) | version.starts_with('<');
+    if plain {
+        draft.version(of, version, Source { file: &pin.file, line: pin.line });
+    }
+}
+
+/// A version from files that hold nothing else (each with a prefix that is taken off), or from the files
+/// of asdf and mise.
+pub fn pinned(repo: &Repo<'_>, tools: &[&str], files: &[(&str, &str)]) -> Option<Pin> {
+    for (file, prefix) in files {
+        if let Some(text) = repo.read(file)
+            && let Some((index, line)) =
+                text.lines().enumerate().find(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'))
+        {
+            return Some(Pin::new(line.trim().trim_start_matches(prefix), file, Some(index + 1)));
+        }
+    }
+    let text = repo.text(".tool-versions");
+    for (index, line) in text.lines().enumerate() {
+        let mut words = line.split_whitespace();
+        if words.next().is_some_and(|name| tools.contains(&name))
+            && let Some(version) = words.next()
+        {
+            return Some(Pin::new(version, ".tool-versions", Some(index + 1)));
+        }
+    }
+    for file in ["mise.toml", ".mise.toml"] {
+        let Ok(Some(table)) = repo.toml(file) else { continue };
+        let value = tools.iter().find_map(|tool| table.get("tools")?.get(*tool));
+        let value = value.and_then(|value| value.as_array().and_then(|all| all.first()).or(Some(value)));
+        let value = value.and_then(|value| value.get("version").or(Some(value))).and_then(toml::Value::as_str);
+        if let Some(version) = value {
+            let line = tools.iter().find_map(|tool| crate::tree::line_of(&repo.text(file), &format!("{tool} =")));
+            return Some(Pin::new(version, file, line));
+        }
+    }
+    None
+}
+
+/// A port that a program's text names beside `PORT`, such as `process.env.PORT || 4000`.
+pub fn port_in(text: &str) -> Option<(u16, usize)> {
+    text.lines().enumerate().take(2000).find_map(|(index, line)| {
+        if line.len() > 500 {
+            return None;
+        }
+        let (_, rest) = line.split_once("PORT")?;
+        let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+        // Only what stands beside it: an operator, a call, a comma.
+        if rest.len() - digits.len() > 24 || rest[..rest.len() - digits.len()].contains(';') {
+            return None;
+        }
+        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+        let port = digits[..end].parse().ok().filter(|port| *port >= 80)?;
+        Some((port, index + 1))
     })
-}
-
-/// The first of these files that is there.
-fn first_of(tree: &dyn Tree, files: &[&'static str]) -> Option<&'static str> {
-    files.iter().copied().find(|file| tree.has(file))
 }

@@ -1,238 +1,744 @@
-//! JavaScript and TypeScript on Node.js: npm, yarn, pnpm.
+//! JavaScript and TypeScript: Node.js with npm, yarn, pnpm; Bun; Deno.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use serde_json::Value;
 
-use super::{first_of, required};
+use super::{Pin, pinned, port_in, version};
+use crate::dependencies::Dependencies;
+use crate::frameworks::{self, Found, Type};
 use crate::plan::{Draft, Kind, PlanError, Source};
-use crate::tree::Tree;
+use crate::tree::{Repo, line_of};
 
 pub const FILE: &str = "package.json";
+const DENO: [&str; 2] = ["deno.json", "deno.jsonc"];
 
-/// Frameworks by the dependency that gives them away; the more particular first.
-const FRAMEWORKS: [(&str, &str); 18] = [
-    ("next", "next"),
-    ("nuxt", "nuxt"),
-    ("@remix-run/node", "remix"),
-    ("@sveltejs/kit", "sveltekit"),
-    ("astro", "astro"),
-    ("gatsby", "gatsby"),
-    ("@nestjs/core", "nestjs"),
-    ("@angular/core", "angular"),
-    ("fastify", "fastify"),
-    ("koa", "koa"),
-    ("hono", "hono"),
-    ("@hapi/hapi", "hapi"),
-    ("express", "express"),
-    ("vite", "vite"),
-    ("@vue/cli-service", "vue-cli"),
-    ("react-scripts", "create-react-app"),
-    ("parcel", "parcel"),
-    ("@11ty/eleventy", "eleventy"),
+const LOCKS: [(&str, &str); 6] = [
+    ("pnpm-lock.yaml", "pnpm"),
+    ("yarn.lock", "yarn"),
+    ("bun.lock", "bun"),
+    ("bun.lockb", "bun"),
+    ("package-lock.json", "npm"),
+    ("npm-shrinkwrap.json", "npm"),
 ];
 
-/// Frameworks whose build is a folder of files, unless a server is started: framework, folder,
-/// whether unknown paths are its own affair.
-const SITES: [(&str, &str, bool); 6] = [
-    ("vite", "dist", true),
-    ("create-react-app", "build", true),
-    ("vue-cli", "dist", true),
-    ("parcel", "dist", true),
-    ("gatsby", "public", false),
-    ("eleventy", "_site", false),
+/// Files that usually start a program, most usual first; TypeScript where it is run as it is.
+const ENTRIES: [&str; 14] = [
+    "server.js",
+    "index.js",
+    "app.js",
+    "main.js",
+    "server.mjs",
+    "index.mjs",
+    "app.mjs",
+    "src/server.js",
+    "src/index.js",
+    "src/app.js",
+    "src/main.js",
+    "bot.js",
+    "server.cjs",
+    "index.cjs",
 ];
+const TYPED: [&str; 8] =
+    ["server.ts", "index.ts", "src/index.ts", "src/server.ts", "main.ts", "src/main.ts", "app.ts", "src/app.ts"];
 
-pub fn detect(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let text = required(tree, FILE)?;
-    let package: Value = serde_json::from_str(&text).map_err(|error| PlanError {
-        file: FILE.into(),
-        line: Some(error.line()),
-        message: format!("it is not valid JSON: {error}"),
-    })?;
-    let package = Package { text: &text, json: &package };
-    draft.language("javascript", Source::file(FILE));
-    if let Some(version) = package.json.pointer("/engines/node").and_then(Value::as_str) {
-        draft.version("node", version, package.at("\"node\""));
-    } else if let Some((file, version)) = [".nvmrc", ".node-version"].iter().find_map(|file| Some((*file, tree.read(file)?))) {
-        draft.version("node", version.trim().trim_start_matches('v'), Source { file, line: Some(1) });
+pub fn is_there(repo: &Repo<'_>) -> Option<String> {
+    let file = repo.first(&[FILE, "bunfig.toml", "rush.json"]);
+    file.or_else(|| repo.first(&["server.js", "index.ts"]).filter(|_| deno_is_there(repo).is_none())).map(str::to_owned)
+}
+
+pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    let json = repo.json(FILE)?.unwrap_or(Value::Null);
+    let package = Package { text: repo.text(FILE), json: &json };
+    draft.language("javascript", Source::file(is_there(repo).as_deref().unwrap_or(FILE)));
+    if repo.has("tsconfig.json") {
+        draft.plan.detection.languages.push("typescript".into());
     }
-    let manager = manager(tree, &package, draft);
-    let framework = framework(&package, draft);
-    build(&package, manager, draft);
-    start(tree, &package, framework, manager, draft);
-    for (dependency, need) in [
-        ("pg", "postgresql"),
-        ("mysql2", "mysql"),
-        ("redis", "redis"),
-        ("ioredis", "redis"),
-        ("mongoose", "mongodb"),
-        ("mongodb", "mongodb"),
-        ("amqplib", "rabbitmq"),
-    ] {
-        if package.has_dependency(dependency) {
-            draft.need(need, package.at(&format!("\"{dependency}\"")), &format!("dependency \"{dependency}\""));
-        }
+    let manager = if json.is_null() { None } else { Some(package.manager(repo, draft)) };
+    let runs_on_bun = manager == Some("bun") || repo.has("bunfig.toml");
+    package.versions(repo, draft, runs_on_bun);
+    let dependencies = package.dependencies();
+    let found = frameworks::find("javascript", &dependencies, repo);
+    if let Some(found) = &found {
+        draft.found(found);
     }
+    package.build_tool(repo, &dependencies, draft);
+    let manager = manager.unwrap_or("npm");
+    package.build(repo, manager, found.as_ref(), draft);
+    let start = Start { repo, package: &package, dependencies: &dependencies, manager, runs_on_bun };
+    start.decide(found.as_ref(), draft);
+    dependencies.conclude("javascript", draft);
+    package.migrations(repo, &dependencies, draft);
     Ok(())
 }
 
 struct Package<'a> {
-    text: &'a str,
+    text: Rc<str>,
     json: &'a Value,
+}
+
+/// The scripts of a `package.json`.
+fn scripts_of(json: &Value) -> impl Iterator<Item = (&String, &str)> {
+    let scripts = json.get("scripts").and_then(Value::as_object).into_iter().flatten();
+    scripts.filter_map(|(name, command)| Some((name, command.as_str()?)))
 }
 
 impl Package<'_> {
     fn at(&self, needle: &str) -> Source<'static> {
-        Source::line(FILE, self.text, needle)
+        Source::line(FILE, &self.text, needle)
+    }
+
+    fn text_at(&self, pointer: &str) -> Option<&str> {
+        self.json.pointer(pointer)?.as_str().filter(|text| !text.trim().is_empty())
     }
 
     fn script(&self, name: &str) -> Option<&str> {
         self.json.get("scripts")?.get(name)?.as_str().filter(|command| !command.trim().is_empty())
     }
 
-    fn has_dependency(&self, name: &str) -> bool {
-        ["dependencies", "devDependencies"]
-            .iter()
-            .any(|section| self.json.get(section).is_some_and(|all| all.get(name).is_some()))
+    fn dependencies(&self) -> Dependencies {
+        let mut all = Dependencies::default();
+        for section in ["dependencies", "devDependencies", "optionalDependencies"] {
+            for (name, _) in self.json.get(section).and_then(Value::as_object).into_iter().flatten() {
+                all.add(name, FILE, line_of(&self.text, &format!("\"{name}\"")));
+            }
+        }
+        all
+    }
+
+    fn manager(&self, repo: &Repo<'_>, draft: &mut Draft) -> &'static str {
+        let present: Vec<(&'static str, &'static str)> = LOCKS.into_iter().filter(|(file, _)| repo.has(file)).collect();
+        let declared = self.text_at("/packageManager").map(|text| text.split_once('@').unwrap_or((text, "")));
+        let engine = ["pnpm", "yarn", "bun"].into_iter().find(|name| self.text_at(&format!("/engines/{name}")).is_some());
+        let manager = if let Some((name, wanted)) = declared {
+            let known = ["npm", "pnpm", "yarn", "bun"].into_iter().find(|known| *known == name).unwrap_or("npm");
+            draft.package_manager(known, self.at("\"packageManager\""), "\"packageManager\" names it");
+            if !wanted.is_empty() {
+                draft.version(known, wanted.split('+').next().unwrap_or(wanted), self.at("\"packageManager\""));
+            }
+            known
+        } else if let Some((file, name)) = present.first() {
+            draft.package_manager(name, Source::file(file), "its lockfile is there");
+            name
+        } else if let Some(name) = engine {
+            draft.package_manager(name, self.at(&format!("\"{name}\"")), "\"engines\" names it");
+            name
+        } else if let Some(file) = repo.first(&["pnpm-workspace.yaml", ".yarnrc.yml", "bunfig.toml"]) {
+            let name = match file {
+                "pnpm-workspace.yaml" => "pnpm",
+                ".yarnrc.yml" => "yarn",
+                _ => "bun",
+            };
+            draft.package_manager(name, Source::file(file), "its settings are there");
+            name
+        } else {
+            draft.package_manager("npm", Source::file(FILE), "no lockfile is there; npm comes with Node.js");
+            "npm"
+        };
+        let lock = present.iter().find(|(_, name)| *name == manager).map(|(file, _)| *file);
+        let command = install_command(repo, manager, lock, draft);
+        let distinct: BTreeSet<_> = present.iter().map(|(_, name)| *name).collect();
+        if declared.is_none() && distinct.len() > 1 {
+            let files: Vec<_> = present.iter().map(|(file, _)| *file).collect();
+            draft.ask(
+                "detection.package_manager",
+                &format!("lockfiles of several package managers are here ({}); {manager} was taken", files.join(", ")),
+                &format!("[build]\ninstall = \"{command}\""),
+            );
+        }
+        let reason =
+            if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" };
+        draft.install(command, Source::file(lock.unwrap_or(FILE)), reason);
+        manager
+    }
+
+    fn versions(&self, repo: &Repo<'_>, draft: &mut Draft, runs_on_bun: bool) {
+        let engines = |name: &str| {
+            let wanted = self.text_at(&format!("/engines/{name}"))?;
+            let line = line_of(&self.text, "\"engines\"").map_or(0, |line| line - 1);
+            let within = self.text.lines().skip(line).position(|text| text.contains(&format!("\"{name}\"")));
+            Some(Pin::new(wanted, FILE, within.map(|more| line + more + 1)))
+        };
+        let volta = self.text_at("/volta/node").map(|wanted| Pin::new(wanted, FILE, line_of(&self.text, "\"volta\"")));
+        let files = [(".nvmrc", "v"), (".node-version", "v"), (".n-node-version", "v")];
+        version(draft, "node", engines("node").or(volta).or_else(|| pinned(repo, &["node", "nodejs"], &files)));
+        for name in ["pnpm", "yarn", "npm"] {
+            if !draft.plan.detection.versions.contains_key(name) {
+                version(draft, name, engines(name).or_else(|| pinned(repo, &[name], &[])));
+            }
+        }
+        if runs_on_bun && !draft.plan.detection.versions.contains_key("bun") {
+            version(draft, "bun", engines("bun").or_else(|| pinned(repo, &["bun"], &[(".bun-version", "v")])));
+        }
+    }
+
+    fn build_tool(&self, repo: &Repo<'_>, dependencies: &Dependencies, draft: &mut Draft) {
+        let files = [
+            ("nx.json", "nx"),
+            ("turbo.json", "turbo"),
+            ("lerna.json", "lerna"),
+            ("rush.json", "rush"),
+            (".moon/workspace.yml", "moon"),
+        ];
+        if let Some((file, tool)) = files.into_iter().find(|(file, _)| repo.has(file)) {
+            return draft.build_tool(tool, Source::file(file), "its settings are there");
+        }
+        let tools =
+            ["vite", "@rsbuild/core", "@rspack/cli", "webpack", "parcel", "rollup", "esbuild", "tsup", "@swc/cli", "typescript"];
+        if let Some(found) = tools.iter().find_map(|tool| dependencies.find(tool)) {
+            let name = match found.name.as_str() {
+                "@rsbuild/core" => "rsbuild",
+                "@rspack/cli" => "rspack",
+                "@swc/cli" => "swc",
+                "typescript" => "tsc",
+                name => name,
+            };
+            draft.build_tool(name, Source { file: &found.file, line: found.line }, &format!("dependency \"{}\"", found.name));
+        }
+    }
+
+    fn build(&self, repo: &Repo<'_>, manager: &str, found: Option<&Found>, draft: &mut Draft) {
+        for (script, reason) in
+            [("build", "script \"build\""), ("build:prod", "script \"build:prod\""), ("compile", "script \"compile\"")]
+        {
+            if self.script(script).is_some() {
+                return draft.build(&format!("{manager} run {script}"), self.at(&format!("\"{script}\"")), reason);
+            }
+        }
+        let name = found.map(|found| found.framework.name);
+        let without = match name {
+            Some("next" | "payload" | "nextra" | "fumadocs") => "next build",
+            Some("nuxt") => "nuxt build",
+            Some("gatsby") => "gatsby build",
+            Some("astro" | "starlight") => "astro build",
+            Some("vite") if repo.has("index.html") => "vite build",
+            Some("eleventy") => "eleventy",
+            Some("docusaurus") => "docusaurus build",
+            Some("hexo") => "hexo generate",
+            Some("vitepress") => "vitepress build",
+            Some("angular") => "ng build",
+            Some("nestjs") => "nest build",
+            Some("remix") => "remix vite:build",
+            Some("react-router") => "react-router build",
+            Some("create-react-app") => "react-scripts build",
+            Some("vue-cli") => "vue-cli-service build",
+            Some("parcel") if repo.has("index.html") => "parcel build index.html",
+            Some("storybook") => "storybook build",
+            Some("meteor") => {
+                "meteor build --server-only --directory .output && npm --prefix .output/bundle/programs/server install"
+            }
+            _ => return,
+        };
+        if let Some(found) = found {
+            draft.build(without, found.source(), &format!("how {} is built", found.framework.title));
+        }
+    }
+
+    fn migrations(&self, repo: &Repo<'_>, dependencies: &Dependencies, draft: &mut Draft) {
+        if draft.plan.build.release.is_some() || !draft.plan.processes.contains_key("web") {
+            return;
+        }
+        if repo.has_folder("prisma/migrations") && (dependencies.has("prisma") || dependencies.has("@prisma/client")) {
+            draft.release("prisma migrate deploy", Source::file("prisma/migrations"), "Prisma's migrations");
+        }
     }
 }
 
-fn manager(tree: &dyn Tree, package: &Package<'_>, draft: &mut Draft) -> &'static str {
-    let locks = [("pnpm-lock.yaml", "pnpm"), ("yarn.lock", "yarn"), ("package-lock.json", "npm"), ("npm-shrinkwrap.json", "npm")];
-    let present: Vec<(&'static str, &'static str)> = locks.into_iter().filter(|(file, _)| tree.has(file)).collect();
-    let declared = package.json.get("packageManager").and_then(Value::as_str);
-    let manager = if let Some(declared) = declared {
-        let (name, version) = declared.split_once('@').unwrap_or((declared, ""));
-        let known = ["npm", "pnpm", "yarn"].into_iter().find(|known| *known == name).unwrap_or("npm");
-        draft.package_manager(known, package.at("\"packageManager\""), "\"packageManager\" names it");
-        if !version.is_empty() {
-            draft.version(known, version.split('+').next().unwrap_or(version), package.at("\"packageManager\""));
-        }
-        known
-    } else if let Some((file, name)) = present.first() {
-        draft.package_manager(name, Source::file(file), "its lockfile is there");
-        name
-    } else {
-        draft.package_manager("npm", Source::file(FILE), "no lockfile is there; npm comes with Node.js");
-        "npm"
-    };
-    let distinct: std::collections::BTreeSet<_> = present.iter().map(|(_, name)| *name).collect();
-    if declared.is_none() && distinct.len() > 1 {
-        let files: Vec<_> = present.iter().map(|(file, _)| *file).collect();
-        draft.ask(
-            "detection.package_manager",
-            &format!("lockfiles of several package managers are here ({}); {manager} was taken", files.join(", ")),
-            "[build]\ninstall = \"npm ci\"",
-        );
-    }
-    let lock = present.iter().find(|(_, name)| *name == manager).map(|(file, _)| *file);
+fn install_command(repo: &Repo<'_>, manager: &str, lock: Option<&str>, draft: &mut Draft) -> &'static str {
+    let lock_text = lock.filter(|file| file.ends_with(".lock") || file.ends_with(".yaml")).map(|file| (file, repo.text(file)));
     let berry = manager == "yarn"
-        && (tree.has(".yarnrc.yml") || lock.and_then(|file| tree.read(file)).is_some_and(|text| text.contains("__metadata:")));
-    let command = match (manager, lock) {
+        && (repo.has(".yarnrc.yml")
+            || draft.plan.detection.versions.get("yarn").is_some_and(|version| !version.starts_with(['0', '1']))
+            || lock_text.as_ref().is_some_and(|(_, text)| text.contains("__metadata:")));
+    if manager == "pnpm"
+        && !draft.plan.detection.versions.contains_key("pnpm")
+        && let Some((file, text)) = &lock_text
+        && let Some(line) = text.lines().find(|line| line.starts_with("lockfileVersion:"))
+    {
+        let format = line.trim_start_matches("lockfileVersion:").trim().trim_matches(['\'', '"']);
+        let major = match format.split('.').next().unwrap_or_default() {
+            "5" => "7",
+            "6" => "8",
+            _ => "9",
+        };
+        draft.version("pnpm", major, Source::line(file, text, "lockfileVersion:"));
+    }
+    match (manager, lock) {
         ("pnpm", Some(_)) => "pnpm install --frozen-lockfile",
         ("pnpm", None) => "pnpm install",
         ("yarn", Some(_)) if berry => "yarn install --immutable",
         ("yarn", Some(_)) => "yarn install --frozen-lockfile",
         ("yarn", None) => "yarn install",
+        ("bun", Some(_)) => "bun install --frozen-lockfile",
+        ("bun", None) => "bun install",
         (_, Some(_)) => "npm ci",
         (_, None) => "npm install",
-    };
-    let reason = if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" };
-    draft.install(command, Source::file(lock.unwrap_or(FILE)), reason);
-    manager
-}
-
-fn framework(package: &Package<'_>, draft: &mut Draft) -> Option<&'static str> {
-    let (dependency, framework) = FRAMEWORKS.into_iter().find(|(dependency, _)| package.has_dependency(dependency))?;
-    draft.framework(framework, package.at(&format!("\"{dependency}\"")), &format!("dependency \"{dependency}\""));
-    if package.has_dependency("vite") {
-        draft.plan.detection.build_tool = Some("vite".into());
-    }
-    Some(framework)
-}
-
-fn build(package: &Package<'_>, manager: &str, draft: &mut Draft) {
-    if package.script("build").is_some() {
-        draft.build(&format!("{manager} run build"), package.at("\"build\""), "script \"build\"");
     }
 }
 
-fn start(tree: &dyn Tree, package: &Package<'_>, framework: Option<&str>, manager: &str, draft: &mut Draft) {
-    if framework == Some("next") && exports_statically(tree, draft) {
-        return;
-    }
-    let site = SITES.into_iter().find(|(name, ..)| Some(*name) == framework);
-    // `vite preview` and the like are for a look during development.
-    let preview = |command: &str| {
-        ["vite", "react-scripts", "vue-cli-service", "parcel", "serve "].iter().any(|tool| command.starts_with(tool))
-    };
-    let script = package.script("start").filter(|command| site.is_none() || !preview(command));
-    if let Some(command) = script {
-        draft.kind(Kind::Web);
-        // The script's own command: the package manager would only stand between it and its signals.
-        if package.script("prestart").is_some() {
-            draft.process("web", &format!("{manager} start"), package.at("\"start\""), "scripts \"prestart\" and \"start\"", 1.0);
+/// How the program is started.
+struct Start<'a> {
+    repo: &'a Repo<'a>,
+    package: &'a Package<'a>,
+    dependencies: &'a Dependencies,
+    manager: &'a str,
+    runs_on_bun: bool,
+}
+
+impl Start<'_> {
+    fn decide(&self, found: Option<&Found>, draft: &mut Draft) {
+        let name = found.map(|found| found.framework.name);
+        if let Some(found) = found
+            && self.exports_files(found, draft)
+        {
+            return;
+        }
+        let files = found.filter(|found| found.framework.kind.is_files() && name != Some("astro"));
+        if let Some((script, command)) = self.script(files.is_some()) {
+            // A server of its own is worth more than where a bundler puts its files.
+            if let Some(files) = files.filter(|files| self.is_preview(command, files)) {
+                return self.files(files, draft);
+            }
+            self.by_script(script, command, found, draft);
+        } else if let Some(files) = files {
+            return self.files(files, draft);
+        } else if let Some((found, command)) =
+            found.and_then(|found| Some((found, self.usual(found, draft.plan.build.build.is_some())?)))
+        {
+            let process = if found.framework.kind == Type::Worker { "worker" } else { "web" };
+            draft.process(process, &command, found.source(), &format!("how {} is started", found.framework.title), 0.9);
+        } else if let Some((command, file, line, reason)) = self.entry() {
+            let process = if found.is_some_and(|found| found.framework.kind == Type::Worker) { "worker" } else { "web" };
+            if found.is_none() {
+                draft.kind(Kind::Web);
+            }
+            draft.process(process, &command, Source { file: &file, line }, reason, 0.7);
         } else {
-            draft.process("web", command, package.at("\"start\""), "script \"start\"", 1.0);
+            if found.is_some_and(|found| !found.framework.kind.is_files() && found.framework.kind != Type::Tool) {
+                draft.ask(
+                    "processes.web",
+                    "no \"start\" script and no file that usually starts a server was found",
+                    "[processes]\nweb = \"node server.js\"",
+                );
+            } else if ["main", "exports", "module", "bin"].iter().any(|member| self.package.json.get(member).is_some()) {
+                draft.kind(Kind::Library);
+            }
+            return;
         }
-    } else if let Some((name, folder, single_page)) = site {
-        draft.kind(Kind::Static);
-        let (folder, source, confidence) = configured_output(tree).unwrap_or((folder.into(), Source::file(FILE), 0.9));
-        draft.output(&folder, source, &format!("where {name} puts its build"), confidence);
-        draft.plan.networking.single_page = single_page;
-    } else if framework == Some("next") {
-        draft.kind(Kind::Web);
-        draft.process("web", "next start", package.at("\"next\""), "how Next.js is started", 0.9);
-    } else if let Some((file, reason, source)) = entry(tree, package) {
-        draft.kind(Kind::Web);
-        draft.process("web", &format!("node {file}"), source, reason, 0.7);
-    } else if package.json.get("main").is_some() || package.json.get("exports").is_some() {
-        draft.kind(Kind::Library);
-    }
-    if draft.plan.kind == Kind::Web {
-        draft.port(3000, Source::file(FILE), "the usual port of Node.js servers; PORT says the same", 0.7);
-    }
-}
-
-fn entry(tree: &dyn Tree, package: &Package<'_>) -> Option<(String, &'static str, Source<'static>)> {
-    if let Some(main) = package.json.get("main").and_then(Value::as_str)
-        && tree.has(main.trim_start_matches("./"))
-    {
-        return Some((main.to_owned(), "\"main\" names it", package.at("\"main\"")));
-    }
-    let file = first_of(tree, &["server.js", "index.js", "app.js", "main.js", "server.mjs", "index.mjs"])?;
-    Some((file.into(), "a file of this name usually starts it", Source::file(file)))
-}
-
-/// `output: "export"` in Next's configuration makes it a folder of files.
-fn exports_statically(tree: &dyn Tree, draft: &mut Draft) -> bool {
-    for file in ["next.config.js", "next.config.mjs", "next.config.ts"] {
-        let Some(text) = tree.read(file) else { continue };
-        let exported = text.lines().position(|line| {
-            let line: String = line.chars().filter(|c| !c.is_whitespace()).map(|c| if c == '\'' { '"' } else { c }).collect();
-            !line.starts_with("//") && line.contains("output:\"export\"")
-        });
-        if let Some(index) = exported {
-            draft.kind(Kind::Static);
-            draft.output("out", Source { file, line: Some(index + 1) }, "output: \"export\"", 1.0);
-            return true;
+        if draft.plan.processes.contains_key("web") {
+            self.port(found, draft);
         }
     }
-    false
-}
 
-/// `outDir` in Vite's configuration.
-fn configured_output(tree: &dyn Tree) -> Option<(String, Source<'static>, f32)> {
-    for file in ["vite.config.ts", "vite.config.js", "vite.config.mjs"] {
-        let Some(text) = tree.read(file) else { continue };
-        for (index, line) in text.lines().enumerate() {
-            if let Some((_, rest)) = line.split_once("outDir:") {
-                let folder = rest.trim().trim_start_matches(['"', '\'', '`']).split(['"', '\'', '`']).next()?;
-                let folder = folder.trim_start_matches("./");
-                if !folder.is_empty() && !folder.starts_with("..") && !folder.starts_with('/') {
-                    return Some((folder.to_owned(), Source { file, line: Some(index + 1) }, 1.0));
+    fn script(&self, of_files: bool) -> Option<(&'static str, &str)> {
+        let names: &[&str] = if of_files {
+            &["start", "serve"]
+        } else {
+            &["start", "start:prod", "production", "prod", "serve", "server", "preview"]
+        };
+        names.iter().find_map(|name| Some((*name, self.package.script(name)?)))
+    }
+
+    fn by_script(&self, script: &'static str, command: &str, found: Option<&Found>, draft: &mut Draft) {
+        let is_worker = found.is_some_and(|found| found.framework.kind == Type::Worker);
+        let process = if is_worker { "worker" } else { "web" };
+        if !is_worker && found.is_none_or(|found| found.framework.kind.is_files()) {
+            draft.kind(Kind::Web);
+        }
+        // NestJS's own "start" compiles anew; there is another for production.
+        let (script, command) = match self.package.script("start:prod") {
+            Some(production)
+                if script == "start"
+                    && ["nest start", "ts-node", "nodemon", "ng serve"].iter().any(|tool| command.contains(tool)) =>
+            {
+                ("start:prod", production)
+            }
+            _ => (script, command),
+        };
+        let source = self.package.at(&format!("\"{script}\""));
+        let reason = format!("script \"{script}\"");
+        let runs_others =
+            ["npm ", "yarn ", "pnpm ", "run-s ", "run-p ", "turbo ", "nx "].iter().any(|tool| command.starts_with(tool));
+        // The script's own command: the package manager would only stand between it and its signals.
+        if self.package.script(&format!("pre{script}")).is_some() || runs_others {
+            let run =
+                if script == "start" { format!("{} start", self.manager) } else { format!("{} run {script}", self.manager) };
+            draft.process(process, &run, source, &reason, 1.0);
+        } else {
+            draft.process(process, command, source, &reason, 1.0);
+        }
+        for tool in ["nodemon", "ts-node-dev", "tsx watch", "vite dev", "next dev", "nuxt dev", "astro dev", "node --watch"] {
+            if command.contains(tool) {
+                draft.ask(
+                    &format!("processes.{process}"),
+                    &format!("script \"{script}\" runs `{tool}`, which is for development"),
+                    &format!("[processes]\n{process} = \"node server.js\""),
+                );
+                break;
+            }
+        }
+        for (name, _) in
+            scripts_of(self.package.json).filter(|(name, _)| matches!(name.as_str(), "worker" | "start:worker" | "queue"))
+        {
+            if !is_worker {
+                let command = format!("{} run {name}", self.manager);
+                draft.process("worker", &command, self.package.at(&format!("\"{name}\"")), &format!("script \"{name}\""), 0.8);
+                break;
+            }
+        }
+    }
+
+    /// `vite preview` and the like are for a look during development, and `serve dist` for what is served anyway.
+    fn is_preview(&self, command: &str, found: &Found) -> bool {
+        let first = command
+            .split_whitespace()
+            .find(|word| !word.contains('=') && !matches!(*word, "cross-env" | "npx"))
+            .unwrap_or_default();
+        let tools = [
+            "vite",
+            "react-scripts",
+            "vue-cli-service",
+            "parcel",
+            "serve",
+            "http-server",
+            "ng",
+            "gatsby",
+            "eleventy",
+            "@11ty/eleventy",
+            "docusaurus",
+            "vitepress",
+            "vuepress",
+            "astro",
+            "hexo",
+            "gridsome",
+            "ember",
+            "stencil",
+            "quasar",
+            "ionic",
+            "expo",
+            "webpack",
+            "webpack-dev-server",
+            "rspack",
+            "rsbuild",
+            "rollup",
+            "preact",
+            "craco",
+            "react-app-rewired",
+            "umi",
+            "max",
+            "storybook",
+            "start-storybook",
+            "sirv",
+            "slidev",
+            "rspress",
+            "observable",
+            "live-server",
+            "snowpack",
+            "wmr",
+            "elm-app",
+            "elm-spa",
+            "elm-land",
+            "brunch",
+            "polymer",
+            "au",
+            "nx",
+            "sanity",
+            "farm",
+            "ice",
+            "antora",
+            "evidence",
+        ];
+        tools.contains(&first)
+            || (first == found.framework.name)
+            || ["npm", "yarn", "pnpm"].contains(&first)
+                && ["dev", "develop", "preview", "serve"].iter().any(|word| command.ends_with(word))
+    }
+
+    /// The usual command of a framework, where it can be run as things stand.
+    fn usual(&self, found: &Found, is_built: bool) -> Option<String> {
+        let command = found.framework.start?;
+        let needs = command.strip_prefix("node ").filter(|file| !is_built && !file.is_empty());
+        needs
+            .is_none_or(|file| self.repo.has(file.split(' ').next().unwrap_or(file)) || found.framework.kind == Type::Ssr)
+            .then(|| command.to_owned())
+    }
+
+    fn entry(&self) -> Option<(String, String, Option<usize>, &'static str)> {
+        let run = if self.runs_on_bun { "bun" } else { "node" };
+        if let Some(main) = self.package.text_at("/main")
+            && self.repo.has(main.trim_start_matches("./"))
+            && (self.runs_on_bun || !main.ends_with(".ts"))
+        {
+            let is_program = self.package.json.get("bin").is_none() && self.is_program(main.trim_start_matches("./"));
+            let usual = ENTRIES.contains(&main.trim_start_matches("./"));
+            return (is_program || usual && self.package.json.get("exports").is_none()).then(|| {
+                let at = self.package.at("\"main\"");
+                (format!("{run} {main}"), FILE.to_owned(), at.line, "\"main\" names it")
+            });
+        }
+        let usual = self
+            .repo
+            .first(&ENTRIES)
+            .or_else(|| self.repo.first(&TYPED).filter(|_| self.runs_on_bun || self.package.json.is_null()));
+        let file = usual.filter(|_| self.package.json.get("exports").is_none())?;
+        Some((format!("{run} {file}"), file.to_owned(), None, "a file of this name usually starts it"))
+    }
+
+    /// Whether a file does something when it is run.
+    fn is_program(&self, file: &str) -> bool {
+        let text = self.repo.text(file);
+        [".listen(", "createServer(", "serve(", ".login(", ".launch("].iter().any(|sign| text.contains(sign))
+    }
+
+    fn files(&self, found: &Found, draft: &mut Draft) {
+        let row = found.framework;
+        draft.files(found, row.output.unwrap_or("dist"));
+        let configured = match row.name {
+            "angular" => angular_output(self.repo),
+            "vitepress" | "vuepress" if self.repo.has_folder("docs") => {
+                Some((format!("docs/{}", row.output.unwrap_or_default()), "docs".to_owned(), None))
+            }
+            "eleventy" => configured(
+                self.repo,
+                &[".eleventy.js", "eleventy.config.js", "eleventy.config.mjs", "eleventy.config.cjs"],
+                "output:",
+            ),
+            "vite" | "rollup-svelte" => {
+                configured(self.repo, &["vite.config.ts", "vite.config.js", "vite.config.mjs", "vite.config.mts"], "outDir:")
+            }
+            "astro" | "starlight" => {
+                configured(self.repo, &["astro.config.mjs", "astro.config.ts", "astro.config.js"], "outDir:")
+            }
+            "vue-cli" => configured(self.repo, &["vue.config.js"], "outputDir:"),
+            _ => None,
+        };
+        if let Some((folder, file, line)) = configured {
+            draft.output(&folder, Source { file: &file, line }, "set there", 1.0);
+        }
+    }
+
+    /// Frameworks with a server that make files when they are told to.
+    fn exports_files(&self, found: &Found, draft: &mut Draft) -> bool {
+        let has = |name: &str| self.dependencies.find(name);
+        let (row, repo) = (found.framework, self.repo);
+        let exported = match row.name {
+            "next" | "nextra" | "fumadocs" => {
+                let set = line_with(
+                    repo,
+                    &["next.config.js", "next.config.mjs", "next.config.ts", "next.config.cjs"],
+                    "output:\"export\"",
+                );
+                let set = set.map(|(file, line)| (file, line, "output: \"export\"".to_owned()));
+                let old = || {
+                    self.package.script("build").filter(|build| build.contains("next export")).map(|_| {
+                        (FILE.to_owned(), line_of(&self.package.text, "next export").unwrap_or(1), "next export".to_owned())
+                    })
+                };
+                set.or_else(old).map(|at| ("out", at))
+            }
+            "nuxt" => {
+                let generated = self
+                    .package
+                    .script("build")
+                    .is_some_and(|build| build.contains("nuxt generate") || build.contains("nuxi generate"))
+                    || (self.package.script("build").is_none() && self.package.script("generate").is_some());
+                let by_script = generated.then(|| {
+                    (FILE.to_owned(), line_of(&self.package.text, "generate").unwrap_or(1), "it is generated".to_owned())
+                });
+                let off = line_with(repo, &["nuxt.config.ts", "nuxt.config.js"], "ssr:false")
+                    .map(|(file, line)| (file, line, "ssr: false".to_owned()));
+                by_script.or(off).map(|at| (".output/public", at))
+            }
+            "astro" => {
+                let adapter =
+                    ["@astrojs/node", "@astrojs/vercel", "@astrojs/netlify", "@astrojs/cloudflare", "astro-bun-adapter"]
+                        .iter()
+                        .find_map(|name| has(name));
+                match adapter {
+                    Some(adapter) if adapter.name == "@astrojs/node" => {
+                        draft.kind(Kind::Web);
+                        if self.package.script("start").is_none_or(|start| start.starts_with("astro ")) {
+                            draft.process(
+                                "web",
+                                "node ./dist/server/entry.mjs",
+                                Source { file: &adapter.file, line: adapter.line },
+                                "Astro's server for Node.js",
+                                0.95,
+                            );
+                            draft.plan.build.env.insert("HOST".into(), "0.0.0.0".into());
+                            self.port(Some(found), draft);
+                            return true;
+                        }
+                        return false;
+                    }
+                    _ => {
+                        let start = self.package.script("start");
+                        if start.is_none_or(|start| self.is_preview(start, found)) {
+                            self.files(found, draft);
+                            draft.plan.networking.single_page = false;
+                            return true;
+                        }
+                        return false;
+                    }
                 }
+            }
+            "sveltekit" => has("@sveltejs/adapter-static").map(|found| {
+                ("build", (found.file.clone(), found.line.unwrap_or(1), "dependency \"@sveltejs/adapter-static\"".to_owned()))
+            }),
+            "react-router" => line_with(repo, &["react-router.config.ts", "react-router.config.js"], "ssr:false")
+                .map(|(file, line)| ("build/client", (file, line, "ssr: false".to_owned()))),
+            "remix" => line_with(repo, &["vite.config.ts", "vite.config.js"], "ssr:false")
+                .map(|(file, line)| ("build/client", (file, line, "ssr: false".to_owned()))),
+            "qwik" => has("@builder.io/qwik-city")
+                .is_none_or(|_| self.package.script("build.server").is_some_and(|script| script.contains("static")))
+                .then(|| ("dist", (FILE.to_owned(), found.line.unwrap_or(1), "pages that are made once".to_owned()))),
+            "angular" if has("@angular/ssr").is_some() || has("@nguniversal/express-engine").is_some() => {
+                let script = scripts_of(self.package.json).find(|(name, _)| name.starts_with("serve:ssr"));
+                if let Some((name, command)) = script {
+                    draft.kind(Kind::Web);
+                    draft.process("web", command, self.package.at(&format!("\"{name}\"")), &format!("script \"{name}\""), 0.95);
+                    draft.port(
+                        4000,
+                        self.package.at(&format!("\"{name}\"")),
+                        "the usual port of Angular's server; PORT says the same",
+                        0.7,
+                    );
+                    return true;
+                }
+                None
+            }
+            _ => None,
+        };
+        let Some((folder, (file, line, reason))) = exported else { return false };
+        draft.kind(Kind::Static);
+        let source = Source { file: &file, line: Some(line) };
+        draft.output(folder, source, &reason, 1.0);
+        draft.plan.networking.single_page = reason == "ssr: false";
+        true
+    }
+
+    fn port(&self, found: Option<&Found>, draft: &mut Draft) {
+        let command = draft.plan.processes.get("web").cloned().unwrap_or_default();
+        let named = command
+            .split_whitespace()
+            .find(|word| word.ends_with(".js") || word.ends_with(".mjs") || word.ends_with(".ts") || word.ends_with(".cjs"));
+        let files = named.into_iter().map(|file| file.trim_start_matches("./")).chain(ENTRIES).chain(TYPED);
+        for file in files {
+            if let Some((port, line)) = self.repo.read(file).and_then(|text| port_in(&text)) {
+                return draft.port(port, Source { file, line: Some(line) }, "named there beside PORT", 0.9);
+            }
+        }
+        draft.usual_port(found, 3000, found.map_or_else(|| Source::file(FILE), Found::source));
+    }
+}
+
+/// The first line of these files that says so, whatever its spaces and quotes.
+fn line_with(repo: &Repo<'_>, files: &[&str], wanted: &str) -> Option<(String, usize)> {
+    files.iter().find_map(|file| {
+        let text = repo.read(file)?;
+        let index = text.lines().position(|line| {
+            let line: String = line.chars().filter(|c| !c.is_whitespace()).map(|c| if c == '\'' { '"' } else { c }).collect();
+            !line.starts_with("//") && line.contains(wanted)
+        })?;
+        Some(((*file).to_owned(), index + 1))
+    })
+}
+
+/// A folder that a configuration sets: `outDir: "build"`.
+fn configured(repo: &Repo<'_>, files: &[&str], key: &str) -> Option<(String, String, Option<usize>)> {
+    for file in files {
+        let Some(text) = repo.read(file) else { continue };
+        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let Some((_, rest)) = line.split_once(key) else { continue };
+            let folder = rest.trim().trim_start_matches(['"', '\'', '`']).split(['"', '\'', '`']).next().unwrap_or_default();
+            let folder = folder.trim_start_matches("./").trim_end_matches('/');
+            let plain = folder.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
+            if !folder.is_empty() && plain && !folder.starts_with("..") && !folder.starts_with('/') {
+                return Some((folder.to_owned(), (*file).to_owned(), Some(index + 1)));
             }
         }
     }
     None
+}
+
+/// Where Angular's builder puts its files: `outputPath`, with `browser/` behind since version 17.
+fn angular_output(repo: &Repo<'_>) -> Option<(String, String, Option<usize>)> {
+    let json = repo.json("angular.json").ok()??;
+    let text = repo.text("angular.json");
+    let projects = json.get("projects")?.as_object()?;
+    let default = json.get("defaultProject").and_then(Value::as_str);
+    let (name, project) = default.and_then(|name| projects.get_key_value(name)).or_else(|| projects.iter().next())?;
+    let build = project.pointer("/architect/build").or_else(|| project.pointer("/targets/build"))?;
+    let path = build.pointer("/options/outputPath");
+    let base = path.and_then(|path| path.as_str().or_else(|| path.get("base")?.as_str()));
+    let builder = build.get("builder").and_then(Value::as_str).unwrap_or_default();
+    let folder = base.map_or_else(|| format!("dist/{name}"), str::to_owned);
+    let folder = if builder.ends_with(":application") { format!("{folder}/browser") } else { folder };
+    Some((folder, "angular.json".to_owned(), line_of(&text, "\"outputPath\"").or_else(|| line_of(&text, "\"builder\""))))
+}
+
+pub fn deno_is_there(repo: &Repo<'_>) -> Option<String> {
+    repo.first(&[DENO[0], DENO[1], "deno.lock"]).map(str::to_owned)
+}
+
+pub fn deno(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    let marker = deno_is_there(repo).unwrap_or_default();
+    draft.language("deno", Source::file(&marker));
+    draft.package_manager("deno", Source::file(&marker), "its settings are there");
+    version(draft, "deno", pinned(repo, &["deno"], &[(".deno-version", "v"), (".dvmrc", "v")]));
+    let file = repo.first(&DENO).unwrap_or(DENO[0]);
+    let json = repo.json(file)?.unwrap_or(Value::Null);
+    let text = repo.text(file);
+    let mut dependencies = Dependencies::default();
+    let imports = json.get("imports").and_then(Value::as_object).into_iter().flatten();
+    for (name, target) in imports {
+        let target = target.as_str().unwrap_or_default();
+        let line = line_of(&text, &format!("\"{name}\""));
+        // `jsr:@oak/oak@17`, `npm:hono@4`, `https://deno.land/x/oak@v12/mod.ts`
+        let package = target.trim_start_matches("jsr:").trim_start_matches("npm:").trim_start_matches("https://deno.land/x/");
+        let package = package.get(1..).and_then(|rest| rest.find('@')).map_or(package, |at| &package[..=at]);
+        for name in [name.trim_start_matches('$').trim_end_matches('/'), package.trim_start_matches('/')] {
+            dependencies.add(name, file, line);
+        }
+    }
+    let found = frameworks::find("deno", &dependencies, repo);
+    if let Some(found) = &found {
+        draft.found(found);
+    }
+    let task = |name: &str| json.get("tasks")?.get(name).and_then(|task| task.as_str().or_else(|| task.get("command")?.as_str()));
+    if task("build").is_some() {
+        draft.build("deno task build", Source::line(file, &text, "\"build\""), "task \"build\"");
+    }
+    let entry = ["main.ts", "server.ts", "mod.ts", "index.ts", "app.ts", "src/main.ts", "main.js", "server.js"];
+    if found.as_ref().is_some_and(|found| found.framework.kind.is_files()) {
+        if let Some(found) = &found {
+            draft.files(found, found.framework.output.unwrap_or("_site"));
+        }
+    } else if let Some(name) = ["start", "serve", "preview"].into_iter().find(|name| task(name).is_some()) {
+        draft.process(
+            "web",
+            &format!("deno task {name}"),
+            Source::line(file, &text, &format!("\"{name}\"")),
+            &format!("task \"{name}\""),
+            1.0,
+        );
+    } else if let Some(main) = repo.first(&entry) {
+        draft.install(&format!("deno cache {main}"), Source::file(main), "what it imports");
+        draft.process(
+            "web",
+            &format!("deno run --allow-all {main}"),
+            Source::file(main),
+            "a file of this name usually starts it",
+            0.8,
+        );
+    } else {
+        draft.kind(Kind::Library);
+    }
+    if draft.plan.processes.contains_key("web") {
+        let source = found.as_ref().map_or_else(|| Source::file(&marker), Found::source);
+        draft.usual_port(found.as_ref(), 8000, source);
+    }
+    dependencies.conclude("deno", draft);
+    Ok(())
 }

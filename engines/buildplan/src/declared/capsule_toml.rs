@@ -1,11 +1,12 @@
-//! What the repository says of itself: `Procfile`, and above all `capsule.toml`.
+//! `capsule.toml`: whatever it says goes before anything found.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::check_process_name;
 use crate::plan::{Draft, Kind, PlanError, Source};
-use crate::tree::Tree;
+use crate::tree::Repo;
 
 /// `capsule.toml`: whatever it says goes before anything found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,12 @@ pub struct Declared {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeclaredBuild {
+    /// The folder that is deployed, of a repository with several.
+    pub root: Option<String>,
+    /// The Dockerfile to build with; `none` where there is one that is not to be used.
+    pub dockerfile: Option<String>,
+    /// Packages of the system that it takes.
+    pub packages: Vec<String>,
     pub install: Option<String>,
     pub build: Option<String>,
     pub release: Option<String>,
@@ -44,6 +51,12 @@ impl Declared {
     /// The name of the file.
     pub const FILE: &'static str = "capsule.toml";
 
+    /// The file of a repository, if it has one, and its text.
+    pub(crate) fn of(repo: &Repo<'_>) -> Result<Option<(Self, std::rc::Rc<str>)>, PlanError> {
+        let Some(text) = repo.read(Self::FILE) else { return Ok(None) };
+        Ok(Some((Self::parse(&text)?, text)))
+    }
+
     /// Understands the file's text.
     ///
     /// # Errors
@@ -62,35 +75,25 @@ impl Declared {
                 message: format!("health_check must be a path that begins with /, not `{path}`"),
             });
         }
-        if let Some(output) = &declared.build.output
-            && (output.starts_with('/') || output.split('/').any(|part| part == ".."))
-        {
-            return Err(PlanError {
-                file: Self::FILE.into(),
-                line: crate::tree::line_of(text, "output"),
-                message: format!("output must be a folder of the repository, not `{output}`"),
-            });
+        let build = &declared.build;
+        for (name, path) in [("output", &build.output), ("root", &build.root), ("dockerfile", &build.dockerfile)] {
+            if let Some(path) = path
+                && (path.starts_with('/') || path.split('/').any(|part| part == ".."))
+            {
+                return Err(PlanError {
+                    file: Self::FILE.into(),
+                    line: crate::tree::line_of(text, name),
+                    message: format!("{name} must lie within the repository, not at `{path}`"),
+                });
+            }
         }
         Ok(declared)
     }
 }
 
-fn check_process_name(name: &str, file: &str, line: Option<usize>) -> Result<(), PlanError> {
-    let fits = (1..=30).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-    if fits {
-        return Ok(());
-    }
-    Err(PlanError { file: file.into(), line, message: format!("`{name}` is no process type: use a-z, 0-9, - and _, at most 30") })
-}
-
 /// Takes over what `capsule.toml` says.
-pub fn capsule_toml(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    let Some(text) = tree.read(Declared::FILE) else {
-        return Ok(());
-    };
-    let declared = Declared::parse(&text)?;
-    let source = |needle: &str| Source::line(Declared::FILE, &text, needle);
+pub fn capsule_toml(declared: Declared, text: &str, draft: &mut Draft) {
+    let source = |needle: &str| Source::line(Declared::FILE, text, needle);
     const WHY: &str = "capsule.toml says so";
     if let Some(command) = &declared.build.install {
         draft.install(command, source("install"), WHY);
@@ -103,6 +106,9 @@ pub fn capsule_toml(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError>
     }
     if let Some(output) = &declared.build.output {
         draft.output(output, source("output"), WHY, 1.0);
+    }
+    for package in &declared.build.packages {
+        draft.system_package(package, source(package), WHY);
     }
     draft.plan.build.env.extend(declared.build.env);
     for (name, command) in &declared.processes {
@@ -122,47 +128,11 @@ pub fn capsule_toml(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError>
     }
     if let Some(kind) = declared.kind {
         draft.kind(kind);
+        let value = serde_json::to_value(kind).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
+        draft.because("kind", &value, source("kind"), WHY, 1.0);
         if kind == Kind::Static {
             draft.plan.processes.clear();
             draft.plan.evidence.retain(|evidence| !evidence.field.starts_with("processes."));
         }
     }
-    Ok(())
-}
-
-/// Takes over the process types of a `Procfile`; they replace those found. `release` is the release
-/// command.
-pub fn procfile(tree: &dyn Tree, draft: &mut Draft) -> Result<(), PlanError> {
-    const FILE: &str = "Procfile";
-    let Some(text) = tree.read(FILE) else {
-        return Ok(());
-    };
-    let mut found = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let number = Some(index + 1);
-        let malformed = || PlanError { file: FILE.into(), line: number, message: format!("`{line}` is not `type: command`") };
-        let (name, command) = line.split_once(':').ok_or_else(malformed)?;
-        let (name, command) = (name.trim(), command.trim());
-        if command.is_empty() {
-            return Err(malformed());
-        }
-        check_process_name(name, FILE, number)?;
-        found.push((name.to_owned(), command.to_owned(), Source { file: FILE, line: number }));
-    }
-    if found.iter().any(|(name, ..)| name != "release") {
-        draft.plan.processes.clear();
-        draft.plan.evidence.retain(|evidence| !evidence.field.starts_with("processes."));
-    }
-    for (name, command, source) in found {
-        if name == "release" {
-            draft.release(&command, source, "the Procfile says so");
-        } else {
-            draft.process(&name, &command, source, "the Procfile says so", 1.0);
-        }
-    }
-    Ok(())
 }

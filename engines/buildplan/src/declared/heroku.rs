@@ -1,0 +1,99 @@
+//! Heroku's and Dokku's words: `Procfile` and `app.json`.
+
+use serde_json::Value;
+
+use super::check_process_name;
+use crate::plan::{Draft, PlanError, Source};
+use crate::tree::{Repo, line_of};
+
+/// Add-ons by what they are.
+const ADDONS: [(&str, &str); 14] = [
+    ("heroku-postgresql", "postgresql"),
+    ("heroku-redis", "redis"),
+    ("rediscloud", "redis"),
+    ("openredis", "redis"),
+    ("cleardb", "mysql"),
+    ("jawsdb-maria", "mariadb"),
+    ("jawsdb", "mysql"),
+    ("mongolab", "mongodb"),
+    ("ormongo", "mongodb"),
+    ("cloudamqp", "rabbitmq"),
+    ("heroku-kafka", "kafka"),
+    ("bonsai", "elasticsearch"),
+    ("searchbox", "elasticsearch"),
+    ("memcachier", "memcached"),
+];
+
+/// Takes over what `app.json` says: variables, add-ons, the health check.
+pub fn app_json(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    const FILE: &str = "app.json";
+    let Some(json) = repo.json(FILE)? else { return Ok(()) };
+    let text = repo.text(FILE);
+    // Expo and others have a file of this name, too.
+    if json.get("expo").is_some() {
+        return Ok(());
+    }
+    let at = |name: &str| Source { file: FILE, line: line_of(&text, &format!("\"{name}\"")) };
+    for (name, value) in json.get("env").and_then(Value::as_object).into_iter().flatten() {
+        let value = value.as_str().or_else(|| value.get("value")?.as_str());
+        if let Some(value) = value {
+            draft.plan.build.env.insert(name.clone(), value.to_owned());
+        }
+    }
+    for addon in json.get("addons").and_then(Value::as_array).into_iter().flatten() {
+        let name = addon.as_str().or_else(|| addon.get("plan")?.as_str()).unwrap_or_default();
+        let name = name.split(':').next().unwrap_or_default();
+        if let Some((_, need)) = ADDONS.iter().find(|(addon, _)| name == *addon) {
+            draft.need(need, Source { file: FILE, line: line_of(&text, name) }, &format!("the add-on {name}"));
+        }
+    }
+    let checks = json.pointer("/healthchecks/web").and_then(Value::as_array).into_iter().flatten();
+    for path in checks.filter_map(|check| check.get("path")?.as_str()).filter(|path| path.starts_with('/')).take(1) {
+        draft.health_check(path, at("path"), "app.json says so", 1.0);
+    }
+    // Dokku runs these before a release, Heroku after the first one.
+    for script in ["predeploy", "postdeploy"] {
+        if let Some(command) =
+            json.pointer(&format!("/scripts/dokku/{script}")).and_then(Value::as_str).filter(|_| script == "predeploy")
+        {
+            draft.release(command, at(script), "app.json says so");
+        }
+    }
+    Ok(())
+}
+
+/// Takes over the process types of a `Procfile`; they replace those found. `release` is the release
+/// command.
+pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    const FILE: &str = "Procfile";
+    let Some(text) = repo.read(FILE) else {
+        return Ok(());
+    };
+    let mut found = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let number = Some(index + 1);
+        let malformed = || PlanError { file: FILE.into(), line: number, message: format!("`{line}` is not `type: command`") };
+        let (name, command) = line.split_once(':').ok_or_else(malformed)?;
+        let (name, command) = (name.trim(), command.trim());
+        if command.is_empty() {
+            return Err(malformed());
+        }
+        check_process_name(name, FILE, number)?;
+        found.push((name.to_owned(), command.to_owned(), Source { file: FILE, line: number }));
+    }
+    if found.iter().any(|(name, ..)| name != "release") {
+        draft.forget("processes.");
+    }
+    for (name, command, source) in found {
+        if name == "release" {
+            draft.release(&command, source, "the Procfile says so");
+        } else {
+            draft.process(&name, &command, source, "the Procfile says so", 1.0);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! What a manifest asks for: names and where they stand; and what follows from some of them, by the
+//! tables `needs.txt` and `packages.txt`.
+
+use std::sync::LazyLock;
+
+use crate::plan::{Draft, Source};
+
+/// One thing asked for.
+#[derive(Clone, Debug)]
+pub struct Dependency {
+    pub name: String,
+    pub file: String,
+    pub line: Option<usize>,
+}
+
+/// All that is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Dependencies(pub Vec<Dependency>);
+
+impl Dependencies {
+    /// Adds one.
+    pub fn add(&mut self, name: &str, file: &str, line: Option<usize>) {
+        self.0.push(Dependency { name: name.to_owned(), file: file.to_owned(), line });
+    }
+
+    /// The dependency of this name: as it is, its part before a `/` or `:`, or its part behind a `:`.
+    /// Capitals do not matter.
+    pub fn find(&self, name: &str) -> Option<&Dependency> {
+        let fits = |known: &str| match known.len().checked_sub(name.len()) {
+            None => false,
+            Some(0) => known.eq_ignore_ascii_case(name),
+            Some(more) => {
+                let begins = known.is_char_boundary(name.len())
+                    && matches!(known.as_bytes()[name.len()], b'/' | b':')
+                    && known[..name.len()].eq_ignore_ascii_case(name);
+                let ends = known.is_char_boundary(more)
+                    && known.as_bytes()[more - 1] == b':'
+                    && known[more..].eq_ignore_ascii_case(name);
+                begins || ends
+            }
+        };
+        self.0.iter().find(|dependency| fits(&dependency.name))
+    }
+
+    /// Whether one of this name is asked for.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// Says which services and system packages follow from them.
+    pub fn conclude(&self, language: &str, draft: &mut Draft) {
+        for (table, is_need) in [(&*NEEDS, true), (&*PACKAGES, false)] {
+            for row in table.iter().filter(|row| row.language == language) {
+                let Some(found) = row.names.iter().find_map(|name| self.find(name)) else { continue };
+                let source = Source { file: &found.file, line: found.line };
+                let reason = format!("dependency \"{}\"", found.name);
+                for follows in &row.follows {
+                    if is_need {
+                        draft.need(follows, source, &reason);
+                    } else {
+                        draft.system_package(follows, source, &reason);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// From any of these names follows all of that.
+struct Row {
+    language: &'static str,
+    names: Vec<&'static str>,
+    follows: Vec<&'static str>,
+}
+
+static NEEDS: LazyLock<Vec<Row>> = LazyLock::new(|| rows(include_str!("needs.txt")));
+static PACKAGES: LazyLock<Vec<Row>> = LazyLock::new(|| rows(include_str!("packages.txt")));
+
+fn rows(text: &'static str) -> Vec<Row> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim);
+            let language = cells.next()?;
+            let names = cells.next()?.split_whitespace().collect();
+            Some(Row { language, names, follows: cells.next()?.split_whitespace().collect() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dependencies, NEEDS, PACKAGES};
+
+    #[test]
+    fn names_are_found_whole_or_by_their_halves() {
+        let mut all = Dependencies::default();
+        for name in ["github.com/labstack/echo/v4", "org.springframework.boot:spring-boot-starter-web", "Flask"] {
+            all.add(name, "f", None);
+        }
+        for there in ["github.com/labstack/echo", "org.springframework.boot", "spring-boot-starter-web", "flask"] {
+            assert!(all.has(there), "{there}");
+        }
+        for other in ["github.com/labstack/ech", "boot", "echo", "flas", "flask-login"] {
+            assert!(!all.has(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_tables_are_whole() {
+        for row in NEEDS.iter().chain(PACKAGES.iter()) {
+            assert!(!row.names.is_empty() && !row.follows.is_empty(), "{}: {:?}", row.language, row.names);
+        }
+    }
+}

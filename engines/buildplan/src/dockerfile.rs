@@ -1,0 +1,763 @@
+//! A Dockerfile for a plan: two stages, dependencies in a layer of their own, nothing of the build in the
+//! image, no root, no secret in a layer.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::plan::{Kind, Plan};
+use crate::tree::{Repo, Tree};
+
+/// How an image is made.
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// Base images by name, in place of the usual ones ([`IMAGES`]); `{version}` stands for the version that
+    /// the plan found. A digest (`name@sha256:…`) pins one.
+    pub images: BTreeMap<String, String>,
+    /// Whether `BuildKit` builds it: caches that outlive a build, and secrets by mount.
+    pub buildkit: bool,
+    /// Names of variables that the build may see, and no layer may keep.
+    pub secrets: Vec<String>,
+    /// Names of variables that the build is given as arguments.
+    pub arguments: Vec<String>,
+    /// Whether the program is instrumented for `OpenTelemetry`, where its language allows that from outside.
+    pub opentelemetry: bool,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self { images: BTreeMap::new(), buildkit: true, secrets: Vec::new(), arguments: Vec::new(), opentelemetry: false }
+    }
+}
+
+/// What is written for an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    pub dockerfile: String,
+    pub dockerignore: String,
+}
+
+/// The usual base images: name, image, and the version where the plan found none.
+pub const IMAGES: [(&str, &str, &str); 32] = [
+    ("node", "node:{version}-bookworm-slim", "22"),
+    ("bun", "oven/bun:{version}-debian", "1"),
+    ("deno", "denoland/deno:debian-{version}", "2.1.4"),
+    ("python", "python:{version}-slim-bookworm", "3.12"),
+    ("go", "golang:{version}-bookworm", "1.23"),
+    ("rust", "rust:{version}-slim-bookworm", "1.83"),
+    ("maven", "maven:3-eclipse-temurin-{version}", "21"),
+    ("gradle", "gradle:8-jdk{version}", "21"),
+    ("jdk", "eclipse-temurin:{version}-jdk", "21"),
+    ("jre", "eclipse-temurin:{version}-jre", "21"),
+    ("sbt", "sbtscala/scala-sbt:eclipse-temurin-{version}", "21.0.5_11_1.10.7_3.6.2"),
+    ("clojure", "clojure:temurin-{version}-tools-deps-bookworm", "21"),
+    ("leiningen", "clojure:temurin-{version}-lein-bookworm", "21"),
+    ("ruby", "ruby:{version}-slim-bookworm", "3.3"),
+    ("php", "php:{version}-cli-bookworm", "8.3"),
+    ("composer", "composer:{version}", "2"),
+    ("elixir", "elixir:{version}-slim", "1.17"),
+    ("erlang", "erlang:{version}-slim", "27"),
+    ("gleam", "ghcr.io/gleam-lang/gleam:v{version}-erlang-slim", "1.6.3"),
+    ("dotnet-sdk", "mcr.microsoft.com/dotnet/sdk:{version}", "8.0"),
+    ("dotnet", "mcr.microsoft.com/dotnet/aspnet:{version}", "8.0"),
+    ("swift", "swift:{version}-bookworm", "6.0"),
+    ("haskell", "haskell:{version}-slim", "9.8"),
+    ("dart", "dart:{version}", "3.6"),
+    ("flutter", "ghcr.io/cirruslabs/flutter:{version}", "stable"),
+    ("crystal", "crystallang/crystal:{version}", "1.14"),
+    ("ocaml", "ocaml/opam:debian-12-ocaml-{version}", "5.2"),
+    ("perl", "perl:{version}-slim", "5.40"),
+    ("r", "rocker/r-ver:{version}", "4.4.2"),
+    ("julia", "julia:{version}-bookworm", "1.11"),
+    ("debian", "debian:{version}-slim", "bookworm"),
+    ("static", "nginxinc/nginx-unprivileged:{version}-bookworm", "1.27"),
+];
+
+/// Packages that a build takes, and what is left of them for the running program.
+const DEVELOPMENT: [(&str, &str); 12] = [
+    ("libpq-dev", "libpq5"),
+    ("default-libmysqlclient-dev", "libmariadb3"),
+    ("libssl-dev", "libssl3"),
+    ("libcurl4-openssl-dev", "libcurl4"),
+    ("libsqlite3-dev", "libsqlite3-0"),
+    ("libvips-dev", "libvips42"),
+    ("libcairo2-dev", "libcairo2"),
+    ("libmagickwand-dev", "libmagickwand-6.q16-6"),
+    ("libldap2-dev", "libldap-2.5-0"),
+    ("unixodbc-dev", "unixodbc"),
+    ("libmicrohttpd-dev", "libmicrohttpd12"),
+    ("zlib1g-dev", "zlib1g"),
+];
+const TOOLS: [&str; 11] =
+    ["gcc", "g++", "make", "cmake", "meson", "pkg-config", "libc6-dev", "gnucobol", "haunt", "ninja-build", "build-essential"];
+
+/// The user of the finished image.
+const UID: &str = "10001:10001";
+const WORK: &str = "/app";
+
+/// How a language's image is made.
+#[derive(Default)]
+struct Recipe {
+    /// Names of base images, of the build and of the finished image.
+    build: &'static str,
+    run: &'static str,
+    version: Option<String>,
+    run_version: Option<String>,
+    /// Packages for the build, and for the finished image.
+    build_packages: Vec<String>,
+    run_packages: Vec<String>,
+    /// Lines before the sources, such as those that fetch a package manager.
+    prepare: Vec<String>,
+    /// Files that say what is to be fetched.
+    manifests: Vec<&'static str>,
+    /// Folders that are kept between builds.
+    caches: Vec<&'static str>,
+    /// Commands after the build, such as those that drop what only the build took.
+    prune: Vec<String>,
+    /// What of the sources' folder the program takes: everything, or these.
+    artifacts: Vec<&'static str>,
+    environment: Vec<(&'static str, String)>,
+    /// Put before the command.
+    prefix: &'static str,
+}
+
+/// Writes the Dockerfile of a plan, and the `.dockerignore` that goes with it.
+///
+/// # Errors
+/// When there is nothing to build or run, or secrets are wanted without `BuildKit`; the text is for the user.
+pub fn dockerfile(tree: &dyn Tree, plan: &Plan, options: &ImageOptions) -> Result<Image, String> {
+    if let Some(file) = &plan.build.dockerfile {
+        return Err(format!("the repository brings {file}, which is used as it is"));
+    }
+    if plan.processes.is_empty() && plan.kind != Kind::Static {
+        let why = plan.questions.first().map_or_else(|| "there is nothing to run".to_owned(), |question| question.text.clone());
+        return Err(format!("{why}; capsule.toml settles it"));
+    }
+    if !options.secrets.is_empty() && !options.buildkit {
+        return Err("build secrets take BuildKit: without it they would be kept in a layer".into());
+    }
+    let repo = Repo::new(tree);
+    let language = plan.detection.language.as_deref().unwrap_or("shell");
+    let mut recipe = recipe(&repo, language, plan);
+    if options.opentelemetry {
+        instrument(language, &mut recipe);
+    }
+    let mut text = String::from("# Written by `capsule plan --dockerfile`.\n");
+    let writer = Writer { plan, options, recipe: &recipe };
+    if plan.kind == Kind::Static && plan.build.install.is_none() && plan.build.build.is_none() {
+        writer.site(&mut text, None);
+    } else {
+        writer.build_stage(&repo, &mut text);
+        if plan.kind == Kind::Static {
+            writer.site(&mut text, Some("build"));
+        } else {
+            writer.run_stage(&mut text);
+        }
+    }
+    Ok(Image { dockerfile: text, dockerignore: ignored(&repo) })
+}
+
+/// What no build takes, and what the repository itself leaves out.
+fn ignored(repo: &Repo<'_>) -> String {
+    let usual = [
+        ".git",
+        ".github",
+        ".gitlab",
+        ".env",
+        ".env.*",
+        "!.env.example",
+        "*.log",
+        ".DS_Store",
+        ".idea",
+        ".vscode",
+        "node_modules",
+        ".venv",
+        "venv",
+        "__pycache__",
+        "*.pyc",
+        "target",
+        "vendor/bundle",
+        "_build",
+        "deps",
+        ".next",
+        ".nuxt",
+        ".output",
+        "bin/app",
+        "coverage",
+        ".capsule",
+        "Dockerfile",
+        ".dockerignore",
+        "compose.yaml",
+        "docker-compose.yml",
+    ];
+    let own = repo.text(".dockerignore");
+    let own: Vec<&str> = own.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut lines: Vec<&str> = usual.iter().copied().filter(|line| *line != "deps" || repo.has("mix.exs")).collect();
+    lines.extend(own.iter().filter(|line| !usual.contains(line)));
+    lines.join("\n") + "\n"
+}
+
+struct Writer<'a> {
+    plan: &'a Plan,
+    options: &'a ImageOptions,
+    recipe: &'a Recipe,
+}
+
+impl Writer<'_> {
+    fn image(&self, name: &str, version: Option<&str>) -> String {
+        let (_, usual, otherwise) = IMAGES.iter().find(|(known, ..)| *known == name).copied().unwrap_or(IMAGES[30]);
+        let image = self.options.images.get(name).map_or(usual, String::as_str);
+        image.replace("{version}", version.unwrap_or(otherwise))
+    }
+
+    fn build_stage(&self, repo: &Repo<'_>, text: &mut String) {
+        let recipe = self.recipe;
+        let _ = writeln!(text, "FROM {} AS build", self.image(recipe.build, recipe.version.as_deref()));
+        let _ = writeln!(text, "SHELL [\"/bin/bash\", \"-o\", \"pipefail\", \"-c\"]");
+        let packages = self.plan.system_packages.iter().filter(|package| is_for_build(package));
+        apt(text, packages.chain(&recipe.build_packages));
+        let _ = writeln!(text, "WORKDIR {WORK}");
+        for line in &recipe.prepare {
+            let _ = writeln!(text, "RUN {line}");
+        }
+        for name in &self.options.arguments {
+            let _ = writeln!(text, "ARG {name}");
+        }
+        self.environment(text, true);
+        let manifests: Vec<&str> =
+            recipe.manifests.iter().copied().filter(|file| repo.has(file) || repo.has_folder(file)).collect();
+        let is_whole =
+            self.plan.build.install.as_deref().is_some_and(|install| install.contains("cd ") || needs_sources(install));
+        let layered = !manifests.is_empty() && !is_whole && self.plan.members.is_empty();
+        if layered && let Some(install) = &self.plan.build.install {
+            let (folders, files): (Vec<&str>, Vec<&str>) = manifests.into_iter().partition(|name| repo.has_folder(name));
+            if !files.is_empty() {
+                let _ = writeln!(text, "COPY {} ./", files.join(" "));
+            }
+            for folder in folders {
+                let _ = writeln!(text, "COPY {folder} ./{folder}");
+            }
+            self.run(text, install);
+        }
+        let _ = writeln!(text, "COPY . .");
+        if !layered && let Some(install) = &self.plan.build.install {
+            self.run(text, install);
+        }
+        if let Some(build) = &self.plan.build.build {
+            self.run(text, build);
+        }
+        for command in &recipe.prune {
+            self.run(text, command);
+        }
+        text.push('\n');
+    }
+
+    /// A step, with what is kept between builds and what no layer may keep.
+    fn run(&self, text: &mut String, command: &str) {
+        let mut mounts = String::new();
+        let mut variables = String::new();
+        if self.options.buildkit {
+            for folder in &self.recipe.caches {
+                let id = folder.trim_start_matches('/').replace(['/', '.'], "-");
+                let _ = write!(mounts, "--mount=type=cache,id=capsule-{id},target={folder} ");
+            }
+            for name in &self.options.secrets {
+                let _ = write!(mounts, "--mount=type=secret,id={name} ");
+                let _ = write!(variables, "{name}=\"$(cat /run/secrets/{name})\" && export {name} && ");
+            }
+        }
+        let _ = writeln!(text, "RUN {mounts}{variables}{}", command.replace('\n', " "));
+    }
+
+    fn environment(&self, text: &mut String, is_build: bool) {
+        let mut all: Vec<(String, String)> =
+            self.recipe.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        all.extend(self.plan.build.env.clone());
+        if is_build {
+            all.push(("CI".into(), "true".into()));
+            // What makes a build small may leave out what the build itself takes.
+            all.retain(|(name, _)| !matches!(name.as_str(), "NODE_ENV" | "PORT"));
+        }
+        if !all.is_empty() {
+            let lines: Vec<String> = all.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+            let _ = writeln!(text, "ENV {}", lines.join(" \\\n    "));
+        }
+    }
+
+    fn run_stage(&self, text: &mut String) {
+        let recipe = self.recipe;
+        let _ = writeln!(text, "FROM {}", self.image(recipe.run, recipe.run_version.as_deref().or(recipe.version.as_deref())));
+        let mut packages: Vec<String> = vec!["tini".into()];
+        for package in &self.plan.system_packages {
+            match DEVELOPMENT.iter().find(|(development, _)| development == package) {
+                Some((_, left)) => packages.push((*left).into()),
+                None if !is_for_build(package) => packages.push(package.clone()),
+                None => {}
+            }
+        }
+        packages.extend(recipe.run_packages.clone());
+        apt(text, packages.iter());
+        let _ = writeln!(text, "RUN groupadd --gid 10001 app && useradd --uid 10001 --gid app --no-log-init --create-home app");
+        let _ = writeln!(text, "WORKDIR {WORK}");
+        if recipe.artifacts.is_empty() {
+            let _ = writeln!(text, "COPY --from=build --chown={UID} {WORK} {WORK}");
+        }
+        for path in &recipe.artifacts {
+            let target = if path.starts_with('/') { (*path).to_owned() } else { format!("{WORK}/{path}") };
+            let _ = writeln!(text, "COPY --from=build --chown={UID} {target} {target}");
+        }
+        self.environment(text, false);
+        let port = self.plan.networking.port;
+        if let Some(port) = port {
+            let _ = writeln!(text, "ENV PORT={port}\nEXPOSE {port}");
+        }
+        let _ = writeln!(text, "USER {UID}");
+        let web = self.plan.processes.get("web");
+        if web.is_some() && port.is_some() {
+            let path = self.plan.networking.health_check.as_deref();
+            let good = if path.is_some() { "[23]" } else { "[234]" };
+            let _ = writeln!(
+                text,
+                "HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD [\"/bin/bash\", \"-c\", \"exec 3<>/dev/tcp/127.0.0.1/$PORT && printf 'GET {} HTTP/1.0\\\\r\\\\nHost: localhost\\\\r\\\\n\\\\r\\\\n' >&3 && head -n1 <&3 | grep -Eq ' {good}[0-9][0-9]'\"]",
+                path.unwrap_or("/")
+            );
+        }
+        let _ = writeln!(text, "ENTRYPOINT [\"/usr/bin/tini\", \"--\"]");
+        if let Some(command) = web.or_else(|| self.plan.processes.values().next()) {
+            let _ = writeln!(text, "CMD {}", exec(&format!("{}{command}", recipe.prefix)));
+        }
+    }
+
+    /// Files behind a small server.
+    fn site(&self, text: &mut String, from: Option<&str>) {
+        let output = self.plan.build.output.as_deref().unwrap_or(".");
+        let _ = writeln!(text, "FROM {}", self.image("static", None));
+        let otherwise = if self.plan.networking.single_page { "/index.html" } else { "=404" };
+        let configuration = format!(
+            "server {{ listen 8080; root /usr/share/nginx/html; absolute_redirect off; location / {{ try_files $uri $uri/ $uri.html {otherwise}; }} }}"
+        );
+        let source = match (from, output) {
+            (Some(_), ".") => format!("{WORK}/"),
+            (Some(_), folder) => format!("{WORK}/{folder}/"),
+            (None, ".") => "./".to_owned(),
+            (None, folder) => format!("{folder}/"),
+        };
+        let from = from.map(|stage| format!("--from={stage} ")).unwrap_or_default();
+        let _ = writeln!(text, "RUN printf '%s\\n' '{configuration}' > /etc/nginx/conf.d/default.conf");
+        let _ = writeln!(text, "COPY {from}{source} /usr/share/nginx/html/");
+        let _ = writeln!(text, "ENV PORT=8080\nEXPOSE 8080\nUSER 101");
+        let _ = writeln!(
+            text,
+            "HEALTHCHECK --interval=10s --timeout=5s CMD [\"/bin/bash\", \"-c\", \"exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET / HTTP/1.0\\\\r\\\\n\\\\r\\\\n' >&3 && head -n1 <&3 | grep -Eq ' [234][0-9][0-9]'\"]"
+        );
+        let _ = writeln!(text, "CMD [\"nginx\", \"-g\", \"daemon off;\"]");
+    }
+}
+
+/// Whether what is fetched takes the sources, too.
+fn needs_sources(install: &str) -> bool {
+    install.ends_with("pip install .") || install.starts_with("opam install") || install.starts_with("deno cache")
+}
+
+fn is_for_build(package: &str) -> bool {
+    package.ends_with("-dev") || TOOLS.contains(&package)
+}
+
+fn apt<'p>(text: &mut String, packages: impl Iterator<Item = &'p String>) {
+    let plain = |package: &&String| {
+        !package.is_empty() && package.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_'))
+    };
+    let mut all: Vec<&String> = packages.filter(plain).collect();
+    all.sort();
+    all.dedup();
+    if !all.is_empty() {
+        let list: Vec<&str> = all.iter().map(|package| package.as_str()).collect();
+        let _ = writeln!(
+            text,
+            "RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends {} && rm -rf /var/lib/apt/lists/*",
+            list.join(" ")
+        );
+    }
+}
+
+fn quoted(value: &str) -> String {
+    let plain = !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || "-_./:,@%+=$".contains(c));
+    if plain { value.to_owned() } else { format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ")) }
+}
+
+/// A command so that it gets signals itself: in words where it is plain, else as what the shell becomes.
+fn exec(command: &str) -> String {
+    let words = |words: &[&str]| serde_json::to_string(words).unwrap_or_default();
+    if !command.contains(['$', '|', '&', ';', '<', '>', '(', ')', '`', '\\', '"', '\'', '*', '?', '[', '~', '#', '=']) {
+        return words(&command.split_whitespace().collect::<Vec<_>>());
+    }
+    let (before, last) = command.rsplit_once("&& ").map_or(("", command), |(before, last)| (before, last));
+    let is_plain = !last.contains(['|', ';', '&']);
+    let assigns = last.split_whitespace().take_while(|word| word.contains('=') && !word.starts_with('-')).count();
+    let last = if !is_plain {
+        last.to_owned()
+    } else if assigns > 0 {
+        format!("exec env {last}")
+    } else {
+        format!("exec {last}")
+    };
+    let whole = if before.is_empty() { last } else { format!("{before}&& {last}") };
+    words(&["/bin/sh", "-c", &whole])
+}
+
+/// The first `most` numbers of a version or a range: `>=18.2 <21` is `18`.
+fn numbers(version: Option<&String>, most: usize) -> Option<String> {
+    let version = version?;
+    let start = version.find(|c: char| c.is_ascii_digit())?;
+    let end = version[start..].find(|c: char| !(c.is_ascii_digit() || c == '.')).map_or(version.len(), |end| start + end);
+    let parts: Vec<&str> = version[start..end].split('.').filter(|part| !part.is_empty()).take(most).collect();
+    Some(parts.join(".")).filter(|text| !text.is_empty())
+}
+
+fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
+    let version = |name: &str, most| numbers(plan.detection.versions.get(name), most);
+    let strings = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let manager = plan.detection.package_manager.as_deref().unwrap_or_default();
+    let path = |folder: &str| ("PATH", format!("{WORK}/{folder}:$PATH"));
+    match language {
+        "javascript" if manager == "bun" && plan.processes.values().any(|command| command.starts_with("bun")) => Recipe {
+            build: "bun",
+            run: "bun",
+            version: version("bun", 3),
+            manifests: vec!["package.json", "bun.lock", "bun.lockb", "bunfig.toml"],
+            caches: vec!["/root/.bun/install/cache"],
+            environment: vec![("NODE_ENV", "production".into()), path("node_modules/.bin")],
+            ..Recipe::default()
+        },
+        "javascript" => {
+            let exact = plan
+                .detection
+                .versions
+                .get(manager)
+                .map_or(String::new(), |version| format!("@{}", version.trim_start_matches(['^', '~', '>', '=', 'v'])));
+            let (prepare, cache, prune) = match manager {
+                "pnpm" => (
+                    vec![format!("npm install --global pnpm{}", if exact.is_empty() { "@9" } else { &exact })],
+                    "/root/.local/share/pnpm/store",
+                    "pnpm prune --prod",
+                ),
+                "yarn" if !exact.is_empty() && !exact.starts_with("@1") || repo.has(".yarnrc.yml") => (
+                    vec![format!("npm install --global @yarnpkg/cli-dist{}", if exact.is_empty() { "@4.9.2" } else { &exact })],
+                    "/root/.yarn/berry/cache",
+                    "",
+                ),
+                "yarn" => (
+                    vec!["command -v yarn >/dev/null || npm install --global yarn@1.22.22".to_owned()],
+                    "/usr/local/share/.cache/yarn",
+                    "",
+                ),
+                "bun" => (vec!["npm install --global bun".to_owned()], "/root/.bun/install/cache", ""),
+                _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
+            };
+            let keeps = plan.build.build.is_none() || plan.build.release.is_some();
+            Recipe {
+                build: "node",
+                run: "node",
+                version: version("node", 1),
+                prepare,
+                manifests: vec![
+                    "package.json",
+                    "package-lock.json",
+                    "npm-shrinkwrap.json",
+                    "yarn.lock",
+                    "pnpm-lock.yaml",
+                    "pnpm-workspace.yaml",
+                    "bun.lock",
+                    "bun.lockb",
+                    ".npmrc",
+                    ".yarnrc.yml",
+                    ".yarnrc",
+                    ".yarn/releases",
+                    ".yarn/patches",
+                    ".pnp.cjs",
+                    "patches",
+                    "prisma",
+                ],
+                caches: vec![cache],
+                prune: if plan.kind == Kind::Static || prune.is_empty() || keeps && plan.build.build.is_none() && manager != "npm"
+                {
+                    Vec::new()
+                } else {
+                    strings(&[prune])
+                },
+                environment: vec![("NODE_ENV", "production".into()), path("node_modules/.bin")],
+                ..Recipe::default()
+            }
+        }
+        "deno" => Recipe {
+            build: "deno",
+            run: "deno",
+            version: version("deno", 3),
+            environment: vec![("DENO_DIR", format!("{WORK}/.deno"))],
+            ..Recipe::default()
+        },
+        "python" => {
+            let tool = match manager {
+                "uv" => "pip install --no-cache-dir uv",
+                "poetry" => "pip install --no-cache-dir poetry",
+                "pdm" => "pip install --no-cache-dir pdm",
+                "pipenv" => "pip install --no-cache-dir pipenv",
+                "hatch" => "pip install --no-cache-dir hatch",
+                _ => "",
+            };
+            Recipe {
+                build: "python",
+                run: "python",
+                version: version("python", 2).filter(|version| version.contains('.')),
+                prepare: strings(&[tool]).into_iter().filter(|line| !line.is_empty()).collect(),
+                manifests: vec![
+                    "requirements.txt",
+                    "requirements",
+                    "pyproject.toml",
+                    "uv.lock",
+                    "poetry.lock",
+                    "poetry.toml",
+                    "pdm.lock",
+                    "Pipfile",
+                    "Pipfile.lock",
+                    "package.json",
+                    "package-lock.json",
+                ],
+                caches: vec!["/root/.cache"],
+                environment: vec![("PYTHONUNBUFFERED", "1".into()), ("PYTHONDONTWRITEBYTECODE", "1".into()), path(".venv/bin")],
+                ..Recipe::default()
+            }
+        }
+        "go" => Recipe {
+            build: "go",
+            run: "debian",
+            version: version("go", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            manifests: vec!["go.mod", "go.sum", "go.work", "go.work.sum"],
+            caches: vec!["/go/pkg/mod", "/root/.cache/go-build"],
+            // What the program reads beside itself stays there; what it was made of does not.
+            prune: strings(&["find . -name '*.go' -delete && rm -rf vendor"]),
+            ..Recipe::default()
+        },
+        "rust" => Recipe {
+            build: "rust",
+            run: "debian",
+            version: version("rust", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            caches: vec!["/usr/local/cargo/registry", "/app/target"],
+            prune: strings(&["rm -rf src crates tests benches .crates.toml .crates2.json"]),
+            ..Recipe::default()
+        },
+        "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
+            let (build, cache): (&str, &str) = match manager {
+                "maven" => ("maven", "/root/.m2"),
+                "gradle" => ("gradle", "/root/.gradle"),
+                "sbt" | "mill" => ("sbt", "/root/.cache"),
+                "leiningen" => ("leiningen", "/root/.m2"),
+                "clojure" => ("clojure", "/root/.m2"),
+                _ => ("jdk", "/root/.cache"),
+            };
+            Recipe {
+                build,
+                run: "jre",
+                version: version("java", 1).filter(|_| build != "sbt"),
+                run_version: version("java", 1).or_else(|| Some("21".into())),
+                caches: vec![cache],
+                prune: strings(&["rm -rf src .git .gradle"]),
+                ..Recipe::default()
+            }
+        }
+        "ruby" => Recipe {
+            build: "ruby",
+            run: "ruby",
+            version: version("ruby", 2),
+            build_packages: strings(&["build-essential", "git", "libyaml-dev", "pkg-config"])
+                .into_iter()
+                .chain(
+                    plan.detection
+                        .languages
+                        .iter()
+                        .any(|name| name == "javascript")
+                        .then(|| "nodejs npm".to_owned())
+                        .into_iter()
+                        .flat_map(|both| both.split(' ').map(str::to_owned).collect::<Vec<_>>()),
+                )
+                .collect(),
+            manifests: vec!["Gemfile", "Gemfile.lock", ".ruby-version"],
+            environment: vec![("BUNDLE_APP_CONFIG", format!("{WORK}/.bundle"))],
+            ..Recipe::default()
+        },
+        "php" => Recipe {
+            build: "php",
+            run: "php",
+            version: version("php", 2),
+            build_packages: strings(&["ca-certificates", "curl", "git", "unzip"]),
+            prepare: if manager == "composer" {
+                strings(&[
+                    "command -v composer >/dev/null || curl -fsSL https://getcomposer.org/installer | php -- --install-dir=/usr/local/bin --filename=composer",
+                ])
+            } else {
+                Vec::new()
+            },
+            caches: vec!["/root/.composer/cache"],
+            ..Recipe::default()
+        },
+        "elixir" => Recipe {
+            build: "elixir",
+            run: if plan.processes.values().any(|command| command.starts_with("_build/")) { "debian" } else { "elixir" },
+            version: version("elixir", 2),
+            run_version: Some("bookworm".into())
+                .filter(|_| plan.processes.values().any(|command| command.starts_with("_build/"))),
+            build_packages: strings(&["build-essential", "git"]),
+            run_packages: strings(&["ca-certificates", "libncurses6", "libstdc++6", "libssl3"]),
+            environment: vec![("LANG", "C.UTF-8".into())],
+            ..Recipe::default()
+        },
+        "erlang" => Recipe {
+            build: "erlang",
+            run: "erlang",
+            version: version("erlang", 1),
+            build_packages: strings(&["git"]),
+            ..Recipe::default()
+        },
+        "gleam" => Recipe { build: "gleam", run: "gleam", version: version("gleam", 3), ..Recipe::default() },
+        "dotnet" => Recipe {
+            build: "dotnet-sdk",
+            run: "dotnet",
+            version: version("dotnet", 2).filter(|version| version.contains('.')),
+            caches: vec!["/root/.nuget/packages"],
+            artifacts: vec!["out"],
+            environment: vec![("DOTNET_CLI_TELEMETRY_OPTOUT", "1".into())],
+            ..Recipe::default()
+        },
+        "swift" => Recipe {
+            build: "swift",
+            run: "swift",
+            version: version("swift", 2),
+            prune: strings(&["rm -rf .build Sources Tests"]),
+            ..Recipe::default()
+        },
+        "haskell" => Recipe {
+            build: "haskell",
+            run: "debian",
+            version: version("ghc", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates", "libgmp10"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "dart" if plan.kind == Kind::Static => {
+            Recipe { build: "flutter", run: "static", version: version("flutter", 3), ..Recipe::default() }
+        }
+        "dart" => Recipe {
+            build: "dart",
+            run: "debian",
+            version: version("dart", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "crystal" => Recipe {
+            build: "crystal",
+            run: "debian",
+            version: version("crystal", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates", "libevent-2.1-7", "libgc1", "libpcre2-8-0", "libssl3"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "ocaml" => Recipe { build: "ocaml", run: "ocaml", ..Recipe::default() },
+        "perl" => Recipe {
+            build: "perl",
+            run: "perl",
+            version: version("perl", 2),
+            build_packages: strings(&["build-essential", "cpanminus"]),
+            manifests: vec!["cpanfile", "cpanfile.snapshot"],
+            environment: vec![path("local/bin")],
+            ..Recipe::default()
+        },
+        "r" => Recipe { build: "r", run: "r", version: version("r", 3), manifests: vec!["renv.lock"], ..Recipe::default() },
+        "julia" => Recipe {
+            build: "julia",
+            run: "julia",
+            version: version("julia", 2),
+            environment: vec![("JULIA_DEPOT_PATH", format!("{WORK}/.julia"))],
+            ..Recipe::default()
+        },
+        "c" | "cpp" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["build-essential"]),
+            run_packages: strings(&["ca-certificates"]),
+            prune: strings(&["find . -name '*.o' -delete"]),
+            ..Recipe::default()
+        },
+        "cobol" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["gnucobol"]),
+            run_packages: strings(&["libcob4"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "lua" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["build-essential", "lua5.1", "luarocks"]),
+            run_packages: strings(&["lua5.1"]),
+            ..Recipe::default()
+        },
+        _ => Recipe { build: "debian", run: "debian", run_packages: strings(&["ca-certificates"]), ..Recipe::default() },
+    }
+}
+
+/// Traces from outside of the program, where its language has a way.
+fn instrument(language: &str, recipe: &mut Recipe) {
+    match language {
+        "javascript" => {
+            recipe
+                .prune
+                .push("npm install --no-save --no-audit @opentelemetry/api @opentelemetry/auto-instrumentations-node".into());
+            recipe.environment.push(("NODE_OPTIONS", "--require @opentelemetry/auto-instrumentations-node/register".into()));
+        }
+        "python" => {
+            recipe.prune.push(".venv/bin/python -m pip install opentelemetry-distro opentelemetry-exporter-otlp && .venv/bin/opentelemetry-bootstrap --action install".into());
+            recipe.prefix = "opentelemetry-instrument ";
+        }
+        "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
+            let agent = "https://repo1.maven.org/maven2/io/opentelemetry/javaagent/opentelemetry-javaagent/2.10.0/opentelemetry-javaagent-2.10.0.jar";
+            recipe.prune.push(format!("curl -fsSL -o opentelemetry-javaagent.jar {agent}"));
+            recipe.environment.push(("JAVA_TOOL_OPTIONS", format!("-javaagent:{WORK}/opentelemetry-javaagent.jar")));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{exec, numbers};
+
+    #[test]
+    fn a_command_gets_its_signals_itself() {
+        for (command, expected) in [
+            ("node server.js", r#"["node","server.js"]"#),
+            ("uvicorn main:app --port $PORT", r#"["/bin/sh","-c","exec uvicorn main:app --port $PORT"]"#),
+            ("cd api && node a.js", r#"["/bin/sh","-c","cd api && exec node a.js"]"#),
+            ("A=$PORT java -jar a.jar", r#"["/bin/sh","-c","exec env A=$PORT java -jar a.jar"]"#),
+            ("a | b", r#"["/bin/sh","-c","a | b"]"#),
+        ] {
+            assert_eq!(exec(command), expected);
+        }
+    }
+
+    #[test]
+    fn a_range_gives_a_version() {
+        let of = |text: &str, most| numbers(Some(&text.to_owned()), most);
+        assert_eq!(of(">=18.2 <21", 1).as_deref(), Some("18"));
+        assert_eq!(of("^3.11", 2).as_deref(), Some("3.11"));
+        assert_eq!(of("3.12.4", 2).as_deref(), Some("3.12"));
+        assert_eq!(of("lts/*", 1), None);
+    }
+}

@@ -1,0 +1,113 @@
+//! PHP with Composer, or without.
+
+use serde_json::Value;
+
+use super::{Pin, pinned, version};
+use crate::dependencies::Dependencies;
+use crate::frameworks::{self, Found};
+use crate::plan::{Draft, Kind, PlanError, Source};
+use crate::tree::{Repo, line_of};
+
+const FILE: &str = "composer.json";
+
+pub fn is_there(repo: &Repo<'_>) -> Option<String> {
+    let marker = repo.first(&[FILE, "index.php", "public/index.php", "web/index.php", "wp-config.php", "wp-load.php", "artisan"]);
+    marker.map(str::to_owned).or_else(|| repo.ending("", ".php"))
+}
+
+pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+    let marker = is_there(repo).unwrap_or_default();
+    draft.language("php", Source::file(&marker));
+    let json = repo.json(FILE)?.unwrap_or(Value::Null);
+    let text = repo.text(FILE);
+    let mut dependencies = Dependencies::default();
+    for (name, _) in json.get("require").and_then(Value::as_object).into_iter().flatten() {
+        dependencies.add(name, FILE, line_of(&text, &format!("\"{name}\"")));
+    }
+    let required = json.pointer("/require/php").and_then(Value::as_str);
+    let platform = json.pointer("/config/platform/php").and_then(Value::as_str);
+    let own = platform.or(required).map(|wanted| Pin::new(wanted, FILE, line_of(&text, "\"php\"")));
+    version(draft, "php", own.or_else(|| pinned(repo, &["php"], &[(".php-version", "")])));
+    if !json.is_null() {
+        draft.package_manager("composer", Source::file(FILE), "composer.json is there");
+        let lock = repo.first(&["composer.lock"]);
+        draft.install(
+            "composer install --no-dev --no-interaction --prefer-dist --optimize-autoloader",
+            Source::file(lock.unwrap_or(FILE)),
+            if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" },
+        );
+    }
+    for extension in
+        json.get("require").and_then(Value::as_object).into_iter().flatten().filter_map(|(name, _)| name.strip_prefix("ext-"))
+    {
+        let package = match extension {
+            "json" | "ctype" | "tokenizer" | "filter" | "hash" | "pcre" | "session" | "fileinfo" | "iconv" | "openssl"
+            | "phar" | "pdo" => continue,
+            "dom" | "simplexml" | "xmlwriter" | "xmlreader" => "xml",
+            "pdo_pgsql" => "pgsql",
+            "pdo_mysql" | "mysqli" => "mysql",
+            "pdo_sqlite" => "sqlite3",
+            other => other,
+        };
+        let line = line_of(&text, &format!("\"ext-{extension}\""));
+        draft.system_package(&format!("php-{package}"), Source { file: FILE, line }, &format!("extension {extension}"));
+    }
+    let found = frameworks::find("php", &dependencies, repo);
+    if let Some(found) = &found {
+        draft.found(found);
+    }
+    start(repo, found.as_ref(), &marker, draft);
+    dependencies.conclude("php", draft);
+    Ok(())
+}
+
+fn start(repo: &Repo<'_>, found: Option<&Found>, marker: &str, draft: &mut Draft) {
+    let name = found.map(|found| found.framework.name);
+    match name {
+        Some("jigsaw") => draft.build("./vendor/bin/jigsaw build production", Source::file(FILE), "how Jigsaw makes the pages"),
+        Some("sculpin") => {
+            draft.build("./vendor/bin/sculpin generate --env=prod", Source::file(FILE), "how Sculpin makes the pages");
+        }
+        _ => {}
+    }
+    if let Some(found) = found.filter(|found| found.framework.kind.is_files()) {
+        return draft.files(found, found.framework.output.unwrap_or("output"));
+    }
+    let own = found.and_then(|found| found.framework.start).filter(|command| !command.starts_with("php artisan"));
+    if let Some((command, found)) = own.zip(found) {
+        draft.process("web", command, found.source(), &format!("how {} is started", found.framework.title), 0.9);
+        return draft.usual_port(Some(found), 8080, found.source());
+    }
+    let root = ["public", "web", "webroot", "htdocs", "www", "docroot"]
+        .into_iter()
+        .find(|folder| repo.has(&format!("{folder}/index.php")));
+    let page = root.map_or_else(|| "index.php".to_owned(), |folder| format!("{folder}/index.php"));
+    if root.is_none() && !repo.has("index.php") && found.is_none() {
+        let library = repo.has_folder("src") && !repo.text(FILE).contains("\"project\"");
+        match repo.all_ending("", ".php").as_slice() {
+            [only] => draft.process("worker", &format!("php {only}"), Source::file(only), "the only program here", 0.5),
+            _ if library => draft.kind(Kind::Library),
+            _ => {}
+        }
+        return;
+    }
+    if draft.plan.kind == Kind::Unknown {
+        draft.kind(Kind::Web);
+    }
+    let folder = root.unwrap_or(".");
+    // PHP's own server sends every path that is no file to index.php of its folder.
+    let command = format!("php -S 0.0.0.0:$PORT -t {folder}");
+    let at = if repo.has(&page) { page.as_str() } else { marker };
+    draft.process("web", &command, Source::file(at), "the pages under PHP's own server, with several workers", 0.8);
+    draft.plan.build.env.insert("PHP_CLI_SERVER_WORKERS".into(), "4".into());
+    draft.usual_port(found, 8080, Source::file(at));
+    if name == Some("laravel") || name == Some("statamic") || name == Some("october") {
+        draft.release("php artisan migrate --force", Source::file("artisan"), "Laravel's migrations");
+    } else if name == Some("symfony") && repo.has_folder("migrations") {
+        draft.release(
+            "php bin/console doctrine:migrations:migrate --no-interaction",
+            Source::file("bin/console"),
+            "Doctrine's migrations",
+        );
+    }
+}

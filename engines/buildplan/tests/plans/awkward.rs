@@ -1,0 +1,118 @@
+//! Repositories as nobody would make them on purpose.
+
+use std::os::unix::ffi::OsStrExt;
+
+use capsule_buildplan::{Folder, Kind, Listing, Memory, affected, plan};
+
+fn of(files: &[(&str, &[u8])]) -> Result<capsule_buildplan::Plan, capsule_buildplan::PlanError> {
+    plan(&Memory::new(files.iter().map(|(path, content)| (*path, content.to_vec()))))
+}
+
+#[test]
+fn nothing_at_all_is_asked_about() {
+    let plan = of(&[]).expect("a plan");
+    assert_eq!(plan.kind, Kind::Unknown);
+    assert_eq!(plan.questions.len(), 1);
+}
+
+#[test]
+fn a_hundred_thousand_files_are_not_walked_through() {
+    let paths: Vec<String> = (0..100_000).map(|n| format!("packages/p{}/src/deep/er/file{n}.ts", n % 500)).collect();
+    let reads = std::cell::Cell::new(0);
+    let read = |path: &str| {
+        reads.set(reads.get() + 1);
+        (path == "package.json").then(|| b"{\"workspaces\":[\"packages/*\"]}".to_vec())
+    };
+    let tree = Listing::new(paths.iter().map(String::as_str).chain(["package.json"]), read);
+    let plan = plan(&tree).expect("a plan");
+    assert_eq!(plan.detection.language.as_deref(), Some("javascript"));
+    assert!(reads.get() < 2000, "{} files were read", reads.get());
+}
+
+#[test]
+fn deep_folders_links_in_circles_and_names_that_are_no_text_are_survived() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path();
+    let deep: std::path::PathBuf = std::iter::repeat_n("d", 500).collect();
+    std::fs::create_dir_all(root.join(deep)).expect("made");
+    std::fs::write(root.join("package.json"), "{\"workspaces\":[\"**\"],\"scripts\":{\"start\":\"node a.js\"}}")
+        .expect("written");
+    std::os::unix::fs::symlink(".", root.join("circle")).expect("a link");
+    std::os::unix::fs::symlink("b", root.join("a")).expect("a link");
+    std::os::unix::fs::symlink("a", root.join("b")).expect("a link");
+    std::fs::write(root.join(std::ffi::OsStr::from_bytes(b"caf\xe9.py")), "print()").expect("written");
+    let plan = plan(&Folder::new(root)).expect("a plan");
+    assert_eq!(plan.processes["web"], "node a.js");
+}
+
+#[test]
+fn a_file_that_decides_and_is_broken_is_named_with_its_line() {
+    for (file, content, line) in [
+        ("package.json", "{\n \"scripts\": {,}\n}", Some(2)),
+        ("composer.json", "{\n\"require\": [\n", Some(3)),
+        ("Cargo.toml", "[package]\nname = \n", Some(2)),
+        ("pyproject.toml", "[project\n", Some(1)),
+        ("pom.xml", "<project>\n<a></b>\n</project>", Some(2)),
+        ("App.csproj", "<Project>\n<a></b>\n", Some(2)),
+        ("pubspec.yaml", "name: a\n  b: [\n", Some(2)),
+        ("compose.yaml", "services:\n\t- a\n", None),
+        ("Procfile", "web: a\nno colon here\n", Some(2)),
+        ("capsule.toml", "[build]\nunknown = 1\n", Some(2)),
+        ("go.mod", "go 1.22\n", None),
+    ] {
+        let error = of(&[(file, content.as_bytes())]).expect_err(file);
+        assert_eq!(error.file, file, "{error}");
+        if line.is_some() {
+            assert_eq!(error.line, line, "{error}");
+        }
+        assert!(!error.message.is_empty());
+    }
+}
+
+#[test]
+fn a_broken_file_of_another_platform_is_asked_about_and_nothing_is_lost() {
+    let plan = of(&[("index.html", b"hi"), ("vercel.json", b"{"), ("netlify.toml", b"[build")]).expect("a plan");
+    assert_eq!(plan.kind, Kind::Static);
+    assert_eq!(plan.questions.len(), 2, "{:?}", plan.questions);
+}
+
+#[test]
+fn marks_and_encodings_of_other_systems_are_read() {
+    let bom = "\u{feff}{\"scripts\":{\"start\":\"node a.js\"}}";
+    assert_eq!(of(&[("package.json", bom.as_bytes())]).expect("a plan").processes["web"], "node a.js");
+    let wide: Vec<u8> = [0xff, 0xfe].into_iter().chain("flask\r\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
+    let plan = of(&[("requirements.txt", &wide), ("app.py", b"app = Flask(__name__)")]).expect("a plan");
+    assert_eq!(plan.detection.framework.as_deref(), Some("flask"));
+    assert!(of(&[("package.json", b"\0\xff\xfe")]).expect_err("binary").message.contains("text"));
+}
+
+#[test]
+fn a_yaml_that_blows_up_is_refused() {
+    let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
+    for (this, last) in ('b'..='j').zip('a'..='i') {
+        bomb += &format!("{this}: &{this} [*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last}]\n");
+    }
+    let error = of(&[("pubspec.yaml", bomb.as_bytes())]);
+    assert!(error.is_err(), "{error:?}");
+}
+
+#[test]
+fn a_change_touches_a_member_and_who_takes_it() {
+    let package = |name: &str, more: &str| format!("{{\"name\":\"{name}\",\"scripts\":{{\"start\":\"node a.js\"}}{more}}}");
+    let tree = Memory::new([
+        ("package.json".to_owned(), "{\"workspaces\":[\"apps/*\",\"packages/*\"]}".to_owned()),
+        ("apps/web/package.json".to_owned(), package("web", ",\"dependencies\":{\"@x/ui\":\"*\"}")),
+        ("apps/api/package.json".to_owned(), package("api", "")),
+        (
+            "packages/ui/package.json".to_owned(),
+            "{\"name\":\"@x/ui\",\"main\":\"index.js\",\"dependencies\":{\"@x/base\":\"*\"}}".to_owned(),
+        ),
+        ("packages/base/package.json".to_owned(), "{\"name\":\"@x/base\",\"main\":\"index.js\"}".to_owned()),
+    ]);
+    let names =
+        |changed: &[&str]| affected(&tree, changed).expect("members").into_iter().map(|member| member.name).collect::<Vec<_>>();
+    assert_eq!(names(&["apps/api/src/a.js"]), ["api"]);
+    assert_eq!(names(&["packages/base/index.js"]), ["web"]);
+    assert_eq!(names(&["README.md"]), Vec::<String>::new());
+    assert_eq!(names(&["package-lock.json"]), ["api", "web"]);
+}
