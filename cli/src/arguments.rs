@@ -53,7 +53,14 @@ pub enum Command {
         /// The folder to look at
         #[arg(default_value = ".")]
         folder: PathBuf,
+        #[command(flatten)]
+        image: PlanImage,
+        /// List the members of a monorepo that a change of this file touches; may be given several times
+        #[arg(long, value_name = "FILE", conflicts_with = "dockerfile")]
+        changed: Vec<String>,
     },
+    /// Build an image of a folder with Docker Engine
+    Build(Build),
     /// Deploy a folder
     Deploy {
         #[command(flatten)]
@@ -381,4 +388,71 @@ mod tests {
         use clap::CommandFactory;
         super::Arguments::command().debug_assert();
     }
+}
+
+/// Building an image.
+#[derive(Debug, clap::Args)]
+pub struct Build {
+    /// The folder to build
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// What the image will be called
+    #[arg(long, short, value_name = "NAME:TAG")]
+    pub tag: String,
+    /// The Unix socket of Docker Engine
+    #[arg(long, value_name = "SOCKET", default_value = "/var/run/docker.sock")]
+    pub engine: PathBuf,
+    /// Use this base image, as `name=image`: `node=registry.example.com/node:22@sha256:…`
+    #[arg(long = "image", value_name = "NAME=IMAGE")]
+    pub images: Vec<String>,
+    /// Show the build this environment variable as a secret, by mount: no layer keeps it
+    #[arg(long = "secret", value_name = "NAME")]
+    pub secrets: Vec<String>,
+    /// Give the build this environment variable as an argument
+    #[arg(long = "build-arg", value_name = "NAME")]
+    pub arguments: Vec<String>,
+    /// Build with Docker's classic builder
+    #[arg(long)]
+    pub classic: bool,
+    /// Do everything anew
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Instrument the program for OpenTelemetry
+    #[arg(long)]
+    pub opentelemetry: bool,
+    /// The longest that it may take
+    #[arg(long, value_name = "SECONDS", default_value = "1800")]
+    pub seconds: u64,
+    /// The most memory of a step, where the classic builder builds
+    #[arg(long, value_name = "MIB")]
+    pub memory_mib: Option<u64>,
+    /// The largest that the image may be
+    #[arg(long, value_name = "MIB")]
+    pub size_mib: Option<u64>,
+    /// After the build, keep no more of its cache than this
+    #[arg(long, value_name = "MIB")]
+    pub keep_mib: Option<u64>,
+}
+
+/// What an image is made of.
+#[derive(Debug, Default, clap::Args)]
+pub struct PlanImage {
+    /// Print the Dockerfile that the plan makes
+    #[arg(long)]
+    pub dockerfile: bool,
+    /// Use this base image, as `name=image`: `node=registry.example.com/node:22@sha256:…`
+    #[arg(long = "image", value_name = "NAME=IMAGE", requires = "dockerfile")]
+    pub images: Vec<String>,
+    /// Give the build this secret, by mount: no layer keeps it
+    #[arg(long = "secret", value_name = "NAME", requires = "dockerfile")]
+    pub secrets: Vec<String>,
+    /// Give the build this argument
+    #[arg(long = "build-arg", value_name = "NAME", requires = "dockerfile")]
+    pub arguments: Vec<String>,
+    /// Write it for Docker's classic builder, without caches that outlive a build
+    #[arg(long, requires = "dockerfile")]
+    pub classic: bool,
+    /// Instrument the program for OpenTelemetry
+    #[arg(long, requires = "dockerfile")]
+    pub opentelemetry: bool,
 }

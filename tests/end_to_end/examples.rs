@@ -19,6 +19,15 @@ const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
     ("static", &[], "/assets/style.css", "font:"),
 ];
 
+/// A fixture in a language, what it takes, and its page.
+pub const LANGUAGES: [(&str, &[&str], &str); 5] = [
+    ("php", &["php"], "hello you from PHP"),
+    ("ruby", &["ruby"], "hello from Ruby"),
+    ("c", &["cmake", "c++"], "hello from C"),
+    ("rust", &["cargo"], "hello from Rust"),
+    ("java", &["javac"], "hello from Java"),
+];
+
 pub fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = EXAMPLES
         .into_iter()
@@ -58,16 +67,34 @@ pub fn trials() -> Vec<Trial> {
         ("yarn", "two days are 172800000 ms"),
         ("uv", "installed by uv"),
         ("poetry", "installed by poetry"),
+        ("yarn-berry", "two days are 172800000 ms"),
+        ("bun", "two days are 172800000 ms on Bun"),
+        ("pdm", "installed by pdm"),
+        ("pipenv", "installed by pipenv"),
+        ("hatch", "installed by hatch"),
     ] {
         // Where the host has no such manager, one is fetched by its language's own means.
-        let programs: &[&str] = if matches!(manager, "pnpm" | "yarn") { &["npm"] } else { &["python3"] };
+        let programs: &[&str] = if matches!(manager, "pnpm" | "yarn" | "yarn-berry" | "bun") { &["npm"] } else { &["python3"] };
         trials.push(test_with(&format!("a project of {manager} is installed from its lock file"), programs, move || {
             let server = Server::default();
             let folder = fixture(&format!("managers/{manager}"));
             let deployed = server.deploy(folder.path(), manager).ok();
-            assert!(deployed.err.contains(&format!("{manager} ")), "{deployed:?}");
+            let tool = manager.trim_end_matches("-berry");
+            assert!(tool == "hatch" || deployed.err.contains(&format!("{tool} ")), "{deployed:?}");
             assert_eq!(server.get(&format!("{manager}-production.localhost"), "/").body, content);
         }));
+    }
+    for (language, programs, content) in LANGUAGES {
+        trials.push(test_with(
+            &format!("a program in {language} without dependencies is deployed and answers"),
+            programs,
+            move || {
+                let server = Server::default();
+                let folder = fixture(&format!("languages/{language}"));
+                server.deploy(folder.path(), language).ok();
+                assert_eq!(server.get(&format!("{language}-production.localhost"), "/").body, content);
+            },
+        ));
     }
     trials.push(test_with("the worker of the Flask example runs beside its web process", &["python3"], || {
         let server = Server::default();

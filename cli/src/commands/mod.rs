@@ -3,6 +3,7 @@
 mod account;
 mod admin;
 mod backup;
+mod build;
 mod deploy;
 mod doctor;
 mod lifecycle;
@@ -37,7 +38,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),
         Command::Init(at) => plan::init(&at, terminal),
-        Command::Plan { folder } => plan::plan(&folder, terminal),
+        Command::Plan { folder, image, changed } => plan::plan(&folder, &image, &changed, terminal),
+        Command::Build(build) => build::build(&build, terminal),
         Command::Deploy { at, detach, yes } => return deploy::deploy(client()?, &at, detach, yes, terminal),
         Command::Status(at) => status::status(client()?, &at, terminal),
         Command::Logs { at, follow, tail, deployment } => logs::logs(client()?, &at, follow, tail, deployment, terminal),

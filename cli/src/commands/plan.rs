@@ -1,17 +1,56 @@
 //! What a folder would be deployed as.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_buildplan::{Folder, Kind, Plan};
+use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan};
 use serde_json::json;
 
-use crate::arguments::At;
+use crate::arguments::{At, PlanImage};
 use crate::folder;
 use crate::terminal::{Terminal, table};
 
-pub fn plan(folder: &Path, terminal: Terminal) -> anyhow::Result<()> {
-    terminal.show(&of(folder)?, text)
+pub fn plan(folder: &Path, image: &PlanImage, changed: &[String], terminal: Terminal) -> anyhow::Result<()> {
+    let plan = of(folder)?;
+    if !changed.is_empty() {
+        let changed: Vec<&str> = changed.iter().map(|path| path.trim_start_matches("./")).collect();
+        let touched = capsule_buildplan::affected(&Folder::new(folder), &changed)
+            .map_err(|error| anyhow!("{}/{error}", folder.display()))?;
+        return terminal.show(&touched, |touched| match touched.as_slice() {
+            [] => "No member is touched.".into(),
+            touched => touched.iter().map(|member| member.path.as_str()).collect::<Vec<_>>().join("\n"),
+        });
+    }
+    if !image.dockerfile {
+        return terminal.show(&plan, text);
+    }
+    let mut options = ImageOptions {
+        buildkit: !image.classic,
+        secrets: image.secrets.clone(),
+        arguments: image.arguments.clone(),
+        opentelemetry: image.opentelemetry,
+        ..ImageOptions::default()
+    };
+    options.images = base_images(&image.images)?;
+    let image = capsule_buildplan::dockerfile(&Folder::new(folder), &plan, &options).map_err(|error| anyhow!(error))?;
+    terminal.show(&json!({"dockerfile": image.dockerfile, "dockerignore": image.dockerignore}), |_| {
+        image.dockerfile.trim_end().to_owned()
+    })
+}
+
+/// Base images, as `name=image`.
+pub fn base_images(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut images = BTreeMap::new();
+    for pair in pairs {
+        let (name, image) = pair.split_once('=').ok_or_else(|| anyhow!("--image takes NAME=IMAGE, not `{pair}`"))?;
+        if !IMAGES.iter().any(|(known, ..)| *known == name) {
+            let names: Vec<&str> = IMAGES.iter().map(|(name, ..)| *name).collect();
+            bail!("there is no base image called `{name}`; there are {}", names.join(", "));
+        }
+        images.insert(name.to_owned(), image.to_owned());
+    }
+    Ok(images)
 }
 
 /// Writes a `capsule.toml` that says where the folder is deployed to.

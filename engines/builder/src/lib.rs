@@ -1,7 +1,8 @@
 //! From an archive and a plan to a release: unpack, build in a sandbox with the host's toolchains,
-//! and set aside what is run or served.
+//! and set aside what is run or served; or to an image, built by Docker Engine.
 
 pub mod archive;
+pub mod images;
 mod release;
 mod steps;
 mod toolchains;

@@ -17,7 +17,7 @@ const CA_BUNDLE: &str = "/opt/capsule/bin/ca-bundle.crt";
 const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
 
 /// Package managers that Capsule fetches by their language's own means where the host has none.
-const FETCHED: [(&str, &str); 4] = [
+const FETCHED: [(&str, &str); 8] = [
     ("pnpm", "#!/bin/sh\nexec npx --yes pnpm@9.15.9 \"$@\"\n"),
     (
         "yarn",
@@ -26,6 +26,24 @@ const FETCHED: [(&str, &str); 4] = [
     (
         "uv",
         "#!/bin/sh\nset -e\n[ -x /cache/tools/uv/bin/uv ] || { python3 -m venv /cache/tools/uv; /cache/tools/uv/bin/pip install --quiet uv; }\nexec /cache/tools/uv/bin/uv \"$@\"\n",
+    ),
+    (
+        "pdm",
+        // A release with what it was made for: newer ones fail with the newest of what they take.
+        "#!/bin/sh\nset -e\n[ -x /cache/tools/pdm/bin/pdm ] || { python3 -m venv /cache/tools/pdm; /cache/tools/pdm/bin/pip install --quiet pdm==2.22.4 'hishel<0.1' 'httpx<0.28' 'unearth<0.18'; }\nexec /cache/tools/pdm/bin/pdm \"$@\"\n",
+    ),
+    (
+        "pipenv",
+        "#!/bin/sh\nset -e\n[ -x /cache/tools/pipenv/bin/pipenv ] || { python3 -m venv /cache/tools/pipenv; /cache/tools/pipenv/bin/pip install --quiet pipenv; }\nexec /cache/tools/pipenv/bin/pipenv \"$@\"\n",
+    ),
+    // Runtimes are kept beside the release: they start it as well.
+    (
+        "bun",
+        "#!/bin/sh\nset -e\nat=/app/.capsule/bun\n[ -x $at/node_modules/.bin/bun ] || npm install --silent --no-audit --prefix $at bun@1.4.5 >&2\nexec $at/node_modules/.bin/bun \"$@\"\n",
+    ),
+    (
+        "deno",
+        "#!/bin/sh\nset -e\nat=/app/.capsule/deno\n[ -x $at/node_modules/.bin/deno ] || npm install --silent --no-audit --prefix $at deno@2.9.6 >&2\nexec $at/node_modules/.bin/deno \"$@\"\n",
     ),
     (
         "poetry",
@@ -179,6 +197,16 @@ impl Toolchains {
             ("CARGO_HOME", "/cache/cargo"),
             ("CARGO_TARGET_DIR", "/cache/cargo-target"),
             ("MAVEN_OPTS", "-Dmaven.repo.local=/cache/maven"),
+            ("GRADLE_USER_HOME", "/cache/gradle"),
+            ("YARN_ENABLE_GLOBAL_CACHE", "true"),
+            ("YARN_GLOBAL_FOLDER", "/cache/yarn-berry"),
+            ("YARN_ENABLE_TELEMETRY", "0"),
+            ("BUN_INSTALL_CACHE_DIR", "/cache/bun"),
+            ("PIPENV_CACHE_DIR", "/cache/pipenv"),
+            ("PDM_CACHE_DIR", "/cache/pdm"),
+            ("PDM_CHECK_UPDATE", "0"),
+            ("COMPOSER_HOME", "/cache/composer"),
+            ("BUNDLE_USER_CACHE", "/cache/bundle"),
         ] {
             all.insert(name.into(), value.into());
         }
@@ -190,17 +218,70 @@ impl Toolchains {
     #[must_use]
     pub fn missing(&self, plan: &Plan) -> Option<String> {
         let needed: &[(&str, &str)] = match plan.detection.language.as_deref() {
-            Some("javascript") => {
+            _ if plan.build.install.is_none() && plan.build.build.is_none() && plan.processes.is_empty() => &[],
+            Some("javascript" | "deno") => {
                 &[("node", "`apt-get install nodejs npm`, or https://nodejs.org"), ("npm", "`apt-get install npm`")]
             }
             Some("python") => &[("python3", "`apt-get install python3 python3-venv`")],
             Some("go") => &[("go", "`apt-get install golang-go`, or https://go.dev/dl")],
             Some("rust") => &[("cargo", "https://rustup.rs"), ("cc", "`apt-get install gcc`")],
-            Some("java") => &[("java", "`apt-get install default-jdk-headless`"), ("mvn", "`apt-get install maven`")],
+            Some("java" | "kotlin" | "scala" | "groovy" | "clojure") => match plan.detection.package_manager.as_deref() {
+                Some("maven") => &[("java", "`apt-get install default-jdk-headless`"), ("mvn", "`apt-get install maven`")],
+                Some("gradle") => &[
+                    ("java", "`apt-get install default-jdk-headless`"),
+                    ("gradle", "https://gradle.org/install, or commit `gradlew`"),
+                ],
+                Some("sbt") => {
+                    &[("java", "`apt-get install default-jdk-headless`"), ("sbt", "https://www.scala-sbt.org/download")]
+                }
+                Some("leiningen") => {
+                    &[("java", "`apt-get install default-jdk-headless`"), ("lein", "`apt-get install leiningen`")]
+                }
+                Some("clojure") => &[
+                    ("java", "`apt-get install default-jdk-headless`"),
+                    ("clojure", "https://clojure.org/guides/install_clojure"),
+                ],
+                _ => &[("javac", "`apt-get install default-jdk-headless`")],
+            },
+            Some("ruby") if plan.build.install.is_some() => {
+                &[("ruby", "`apt-get install ruby-full`"), ("bundle", "`apt-get install ruby-bundler`")]
+            }
+            Some("ruby") => &[("ruby", "`apt-get install ruby-full`")],
+            Some("php") if plan.build.install.is_some() => {
+                &[("php", "`apt-get install php-cli`"), ("composer", "`apt-get install composer`")]
+            }
+            Some("php") => &[("php", "`apt-get install php-cli`")],
+            Some("elixir") => &[("mix", "`apt-get install elixir`")],
+            Some("erlang") => &[("rebar3", "`apt-get install rebar3`")],
+            Some("gleam") => &[("gleam", "https://gleam.run/getting-started/installing")],
+            Some("dotnet") => &[("dotnet", "https://learn.microsoft.com/dotnet/core/install/linux")],
+            Some("swift") => &[("swift", "https://www.swift.org/install/linux")],
+            Some("dart") if plan.detection.framework.as_deref() == Some("flutter") => {
+                &[("flutter", "https://docs.flutter.dev/get-started/install/linux")]
+            }
+            Some("dart") => &[("dart", "https://dart.dev/get-dart")],
+            Some("haskell") if plan.detection.package_manager.as_deref() == Some("stack") => {
+                &[("stack", "`apt-get install haskell-stack`")]
+            }
+            Some("haskell") => &[("cabal", "`apt-get install cabal-install ghc`")],
+            Some("crystal") => &[("shards", "https://crystal-lang.org/install")],
+            Some("zig") => &[("zig", "https://ziglang.org/download")],
+            Some("c" | "cpp") => match plan.detection.build_tool.as_deref() {
+                Some("cmake") => &[("cmake", "`apt-get install cmake`"), ("c++", "`apt-get install build-essential`")],
+                Some("meson") => &[("meson", "`apt-get install meson`"), ("c++", "`apt-get install build-essential`")],
+                Some("make") => &[("make", "`apt-get install build-essential`"), ("cc", "`apt-get install build-essential`")],
+                _ => &[("cc", "`apt-get install build-essential`")],
+            },
+            Some("cobol") => &[("cobc", "`apt-get install gnucobol`")],
+            Some("ocaml") => &[("opam", "`apt-get install opam`")],
+            Some("lua") => &[("lua", "`apt-get install lua5.4`")],
+            Some("perl") => &[("perl", "`apt-get install perl`")],
+            Some("r") => &[("Rscript", "`apt-get install r-base`")],
+            Some("julia") => &[("julia", "https://julialang.org/install")],
             _ => &[],
         };
-        let wrapper = plan.build.build.as_deref().is_some_and(|command| command.contains("mvnw"));
-        needed.iter().filter(|(program, _)| !(*program == "mvn" && wrapper)).find(|(program, _)| self.find(program).is_none()).map(
+        let wrapper = plan.build.build.as_deref().is_some_and(|command| command.contains("mvnw") || command.contains("gradlew"));
+        needed.iter().filter(|(program, _)| !(matches!(*program, "mvn" | "gradle") && wrapper)).find(|(program, _)| self.find(program).is_none()).map(
             |(program, how)| {
                 let language = plan.detection.language.as_deref().unwrap_or_default();
                 format!("this is {language}, and building it takes `{program}`, which this host does not have: install it on the server with {how}, and deploy again")

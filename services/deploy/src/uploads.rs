@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use capsule_builder::archive;
-use capsule_buildplan::Folder;
+use capsule_buildplan::{Folder, Options};
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
@@ -141,7 +141,8 @@ pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Resul
                     .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
             })
             .and_then(|()| {
-                capsule_buildplan::plan(&Folder::new(&directory)).map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
+                capsule_buildplan::plan_with(&Folder::new(&directory), Options { containers: false })
+                    .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
             });
         let _ = std::fs::remove_dir_all(&directory);
         planned

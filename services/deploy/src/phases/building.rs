@@ -1,7 +1,7 @@
 //! Plans what was unpacked, and builds it in a sandbox. Waits for a place among the builds.
 
 use capsule_builder::{Job, say};
-use capsule_buildplan::{Folder, Kind};
+use capsule_buildplan::{Folder, Kind, Options};
 use capsule_contracts::Problem;
 
 use super::{Failure, files, host};
@@ -14,7 +14,7 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
     let log = deploys.build_log(row.id);
     let planned = source.clone();
     let plan = files(move || {
-        capsule_buildplan::plan(&Folder::new(&planned))
+        capsule_buildplan::plan_with(&Folder::new(&planned), Options { containers: false })
             .map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
     })
     .await?;

@@ -1,0 +1,81 @@
+//! `capsule build`: an image of a folder, made by Docker Engine.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use capsule_builder::images::{Context, Engine, Event, ImageJob, ImageLimits, Method};
+use capsule_buildplan::{Folder, ImageOptions};
+use serde_json::json;
+
+use super::plan::{base_images, of};
+use crate::arguments::Build;
+use crate::terminal::Terminal;
+
+pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
+    let plan = of(&build.folder)?;
+    let context = match &plan.build.dockerfile {
+        Some(file) => Context::of(&build.folder, file)?,
+        None => {
+            let options = ImageOptions {
+                images: base_images(&build.images)?,
+                buildkit: !build.classic,
+                secrets: build.secrets.clone(),
+                arguments: build.arguments.clone(),
+                opentelemetry: build.opentelemetry,
+            };
+            let image =
+                capsule_buildplan::dockerfile(&Folder::new(&build.folder), &plan, &options).map_err(|error| anyhow!(error))?;
+            Context::with(&build.folder, &image.dockerfile, &image.dockerignore)?
+        }
+    };
+    let method = if build.classic { Method::Classic } else { Method::BuildKit };
+    let variable = |name: &String| {
+        let value = std::env::var(name).with_context(|| format!("{name} is not in the environment"))?;
+        anyhow::Ok((name.clone(), value))
+    };
+    let mut job = ImageJob::new(&build.tag, context, method);
+    job.arguments = build.arguments.iter().map(variable).collect::<Result<_, _>>()?;
+    job.secrets = build.secrets.iter().map(variable).collect::<Result<_, _>>()?;
+    job.cached = !build.no_cache;
+    job.limits = ImageLimits {
+        time: Some(Duration::from_secs(build.seconds)),
+        memory: build.memory_mib.map(|mib| mib << 20),
+        disk: build.size_mib.map(|mib| mib << 20),
+        ..ImageLimits::default()
+    };
+    let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tell = |event: &Event| match event {
+        // One line for each, on standard error: the result alone is on standard output.
+        event if terminal.json => eprintln!("{}", serde_json::to_string(event).unwrap_or_default()),
+        Event::Step { step, name } => eprintln!("#{step} {name}"),
+        Event::Output { step, text } => eprintln!("#{step} │ {text}"),
+        Event::Done { step, cached: true, .. } => eprintln!("#{step} done before"),
+        Event::Done { step, seconds, .. } => eprintln!("#{step} done in {seconds:.1} s"),
+    };
+    let built = asynchronous.block_on(async {
+        let engine = Engine::at(&build.engine).await?;
+        let cancel = job.cancel.clone();
+        tokio::spawn(async move {
+            let _ = tokio::signal::ctrl_c().await;
+            cancel.cancel();
+        });
+        let built = engine.build(&job, &tell).await?;
+        if let Some(keep) = build.keep_mib {
+            engine.evict(keep << 20).await?;
+        }
+        anyhow::Ok(built)
+    })?;
+    let result = json!({
+        "name": build.tag, "id": built.id, "bytes": built.size, "seconds": built.took.as_secs_f64(), "steps": built.steps, "cached": built.cached,
+    });
+    terminal.show(&result, |_| {
+        format!(
+            "Built {} ({} MiB) in {:.1} s; {} of {} steps were done before.",
+            build.tag,
+            built.size >> 20,
+            built.took.as_secs_f64(),
+            built.cached,
+            built.steps
+        )
+    })
+}

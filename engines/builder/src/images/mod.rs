@@ -1,0 +1,232 @@
+//! Images, built by Docker Engine: by `BuildKit`, which is part of it since 18.09, or by its classic builder.
+//!
+//! A build is told as it happens, step by step; it ends when it is cancelled, takes too long, or makes an
+//! image that is too large. What builds leave behind is kept within bounds.
+
+mod buildkit;
+mod classic;
+mod context;
+mod progress;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::query_parameters::{PruneImagesOptions, RemoveImageOptions};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+pub use context::{Context, DOCKERFILE};
+pub use progress::Event;
+use progress::Told;
+
+use crate::BuildError;
+
+/// Every image that is built here has this label.
+const LABEL: &str = "dev.capsule.built";
+
+/// What a build may use at the most. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ImageLimits {
+    /// Wall-clock time.
+    pub time: Option<Duration>,
+    /// Bytes of memory of a step.
+    pub memory: Option<u64>,
+    /// Hundredths of a core.
+    pub cpu_percent: Option<u32>,
+    /// Bytes of the finished image.
+    pub disk: Option<u64>,
+}
+
+/// Who builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    BuildKit,
+    Classic,
+}
+
+/// A user and a password for a registry.
+#[derive(Clone)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({})", self.username)
+    }
+}
+
+/// One image to build.
+#[derive(Debug)]
+pub struct ImageJob {
+    /// What it will be called, as `name:tag`.
+    pub name: String,
+    pub context: Context,
+    pub method: Method,
+    pub limits: ImageLimits,
+    /// Given to the build; they are in the image's history.
+    pub arguments: BTreeMap<String, String>,
+    /// Shown to steps that mount them; they are in no layer, and masked in what is told.
+    pub secrets: BTreeMap<String, String>,
+    /// By the registry's host.
+    pub credentials: BTreeMap<String, Credentials>,
+    /// Whether what was built before may be used again.
+    pub cached: bool,
+    pub cancel: CancellationToken,
+}
+
+impl ImageJob {
+    /// A job without secrets or limits.
+    #[must_use]
+    pub fn new(name: &str, context: Context, method: Method) -> Self {
+        Self {
+            name: name.to_owned(),
+            context,
+            method,
+            limits: ImageLimits::default(),
+            arguments: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            cached: true,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    fn credentials(&self) -> Vec<(String, DockerCredentials)> {
+        let one = |(host, given): (&String, &Credentials)| {
+            let credentials = DockerCredentials {
+                username: Some(given.username.clone()),
+                password: Some(given.password.clone()),
+                serveraddress: Some(host.clone()),
+                ..DockerCredentials::default()
+            };
+            (host.clone(), credentials)
+        };
+        self.credentials.iter().map(one).collect()
+    }
+}
+
+/// A finished image.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// `sha256:…`
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+    pub took: Duration,
+    /// Steps, and how many of them were done before.
+    pub steps: usize,
+    pub cached: usize,
+}
+
+/// A Docker Engine to build with.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    docker: Docker,
+    socket: PathBuf,
+}
+
+impl Engine {
+    /// The Engine that listens on this Unix socket.
+    ///
+    /// # Errors
+    /// When none answers there.
+    pub async fn at(socket: &Path) -> Result<Self, BuildError> {
+        let unreachable = |error: bollard::errors::Error| {
+            let text = format!(
+                "Docker Engine does not answer at {}: {error}; is it running, and may this user use it?",
+                socket.display()
+            );
+            BuildError::Host(text)
+        };
+        let path = socket.to_str().ok_or_else(|| BuildError::Host("the socket's path is no text".into()))?;
+        let docker = Docker::connect_with_unix(path, 600, bollard::API_DEFAULT_VERSION).map_err(unreachable)?;
+        let docker = docker.negotiate_version().await.map_err(unreachable)?;
+        Ok(Self { docker, socket: socket.into() })
+    }
+
+    /// Builds an image; what happens is told as it happens.
+    ///
+    /// # Errors
+    /// When a step fails, the build is cancelled, takes too long, or makes too much; the text is for the user.
+    pub async fn build(&self, job: &ImageJob, tell: &(dyn Fn(&Event) + Sync)) -> Result<Built, BuildError> {
+        let began = Instant::now();
+        let told = Told::new(job, tell);
+        let work = async {
+            match job.method {
+                Method::BuildKit => buildkit::build(self, job, &told).await,
+                Method::Classic => classic::build(self, job, &told).await,
+            }
+        };
+        let late = async {
+            match job.limits.time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Dropped, the request ends, and the Engine ends the build with it.
+        tokio::select! {
+            result = work => result?,
+            () = late => {
+                let seconds = job.limits.time.unwrap_or_default().as_secs();
+                return Err(BuildError::Failed(format!("the build was stopped: it took longer than {seconds} s")));
+            }
+            () = job.cancel.cancelled() => return Err(BuildError::Failed("the build was cancelled".into())),
+        }
+        let image = self.docker.inspect_image(&job.name).await.map_err(host)?;
+        let size = image.size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
+        if let Some(most) = job.limits.disk.filter(|most| size > *most) {
+            self.remove(&job.name).await?;
+            let (size, most) = (size >> 20, most >> 20);
+            return Err(BuildError::Failed(format!(
+                "the image is larger than it may be ({size} MiB of {most} MiB); it was removed"
+            )));
+        }
+        let (steps, cached) = told.counts();
+        Ok(Built { id: image.id.unwrap_or_default(), size, took: began.elapsed(), steps, cached })
+    }
+
+    /// Removes an image by its name.
+    ///
+    /// # Errors
+    /// When the Engine does not.
+    pub async fn remove(&self, name: &str) -> Result<(), BuildError> {
+        let options = RemoveImageOptions { force: true, ..RemoveImageOptions::default() };
+        self.docker.remove_image(name, Some(options), None).await.map_err(host)?;
+        Ok(())
+    }
+
+    /// Drops what builds left behind: the oldest of the cache beyond so many bytes, and layers of images that
+    /// were built here and have no name any more. Returns how many bytes were freed.
+    ///
+    /// # Errors
+    /// When the Engine does not.
+    pub async fn evict(&self, keep_bytes: u64) -> Result<u64, BuildError> {
+        // By hand: the client library names the bound only as engines since 28.0 do, which take this name, too.
+        let connection = UnixStream::connect(&self.socket).await?;
+        let lost = |error: hyper::Error| BuildError::Host(format!("Docker Engine: {error}"));
+        let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(lost)?;
+        tokio::spawn(driver);
+        let request = hyper::Request::post(format!("/build/prune?all=true&keep-storage={keep_bytes}")).header("host", "docker");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| BuildError::Host(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(lost)?.into_body().collect().await.map_err(lost)?.to_bytes();
+        let cache: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
+        let filters = [("label".to_owned(), vec![LABEL.to_owned()]), ("dangling".to_owned(), vec!["true".to_owned()])];
+        let options = PruneImagesOptions { filters: Some(filters.into()) };
+        let images = self.docker.prune_images(Some(options)).await.map_err(host)?;
+        let layers = images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default();
+        Ok(cache["SpaceReclaimed"].as_u64().unwrap_or_default() + layers)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
+fn host(error: bollard::errors::Error) -> BuildError {
+    BuildError::Host(format!("Docker Engine: {error}"))
+}
