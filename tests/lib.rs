@@ -195,3 +195,36 @@ fn copy(from: &Path) -> TempDir {
     assert!(status.success(), "{} cannot be copied", from.display());
     to
 }
+
+/// The small repositories that plans are tested with, each as a folder.
+///
+/// # Panics
+/// When they cannot be written.
+#[must_use]
+pub fn corpus() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let corpus = root().join("engines/buildplan/tests/plans/corpus");
+    for file in std::fs::read_dir(corpus).expect("the corpus").flatten() {
+        let text = std::fs::read_to_string(file.path()).expect("a fixture");
+        let input = text.split("== plan\n").next().unwrap_or_default();
+        let into = folder.path().join(file.path().file_stem().unwrap_or_default());
+        std::fs::create_dir(&into).expect("made");
+        let mut at: Option<(PathBuf, String)> = None;
+        let write = |at: &mut Option<(PathBuf, String)>| {
+            if let Some((path, content)) = at.take() {
+                std::fs::create_dir_all(path.parent().unwrap_or(&into)).expect("made");
+                std::fs::write(path, content).expect("written");
+            }
+        };
+        for line in input.split_inclusive('\n') {
+            if let Some(path) = line.trim_end().strip_prefix("-- ").and_then(|rest| rest.strip_suffix(" --")) {
+                write(&mut at);
+                at = Some((into.join(path), String::new()));
+            } else if let Some((_, content)) = &mut at {
+                content.push_str(line);
+            }
+        }
+        write(&mut at);
+    }
+    folder
+}

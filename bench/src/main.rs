@@ -12,8 +12,9 @@ mod spine;
 /// A measurement: its name, and the lines it prints.
 type Measurement = (&'static str, fn() -> Vec<String>);
 
-const ALL: [Measurement; 8] = [
+const ALL: [Measurement; 9] = [
     ("plan", plans::measure),
+    ("rebuild", plans::rebuild),
     ("deploy", deployments::measure),
     ("memory", memory::measure),
     ("size", memory::size),

@@ -101,9 +101,29 @@ pub fn remember(folder: &Path, wanted: &Wanted) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// The line before what was found.
+const FOUND: &str = "# What `capsule plan` found. Take the # away to say it otherwise.";
+
+/// Adds what a plan found to the folder's `capsule.toml`, as comments; once, and not where something of it is
+/// said already. Returns whether anything had to be written.
+pub fn annotate(folder: &Path, found: &str) -> anyhow::Result<bool> {
+    let path = folder.join(Declared::FILE);
+    let before = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let is_said =
+        before.contains(FOUND) || ["build", "processes", "networking"].iter().any(|name| before.contains(&format!("[{name}")));
+    if is_said || found.is_empty() {
+        return Ok(false);
+    }
+    let comments: String =
+        found.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("# {line}\n") }).collect();
+    std::fs::write(&path, format!("{before}\n{FOUND}\n#\n{comments}"))
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Wanted, known, remember};
+    use super::{Wanted, annotate, known, remember};
     use crate::arguments::{At, Names};
 
     #[test]
@@ -119,6 +139,7 @@ mod tests {
         let text = std::fs::read_to_string(&file).expect("there");
         assert!(text.contains("# mine") && text.contains("build = \"make\" # this way"), "{text}");
         let at = At { folder: folder.path().into(), names: Names::default() };
+        assert!(!annotate(folder.path(), "[build]\ninstall = \"x\"").expect("nothing to do"), "it is said already");
         let known = known(&at).expect("known");
         assert_eq!((known.project.as_str(), known.service.as_str(), known.environment.as_str()), ("shop", "web", "production"));
     }

@@ -10,6 +10,7 @@ mod crashes;
 mod deployments;
 mod examples;
 mod faults;
+mod images;
 mod load;
 mod operations;
 mod packaging;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         deployments::trials(),
         examples::trials(),
         faults::trials(),
+        images::trials(),
         operations::trials(),
         packaging::trials(),
         postgres::trials(),

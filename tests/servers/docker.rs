@@ -94,8 +94,14 @@ impl Docker {
         std::fs::hard_link(&archive, folder.path().join("debian.tar.gz"))
             .or_else(|_| std::fs::copy(&archive, folder.path().join("debian.tar.gz")).map(|_| ()))
             .unwrap_or_else(|error| panic!("{}: {error}: run scripts/bootstrap run test", archive.display()));
-        std::fs::copy("/etc/ssl/certs/ca-certificates.crt", folder.path().join("host.crt")).expect("the host trusts somebody");
-        let file = "FROM scratch\nADD debian.tar.gz /\nCOPY host.crt /usr/local/share/ca-certificates/host.crt\n";
+        // One to a file: not every program reads a file with several.
+        let trusted = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").expect("the host trusts somebody");
+        let (end, certificates) = ("-----END CERTIFICATE-----\n", folder.path().join("certificates"));
+        std::fs::create_dir(&certificates).expect("made");
+        for (index, certificate) in trusted.split_inclusive(end).enumerate() {
+            std::fs::write(certificates.join(format!("host-{index}.crt")), certificate).expect("written");
+        }
+        let file = "FROM scratch\nADD debian.tar.gz /\nCOPY certificates /usr/local/share/ca-certificates\n";
         std::fs::write(folder.path().join("Dockerfile"), file).expect("written");
         self.build(folder.path(), Self::BASE, &[]);
     }

@@ -57,12 +57,41 @@ pub fn base_images(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>>
 pub fn init(at: &At, terminal: Terminal) -> anyhow::Result<()> {
     let wanted = folder::known_or_asked(at, false)?;
     let plan = of(&at.folder)?;
-    let written = folder::remember(&at.folder, &wanted)?;
+    let written = folder::remember(&at.folder, &wanted)? | folder::annotate(&at.folder, &found(&plan))?;
     let result = json!({"project": wanted.project, "service": wanted.service, "written": written, "plan": plan});
     terminal.show(&result, |_| {
         let told = if written { "Wrote" } else { "Nothing to add to" };
         format!("{}\n{told} {}.\nDeploy with: capsule deploy", text(&plan), at.folder.join("capsule.toml").display())
     })
+}
+
+/// What a plan found, as lines of `capsule.toml`.
+fn found(plan: &Plan) -> String {
+    let quoted = |text: &String| toml_edit::Value::from(text.as_str()).to_string().trim().to_owned();
+    let mut sections = Vec::new();
+    let steps = [
+        ("install", &plan.build.install),
+        ("build", &plan.build.build),
+        ("release", &plan.build.release),
+        ("output", &plan.build.output),
+        ("dockerfile", &plan.build.dockerfile),
+    ];
+    let lines: Vec<String> =
+        steps.iter().filter_map(|(name, value)| Some(format!("{name} = {}", quoted(value.as_ref()?)))).collect();
+    if !lines.is_empty() {
+        sections.push(format!("[build]\n{}", lines.join("\n")));
+    }
+    let lines: Vec<String> = plan.processes.iter().map(|(name, command)| format!("{name} = {}", quoted(command))).collect();
+    if !lines.is_empty() {
+        sections.push(format!("[processes]\n{}", lines.join("\n")));
+    }
+    let port = plan.networking.port.map(|port| format!("port = {port}"));
+    let health = plan.networking.health_check.as_ref().map(|path| format!("health_check = {}", quoted(path)));
+    let lines: Vec<String> = port.into_iter().chain(health).collect();
+    if !lines.is_empty() {
+        sections.push(format!("[networking]\n{}", lines.join("\n")));
+    }
+    sections.join("\n\n")
 }
 
 /// The plan of a folder on this machine.
@@ -101,11 +130,12 @@ fn text(plan: &Plan) -> String {
         .iter()
         .map(|evidence| {
             let place = evidence.line.map_or_else(|| evidence.file.clone(), |line| format!("{}:{line}", evidence.file));
-            vec![evidence.field.clone(), evidence.value.clone(), place, evidence.reason.clone()]
+            let sure = format!("{:.0}%", evidence.confidence * 100.0);
+            vec![evidence.field.clone(), evidence.value.clone(), place, sure, evidence.reason.clone()]
         })
         .collect();
     if !evidence.is_empty() {
-        sections.push(table(&["FOUND", "VALUE", "IN", "BECAUSE"], &evidence));
+        sections.push(table(&["FOUND", "VALUE", "IN", "SURE", "BECAUSE"], &evidence));
     }
     for question in &plan.questions {
         sections.push(format!(

@@ -450,7 +450,7 @@ fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                     "/usr/local/share/.cache/yarn",
                     "",
                 ),
-                "bun" => (vec!["npm install --global bun".to_owned()], "/root/.bun/install/cache", ""),
+                "bun" => (vec!["npm install --global bun@1.4.5".to_owned()], "/root/.bun/install/cache", ""),
                 _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
             };
             let keeps = plan.build.build.is_none() || plan.build.release.is_some();
@@ -497,11 +497,10 @@ fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
         },
         "python" => {
             let tool = match manager {
-                "uv" => "pip install --no-cache-dir uv",
-                "poetry" => "pip install --no-cache-dir poetry",
-                "pdm" => "pip install --no-cache-dir pdm",
-                "pipenv" => "pip install --no-cache-dir pipenv",
-                "hatch" => "pip install --no-cache-dir hatch",
+                "uv" => "pip install --no-cache-dir uv==0.13.9",
+                "poetry" => "pip install --no-cache-dir poetry==2.5.1",
+                "pdm" => "pip install --no-cache-dir pdm==2.22.4 hishel==0.0.33 httpx==0.27.2 unearth==0.17.5",
+                "pipenv" => "pip install --no-cache-dir pipenv==2026.10.3",
                 _ => "",
             };
             Recipe {
@@ -717,9 +716,10 @@ fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
 fn instrument(language: &str, recipe: &mut Recipe) {
     match language {
         "javascript" => {
-            recipe
-                .prune
-                .push("npm install --no-save --no-audit @opentelemetry/api @opentelemetry/auto-instrumentations-node".into());
+            recipe.prune.push(
+                "npm install --no-save --no-audit @opentelemetry/api@1.10.0 @opentelemetry/auto-instrumentations-node@0.82.0"
+                    .into(),
+            );
             recipe.environment.push(("NODE_OPTIONS", "--require @opentelemetry/auto-instrumentations-node/register".into()));
         }
         "python" => {

@@ -87,6 +87,13 @@ pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
     if options.containers && !own_steps {
         declared::dockerfile(&repo, build.dockerfile.as_deref(), &mut draft)?;
     }
+    if !options.containers
+        && build.dockerfile.is_none()
+        && let Some(file) = repo.first(&declared::DOCKERFILES)
+    {
+        let text = format!("{file} is here, but applications run as processes of the server; it was not used");
+        draft.ask("build.dockerfile", &text, "[build]\ndockerfile = \"none\"");
+    }
     if let Some((declared, text)) = declared {
         declared::capsule_toml(declared, &text, &mut draft);
     }

@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, join};
 
-const USUAL: [&str; 2] = ["Dockerfile", "Containerfile"];
+/// What a Dockerfile is called.
+pub const DOCKERFILES: [&str; 2] = ["Dockerfile", "Containerfile"];
 const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 
 /// Takes over a Dockerfile: the one that is named, or the usual one.
@@ -21,7 +22,7 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
                 message: format!("dockerfile names `{file}`, which is not there"),
             });
         }
-        None => match USUAL.iter().find(|name| repo.has(name)) {
+        None => match DOCKERFILES.iter().find(|name| repo.has(name)) {
             Some(file) => (*file).to_owned(),
             None if all.is_empty() => return Ok(()),
             None => {
@@ -84,7 +85,7 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
 }
 
 fn is_dockerfile(name: &str) -> bool {
-    USUAL.iter().any(|usual| {
+    DOCKERFILES.iter().any(|usual| {
         name == *usual
             || (name.starts_with(&format!("{usual}.")) && !name.ends_with(".dockerignore"))
             || name.ends_with(&format!(".{usual}"))

@@ -7,7 +7,7 @@ mod heroku;
 mod platforms;
 
 pub use capsule_toml::{Declared, capsule_toml};
-pub use docker::{compose, dockerfile};
+pub use docker::{DOCKERFILES, compose, dockerfile};
 pub use heroku::{app_json, procfile};
 pub use platforms::others;
 

@@ -198,3 +198,82 @@ fn the_table_is_whole() {
         assert_eq!(twice, 1, "{row:?}");
     }
 }
+
+/// Languages by the names that people give them.
+const LANGUAGES: [(&str, &str); 25] = [
+    ("javascript", "JavaScript and TypeScript"),
+    ("deno", "Deno"),
+    ("python", "Python"),
+    ("ruby", "Ruby"),
+    ("php", "PHP"),
+    ("go", "Go"),
+    ("rust", "Rust"),
+    ("java", "Java, Kotlin, Scala, Groovy, Clojure"),
+    ("elixir", "Elixir"),
+    ("erlang", "Erlang"),
+    ("gleam", "Gleam"),
+    ("dotnet", ".NET"),
+    ("swift", "Swift"),
+    ("haskell", "Haskell"),
+    ("dart", "Dart"),
+    ("crystal", "Crystal"),
+    ("zig", "Zig"),
+    ("cpp", "C and C++"),
+    ("ocaml", "OCaml"),
+    ("lua", "Lua"),
+    ("perl", "Perl"),
+    ("r", "R"),
+    ("julia", "Julia"),
+    ("scheme", "Scheme"),
+    ("cobol", "COBOL"),
+];
+
+/// `docs/reference/frameworks.md`, as the table says it.
+fn reference() -> String {
+    let mut text = format!(
+        "# Frameworks\n\nWritten from `engines/buildplan/src/frameworks.txt` by its test (`UPDATE_GOLDEN=1`). {} frameworks; the \
+         first of a language that is found wins. What a repository says itself goes before all of this: see \
+         [build plans](../guides/build-plans.md).\n\n*Found by*: a dependency's name, or the beginning of it; a file in \
+         `code`; `+` takes both, `!` its absence.\n",
+        TABLE.len()
+    );
+    for (language, title) in LANGUAGES {
+        let rows: Vec<&Framework> = TABLE.iter().filter(|row| row.language == language).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        text += &format!(
+            "\n## {title}\n\n| framework | `detection.framework` | found by | makes | usual start or output | port |\n|---|---|---|---|---|---|\n"
+        );
+        for row in rows {
+            let sign = |parts: &Vec<&str>| {
+                let part = |part: &&str| part.replace("file:", "").replace('|', "\\|");
+                let shown =
+                    parts.iter().map(|whole| if whole.contains("file:") { format!("`{}`", part(whole)) } else { part(whole) });
+                shown.collect::<Vec<_>>().join(" + ")
+            };
+            let signs = row.signs.iter().map(sign).collect::<Vec<_>>().join(", ");
+            let kind = serde_json::to_value(format!("{:?}", row.kind).to_lowercase()).expect("JSON");
+            let start = row.start.or(row.output).map(|text| format!("`{}`", text.replace('|', "\\|"))).unwrap_or_default();
+            let port = row.port.map(|port| port.to_string()).unwrap_or_default();
+            text += &format!(
+                "| {} | `{}` | {signs} | {} | {start} | {port} |\n",
+                row.title,
+                row.name,
+                kind.as_str().unwrap_or_default()
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn the_reference_says_what_the_table_says() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/frameworks.md");
+    let wanted = reference();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &wanted).expect("written");
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), wanted, "UPDATE_GOLDEN=1 writes it anew");
+    assert!(TABLE.iter().all(|row| LANGUAGES.iter().any(|(language, _)| *language == row.language)));
+}

@@ -1,0 +1,278 @@
+//! Images by Docker Engine, from plans: each is built, runs without root, and answers.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use capsule_tests::{Docker, Ran, Server, corpus, eventually, example, fixture, free_port, root};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::examples::LANGUAGES;
+use crate::test_with;
+
+/// Images that stand in for the public ones, from [`Docker::BASE`].
+const TOOLCHAINS: &str = "capsule-test-toolchains";
+const FILES: &str = "capsule-test-files";
+/// Base images that a plan may name.
+const BASES: [&str; 11] = ["node", "python", "go", "rust", "maven", "jdk", "jre", "ruby", "php", "debian", "bun"];
+
+/// From the repository's root; `scripts/bootstrap test` installs it.
+const HADOLINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/hadolint/bin/hadolint");
+
+/// An example or fixture, a page, and what is on it.
+const CASES: [(&str, &str, &str); 15] = [
+    ("examples/express", "/greet/Ada", "Ada"),
+    ("examples/next", "/", "Hello from Next"),
+    ("examples/vite-react", "/any/page/of/it", "Hello from Vite"),
+    ("examples/fastapi", "/openapi.json", "\"title\":\"Items\""),
+    ("examples/go", "/greet/Ada", "Hello, Ada"),
+    ("examples/spring-boot", "/greet/Ada", "Hello, Ada"),
+    ("examples/static", "/assets/style.css", "font:"),
+    ("managers/pnpm", "/", "two days are 172800000 ms"),
+    ("managers/yarn", "/", "two days are 172800000 ms"),
+    ("managers/yarn-berry", "/", "two days are 172800000 ms"),
+    ("managers/uv", "/", "installed by uv"),
+    ("managers/poetry", "/", "installed by poetry"),
+    ("managers/pdm", "/", "installed by pdm"),
+    ("managers/pipenv", "/", "installed by pipenv"),
+    ("managers/hatch", "/", "installed by hatch"),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let on = |name: &str, work: fn()| test_with(&format!("images: {name}"), Docker::PROGRAMS, work);
+    let languages = LANGUAGES.into_iter().map(|(language, _, content)| (format!("languages/{language}"), "/", content));
+    let all = CASES.into_iter().map(|(folder, path, content)| (folder.to_owned(), path, content)).chain(languages);
+    let builds = all.map(|(folder, path, content)| {
+        test_with(&format!("images: {folder} is built and answers"), Docker::PROGRAMS, move || answers(&folder, path, content))
+    });
+    let more = [
+        on("a second build does only what has changed, and the cache is kept within bounds", done_before),
+        on("a build secret is shown to the build, and is in no layer and no log", secret),
+        on("a build ends when it takes too long, makes too much, or is told to", bounds),
+        on("the classic builder builds within limits, and takes no secrets", classic),
+        on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
+        test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
+    ];
+    builds.chain(more).collect()
+}
+
+/// The Engine, with what images are made of.
+fn engine() -> Arc<Docker> {
+    static MADE: Mutex<bool> = Mutex::new(false);
+    let engine = Docker::engine();
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*made {
+        let base = format!("BASE={}", Docker::BASE);
+        for (stage, name) in [("toolchains", TOOLCHAINS), ("files", FILES)] {
+            engine.build(&root().join("tests/servers/toolchains"), name, &["--build-arg", &base, "--target", stage]);
+        }
+        *made = true;
+    }
+    drop(made);
+    engine
+}
+
+/// Runs `capsule build`.
+fn build(engine: &Docker, server: &Server, folder: &Path, tag: &str, more: &[&str], environment: &[(&str, &str)]) -> Ran {
+    let socket = engine.socket();
+    let mut arguments: Vec<String> = vec!["build".into(), folder.display().to_string(), "--tag".into(), tag.into()];
+    arguments.extend(["--engine".into(), socket.display().to_string()]);
+    for base in BASES {
+        arguments.extend(["--image".into(), format!("{base}={TOOLCHAINS}")]);
+    }
+    arguments.extend(["--image".into(), format!("static={FILES}")]);
+    arguments.extend(more.iter().map(|word| (*word).to_owned()));
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    server.capsule_with(&words, "", environment)
+}
+
+/// A container that ends with this value.
+struct Container(Arc<Docker>, String);
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0.docker(&["logs", &self.1]).err);
+        }
+        let _ = self.0.docker(&["rm", "--force", "--volumes", &self.1]);
+    }
+}
+
+/// What an image answers, run with little more than its own rights.
+fn page(engine: &Arc<Docker>, tag: &str, path: &str) -> String {
+    let port = free_port();
+    let inside = engine.docker(&["image", "inspect", "--format", "{{index .Config.Env}}", tag]).ok().out;
+    let inside =
+        inside.split(['[', ' ', ']']).find_map(|word| word.trim().strip_prefix("PORT=").map(str::to_owned)).expect("a port");
+    let published = format!("127.0.0.1:{port}:{inside}");
+    let started = engine
+        .docker(&["run", "--detach", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--publish", &published, tag])
+        .ok();
+    let container = Container(engine.clone(), started.out.trim().to_owned());
+    let url = format!("http://127.0.0.1:{port}{path}");
+    let body = eventually("the container answers", || ureq::get(&url).call().ok()?.body_mut().read_to_string().ok());
+    let healthy = || {
+        (engine.docker(&["inspect", "--format", "{{.State.Health.Status}}", &container.1]).out.trim() == "healthy").then_some(())
+    };
+    eventually("the container is healthy", healthy);
+    let user = engine.docker(&["exec", &container.1, "id", "-u"]).ok().out;
+    assert_ne!(user.trim(), "0", "not as root");
+    body
+}
+
+fn answers(folder: &str, path: &str, content: &str) {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let copy = match folder.strip_prefix("examples/") {
+        Some(name) => example(name),
+        None => fixture(folder),
+    };
+    let tag = format!("capsule-test-{}", folder.replace('/', "-"));
+    let built = build(&engine, &server, copy.path(), &tag, &["--json"], &[]).ok();
+    assert!(built.json()["steps"].as_u64().is_some_and(|steps| steps > 0), "{built:?}");
+    let body = page(&engine, &tag, path);
+    assert!(body.contains(content), "{body}");
+}
+
+/// What `capsule build --json` told, line by line.
+fn events(ran: &Ran) -> Vec<Value> {
+    ran.err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn done_before() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let folder = fixture("managers/uv");
+    let tag = "capsule-test-twice";
+    let once = || build(&engine, &server, folder.path(), tag, &["--json"], &[]).ok();
+    once();
+    let again = once().json();
+    assert_eq!(again["steps"].as_u64().map(|steps| steps > 4), Some(true));
+    let text = std::fs::read_to_string(folder.path().join("app.py")).expect("read");
+    std::fs::write(folder.path().join("app.py"), text.replace("installed by uv", "changed")).expect("written");
+    let changed = once();
+    let all = events(&changed);
+    let number = |sign: &str| {
+        all.iter().find(|event| event["name"].as_str().is_some_and(|name| name.contains(sign))).map(|event| event["step"].clone())
+    };
+    let install = number("uv sync").expect("the dependencies have a step of their own");
+    let done = all.iter().find(|event| event["event"] == "done" && event["step"] == install).expect("it is done");
+    assert_eq!(done["cached"], true, "what is fetched is not fetched again: {all:?}");
+    assert_eq!(page(&engine, tag, "/"), "changed");
+    // Afterwards there is room again.
+    build(&engine, &server, folder.path(), tag, &["--keep-mib", "0"], &[]).ok();
+    let usage = engine.docker(&["system", "df", "--format", "{{.Type}} {{.Reclaimable}}"]).ok().out;
+    let cache = usage.lines().find(|line| line.starts_with("Build Cache")).expect("it is told").to_owned();
+    assert!(cache.ends_with(" 0B"), "{usage}");
+}
+
+fn secret() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let folder = fixture("languages/php");
+    let value = "correct-horse-battery";
+    std::fs::write(folder.path().join("capsule.toml"), "[build]\nbuild = 'echo it is $TOKEN; test ${#TOKEN} = 21'\n")
+        .expect("written");
+    let tag = "capsule-test-secret";
+    let ran = build(&engine, &server, folder.path(), tag, &["--secret", "TOKEN", "--no-cache"], &[("TOKEN", value)]).ok();
+    assert!(ran.err.contains("it is ***"), "{ran:?}");
+    assert!(!ran.err.contains(value) && !ran.out.contains(value), "{ran:?}");
+    let told = engine.docker(&["history", "--no-trunc", tag]).ok().out;
+    assert!(!told.contains(value), "{told}");
+    let found =
+        engine.docker(&["run", "--rm", "--user", "0", "--entrypoint", "grep", tag, "--recursive", value, "/app", "/run", "/tmp"]);
+    assert!(!found.success, "{found:?}");
+    let missing = build(&engine, &server, folder.path(), tag, &["--secret", "NOT_SET"], &[]).refused();
+    assert!(missing.err.contains("NOT_SET is not in the environment"), "{missing:?}");
+}
+
+fn bounds() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let folder = fixture("languages/php");
+    let slow = |command: &str| {
+        std::fs::write(folder.path().join("capsule.toml"), format!("[build]\nbuild = \"{command}\"\n")).expect("written");
+    };
+    let tag = "capsule-test-bounds";
+    slow("sleep 600");
+    let ran = build(&engine, &server, folder.path(), tag, &["--seconds", "10"], &[]).refused();
+    assert!(ran.err.contains("longer than 10 s"), "{ran:?}");
+    let still = || capsule_tests::processes("sleep 600").is_empty().then_some(());
+    eventually("what was built has ended", still);
+    slow("exit 3");
+    let ran = build(&engine, &server, folder.path(), tag, &[], &[]).refused();
+    assert!(ran.err.contains("exit 3"), "the step is named: {ran:?}");
+    slow("head -c 100000000 /dev/urandom >big");
+    let ran = build(&engine, &server, folder.path(), tag, &["--size-mib", "50"], &[]).refused();
+    assert!(ran.err.contains("larger than it may be"), "{ran:?}");
+    assert!(!engine.docker(&["image", "inspect", tag]).success, "it is removed");
+    // Ctrl-C.
+    slow("sleep 601");
+    let socket = engine.socket().display().to_string();
+    let at = folder.path().display().to_string();
+    let images: Vec<String> = BASES.iter().map(|base| format!("{base}={TOOLCHAINS}")).collect();
+    let mut words = vec!["build", &at, "--tag", tag, "--engine", &socket];
+    words.extend(images.iter().flat_map(|image| ["--image", image.as_str()]));
+    let mut child = server.begin(&words);
+    eventually("the step runs", || (!capsule_tests::processes("sleep 601").is_empty()).then_some(()));
+    capsule_tests::signal(child.id(), capsule_tests::Signal::INT);
+    assert!(!child.wait().expect("it ends").success());
+    eventually("what was built has ended", || capsule_tests::processes("sleep 601").is_empty().then_some(()));
+    let nowhere = server.capsule(&["build", &at, "--tag", tag, "--engine", "/nowhere.sock"]).refused();
+    assert!(nowhere.err.contains("Docker Engine does not answer at /nowhere.sock"), "{nowhere:?}");
+}
+
+fn classic() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let folder = fixture("managers/yarn");
+    let tag = "capsule-test-classic";
+    build(&engine, &server, folder.path(), tag, &["--classic"], &[]).ok();
+    assert_eq!(page(&engine, tag, "/"), "two days are 172800000 ms");
+    let again = build(&engine, &server, folder.path(), tag, &["--classic", "--json"], &[]).ok().json();
+    // Base images are taken as they are; nothing else is done twice.
+    let (steps, cached) = (again["steps"].as_u64().expect("a number"), again["cached"].as_u64().expect("a number"));
+    assert!(steps > 10 && steps - cached <= 2, "{again}");
+    let refused = build(&engine, &server, folder.path(), tag, &["--classic", "--secret", "A"], &[("A", "value")]).refused();
+    assert!(refused.err.contains("BuildKit"), "{refused:?}");
+    // A step that takes more memory than it may have is ended.
+    let hungry = fixture("languages/php");
+    let command = "python3 -c 'print(len(bytearray(400000000)))'";
+    std::fs::write(hungry.path().join("capsule.toml"), format!("[build]\nbuild = \"{command}\"\n")).expect("written");
+    build(&engine, &server, hungry.path(), tag, &["--classic"], &[]).ok();
+    let killed = build(&engine, &server, hungry.path(), tag, &["--classic", "--memory-mib", "100", "--no-cache"], &[]).refused();
+    assert!(killed.err.contains("137") || killed.err.contains("emory"), "{killed:?}");
+}
+
+fn linted() {
+    let (server, corpus, written) = (Server::unstarted(&[]), corpus(), tempfile::tempdir().expect("a folder"));
+    for folder in std::fs::read_dir(corpus.path()).expect("unpacked").flatten() {
+        for (kind, more) in [("buildkit", None), ("classic", Some("--classic")), ("traced", Some("--opentelemetry"))] {
+            let path = folder.path().display().to_string();
+            let words: Vec<&str> = ["plan", "--dockerfile", &path].into_iter().chain(more).collect();
+            let ran = server.capsule(&words);
+            if ran.success {
+                let name = format!("{}.{kind}.Dockerfile", folder.file_name().display());
+                std::fs::write(written.path().join(name), ran.out).expect("written");
+            }
+        }
+    }
+    let files: Vec<_> = std::fs::read_dir(written.path()).expect("there").flatten().map(|entry| entry.path()).collect();
+    assert!(files.len() > 700, "{} Dockerfiles", files.len());
+    // Packages are those of the base image's release, which a digest pins; and a user's own steps may say `cd`.
+    let words = ["--no-color", "--failure-threshold", "warning", "--ignore", "DL3008", "--ignore", "DL3003"];
+    let linted = std::process::Command::new(HADOLINT).args(words).args(&files).output().expect("it runs");
+    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
+}
+
+fn own_dockerfile() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = format!(
+        "FROM {TOOLCHAINS}\nARG COLOUR\nWORKDIR /srv\nCOPY . .\nRUN echo $COLOUR > colour\nENV PORT=9000\nEXPOSE 9000\nUSER 1000\nHEALTHCHECK --interval=1s CMD true\nCMD [\"python3\", \"-m\", \"http.server\", \"9000\"]\n"
+    );
+    std::fs::write(folder.path().join("Dockerfile"), file).expect("written");
+    std::fs::write(folder.path().join("kept"), "kept").expect("written");
+    std::fs::write(folder.path().join("left.out"), "left out").expect("written");
+    std::fs::write(folder.path().join(".dockerignore"), "*.out\n").expect("written");
+    let tag = "capsule-test-own";
+    build(&engine, &server, folder.path(), tag, &["--build-arg", "COLOUR"], &[("COLOUR", "green")]).ok();
+    let listing = page(&engine, tag, "/");
+    assert!(listing.contains("kept") && !listing.contains("left.out"), "{listing}");
+    assert_eq!(page(&engine, tag, "/colour"), "green\n");
+}
