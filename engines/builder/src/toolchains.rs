@@ -317,7 +317,7 @@ mod tests {
             ("package.json", "{\"scripts\":{\"start\":\"node a.js\"}}", "`node`", "apt-get install nodejs"),
             ("requirements.txt", "flask", "`python3`", "apt-get install python3"),
             ("go.mod", "module a\n", "`go`", "https://go.dev/dl"),
-            ("Cargo.toml", "[package]\nname = \"a\"\n", "`cargo`", "https://rustup.rs"),
+            ("Cargo.toml", "[package]\nname = \"a\"\n[[bin]]\nname = \"a\"\n", "`cargo`", "https://rustup.rs"),
             ("pom.xml", "<project><artifactId>a</artifactId><version>1</version></project>", "`java`", "default-jdk-headless"),
         ] {
             let plan = plan(&Memory::new([(file, content)])).expect("a plan");

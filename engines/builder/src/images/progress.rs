@@ -96,9 +96,10 @@ impl<'a> Told<'a> {
         let rest = {
             let mut state = self.state();
             let Some(step) = state.steps.get(key).copied() else { return };
-            if state.done.insert(step, cached).is_some() {
+            if state.done.contains_key(&step) {
                 return;
             }
+            state.done.insert(step, cached);
             (step, state.open.remove(&step).filter(|rest| !rest.is_empty()))
         };
         let (step, rest) = rest;
