@@ -46,6 +46,7 @@ pub fn trials() -> Vec<Trial> {
         test_with(&format!("images: {folder} is built and answers"), Docker::PROGRAMS, move || answers(&folder, path, content))
     });
     let more = [
+        on("a program that is traced from outside answers all the same", traced),
         on("a second build does only what has changed, and the cache is kept within bounds", done_before),
         on("a build secret is shown to the build, and is in no layer and no log", secret),
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
@@ -131,6 +132,19 @@ fn answers(folder: &str, path: &str, content: &str) {
     assert!(built.json()["steps"].as_u64().is_some_and(|steps| steps > 0), "{built:?}");
     let body = page(&engine, &tag, path);
     assert!(body.contains(content), "{body}");
+}
+
+fn traced() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    for (name, path, sign) in
+        [("express", "/greet/Ada", "NODE_OPTIONS=--require"), ("fastapi", "/openapi.json", "opentelemetry-instrument")]
+    {
+        let tag = format!("capsule-test-traced-{name}");
+        build(&engine, &server, example(name).path(), &tag, &["--opentelemetry"], &[]).ok();
+        assert!(!page(&engine, &tag, path).is_empty());
+        let told = engine.docker(&["image", "inspect", &tag]).ok().out;
+        assert!(told.contains(sign), "{told}");
+    }
 }
 
 /// What `capsule build --json` told, line by line.

@@ -97,7 +97,8 @@ fn found(plan: &Plan) -> String {
 /// The plan of a folder on this machine.
 pub fn of(folder: &Path) -> anyhow::Result<Plan> {
     if !folder.is_dir() {
-        bail!("there is no folder {}", folder.display());
+        let is = if folder.exists() { "is not a folder" } else { "is not there" };
+        bail!("{} {is}", folder.display());
     }
     capsule_buildplan::plan(&Folder::new(folder)).map_err(|error| anyhow!("{}/{error}", folder.display()))
 }

@@ -116,6 +116,8 @@ struct Recipe {
     /// What of the sources' folder the program takes: everything, or these.
     artifacts: Vec<&'static str>,
     environment: Vec<(&'static str, String)>,
+    /// For the finished image only.
+    run_environment: Vec<(&'static str, String)>,
     /// Put before the command.
     prefix: &'static str,
 }
@@ -271,8 +273,16 @@ impl Writer<'_> {
     fn environment(&self, text: &mut String, is_build: bool) {
         let mut all: Vec<(String, String)> =
             self.recipe.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        all.extend(self.plan.build.env.clone());
-        if is_build {
+        let is_name = |name: &String| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        all.extend(
+            self.plan.build.env.iter().filter(|(name, _)| is_name(name)).map(|(name, value)| (name.clone(), value.clone())),
+        );
+        if !is_build {
+            all.extend(self.recipe.run_environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        } else {
             all.push(("CI".into(), "true".into()));
             // What makes a build small may leave out what the build itself takes.
             all.retain(|(name, _)| !matches!(name.as_str(), "NODE_ENV" | "PORT"));
@@ -343,7 +353,8 @@ impl Writer<'_> {
         };
         let from = from.map(|stage| format!("--from={stage} ")).unwrap_or_default();
         let _ = writeln!(text, "RUN printf '%s\\n' '{configuration}' > /etc/nginx/conf.d/default.conf");
-        let _ = writeln!(text, "COPY {from}{source} /usr/share/nginx/html/");
+        let copied = serde_json::to_string(&[source.as_str(), "/usr/share/nginx/html/"]).unwrap_or_default();
+        let _ = writeln!(text, "COPY {from}{copied}");
         let _ = writeln!(text, "ENV PORT=8080\nEXPOSE 8080\nUSER 101");
         let _ = writeln!(
             text,
@@ -720,7 +731,7 @@ fn instrument(language: &str, recipe: &mut Recipe) {
                 "npm install --no-save --no-audit @opentelemetry/api@1.10.0 @opentelemetry/auto-instrumentations-node@0.82.0"
                     .into(),
             );
-            recipe.environment.push(("NODE_OPTIONS", "--require @opentelemetry/auto-instrumentations-node/register".into()));
+            recipe.run_environment.push(("NODE_OPTIONS", "--require @opentelemetry/auto-instrumentations-node/register".into()));
         }
         "python" => {
             recipe.prune.push(".venv/bin/python -m pip install opentelemetry-distro opentelemetry-exporter-otlp && .venv/bin/opentelemetry-bootstrap --action install".into());
@@ -729,7 +740,7 @@ fn instrument(language: &str, recipe: &mut Recipe) {
         "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
             let agent = "https://repo1.maven.org/maven2/io/opentelemetry/javaagent/opentelemetry-javaagent/2.10.0/opentelemetry-javaagent-2.10.0.jar";
             recipe.prune.push(format!("curl -fsSL -o opentelemetry-javaagent.jar {agent}"));
-            recipe.environment.push(("JAVA_TOOL_OPTIONS", format!("-javaagent:{WORK}/opentelemetry-javaagent.jar")));
+            recipe.run_environment.push(("JAVA_TOOL_OPTIONS", format!("-javaagent:{WORK}/opentelemetry-javaagent.jar")));
         }
         _ => {}
     }

@@ -26,10 +26,14 @@ pub fn elixir(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     );
     version(draft, "erlang", pinned(repo, &["erlang"], &[(".erlang-version", "")]).or_else(|| buildpack(repo, "erlang")));
     let mut dependencies = Dependencies::default();
-    for (index, line) in text.lines().enumerate() {
-        if let Some(rest) = line.trim().trim_start_matches('[').trim().strip_prefix("{:") {
-            let name = rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default();
-            dependencies.add(name, FILE, Some(index + 1));
+    // The applications of an umbrella say what they take themselves.
+    let umbrella = if text.contains("apps_path:") { repo.folders("apps") } else { Vec::new() };
+    for file in std::iter::once(FILE.to_owned()).chain(umbrella.iter().map(|folder| format!("{folder}/{FILE}"))) {
+        for (index, line) in repo.text(&file).lines().enumerate() {
+            if let Some(rest) = line.trim().trim_start_matches('[').trim().strip_prefix("{:") {
+                let name = rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default();
+                dependencies.add(name, &file, Some(index + 1));
+            }
         }
     }
     let found = frameworks::find("elixir", &dependencies, repo);

@@ -79,7 +79,16 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     // A page or a script beside a program belongs to the program.
     let is_beside = |draft: &Draft| matches!(draft.plan.detection.language.as_deref(), Some("static" | "shell"));
-    if drafts.iter().any(|(.., draft)| !is_beside(draft)) {
+    let at_the_top = |marker: &str| matches!(marker, "index.html" | "public/index.html" | "Staticfile");
+    let runs = drafts.iter().any(|(_, weight, draft)| !is_beside(draft) && *weight > 1);
+    let library = drafts.iter().any(|(.., draft)| draft.plan.kind == Kind::Library);
+    let page = drafts.iter().any(|(marker, _, draft)| is_beside(draft) && (!library || at_the_top(marker)));
+    let mut tools = Vec::new();
+    if !runs && page {
+        // A manifest that starts nothing beside a page: tools of whoever writes the page.
+        tools.extend(drafts.extract_if(.., |(.., draft)| !is_beside(draft)).map(|(.., draft)| draft));
+        drafts.truncate(1);
+    } else if drafts.iter().any(|(.., draft)| !is_beside(draft)) {
         drafts.retain(|(.., draft)| !is_beside(draft));
     } else {
         drafts.truncate(1);
@@ -106,6 +115,16 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         if is_assets(&language, other) {
             assets(&language, other, draft);
         }
+    }
+    for tool in tools {
+        if let Some(build) = tool.plan.build.build.as_ref().filter(|_| tool.plan.kind == Kind::Unknown) {
+            let source = Source::file(node::FILE);
+            if let Some(install) = &tool.plan.build.install {
+                draft.install(install, source, "what the page's tools take");
+            }
+            draft.build(build, source, "the page's tools");
+        }
+        draft.plan.detection.languages.extend(tool.plan.detection.languages);
     }
     let mut seen = std::collections::BTreeSet::new();
     draft.plan.detection.languages.retain(|language| seen.insert(language.clone()));

@@ -295,7 +295,8 @@ impl Start<'_> {
             return;
         }
         let files = found.filter(|found| found.framework.kind.is_files() && name != Some("astro"));
-        if let Some((script, command)) = self.script(files.is_some()) {
+        let usual = found.is_some_and(|found| found.framework.start.is_some());
+        if let Some((script, command)) = self.script(files.is_some()).filter(|(script, _)| *script != "preview" || !usual) {
             // A server of its own is worth more than where a bundler puts its files.
             if let Some(files) = files.filter(|files| self.is_preview(command, files)) {
                 return self.files(files, draft);
@@ -328,6 +329,14 @@ impl Start<'_> {
         }
         if draft.plan.processes.contains_key("web") {
             self.port(found, draft);
+        }
+        let by_itself = draft.plan.processes.get("web").is_some_and(|command| command == "node build");
+        if name == Some("sveltekit") && by_itself && !self.dependencies.has("@sveltejs/adapter-node") {
+            draft.ask(
+                "processes.web",
+                "@sveltejs/adapter-node is not among the dependencies; without it (or adapter-static) the build makes no server",
+                "[processes]\nweb = \"node build\"",
+            );
         }
     }
 
