@@ -24,7 +24,8 @@ pub fn trials() -> Vec<Trial> {
         test("before its first deployment is done, an application says that it is starting", starting),
         test("logs are followed while they are printed", followed),
         test("what the operator sets for builds reaches them", operator_settings),
-        test("a build is limited in time and memory, and its processes end with it", limits),
+        test("a build is limited in time, memory and disk, and its processes end with it", limits),
+        test("the log of a build shows variables, and no secret", masked),
         test("an application that closes kept connections without a word loses no request", abrupt),
         test("the application sees its address, its port and its visitor", forwarded),
     ]
@@ -259,7 +260,7 @@ fn operator_settings() {
 }
 
 fn limits() {
-    let server = Server::with(&["build.seconds=3", "build.memory_mib=128"]);
+    let server = Server::with(&["build.seconds=3", "build.memory_mib=128", "build.disk_mib=64"]);
     let folder = probe("one");
     let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
     write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 986\"\n"));
@@ -273,6 +274,32 @@ fn limits() {
     );
     let failed = server.deploy(folder.path(), "app").refused();
     assert!(!failed.err.contains("400000000\n"), "{failed:?}");
+    let fill = "head -c 100000000 /dev/urandom >filled; sleep 987";
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"{fill}\"\n"));
+    let server = Server::with(&["build.seconds=60", "build.disk_mib=64"]);
+    let failed = server.deploy(folder.path(), "app").refused();
+    assert!(failed.err.contains("more than 64 MiB of disk"), "{failed:?}");
+    eventually("its processes end", || processes("sleep 987").is_empty().then_some(()));
+}
+
+fn masked() {
+    let server = Server::default();
+    let folder = probe("one");
+    let at = folder.path().to_str().expect("a path").to_owned();
+    let _ = server.deploy(folder.path(), "app").ok();
+    let secret = "correct-horse-battery";
+    let _ = server.capsule_with(&["env", "set", "--secret", "TOKEN", "-C", &at], &format!("{secret}\n"), &[]).ok();
+    let _ = server.capsule(&["env", "set", "COLOUR=turquoise", "-C", &at]).ok();
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(
+        &folder,
+        "capsule.toml",
+        &format!("{declared}\n[build]\nbuild = \"echo $COLOUR is not $TOKEN; test ${{#TOKEN}} = 21\"\n"),
+    );
+    let built = server.deploy(folder.path(), "app").ok();
+    assert!(built.err.contains("turquoise is not ***"), "{built:?}");
+    let log = server.capsule(&["logs", &at, "--deployment"]).ok();
+    assert!(!built.err.contains(secret) && !log.out.contains(secret), "{log:?}");
 }
 
 fn abrupt() {

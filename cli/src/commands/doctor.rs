@@ -77,6 +77,7 @@ fn try_sandbox() -> anyhow::Result<i32> {
         grace_seconds: 1,
         run_directory: runtime.run_directory().into(),
         log_directory: folder.path().join("log"),
+        masked: Vec::new(),
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     asynchronous.block_on(async { Ok(runtime.run_once(&spec).await?.wait().await?) })

@@ -142,6 +142,10 @@ pub struct Build {
     pub memory_mib: u32,
     pub cpu_percent: u32,
     pub seconds: u32,
+    /// The most disk of one build with its cache.
+    pub disk_mib: u32,
+    /// The most disk of all caches together; those used longest ago go first.
+    pub cache_mib: u32,
     /// A bundle of certificate authorities for builds and applications; empty leaves the tools to their
     /// own. The host's own unless set.
     pub ca_bundle: PathBuf,
@@ -178,6 +182,8 @@ impl Default for Configuration {
             build: Build {
                 concurrent: 1,
                 memory_mib: 4096,
+                disk_mib: 10_240,
+                cache_mib: 20_480,
                 cpu_percent: u32::try_from(cores * 100).unwrap_or(100),
                 seconds: 1800,
                 ca_bundle: host_authorities(),
@@ -280,6 +286,7 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         ("uploads.max_mib", configuration.uploads.max_mib),
         ("build.concurrent", configuration.build.concurrent),
         ("build.memory_mib", configuration.build.memory_mib),
+        ("build.disk_mib", configuration.build.disk_mib),
         ("build.cpu_percent", configuration.build.cpu_percent),
         ("build.seconds", configuration.build.seconds),
         ("backup.minutes", configuration.backup.minutes),

@@ -261,6 +261,8 @@ fn deploy_options(
             seconds: Some(u64::from(build.seconds)),
             low_priority: true,
         },
+        build_disk_bytes: u64::from(build.disk_mib) << 20,
+        build_cache_bytes: u64::from(build.cache_mib) << 20,
         builds: build.concurrent as usize,
         toolchains: capsule_builder::Settings {
             ca_bundle: Some(build.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),

@@ -15,6 +15,8 @@ pub struct Builder {
     pub runtime: ProcessRuntime,
     pub toolchains: Toolchains,
     pub limits: Limits,
+    /// The most bytes that a build's folder and its cache may hold; 0 for no limit.
+    pub disk: u64,
 }
 
 /// One build.
@@ -30,6 +32,8 @@ pub struct Job {
     pub uid: u32,
     /// The user's variables.
     pub environment: BTreeMap<String, String>,
+    /// Values that the log must not show.
+    pub masked: Vec<String>,
 }
 
 /// Why there is no release.
@@ -80,6 +84,7 @@ impl Builder {
         std::fs::create_dir_all(job.cache.join("home"))?;
         own(&job.cache, job.uid)?;
         own(&job.cache.join("home"), job.uid)?;
+        let _ = std::fs::File::create(job.cache.join(USED));
         for (step, command) in [("install", &plan.build.install), ("build", &plan.build.build)] {
             if let Some(command) = command {
                 let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());
@@ -118,9 +123,18 @@ impl Builder {
             grace_seconds: 5,
             run_directory: self.runtime.run_directory().into(),
             log_directory: job.log.clone(),
+            masked: job.masked.clone(),
         };
         let mut running = self.runtime.run_once(&spec).await?;
-        match running.wait().await? {
+        let code = tokio::select! {
+            code = running.wait() => code?,
+            () = self.overfull(job) => {
+                // Dropped with this, the step ends.
+                let most = self.disk >> 20;
+                return Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk")));
+            }
+        };
+        match code {
             0 => Ok(()),
             126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
             127 => Err(BuildError::Failed(format!(
@@ -137,6 +151,67 @@ impl Builder {
         }
     }
 }
+
+impl Builder {
+    /// Resolves once a build holds more than it may.
+    async fn overfull(&self, job: &Job) {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            let folders = [job.directory.clone(), job.cache.clone()];
+            let held = tokio::task::spawn_blocking(move || folders.iter().map(|folder| size(folder)).sum::<u64>()).await;
+            if self.disk > 0 && held.is_ok_and(|held| held > self.disk) {
+                return;
+            }
+        }
+    }
+}
+
+/// The bytes on disk of a tree. Links are not followed; what goes away meanwhile is not counted.
+fn size(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(kind) = std::fs::symlink_metadata(path) else { return 0 };
+    let own = kind.blocks() * 512;
+    if !kind.is_dir() {
+        return own;
+    }
+    own + std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum::<u64>()
+}
+
+/// Removes caches of builds, those used longest ago first, until all together hold no more than `keep`
+/// bytes. They lie two folders down: one for each service and environment. `own` was just used, and is
+/// kept unless it alone is too much.
+///
+/// # Errors
+/// When the caches cannot be listed.
+pub fn evict(caches: &Path, keep: u64, own: &Path) -> std::io::Result<()> {
+    let _ = std::fs::File::create(own.join(USED));
+    let mut all = Vec::new();
+    for service in std::fs::read_dir(caches)?.flatten() {
+        for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten() {
+            let used = std::fs::metadata(cache.path().join(USED)).and_then(|kind| kind.modified());
+            all.push((used.unwrap_or(std::time::UNIX_EPOCH), cache.path()));
+        }
+    }
+    all.sort();
+    let sizes: Vec<u64> = all.iter().map(|(_, path)| size(path)).collect();
+    let mut held: u64 = sizes.iter().sum();
+    for ((used, path), bytes) in all.into_iter().zip(sizes) {
+        // One that was used a moment ago may be in use by another build.
+        let is_fresh = used.elapsed().is_ok_and(|since| since < FRESH) && path != own;
+        if held <= keep || is_fresh {
+            continue;
+        }
+        if path != own || bytes > keep {
+            std::fs::remove_dir_all(&path)?;
+            held -= bytes;
+        }
+    }
+    Ok(())
+}
+
+/// When a cache was used last: the time of this file.
+const USED: &str = ".used";
+const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Adds a line of Capsule's own to a build log.
 ///
@@ -166,4 +241,28 @@ fn own_all(path: &Path, uid: u32) -> std::io::Result<()> {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{USED, evict};
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn caches_used_longest_ago_go_first_and_those_in_use_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = |name: &str, hours: u64| {
+            let path = folder.path().join(name).join("production");
+            std::fs::create_dir_all(&path).expect("made");
+            std::fs::write(path.join("data"), vec![1; 1 << 20]).expect("written");
+            let used = std::fs::File::create(path.join(USED)).expect("made");
+            used.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("set");
+            path
+        };
+        let (old, older, busy, own) = (cache("old", 20), cache("older", 30), cache("busy", 0), cache("own", 40));
+        evict(folder.path(), 7 << 19, &own).expect("evicted");
+        assert!(!older.exists() && old.exists() && busy.exists() && own.exists(), "the one used longest ago");
+        evict(folder.path(), 0, &own).expect("evicted");
+        assert!(!old.exists() && busy.exists() && !own.exists(), "even one's own, if it alone is too much");
+    }
 }

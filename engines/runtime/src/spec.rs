@@ -31,6 +31,9 @@ pub struct Spec {
     pub run_directory: PathBuf,
     /// Where the output's segments lie.
     pub log_directory: PathBuf,
+    /// Values that are replaced by `***` in the output: secrets, where a log is for more eyes than theirs.
+    #[serde(default)]
+    pub masked: Vec<String>,
 }
 
 /// A part of the host that a sandbox sees.

@@ -253,6 +253,9 @@ pub struct Configuration {
     pub archived: bool,
     /// Variables and secrets together, in the clear.
     pub environment: BTreeMap<String, String>,
+    /// The names of those that are secrets.
+    #[serde(default)]
+    pub secrets: Vec<String>,
 }
 
 /// Whose a project, environment or service is: asked by services that hold things below it.

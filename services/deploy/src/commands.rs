@@ -9,7 +9,7 @@ use capsule_contracts::project::{Configuration, GetConfiguration};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::scoped;
 
-use crate::deployments::{self, Environment, New, Row};
+use crate::deployments::{self, Environment, New, Row, Sealed};
 use crate::placements::{self, Placement};
 use crate::{Deploys, instances, queries, routes, uploads};
 
@@ -41,7 +41,7 @@ async fn build(
         trigger,
         upload_digest,
         release: None,
-        environment: Environment::Plain(configuration.environment),
+        environment: Environment::Plain(Sealed { variables: configuration.environment, secrets: configuration.secrets }),
         created_by: tenant.user(),
     };
     let row = deployments::insert(deploys, &tx, context, tenant, &placement, new).await?;

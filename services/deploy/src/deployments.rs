@@ -8,6 +8,7 @@ use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
+use serde::{Deserialize, Serialize};
 
 use crate::Deploys;
 use crate::placements::Placement;
@@ -108,10 +109,32 @@ pub struct New {
     pub created_by: Uuid,
 }
 
+/// Variables and secrets, as a deployment keeps them.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Sealed {
+    /// All of them.
+    pub variables: BTreeMap<String, String>,
+    /// The names of those that are secrets.
+    pub secrets: Vec<String>,
+}
+
+impl Sealed {
+    fn parse(plain: &[u8]) -> Result<Self, Problem> {
+        // Deployments of earlier releases kept the variables alone.
+        let earlier = || Some(Self { variables: serde_json::from_slice(plain).ok()?, secrets: Vec::new() });
+        serde_json::from_slice(plain).ok().or_else(earlier).ok_or_else(Problem::internal)
+    }
+
+    /// The values that no log may show.
+    pub fn values(&self) -> Vec<String> {
+        self.secrets.iter().filter_map(|name| self.variables.get(name)).cloned().collect()
+    }
+}
+
 /// The variables and secrets a deployment is made with.
 pub enum Environment {
     /// As they are now.
-    Plain(BTreeMap<String, String>),
+    Plain(Sealed),
     /// As an earlier deployment was made with them.
     Of(Box<Row>),
 }
@@ -192,9 +215,8 @@ pub async fn insert(
 }
 
 /// The environment a deployment was made with, in the clear.
-pub fn environment(deploys: &Deploys, row: &Row) -> Result<BTreeMap<String, String>, Problem> {
-    let plain = deploys.store.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?;
-    serde_json::from_slice(&plain).map_err(|_| Problem::internal())
+pub fn environment(deploys: &Deploys, row: &Row) -> Result<Sealed, Problem> {
+    Sealed::parse(&deploys.store.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?)
 }
 
 fn sealing_context(id: Uuid) -> String {

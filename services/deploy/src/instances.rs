@@ -146,6 +146,7 @@ fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, insta
         grace_seconds: 10,
         run_directory: deploys.runtime.run_directory().into(),
         log_directory: deploys.instance_log(&instance.id),
+        masked: Vec::new(),
     })
 }
 
@@ -171,7 +172,7 @@ pub fn environment(
         _ => None,
     };
     all.extend(plan.build.env.clone());
-    all.extend(deployments::environment(deploys, deployment)?);
+    all.extend(deployments::environment(deploys, deployment)?.variables);
     if let Some(instance) = instance {
         all.insert("CAPSULE_INSTANCE".into(), instance.id.clone());
         if instance.process == WEB {

@@ -49,6 +49,9 @@ pub struct Options {
     pub base_domain: String,
     /// What a build may use.
     pub build_limits: Limits,
+    /// The most bytes on disk of one build with its cache, and of all caches together.
+    pub build_disk_bytes: u64,
+    pub build_cache_bytes: u64,
     /// How many builds run at a time.
     pub builds: usize,
     /// What builds are given by the operator.
@@ -136,7 +139,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .map_err(|error| failed("the run directory", &error))?;
     let toolchains = Toolchains::discover(&options.data.join("toolchains"), options.toolchains.clone())
         .map_err(|error| failed("the toolchains directory", &error))?;
-    let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits };
+    let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits, disk: options.build_disk_bytes };
     let ingress = Ingress::new(&options);
     let controller = controller::Controller::new(options.builds);
     let deploys = Arc::new(Deploys {

@@ -31,7 +31,7 @@ pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfigurat
     );
     let row = projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))?;
     let grant = SystemGrant::new(row.organization_id, "a deployment takes its configuration");
-    let environment = variables::reveal(&projects, &grant, row.environment_id).await?;
+    let (environment, secrets) = variables::reveal(&projects, &grant, row.environment_id).await?;
     Ok(Configuration {
         organization_id: row.organization_id,
         project_id: row.project_id,
@@ -42,6 +42,7 @@ pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfigurat
         environment_kind: environments::kind(&row.environment_kind)?,
         archived: row.archived_at.is_some(),
         environment,
+        secrets,
     })
 }
 

@@ -24,14 +24,20 @@ struct SecretRow {
     sealed_value: Vec<u8>,
 }
 
-/// Variables and secrets in the clear, for a deployment. A secret wins over a variable of its name.
-pub async fn reveal(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
-    let mut all = plain(projects, scope, environment).await?;
+/// Variables and secrets in the clear, for a deployment, and the names of the secrets. A secret wins over a
+/// variable of its name.
+pub async fn reveal(
+    projects: &Projects,
+    scope: &impl Scope,
+    environment: Uuid,
+) -> Result<(BTreeMap<String, String>, Vec<String>), Problem> {
+    let (mut all, mut names) = (plain(projects, scope, environment).await?, Vec::new());
     for secret in secrets(projects, scope, environment).await? {
         let value = projects.store.keyring().open_sealed(&context(environment, &secret.name), &secret.sealed_value)?;
-        all.insert(secret.name, String::from_utf8(value).map_err(|_| Problem::internal())?);
+        all.insert(secret.name.clone(), String::from_utf8(value).map_err(|_| Problem::internal())?);
+        names.push(secret.name);
     }
-    Ok(all)
+    Ok((all, names))
 }
 
 async fn plain(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {

@@ -41,15 +41,24 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
     }
     let row = deployments::set_plan(deploys, row, &plan).await?;
     let _place = deploys.controller.builds.acquire().await.map_err(|_| Problem::internal())?;
+    let environment = deployments::environment(deploys, &row)?;
     let job = Job {
         id: build_id(&row),
         directory: source,
         cache: deploys.options.data.join("cache").join(row.service_id.to_string()).join(row.environment_id.to_string()),
         log,
         uid: placement.uid.unsigned_abs(),
-        environment: deployments::environment(deploys, &row)?,
+        masked: environment.values(),
+        environment: environment.variables,
     };
-    deploys.builder.build(&plan, &job).await.map_err(|error| Failure::Failed(error.to_string()))?;
+    let built = deploys.builder.build(&plan, &job).await;
+    let (caches, own) = (deploys.options.data.join("cache"), job.cache);
+    let keep = deploys.options.build_cache_bytes;
+    // Whatever became of the build, what it left behind is bounded.
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || capsule_builder::evict(&caches, keep, &own)).await {
+        tracing::warn!(%error, "the caches of builds cannot be bounded");
+    }
+    built.map_err(|error| Failure::Failed(error.to_string()))?;
     Ok(row)
 }
 
