@@ -238,6 +238,8 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
     draft.forget("processes.");
     draft.forget("build.install");
     draft.forget("build.build");
+    draft.plan.detection.framework = None;
+    draft.forget("detection.framework");
     draft.plan.evidence.retain(|evidence| evidence.field != "members");
     for (name, service) in built {
         let folder = context(service);

@@ -41,27 +41,26 @@ impl Other<'_> {
         format!("{} says so", self.file)
     }
 
+    /// Takes a command over, by whichever way the draft records it.
+    fn step(&mut self, pointer: &str, anyway: Option<&str>, record: fn(&mut Draft, &str, Source<'_>, &str)) {
+        if let Some(command) = self.command(pointer, anyway) {
+            let (line, why) = (self.at(first_line(&command)), self.why());
+            record(self.draft, &command, Source { file: self.file, line }, &why);
+        }
+    }
+
     fn install(&mut self, pointer: &str) {
         let anyway = self.draft.plan.build.install.clone();
-        if let Some(command) = self.command(pointer, anyway.as_deref()) {
-            let (line, why) = (self.at(first_line(&command)), self.why());
-            self.draft.install(&command, Source { file: self.file, line }, &why);
-        }
+        self.step(pointer, anyway.as_deref(), Draft::install);
     }
 
     fn build(&mut self, pointer: &str) {
         let anyway = self.draft.plan.build.build.clone();
-        if let Some(command) = self.command(pointer, anyway.as_deref()) {
-            let (line, why) = (self.at(first_line(&command)), self.why());
-            self.draft.build(&command, Source { file: self.file, line }, &why);
-        }
+        self.step(pointer, anyway.as_deref(), Draft::build);
     }
 
     fn release(&mut self, pointer: &str) {
-        if let Some(command) = self.command(pointer, None) {
-            let (line, why) = (self.at(first_line(&command)), self.why());
-            self.draft.release(&command, Source { file: self.file, line }, &why);
-        }
+        self.step(pointer, None, Draft::release);
     }
 
     fn process(&mut self, name: &str, pointer: &str) {

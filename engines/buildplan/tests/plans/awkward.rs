@@ -97,6 +97,34 @@ fn a_yaml_that_blows_up_is_refused() {
 }
 
 #[test]
+fn files_that_are_nested_without_end_are_refused_and_nothing_overflows() {
+    // As large as a file may be that is read at all.
+    let many = |piece: &str| piece.repeat((2 << 20) / piece.len()).into_bytes();
+    for (file, content) in [
+        ("package.json", many("[")),
+        ("package.json", many("{\"a\":")),
+        ("deno.jsonc", many("[")),
+        ("deno.jsonc", many("/*")),
+        ("Cargo.toml", [b"a = ".to_vec(), many("[")].concat()),
+        ("Cargo.toml", [b"a = ".to_vec(), many("{a=")].concat()),
+        ("Cargo.toml", many("[[")),
+        ("pubspec.yaml", many("[")),
+        ("pubspec.yaml", many("- ")),
+        ("pubspec.yaml", many("{a: ")),
+        ("pom.xml", many("<a>")),
+        ("App.csproj", many("<a>")),
+        ("mix.exs", many("{:")),
+        ("CMakeLists.txt", many("add_executable(")),
+        ("Procfile", many("a: ")),
+        ("Dockerfile", many("RUN \\\n")),
+        ("go.mod", many("require (\n")),
+    ] {
+        // Whatever comes of it, it comes.
+        let _ = of(&[(file, &content)]);
+    }
+}
+
+#[test]
 fn a_change_touches_a_member_and_who_takes_it() {
     let package = |name: &str, more: &str| format!("{{\"name\":\"{name}\",\"scripts\":{{\"start\":\"node a.js\"}}{more}}}");
     let tree = Memory::new([
