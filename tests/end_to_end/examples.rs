@@ -20,12 +20,13 @@ const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
 ];
 
 /// A fixture in a language, what it takes, and its page.
-pub const LANGUAGES: [(&str, &[&str], &str); 5] = [
+pub const LANGUAGES: [(&str, &[&str], &str); 6] = [
     ("php", &["php"], "hello you from PHP"),
     ("ruby", &["ruby"], "hello from Ruby"),
     ("c", &["cmake", "c++"], "hello from C"),
     ("rust", &["cargo"], "hello from Rust"),
     ("java", &["javac"], "hello from Java"),
+    ("gradle", &["gradle"], "hello from Gradle"),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -86,7 +87,7 @@ pub fn trials() -> Vec<Trial> {
     }
     for (language, programs, content) in LANGUAGES {
         trials.push(test_with(
-            &format!("a program in {language} without dependencies is deployed and answers"),
+            &format!("a program of {language} without dependencies is deployed and answers"),
             programs,
             move || {
                 let server = Server::default();

@@ -14,7 +14,7 @@ use crate::test_with;
 const TOOLCHAINS: &str = "capsule-test-toolchains";
 const FILES: &str = "capsule-test-files";
 /// Base images that a plan may name.
-const BASES: [&str; 11] = ["node", "python", "go", "rust", "maven", "jdk", "jre", "ruby", "php", "debian", "bun"];
+const BASES: [&str; 12] = ["node", "python", "go", "rust", "maven", "gradle", "jdk", "jre", "ruby", "php", "debian", "bun"];
 
 /// From the repository's root; `scripts/bootstrap test` installs it.
 const HADOLINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/hadolint/bin/hadolint");
