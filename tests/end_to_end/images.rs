@@ -51,6 +51,11 @@ pub fn trials() -> Vec<Trial> {
         on("a build secret is shown to the build, and is in no layer and no log", secret),
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
         on("the classic builder builds within limits, and takes no secrets", classic),
+        test_with(
+            "images: a private registry is asked with what docker login remembers",
+            &["docker-registry", "dockerd"],
+            private,
+        ),
         on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
         test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
     ];
@@ -251,6 +256,73 @@ fn classic() {
     build(&engine, &server, hungry.path(), tag, &["--classic"], &[]).ok();
     let killed = build(&engine, &server, hungry.path(), tag, &["--classic", "--memory-mib", "100", "--no-cache"], &[]).refused();
     assert!(killed.err.contains("137") || killed.err.contains("emory"), "{killed:?}");
+}
+
+/// A registry that lets in who knows the password.
+struct Registry {
+    _folder: tempfile::TempDir,
+    process: std::process::Child,
+    host: String,
+}
+
+impl Registry {
+    const USER: (&str, &str) = ("ada", "correct-horse");
+
+    fn start() -> Self {
+        let (folder, port) = (tempfile::tempdir().expect("a folder"), free_port());
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(at("users"), "ada:$2y$05$FzZwmXFpfsT6V2pk3hipxOasWJhTnEEIDDW3krn7hVODV7Zqo0VVy\n").expect("written");
+        let settings = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\nauth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+            at("images"),
+            at("users")
+        );
+        std::fs::write(at("config.yml"), settings).expect("written");
+        let mut command = std::process::Command::new("docker-registry");
+        let process =
+            command.arg("serve").arg(at("config.yml")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let process = process.spawn().expect("it starts");
+        let host = format!("localhost:{port}");
+        eventually("the registry answers", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        Self { _folder: folder, process, host }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn private() {
+    let (engine, server, registry) = (Docker::engine(), Server::unstarted(&[]), Registry::start());
+    let (login, folder) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let configuration = [("DOCKER_CONFIG", login.path().to_str().expect("a path"))];
+    let base = format!("{}/base:1", registry.host);
+    let (user, password) = Registry::USER;
+    let docker = |words: &[&str]| engine.run("/usr/bin/docker", words, &configuration).ok();
+    let _ = docker(&["login", "--username", user, "--password", password, &registry.host]);
+    let _ = docker(&["tag", Docker::BASE, &base]);
+    let _ = docker(&["push", &base]);
+    // Not to be had from this Engine any more.
+    let forget = || {
+        let _ = engine.docker(&["rmi", "--force", "capsule-test-private", &base]);
+    };
+    std::fs::write(folder.path().join("Dockerfile"), format!("FROM {base}\nRUN echo hello >/hello\nCMD [\"true\"]\n"))
+        .expect("written");
+    for method in [None, Some("--classic")] {
+        forget();
+        let more: Vec<&str> = ["--no-cache"].into_iter().chain(method).collect();
+        let refused = build(&engine, &server, folder.path(), "capsule-test-private", &more, &[]).refused();
+        assert!(
+            refused.err.contains("authoriz") || refused.err.contains("credentials") || refused.err.contains("denied"),
+            "{refused:?}"
+        );
+        let built = build(&engine, &server, folder.path(), "capsule-test-private", &more, &configuration).ok();
+        assert!(!built.err.contains(password), "{built:?}");
+    }
+    forget();
 }
 
 fn linted() {

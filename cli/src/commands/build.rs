@@ -1,9 +1,13 @@
 //! `capsule build`: an image of a folder, made by Docker Engine.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use capsule_builder::images::{Context, Engine, Event, ImageJob, ImageLimits, Method};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use capsule_builder::images::{Context, Credentials, Engine, Event, ImageJob, ImageLimits, Method};
 use capsule_buildplan::{Folder, ImageOptions};
 use serde_json::json;
 
@@ -36,6 +40,7 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     let mut job = ImageJob::new(&build.tag, context, method);
     job.arguments = build.arguments.iter().map(variable).collect::<Result<_, _>>()?;
     job.secrets = build.secrets.iter().map(variable).collect::<Result<_, _>>()?;
+    job.credentials = credentials()?;
     job.cached = !build.no_cache;
     job.limits = ImageLimits {
         time: Some(Duration::from_secs(build.seconds)),
@@ -78,4 +83,27 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
             built.steps
         )
     })
+}
+
+/// The registries that `docker login` remembers, in `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+fn credentials() -> anyhow::Result<BTreeMap<String, Credentials>> {
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
+    let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.is_file()) else {
+        return Ok(BTreeMap::new());
+    };
+    let read = || format!("{} cannot be read", path.display());
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).with_context(read)?).with_context(read)?;
+    let known = config["auths"].as_object().into_iter().flatten();
+    Ok(known
+        .filter_map(|(host, auth)| {
+            // Kept by a helper, and not here, if there is none.
+            let plain = BASE64_STANDARD.decode(auth["auth"].as_str()?).ok()?;
+            let (username, password) =
+                String::from_utf8(plain).ok()?.split_once(':').map(|(name, word)| (name.to_owned(), word.to_owned()))?;
+            // Docker Hub is remembered by the address of its first version.
+            let host = host.trim_start_matches("https://").trim_end_matches("/v1/").to_owned();
+            Some((host, Credentials { username, password }))
+        })
+        .collect())
 }
