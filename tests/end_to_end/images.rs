@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::examples::LANGUAGES;
-use crate::test_with;
+use crate::{test_of_containers, test_with};
 
 /// Images that stand in for the public ones, from [`Docker::BASE`].
 const TOOLCHAINS: &str = "capsule-test-toolchains";
@@ -39,11 +39,11 @@ const CASES: [(&str, &str, &str); 15] = [
 ];
 
 pub fn trials() -> Vec<Trial> {
-    let on = |name: &str, work: fn()| test_with(&format!("images: {name}"), Docker::PROGRAMS, work);
+    let on = |name: &str, work: fn()| test_of_containers(&format!("images: {name}"), work);
     let languages = LANGUAGES.into_iter().map(|(language, _, content)| (format!("languages/{language}"), "/", content));
     let all = CASES.into_iter().map(|(folder, path, content)| (folder.to_owned(), path, content)).chain(languages);
     let builds = all.map(|(folder, path, content)| {
-        test_with(&format!("images: {folder} is built and answers"), Docker::PROGRAMS, move || answers(&folder, path, content))
+        test_of_containers(&format!("images: {folder} is built and answers"), move || answers(&folder, path, content))
     });
     let more = [
         on("a program that is traced from outside answers all the same", traced),
@@ -51,11 +51,7 @@ pub fn trials() -> Vec<Trial> {
         on("a build secret is shown to the build, and is in no layer and no log", secret),
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
         on("the classic builder builds within limits, and takes no secrets", classic),
-        test_with(
-            "images: a private registry is asked with what docker login remembers",
-            &["docker-registry", "dockerd"],
-            private,
-        ),
+        on("a private registry is asked with what docker login remembers", private),
         on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
         test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
     ];

@@ -21,6 +21,7 @@ mod websocket;
 
 use std::process::ExitCode;
 
+use capsule_tests::Docker;
 use libtest_mimic::{Arguments, Trial, run};
 
 /// A test that needs nothing but the server.
@@ -43,6 +44,14 @@ fn test_with(name: &str, programs: &[&str], work: impl FnOnce() + Send + 'static
 /// A test of processes, which takes root: see CONTRIBUTING.
 fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     test_with(name, &["python3"], work)
+}
+
+/// A test with containers.
+fn test_of_containers(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    match Docker::missing() {
+        None => test(name, work),
+        Some(why) => test(&format!("{name} (skipped: {why})"), || {}).with_ignored_flag(true),
+    }
 }
 
 /// A source archive of a site with one page.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use capsule_tests::{Docker, Ran, binary, eventually, free_port, root};
 use libtest_mimic::Trial;
 
-use crate::test_with;
+use crate::test_of_containers;
 
 pub fn trials() -> Vec<Trial> {
-    vec![test_with("the compose file brings a cluster up that deploys, and comes back", Docker::PROGRAMS, compose)]
+    vec![test_of_containers("the compose file brings a cluster up that deploys, and comes back", compose)]
 }
 
 /// A project of the compose file; ends with this value.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -23,8 +23,31 @@ impl Docker {
     /// A small Debian, with the certificates that this machine trusts.
     pub const BASE: &str = "capsule-test-debian";
 
-    /// What it takes, beyond root.
-    pub const PROGRAMS: &[&str] = &["dockerd", "docker-compose"];
+    /// What keeps tests with containers from running on this machine, if anything.
+    #[must_use]
+    pub fn missing() -> Option<&'static str> {
+        static MISSING: OnceLock<Option<&str>> = OnceLock::new();
+        *MISSING.get_or_init(|| {
+            let works = |program: &str, words: &[&str]| {
+                let mut command = Command::new(program);
+                command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+                command.status().is_ok_and(|status| status.success())
+            };
+            let checks = [
+                ("no Docker Engine here", works("dockerd", &["--version"])),
+                ("no docker-compose here", works("docker-compose", &["version"])),
+                ("no root here", rustix::process::geteuid().is_root()),
+                ("nothing can be mounted here", works("unshare", &["--mount", "true"])),
+                ("no packet filter here", works("iptables", &["-w", "-t", "nat", "-S"])),
+                (
+                    "no control groups here",
+                    Path::new("/sys/fs/cgroup").read_dir().is_ok_and(|mut entries| entries.next().is_some()),
+                ),
+            ];
+            checks.into_iter().find(|(_, works)| !works).map(|(why, _)| why)
+        })
+    }
 
     /// Debian's client has what BuildKit takes built in; another that comes first in the path may not.
     const CLIENT: &str = "/usr/bin/docker";
