@@ -31,7 +31,7 @@ impl Docker {
             let works = |program: &str, words: &[&str]| {
                 let mut command = Command::new(program);
                 command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-                command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+                command.env("PATH", path());
                 command.status().is_ok_and(|status| status.success())
             };
             let checks = [
@@ -86,6 +86,7 @@ impl Docker {
         let networks = 64 + free_port() % 64;
         let log = std::fs::File::create(path("log")).expect("written");
         let child = Command::new("dockerd")
+            .env("PATH", path())
             .args(["--host", &host, "--bip", &format!("10.{networks}.0.1/24")])
             .args(["--default-address-pool", &format!("base=10.{networks}.128.0/17,size=24")])
             .arg("--data-root")
@@ -172,6 +173,11 @@ impl Docker {
         let host = self.host.as_deref().unwrap_or("unix:///var/run/docker.sock");
         host.trim_start_matches("unix://").into()
     }
+}
+
+/// With where servers lie, which not every user looks in.
+fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
 impl Drop for Docker {
