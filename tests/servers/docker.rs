@@ -31,7 +31,7 @@ impl Docker {
             let works = |program: &str, words: &[&str]| {
                 let mut command = Command::new(program);
                 command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-                command.env("PATH", path());
+                command.env("PATH", search_path());
                 command.status().is_ok_and(|status| status.success())
             };
             let checks = [
@@ -86,7 +86,7 @@ impl Docker {
         let networks = 64 + free_port() % 64;
         let log = std::fs::File::create(path("log")).expect("written");
         let child = Command::new("dockerd")
-            .env("PATH", path())
+            .env("PATH", search_path())
             .args(["--host", &host, "--bip", &format!("10.{networks}.0.1/24")])
             .args(["--default-address-pool", &format!("base=10.{networks}.128.0/17,size=24")])
             .arg("--data-root")
@@ -176,7 +176,7 @@ impl Docker {
 }
 
 /// With where servers lie, which not every user looks in.
-fn path() -> String {
+fn search_path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
