@@ -21,11 +21,11 @@ pub fn root() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
-/// The binary under test: `CAPSULE_BIN`, or the release build.
+/// The binary under test: `CAPSULE_BIN`, from the repository's root on, or the debug build.
 #[must_use]
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("CAPSULE_BIN").map_or_else(|| root().join("target/release/capsule"), PathBuf::from);
-    assert!(path.is_file(), "{} is not built: run `cargo build --release -p capsule`, or scripts/test", path.display());
+    let path = root().join(std::env::var_os("CAPSULE_BIN").unwrap_or_else(|| "target/debug/capsule".into()));
+    assert!(path.is_file(), "{} is not built: run `cargo build -p capsule`, or scripts/test", path.display());
     path
 }
 
