@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Groups;
 use crate::logs::{LINE_BYTES, Stream, Writer};
+use crate::mask::Mask;
 use crate::network;
 use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
@@ -39,6 +40,7 @@ struct Shared {
     privileged: bool,
     groups: Groups,
     warnings: Vec<String>,
+    mask: Mask,
     log: Mutex<Writer>,
     life: Mutex<Life>,
     changed: Condvar,
@@ -88,12 +90,13 @@ fn start() -> Result<i32, String> {
     let listener =
         protocol::listen(&spec.run_directory, &spec.id).map_err(|error| format!("{}: {error}", spec.run_directory.display()))?;
 
-    let once = spec.once;
+    let (once, mask) = (spec.once, Mask::new(&spec.masked));
     let shared = Arc::new(Shared {
         spec,
         privileged,
         groups,
         warnings,
+        mask,
         log: Mutex::new(log),
         life: Mutex::new(Life { pid: None, started_at: now(), restarts: 0, last_exit: None, stopping: false }),
         changed: Condvar::new(),
@@ -137,32 +140,14 @@ fn enter_user_namespace() -> std::io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
-/// Shorter values would mask half of what is printed.
-const LEAST_MASKED: usize = 4;
-
-/// A line without the values that are masked; nothing if it has none of them.
-fn mask(line: &[u8], values: &[String]) -> Option<Vec<u8>> {
-    let mut masked: Option<Vec<u8>> = None;
-    for value in values.iter().flat_map(|value| value.lines()).filter(|value| value.len() >= LEAST_MASKED) {
-        let value = value.as_bytes();
-        while let Some(at) = masked.as_deref().unwrap_or(line).windows(value.len()).position(|part| part == value) {
-            // What replaces a value is shorter, and holds none.
-            masked.get_or_insert_with(|| line.to_vec()).splice(at..at + value.len(), *b"***");
-        }
-    }
-    masked
-}
-
 impl Shared {
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, stream: Stream, text: &[u8]) {
-        let masked = mask(text, &self.spec.masked);
-        let text = masked.as_deref().unwrap_or(text);
         // A full disk must not take the workload down; what cannot be kept is lost.
-        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write(stream, text);
+        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write(stream, &self.mask.bytes(text));
     }
 
     fn say(&self, text: &str) {
@@ -346,18 +331,4 @@ fn thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resul
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mask;
-
-    #[test]
-    fn values_are_masked_wherever_they_stand() {
-        let values = ["hunter22".to_owned(), "abc".to_owned(), "one line\nand another".to_owned()];
-        let told = |line: &str| mask(line.as_bytes(), &values).map(|line| String::from_utf8(line).expect("text"));
-        assert_eq!(told("it is hunter22hunter22, hunter2 and abc").as_deref(), Some("it is ******, hunter2 and abc"));
-        assert_eq!(told("one line").as_deref(), Some("***"));
-        assert_eq!(told("nothing"), None);
-    }
 }

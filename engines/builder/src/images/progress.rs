@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use capsule_runtime::Mask;
 use serde::Serialize;
 
 use super::ImageJob;
@@ -19,13 +20,10 @@ pub enum Event {
     Done { step: usize, seconds: f64, cached: bool },
 }
 
-/// Shorter ones would mask half of what is printed.
-const LEAST_SECRET: usize = 4;
-
 /// Tells what happens, without what is secret.
 pub struct Told<'a> {
     tell: &'a (dyn Fn(&Event) + Sync),
-    secrets: Vec<String>,
+    mask: Mask,
     state: Mutex<State>,
 }
 
@@ -41,16 +39,7 @@ struct State {
 impl<'a> Told<'a> {
     pub fn new(job: &ImageJob, tell: &'a (dyn Fn(&Event) + Sync)) -> Self {
         let passwords = job.credentials.values().map(|credentials| &credentials.password);
-        let mut secrets: Vec<String> = job
-            .secrets
-            .values()
-            .chain(passwords)
-            .flat_map(|secret| secret.lines().map(str::to_owned).collect::<Vec<_>>())
-            .filter(|secret| secret.len() >= LEAST_SECRET)
-            .collect();
-        // One that holds another is masked whole.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        Self { tell, secrets, state: Mutex::default() }
+        Self { tell, mask: Mask::new(job.secrets.values().chain(passwords)), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -59,7 +48,7 @@ impl<'a> Told<'a> {
 
     /// The same text, with secrets masked.
     pub fn masked(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        self.mask.text(text).into_owned()
     }
 
     /// A step has begun; told once.
