@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         test("what the operator sets for builds reaches them", operator_settings),
         test("a build is limited in time, memory and disk, and its processes end with it", limits),
         test("the log of a build shows variables, and no secret", masked),
+        test("links that a build leaves in its cache lead Capsule nowhere", planted),
         test("an application that closes kept connections without a word loses no request", abrupt),
         test("the application sees its address, its port and its visitor", forwarded),
     ]
@@ -300,6 +301,23 @@ fn masked() {
     assert!(built.err.contains("turquoise is not ***"), "{built:?}");
     let log = server.capsule(&["logs", &at, "--deployment"]).ok();
     assert!(!built.err.contains(secret) && !log.out.contains(secret), "{log:?}");
+}
+
+fn planted() {
+    let server = Server::default();
+    let folder = probe("one");
+    let host = tempfile::tempdir().expect("a folder of the host");
+    let victim = host.path().join("victim");
+    std::fs::write(&victim, "untouched").expect("written");
+    let plant =
+        |link: &str, target: &std::path::Path| format!("rm -rf /cache/{link} && ln -s {} /cache/{link}", target.display());
+    let commands = [plant("home", host.path()), plant(".used", &victim), plant(".lock", &victim), plant("lock", &victim)];
+    write(&folder, "capsule.toml", &format!("[build]\nbuild = '{}'\n", commands.join(" && ")));
+    for _ in 0..2 {
+        let _ = server.deploy(folder.path(), "app").ok();
+    }
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(host.path()).expect("there"));
+    assert_eq!((std::fs::read_to_string(&victim).expect("there").as_str(), owner), ("untouched", 0));
 }
 
 fn abrupt() {

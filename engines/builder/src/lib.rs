@@ -8,5 +8,5 @@ mod steps;
 mod toolchains;
 
 pub use release::{SiteError, collect_site};
-pub use steps::{BuildError, Builder, Job, evict, say};
+pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
 pub use toolchains::{Settings, Toolchains};

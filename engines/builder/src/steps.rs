@@ -1,7 +1,9 @@
 //! The steps of a build, each in a sandbox: fetch the dependencies, make the release.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use capsule_buildplan::Plan;
 use capsule_runtime::logs::{Stream, Writer};
@@ -81,10 +83,11 @@ impl Builder {
         if plan.build.install.is_none() && plan.build.build.is_none() {
             return Ok(());
         }
+        let cache = job.cache.clone();
+        let _held = tokio::task::spawn_blocking(move || hold(&cache)).await.map_err(std::io::Error::other)??;
         std::fs::create_dir_all(job.cache.join("home"))?;
         own(&job.cache, job.uid)?;
         own(&job.cache.join("home"), job.uid)?;
-        let _ = std::fs::File::create(job.cache.join(USED));
         for (step, command) in [("install", &plan.build.install), ("build", &plan.build.build)] {
             if let Some(command) = command {
                 let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());
@@ -150,16 +153,17 @@ impl Builder {
             }
         }
     }
-}
 
-impl Builder {
     /// Resolves once a build holds more than it may.
     async fn overfull(&self, job: &Job) {
+        if self.disk == 0 {
+            return std::future::pending().await;
+        }
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
             let folders = [job.directory.clone(), job.cache.clone()];
             let held = tokio::task::spawn_blocking(move || folders.iter().map(|folder| size(folder)).sum::<u64>()).await;
-            if self.disk > 0 && held.is_ok_and(|held| held > self.disk) {
+            if held.is_ok_and(|held| held > self.disk) {
                 return;
             }
         }
@@ -177,41 +181,57 @@ fn size(path: &Path) -> u64 {
     own + std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum::<u64>()
 }
 
+/// The file beside a cache that builds hold while they use it; its time is that of the last use. Not
+/// in the cache: what builds may write, they may make a link to anywhere.
+fn lock_of(cache: &Path) -> PathBuf {
+    cache.with_extension("lock")
+}
+
+/// What is held is not evicted, for as long as the file is open. Waits for an eviction under way.
+fn hold(cache: &Path) -> std::io::Result<File> {
+    let path = lock_of(cache);
+    std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+    let lock = File::create(path)?;
+    lock.lock_shared()?;
+    lock.set_modified(SystemTime::now())?;
+    Ok(lock)
+}
+
 /// Removes caches of builds, those used longest ago first, until all together hold no more than `keep`
-/// bytes. They lie two folders down: one for each service and environment. `own` was just used, and is
-/// kept unless it alone is too much.
+/// bytes. They lie two folders down: one for each service and environment. Those in use stay.
 ///
 /// # Errors
-/// When the caches cannot be listed.
-pub fn evict(caches: &Path, keep: u64, own: &Path) -> std::io::Result<()> {
-    let _ = std::fs::File::create(own.join(USED));
+/// When the caches cannot be listed, or one cannot be removed.
+pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
     let mut all = Vec::new();
     for service in std::fs::read_dir(caches)?.flatten() {
-        for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten() {
-            let used = std::fs::metadata(cache.path().join(USED)).and_then(|kind| kind.modified());
-            all.push((used.unwrap_or(std::time::UNIX_EPOCH), cache.path()));
+        for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if cache.is_dir() {
+                let used = std::fs::metadata(lock_of(&cache)).and_then(|kind| kind.modified());
+                all.push((used.unwrap_or(SystemTime::UNIX_EPOCH), size(&cache), cache));
+            }
         }
     }
     all.sort();
-    let sizes: Vec<u64> = all.iter().map(|(_, path)| size(path)).collect();
-    let mut held: u64 = sizes.iter().sum();
-    for ((used, path), bytes) in all.into_iter().zip(sizes) {
-        // One that was used a moment ago may be in use by another build.
-        let is_fresh = used.elapsed().is_ok_and(|since| since < FRESH) && path != own;
-        if held <= keep || is_fresh {
-            continue;
+    let mut held: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, cache) in all {
+        if held <= keep {
+            break;
         }
-        if path != own || bytes > keep {
-            std::fs::remove_dir_all(&path)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(lock_of(&cache))?;
+        if lock.try_lock().is_ok() {
+            std::fs::remove_dir_all(&cache)?;
             held -= bytes;
         }
     }
     Ok(())
 }
 
-/// When a cache was used last: the time of this file.
-const USED: &str = ".used";
-const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Removes a cache that no build will use again.
+pub fn remove_cache(cache: &Path) {
+    let _ = std::fs::remove_dir_all(cache);
+    let _ = std::fs::remove_file(lock_of(cache));
+}
 
 /// Adds a line of Capsule's own to a build log.
 ///
@@ -245,7 +265,7 @@ fn is_root() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{USED, evict};
+    use super::{evict, hold};
     use std::time::{Duration, SystemTime};
 
     #[test]
@@ -255,14 +275,18 @@ mod tests {
             let path = folder.path().join(name).join("production");
             std::fs::create_dir_all(&path).expect("made");
             std::fs::write(path.join("data"), vec![1; 1 << 20]).expect("written");
-            let used = std::fs::File::create(path.join(USED)).expect("made");
-            used.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("set");
-            path
+            let lock = hold(&path).expect("held");
+            lock.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("set");
+            (path, lock)
         };
-        let (old, older, busy, own) = (cache("old", 20), cache("older", 30), cache("busy", 0), cache("own", 40));
-        evict(folder.path(), 7 << 19, &own).expect("evicted");
-        assert!(!older.exists() && old.exists() && busy.exists() && own.exists(), "the one used longest ago");
-        evict(folder.path(), 0, &own).expect("evicted");
-        assert!(!old.exists() && busy.exists() && !own.exists(), "even one's own, if it alone is too much");
+        let (busy, held) = cache("busy", 40);
+        let [old, older, new] = [("old", 20), ("older", 30), ("new", 0)].map(|(name, hours)| cache(name, hours).0);
+        evict(folder.path(), 7 << 19).expect("evicted");
+        assert!(!older.exists() && old.exists() && busy.exists() && new.exists(), "the one used longest ago");
+        evict(folder.path(), 0).expect("evicted");
+        assert!(!old.exists() && !new.exists() && busy.exists(), "all that no build uses");
+        drop(held);
+        evict(folder.path(), 0).expect("evicted");
+        assert!(!busy.exists());
     }
 }

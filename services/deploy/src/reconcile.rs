@@ -157,11 +157,15 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         directories.extend(releases.iter().map(|release| deploys.build_log(release.id)));
         directories.extend(rows.iter().map(|row| deploys.instance_log(&row.id)));
         directories.push(deploys.options.data.join("apps").join(&placement.host));
-        let cache = deploys.options.data.join("cache").join(placement.service_id.to_string());
-        directories.push(cache.join(placement.environment_id.to_string()));
         remove_all(directories).await;
-        // Stays where the service has other environments.
-        let _ = std::fs::remove_dir(cache);
+        let cache = deploys.options.data.join("cache").join(placement.service_id.to_string());
+        let own = cache.join(placement.environment_id.to_string());
+        let removed = tokio::task::spawn_blocking(move || {
+            capsule_builder::remove_cache(&own);
+            // Stays where the service has other environments.
+            let _ = std::fs::remove_dir(cache);
+        });
+        let _ = removed.await;
         let grant = capsule_bus::SystemGrant::new(placement.organization_id, "the service was removed");
         let tx = deploys.store.begin().await?;
         let (service, environment) = (placement.service_id, placement.environment_id);

@@ -52,14 +52,19 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
         environment: environment.variables,
     };
     let built = deploys.builder.build(&plan, &job).await;
-    let (caches, own) = (deploys.options.data.join("cache"), job.cache);
-    let keep = deploys.options.build_cache_bytes;
-    // Whatever became of the build, what it left behind is bounded.
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || capsule_builder::evict(&caches, keep, &own)).await {
-        tracing::warn!(%error, "the caches of builds cannot be bounded");
-    }
+    bound_caches(deploys);
     built.map_err(|error| Failure::Failed(error.to_string()))?;
     Ok(row)
+}
+
+/// Whatever became of a build, what it left behind is bounded; nobody waits for that.
+fn bound_caches(deploys: &Deploys) {
+    let (caches, keep) = (deploys.options.data.join("cache"), deploys.options.build_cache_bytes);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = capsule_builder::evict(&caches, keep) {
+            tracing::warn!(%error, "the caches of builds cannot be bounded");
+        }
+    });
 }
 
 /// Names a deployment's build steps on this host.
