@@ -50,7 +50,8 @@ pub fn trials() -> Vec<Trial> {
         on("a second build does only what has changed, and the cache is kept within bounds", done_before),
         on("a build secret is shown to the build, and is in no layer and no log", secret),
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
-        on("the classic builder builds within limits, and takes no secrets", classic),
+        on("the classic builder builds, and takes no secrets", classic),
+        on("a build is held to its limits of memory and CPU, whoever builds", held),
         on("a private registry is asked with what docker login remembers", private),
         on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
         test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
@@ -245,13 +246,35 @@ fn classic() {
     assert!(steps > 10 && steps - cached <= 2, "{again}");
     let refused = build(&engine, &server, folder.path(), tag, &["--classic", "--secret", "A"], &[("A", "value")]).refused();
     assert!(refused.err.contains("BuildKit"), "{refused:?}");
-    // A step that takes more memory than it may have is ended.
-    let hungry = fixture("languages/php");
-    let command = "python3 -c 'print(len(bytearray(400000000)))'";
-    std::fs::write(hungry.path().join("capsule.toml"), format!("[build]\nbuild = \"{command}\"\n")).expect("written");
-    build(&engine, &server, hungry.path(), tag, &["--classic"], &[]).ok();
-    let killed = build(&engine, &server, hungry.path(), tag, &["--classic", "--memory-mib", "100", "--no-cache"], &[]).refused();
-    assert!(killed.err.contains("137") || killed.err.contains("emory"), "{killed:?}");
+}
+
+/// A step that takes more memory than it may have is ended, and one that may take a quarter of a core gets no more.
+fn held() {
+    let (engine, server) = (engine(), Server::unstarted(&[]));
+    let (folder, tag) = (tempfile::tempdir().expect("a folder"), "capsule-test-held");
+    let with = |program: &str| {
+        std::fs::write(folder.path().join("Dockerfile"), format!("FROM {TOOLCHAINS}\nCOPY a.py .\nRUN python3 a.py\n"))
+            .expect("written");
+        std::fs::write(folder.path().join("a.py"), program).expect("written");
+    };
+    for method in [None, Some("--classic")] {
+        let build = |more: &[&str]| {
+            let words: Vec<&str> = method.into_iter().chain(["--no-cache"]).chain(more.iter().copied()).collect();
+            build(&engine, &server, folder.path(), tag, &words, &[])
+        };
+        with("print(len(bytearray(400000000)))");
+        let killed = build(&["--memory-mib", "100"]).refused();
+        assert!(killed.err.contains("137") || killed.err.contains("emory"), "{method:?}: {killed:?}");
+        // What was limited for that build is not for the next.
+        let _ = build(&[]).ok();
+        // Seconds of the processor beside those on the wall.
+        with(
+            "import time\nbegan = time.time()\nwhile time.process_time() < 2: pass\nprint('ratio', time.process_time() / (time.time() - began), 'end')\n",
+        );
+        let ran = build(&["--cpu-percent", "25"]).ok();
+        let ratio = ran.err.split("ratio ").skip(1).find_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        assert!(ratio.is_some_and(|ratio| ratio < 0.4), "{method:?}: {ran:?}");
+    }
 }
 
 /// A registry that lets in who knows the password.

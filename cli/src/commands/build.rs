@@ -45,8 +45,8 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     job.limits = ImageLimits {
         time: Some(Duration::from_secs(build.seconds)),
         memory: build.memory_mib.map(|mib| mib << 20),
+        cpu_percent: build.cpu_percent,
         disk: build.size_mib.map(|mib| mib << 20),
-        ..ImageLimits::default()
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tell = |event: &Event| match event {

@@ -1,5 +1,6 @@
 //! Limits by control groups: version 2, version 1, or a mix of both, as the machine has it.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -62,17 +63,13 @@ impl Groups {
             self.warnings.push(format!("memory, CPU and process limits are not enforced: {}: {error}", directory.display()));
             return;
         }
-        self.set(&directory, "memory.max", limits.memory.map(|bytes| bytes.to_string()));
-        self.set(&directory, "memory.swap.max", limits.memory.map(|_| "0".into()));
-        self.set(&directory, "pids.max", limits.processes.map(|count| count.to_string()));
-        self.set(&directory, "cpu.max", limits.cpu_percent.map(|percent| format!("{} 100000", u64::from(percent) * 1000)));
-        self.set(&directory, "cpu.weight", limits.low_priority.then(|| "10".into()));
+        self.warnings.extend(set(&directory, &settings(UNIFIED, limits)));
         self.memory = Some(directory.join("memory.current"));
         self.directories.push(directory);
     }
 
     fn create_v1(&mut self, id: &str, limits: &Limits, own: &str) {
-        for controller in ["memory", "cpu", "pids"] {
+        for controller in CONTROLLERS {
             let path = own.lines().find_map(|line| {
                 let mut parts = line.splitn(3, ':').skip(1);
                 parts.next()?.split(',').any(|name| name == controller).then(|| parts.next())?
@@ -98,30 +95,106 @@ impl Groups {
                     continue;
                 }
             };
-            match controller {
-                "memory" => {
-                    self.set(&directory, "memory.limit_in_bytes", limits.memory.map(|bytes| bytes.to_string()));
-                    self.memory = Some(directory.join("memory.usage_in_bytes"));
-                }
-                "cpu" => {
-                    let quota = limits.cpu_percent.map(|percent| (u64::from(percent) * 1000).to_string());
-                    self.set(&directory, "cpu.cfs_quota_us", quota);
-                    self.set(&directory, "cpu.shares", limits.low_priority.then(|| "64".into()));
-                }
-                _ => self.set(&directory, "pids.max", limits.processes.map(|count| count.to_string())),
+            self.warnings.extend(set(&directory, &settings(controller, limits)));
+            if controller == "memory" {
+                self.memory = Some(directory.join("memory.usage_in_bytes"));
             }
             self.directories.push(directory);
         }
     }
+}
 
-    fn set(&mut self, directory: &Path, file: &str, value: Option<String>) {
-        let Some(value) = value else { return };
+/// The controllers that limit, in version 2 of control groups all in one hierarchy.
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+const UNIFIED: &str = "";
+const ENABLE: &str = "+memory +cpu +pids";
+
+/// A file that holds a limit, the limit, and what lifts it.
+type Setting = (&'static str, String, &'static str);
+
+/// The settings of a group in the hierarchy of a controller, or in the unified one.
+fn settings(hierarchy: &str, limits: &Limits) -> Vec<Setting> {
+    let memory = limits.memory.map(|bytes| bytes.to_string());
+    let processes = limits.processes.map(|count| ("pids.max", count.to_string(), "max"));
+    let quota = limits.cpu_percent.map(|percent| u64::from(percent) * 1000);
+    let all = match hierarchy {
+        "memory" => vec![memory.map(|bytes| ("memory.limit_in_bytes", bytes, "-1"))],
+        "cpu" => vec![
+            quota.map(|quota| ("cpu.cfs_quota_us", quota.to_string(), "-1")),
+            limits.low_priority.then(|| ("cpu.shares", "64".to_owned(), "1024")),
+        ],
+        "pids" => vec![processes],
+        _ => vec![
+            memory.map(|bytes| ("memory.max", bytes, "max")),
+            limits.memory.map(|_| ("memory.swap.max", "0".to_owned(), "max")),
+            processes,
+            quota.map(|quota| ("cpu.max", format!("{quota} 100000"), "max")),
+            limits.low_priority.then(|| ("cpu.weight", "10".to_owned(), "100")),
+        ],
+    };
+    all.into_iter().flatten().collect()
+}
+
+/// Writes limits; what could not be set.
+fn set(directory: &Path, settings: &[Setting]) -> Vec<String> {
+    let write = |(file, value, _): &Setting| {
+        let error = std::fs::write(directory.join(file), value).err()?;
         // Swap accounting is often not compiled in; without swap there is nothing to limit.
-        let optional = file == "memory.swap.max";
-        if let Err(error) = std::fs::write(directory.join(file), value)
-            && !optional
-        {
-            self.warnings.push(format!("{file} could not be set: {error}"));
+        (*file != "memory.swap.max").then(|| format!("{file} could not be set: {error}"))
+    };
+    settings.iter().filter_map(write).collect()
+}
+
+/// Limits of a group that is another program's own. They are lifted with the last value that holds them,
+/// of this process or another.
+#[derive(Debug)]
+pub struct Held(Vec<(PathBuf, File, Vec<Setting>)>);
+
+impl Held {
+    /// Limits everything in the group of this name, counted from the root; made if it is not there yet.
+    ///
+    /// # Errors
+    /// When that is not possible here; the text says why.
+    pub fn limit(group: &Path, limits: &Limits) -> Result<Self, String> {
+        let root = Path::new(ROOT);
+        let hierarchies = if root.join("cgroup.controllers").exists() { &[UNIFIED][..] } else { &CONTROLLERS };
+        let mut held = Self(Vec::new());
+        for hierarchy in hierarchies {
+            let settings = settings(hierarchy, limits);
+            if settings.is_empty() {
+                continue;
+            }
+            let directory = root.join(hierarchy).join(group);
+            let open = || {
+                std::fs::create_dir_all(&directory)?;
+                let file = File::open(&directory)?;
+                file.lock_shared().map(|()| file)
+            };
+            let file = open().map_err(|error| format!("{}: {error}", directory.display()))?;
+            if *hierarchy == UNIFIED {
+                for above in directory.ancestors().skip(1).take_while(|path| path.starts_with(root)) {
+                    let _ = std::fs::write(above.join("cgroup.subtree_control"), ENABLE);
+                }
+            }
+            let failed = set(&directory, &settings);
+            held.0.push((directory, file, settings));
+            if let Some(failed) = failed.into_iter().next() {
+                return Err(failed);
+            }
+        }
+        Ok(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for (directory, file, settings) in &self.0 {
+            // Whoever else holds it keeps it from being locked by one alone.
+            if file.try_lock().is_ok() {
+                for (name, _, lifted) in settings {
+                    let _ = std::fs::write(directory.join(name), lifted);
+                }
+            }
         }
     }
 }
@@ -160,12 +233,11 @@ fn make_writable(directory: &Path) -> bool {
 /// children, so those in `base` move to a leaf first.
 fn delegate(base: &Path) -> std::io::Result<()> {
     let control = base.join("cgroup.subtree_control");
-    let wanted = ["memory", "cpu", "pids"];
     let given = std::fs::read_to_string(&control)?;
-    if wanted.iter().all(|controller| given.split_whitespace().any(|name| name == *controller)) {
+    if CONTROLLERS.iter().all(|controller| given.split_whitespace().any(|name| name == *controller)) {
         return Ok(());
     }
-    let enable = || std::fs::write(&control, wanted.map(|name| format!("+{name}")).join(" "));
+    let enable = || std::fs::write(&control, ENABLE);
     match enable() {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {

@@ -14,6 +14,7 @@
 
 mod cgroup;
 pub mod logs;
+mod mask;
 mod network;
 mod process;
 mod protocol;
@@ -22,7 +23,8 @@ pub mod shim;
 mod spec;
 pub mod uplink;
 
-pub use cgroup::unenforced;
+pub use cgroup::{Held, unenforced};
+pub use mask::Mask;
 pub use network::prepare_host;
 pub use process::{Once, ProcessRuntime, RuntimeError};
 pub use protocol::{ShimState, ShimStatus, connect};

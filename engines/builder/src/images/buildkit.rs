@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use bollard::grpc::BuildRef;
 use bollard::grpc::build::{ImageBuildFrontendOptions, ImageBuildLoadInput, SecretSource};
 use bollard::grpc::driver::Build;
 use bollard::grpc::driver::moby::Moby;
+use bollard::models::SystemInfoCgroupDriverEnum;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusRequest, Vertex};
 use bytes::Bytes;
+use capsule_runtime::{Held, Limits};
 use futures_util::StreamExt;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 
 use super::progress::Told;
-use super::{Engine, ImageJob, LABEL};
+use super::{Engine, ImageJob, ImageLimits, LABEL, Lost};
 use crate::BuildError;
 
 pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(), BuildError> {
@@ -34,6 +34,14 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         file.write_all(value.as_bytes())?;
         options = options.set_secret(name, &SecretSource::File(path));
     }
+    let _limited = match limit(engine, &job.limits).await {
+        Ok(limited) => limited,
+        Err(why) => {
+            return Err(BuildError::Host(format!(
+                "BuildKit cannot be limited in memory and CPU here: {why}; the classic builder can (--classic)"
+            )));
+        }
+    };
     let credentials = job.credentials();
     let credentials: HashMap<&str, _> = credentials.iter().map(|(host, given)| (host.as_str(), given.clone())).collect();
     let build = BuildRef::default();
@@ -59,18 +67,24 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
     })
 }
 
+/// Limits what `BuildKit` runs. It has no limits of its own, and its steps run in groups below one that
+/// the Engine keeps for it: that one is limited for as long as the value lives.
+async fn limit(engine: &Engine, limits: &ImageLimits) -> Result<Option<Held>, String> {
+    if limits.memory.is_none() && limits.cpu_percent.is_none() {
+        return Ok(None);
+    }
+    let told = engine.docker.info().await.map_err(|error| error.to_string())?;
+    if told.cgroup_driver != Some(SystemInfoCgroupDriverEnum::CGROUPFS) {
+        return Err("the Engine's steps share no control group, since systemd manages its groups".into());
+    }
+    let limits = Limits { memory: limits.memory, cpu_percent: limits.cpu_percent, ..Limits::default() };
+    Held::limit(Path::new("docker/buildkit"), &limits).map(Some)
+}
+
 /// Tells what happens, until the build is over.
-async fn follow(
-    engine: &Engine,
-    id: &str,
-    told: &Told<'_>,
-    failed: &std::sync::Mutex<Option<String>>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let connection = UnixStream::connect(&engine.socket).await?;
-    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await?;
-    tokio::spawn(driver.with_upgrades());
-    let request = hyper::Request::post("/grpc").header("host", "docker").header("connection", "Upgrade").header("upgrade", "h2c");
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+async fn follow(engine: &Engine, id: &str, told: &Told<'_>, failed: &std::sync::Mutex<Option<String>>) -> Result<(), Lost> {
+    let request = hyper::Request::post("/grpc").header("connection", "Upgrade").header("upgrade", "h2c");
+    let response = engine.send(request).await?;
     let mut upgraded = Some(hyper::upgrade::on(response).await?);
     let connector = tower::service_fn(move |_| {
         // One connection; there is no other to be had.

@@ -15,7 +15,9 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
     if !job.secrets.is_empty() {
         return Err(BuildError::Failed("build secrets take BuildKit: the classic builder would keep them in a layer".into()));
     }
-    let limit = |value: Option<u64>| value.and_then(|value| i32::try_from(value).ok());
+    let memory = job.limits.memory.map(i32::try_from).transpose().map_err(|_| {
+        BuildError::Failed("the classic builder can be limited to 2047 MiB at the most; BuildKit takes larger limits".into())
+    })?;
     let options = BuildImageOptions {
         dockerfile: job.context.dockerfile.clone(),
         t: Some(job.name.clone()),
@@ -24,8 +26,8 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         forcerm: true,
         buildargs: Some(job.arguments.iter().map(|(name, value)| (name.clone(), value.clone())).collect()),
         labels: Some([(LABEL.to_owned(), "1".to_owned())].into()),
-        memory: limit(job.limits.memory),
-        memswap: limit(job.limits.memory),
+        memory,
+        memswap: memory,
         cpuperiod: job.limits.cpu_percent.map(|_| 100_000),
         cpuquota: job.limits.cpu_percent.and_then(|percent| i32::try_from(u64::from(percent) * 1000).ok()),
         ..BuildImageOptions::default()

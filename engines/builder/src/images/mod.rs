@@ -35,9 +35,9 @@ const LABEL: &str = "dev.capsule.built";
 pub struct ImageLimits {
     /// Wall-clock time.
     pub time: Option<Duration>,
-    /// Bytes of memory of a step.
+    /// Bytes of memory: of a step, where the classic builder builds; of all that `BuildKit` builds at a time.
     pub memory: Option<u64>,
-    /// Hundredths of a core.
+    /// Hundredths of a core, counted the same way.
     pub cpu_percent: Option<u32>,
     /// Bytes of the finished image.
     pub disk: Option<u64>,
@@ -210,13 +210,10 @@ impl Engine {
     /// When the Engine does not.
     pub async fn evict(&self, keep_bytes: u64) -> Result<u64, BuildError> {
         // By hand: the client library names the bound only as engines since 28.0 do, which take this name, too.
-        let connection = UnixStream::connect(&self.socket).await?;
-        let lost = |error: hyper::Error| BuildError::Host(format!("Docker Engine: {error}"));
-        let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(lost)?;
-        tokio::spawn(driver);
-        let request = hyper::Request::post(format!("/build/prune?all=true&keep-storage={keep_bytes}")).header("host", "docker");
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| BuildError::Host(error.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(lost)?.into_body().collect().await.map_err(lost)?.to_bytes();
+        let lost = |error: Lost| BuildError::Host(format!("Docker Engine: {error}"));
+        let request = hyper::Request::post(format!("/build/prune?all=true&keep-storage={keep_bytes}"));
+        let answer = self.send(request).await.map_err(lost)?;
+        let answer = answer.into_body().collect().await.map_err(|error| lost(error.into()))?.to_bytes();
         let cache: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
         let filters = [("label".to_owned(), vec![LABEL.to_owned()]), ("dangling".to_owned(), vec!["true".to_owned()])];
         let options = PruneImagesOptions { filters: Some(filters.into()) };
@@ -224,7 +221,18 @@ impl Engine {
         let layers = images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default();
         Ok(cache["SpaceReclaimed"].as_u64().unwrap_or_default() + layers)
     }
+
+    /// Sends what the client library has no words for, over a connection of its own.
+    async fn send(&self, request: hyper::http::request::Builder) -> Result<hyper::Response<hyper::body::Incoming>, Lost> {
+        let connection = UnixStream::connect(&self.socket).await?;
+        let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await?;
+        tokio::spawn(driver.with_upgrades());
+        Ok(sender.send_request(request.header("host", "docker").body(Empty::<Bytes>::new())?).await?)
+    }
 }
+
+/// Why the Engine was not heard.
+type Lost = Box<dyn std::error::Error + Send + Sync>;
 
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
 fn host(error: bollard::errors::Error) -> BuildError {
