@@ -50,14 +50,10 @@ pub enum Command {
     Init(At),
     /// Show what a folder would be deployed as, and why
     Plan {
-        /// The folder to look at
-        #[arg(default_value = ".")]
-        folder: PathBuf,
+        #[command(flatten)]
+        of: PlanOf,
         #[command(flatten)]
         image: PlanImage,
-        /// List the members of a monorepo that a change of this file touches; may be given several times
-        #[arg(long, value_name = "FILE", conflicts_with = "dockerfile")]
-        changed: Vec<String>,
     },
     /// Build an image of a folder with Docker Engine
     Build(Build),
@@ -423,15 +419,35 @@ pub struct Build {
     /// The longest that it may take
     #[arg(long, value_name = "SECONDS", default_value = "1800")]
     pub seconds: u64,
-    /// The most memory of a step, where the classic builder builds
+    /// The most memory that the build may use
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u64>,
+    /// The most that the build may use of the processors, in hundredths of a core
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_percent: Option<u32>,
     /// The largest that the image may be
     #[arg(long, value_name = "MIB")]
     pub size_mib: Option<u64>,
     /// After the build, keep no more of its cache than this
     #[arg(long, value_name = "MIB")]
     pub keep_mib: Option<u64>,
+}
+
+/// What is planned.
+#[derive(Debug, clap::Args)]
+pub struct PlanOf {
+    /// The folder to look at, or an archive of it (tar, tar.gz, zip)
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Look at the folder as it is in this commit
+    #[arg(long, value_name = "REVISION")]
+    pub commit: Option<String>,
+    /// List the members of a monorepo that a change of this file touches; may be given several times
+    #[arg(long, value_name = "FILE", conflicts_with = "dockerfile")]
+    pub changed: Vec<String>,
+    /// List the members that are touched by what has changed since this commit
+    #[arg(long, value_name = "REVISION", conflicts_with = "dockerfile")]
+    pub since: Option<String>,
 }
 
 /// What an image is made of.

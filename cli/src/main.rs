@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod folder;
+mod git;
 mod pack;
 mod roles;
 mod server;

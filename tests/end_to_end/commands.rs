@@ -1,9 +1,12 @@
 //! The command line, mostly with wrong input.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 
-use capsule_tests::{Server, example};
+use capsule_tests::{Server, corpus, example};
 use libtest_mimic::Trial;
 
 use crate::test;
@@ -13,6 +16,8 @@ pub fn trials() -> Vec<Trial> {
         test("without a server, and in a folder without anything, commands say what to do", helpless),
         test("a local server is signed in to by itself, and the session is kept for its owner only", signs_in),
         test("plan shows each finding with its place, and as JSON", plan),
+        test("an archive and a commit are planned as the folder is", sources),
+        test("what has changed since a commit touches members of a monorepo", since),
         test("a malformed capsule.toml is told with its line", malformed),
         test("login, whoami and logout with an account", account),
         test("the configuration is checked, with file and line", configuration),
@@ -93,6 +98,115 @@ fn plan() {
     assert_eq!(plan["kind"], "web");
     assert_eq!(plan["detection"]["package_manager"], "npm");
     assert!(plan["evidence"].as_array().expect("a list").iter().all(|one| one["file"].is_string() && one["reason"].is_string()));
+}
+
+/// Makes a commit of everything in a folder.
+fn commit(folder: &Path) {
+    let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"];
+    for words in
+        [&["init", "--quiet"][..], &["add", "--all", "--force"], &["commit", "--quiet", "--allow-empty", "--message", "x"]]
+    {
+        let done = Command::new("git").arg("-C").arg(folder).args(who).args(words).output().expect("git runs");
+        assert!(done.status.success(), "{done:?}");
+    }
+}
+
+/// Adds the files of a folder to an archive.
+fn archived(folder: &Path, at: &Path, add: &mut dyn FnMut(&str, &[u8])) {
+    for entry in std::fs::read_dir(at).expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            archived(folder, &path, add);
+        } else {
+            let name = path.strip_prefix(folder).expect("inside").to_str().expect("text");
+            add(name, &std::fs::read(&path).expect("read"));
+        }
+    }
+}
+
+fn sources() {
+    let (server, corpus, archives) = (Server::unstarted(&[]), corpus(), tempfile::tempdir().expect("a folder"));
+    let mut folders: Vec<_> = std::fs::read_dir(corpus.path()).expect("there").flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    for folder in folders.iter().step_by(12) {
+        let [tar, gz, zip] = ["x.tar", "x.tar.gz", "x.zip"].map(|name| archives.path().join(name));
+        let mut tarred = tar::Builder::new(Vec::new());
+        let mut zipped = zip::ZipWriter::new(std::fs::File::create(&zip).expect("made"));
+        archived(folder, folder, &mut |name, content| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tarred.append_data(&mut header, format!("./{name}"), content).expect("appended");
+            zipped.start_file(name, zip::write::SimpleFileOptions::default()).expect("begun");
+            zipped.write_all(content).expect("written");
+        });
+        zipped.finish().expect("finished");
+        let content = tarred.into_inner().expect("finished");
+        let mut compressed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        compressed.write_all(&content).expect("written");
+        std::fs::write(&gz, compressed.finish().expect("finished")).expect("written");
+        std::fs::write(&tar, content).expect("written");
+        let (at, plan) = (folder.to_str().expect("a path"), |words: &[&str]| {
+            let ran = server.capsule(&[&["plan", "--json"], words].concat());
+            if ran.success { ran.out } else { ran.err.rsplit('/').next().unwrap_or_default().to_owned() }
+        });
+        let expected = plan(&[at]);
+        // A folder without files is no archive, and no commit has it.
+        if content_of(folder) == 0 {
+            continue;
+        }
+        for archive in [&tar, &gz, &zip] {
+            assert_eq!(plan(&[archive.to_str().expect("a path")]), expected, "{}", archive.display());
+        }
+        commit(folder);
+        for entry in std::fs::read_dir(folder).expect("there").flatten().filter(|entry| entry.file_name() != ".git") {
+            let remove = if entry.path().is_dir() { std::fs::remove_dir_all } else { std::fs::remove_file };
+            remove(entry.path()).expect("removed");
+        }
+        assert_eq!(plan(&[at, "--commit", "HEAD"]), expected, "the commit of {at}");
+    }
+    let broken = archives.path().join("broken.zip");
+    std::fs::write(&broken, b"PK\x03\x04 and no more").expect("written");
+    let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
+    assert!(told.err.contains("broken.zip: the archive is damaged"), "{told:?}");
+    let at = folders[0].to_str().expect("a path");
+    for revision in ["nothing", "--output=/tmp/escaped", "HEAD:x", "HEAD\nHEAD"] {
+        let told = server.capsule(&["plan", at, &format!("--commit={revision}")]).refused();
+        assert!(told.err.contains("git: "), "{told:?}");
+    }
+}
+
+fn content_of(folder: &Path) -> usize {
+    std::fs::read_dir(folder).expect("there").count()
+}
+
+fn since() {
+    let (server, folder) = (Server::unstarted(&[]), tempfile::tempdir().expect("a folder"));
+    let at = folder.path().to_str().expect("a path");
+    let write = |path: &str, content: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, content).expect("written");
+    };
+    write("package.json", r#"{"workspaces": ["apps/*", "packages/*"]}"#);
+    for (member, uses) in
+        [("apps/web", "ui"), ("apps/api", "db"), ("packages/ui", ""), ("packages/db", ""), ("packages/other", "")]
+    {
+        let name = member.rsplit('/').next().expect("a name");
+        let uses = if uses.is_empty() { String::new() } else { format!(r#", "dependencies": {{"{uses}": "*"}}"#) };
+        write(&format!("{member}/package.json"), &format!(r#"{{"name": "{name}", "scripts": {{"start": "node ."}}{uses}}}"#));
+    }
+    commit(folder.path());
+    let touched = |words: &[&str]| server.capsule(&[&["plan", at], words].concat()).ok().out;
+    assert_eq!(touched(&["--since", "HEAD"]).trim(), "No member is touched.");
+    write("packages/ui/button.js", "// new, and git does not know it");
+    write("apps/api/package.json", r#"{"name": "api", "scripts": {"start": "node ."}}"#);
+    assert_eq!(touched(&["--since", "HEAD"]).lines().collect::<Vec<_>>(), ["apps/api", "apps/web", "packages/ui"]);
+    commit(folder.path());
+    assert_eq!(touched(&["--since", "HEAD~1"]).lines().count(), 3);
+    assert_eq!(touched(&["--since", "HEAD", "--changed", "./packages/db/x.js"]).trim(), "packages/db");
+    let told = server.capsule(&["plan", at, "--since=--output=/tmp/escaped"]).refused();
+    assert!(told.err.contains("git: ") && !Path::new("/tmp/escaped").exists(), "{told:?}");
 }
 
 fn malformed() {

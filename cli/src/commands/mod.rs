@@ -38,7 +38,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),
         Command::Init(at) => plan::init(&at, terminal),
-        Command::Plan { folder, image, changed } => plan::plan(&folder, &image, &changed, terminal),
+        Command::Plan { of, image } => plan::plan(&of, &image, terminal),
         Command::Build(build) => build::build(&build, terminal),
         Command::Deploy { at, detach, yes } => return deploy::deploy(client()?, &at, detach, yes, terminal),
         Command::Status(at) => status::status(client()?, &at, terminal),

@@ -4,24 +4,30 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan};
+use capsule_builder::archive;
+use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan, PlanError, Tree};
 use serde_json::json;
 
-use crate::arguments::{At, PlanImage};
-use crate::folder;
+use crate::arguments::{At, PlanImage, PlanOf};
 use crate::terminal::{Terminal, table};
+use crate::{folder, git};
 
-pub fn plan(folder: &Path, image: &PlanImage, changed: &[String], terminal: Terminal) -> anyhow::Result<()> {
-    let plan = of(folder)?;
-    if !changed.is_empty() {
+pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Result<()> {
+    let tree = tree(&of.folder, of.commit.as_deref())?;
+    let failed = |error: PlanError| anyhow!("{}/{error}", of.folder.display());
+    let mut changed = of.changed.clone();
+    if let Some(since) = &of.since {
+        changed.extend(git::changed(&of.folder, since)?);
+    }
+    if of.since.is_some() || !changed.is_empty() {
         let changed: Vec<&str> = changed.iter().map(|path| path.trim_start_matches("./")).collect();
-        let touched = capsule_buildplan::affected(&Folder::new(folder), &changed)
-            .map_err(|error| anyhow!("{}/{error}", folder.display()))?;
+        let touched = capsule_buildplan::affected(&*tree, &changed).map_err(failed)?;
         return terminal.show(&touched, |touched| match touched.as_slice() {
             [] => "No member is touched.".into(),
             touched => touched.iter().map(|member| member.path.as_str()).collect::<Vec<_>>().join("\n"),
         });
     }
+    let plan = capsule_buildplan::plan(&*tree).map_err(failed)?;
     if !image.dockerfile {
         return terminal.show(&plan, text);
     }
@@ -33,7 +39,7 @@ pub fn plan(folder: &Path, image: &PlanImage, changed: &[String], terminal: Term
         ..ImageOptions::default()
     };
     options.images = base_images(&image.images)?;
-    let image = capsule_buildplan::dockerfile(&Folder::new(folder), &plan, &options).map_err(|error| anyhow!(error))?;
+    let image = capsule_buildplan::dockerfile(&*tree, &plan, &options).map_err(|error| anyhow!(error))?;
     terminal.show(&json!({"dockerfile": image.dockerfile, "dockerignore": image.dockerignore}), |_| {
         image.dockerfile.trim_end().to_owned()
     })
@@ -96,11 +102,28 @@ fn found(plan: &Plan) -> String {
 
 /// The plan of a folder on this machine.
 pub fn of(folder: &Path) -> anyhow::Result<Plan> {
-    if !folder.is_dir() {
-        let is = if folder.exists() { "is not a folder" } else { "is not there" };
-        bail!("{} {is}", folder.display());
-    }
+    is_there(folder, Path::is_dir, "is not a folder")?;
     capsule_buildplan::plan(&Folder::new(folder)).map_err(|error| anyhow!("{}/{error}", folder.display()))
+}
+
+/// The files of a folder, of a commit of it, or of an archive.
+fn tree(path: &Path, commit: Option<&str>) -> anyhow::Result<Box<dyn Tree>> {
+    if let Some(revision) = commit {
+        is_there(path, Path::is_dir, "is not a folder, and only a folder has commits")?;
+        return Ok(Box::new(git::commit(path, revision)?));
+    }
+    is_there(path, |path| path.is_dir() || path.is_file(), "is neither a folder nor an archive")?;
+    if path.is_dir() {
+        return Ok(Box::new(Folder::new(path)));
+    }
+    Ok(Box::new(archive::listing(path).map_err(|error| anyhow!("{}: {error}", path.display()))?))
+}
+
+fn is_there(path: &Path, is_right: impl Fn(&Path) -> bool, otherwise: &str) -> anyhow::Result<()> {
+    if !is_right(path) {
+        bail!("{} {}", path.display(), if path.exists() { otherwise } else { "is not there" });
+    }
+    Ok(())
 }
 
 /// In a few words: `javascript, express`.

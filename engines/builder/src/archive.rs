@@ -4,6 +4,8 @@
 //! Only regular files, folders and symbolic links that stay within the tree come out of it. Links
 //! are made last, so that nothing is ever written through one.
 
+mod listing;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -11,6 +13,8 @@ use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use flate2::read::GzDecoder;
+
+pub use listing::listing;
 
 /// How much may come out of an archive.
 #[derive(Clone, Copy, Debug)]
@@ -45,21 +49,56 @@ fn damaged(error: impl std::fmt::Display) -> ArchiveError {
     refused(format!("the archive is damaged or cut short: {error}"))
 }
 
+/// The kinds of archive.
+enum Format {
+    Tar,
+    TarGz,
+    Zip,
+}
+
+/// Opens an archive, and sees of which kind it is.
+fn open(archive: &Path) -> Result<(Format, File), ArchiveError> {
+    let mut file = File::open(archive).map_err(damaged)?;
+    let mut magic = [0; 4];
+    let read = file.read(&mut magic).map_err(damaged)?;
+    file.seek(SeekFrom::Start(0)).map_err(damaged)?;
+    let format = match &magic[..read] {
+        [0x1f, 0x8b, ..] => Format::TarGz,
+        [b'P', b'K', 3 | 5 | 7, _] => Format::Zip,
+        [] => return Err(refused("the archive is empty")),
+        _ => Format::Tar,
+    };
+    Ok((format, file))
+}
+
+/// The path of an entry below the archive's folder; `None` for that folder itself.
+fn inside(name: &str) -> Result<Option<PathBuf>, ArchiveError> {
+    if name.len() > 1024 || name.contains('\0') {
+        return Err(refused("a path in the archive is longer than 1024 bytes or holds a NUL byte"));
+    }
+    let mut path = PathBuf::new();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => path.push(part),
+            Component::CurDir => {}
+            Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
+                return Err(refused(format!("`{name}` leads out of the archive's folder")));
+            }
+        }
+    }
+    Ok((!path.as_os_str().is_empty()).then_some(path))
+}
+
 /// Unpacks `archive` into the empty folder `target`.
 ///
 /// # Errors
 /// When it is none of the known kinds, is damaged, or holds what it must not.
 pub fn unpack(archive: &Path, target: &Path, limits: Limits) -> Result<(), ArchiveError> {
-    let mut file = File::open(archive).map_err(damaged)?;
-    let mut magic = [0; 4];
-    let read = file.read(&mut magic).map_err(damaged)?;
-    file.seek(SeekFrom::Start(0)).map_err(damaged)?;
     let mut unpacking = Unpacking { target, limits, bytes: 0, entries: 0, links: BTreeMap::new() };
-    match &magic[..read] {
-        [0x1f, 0x8b, ..] => unpacking.tar(GzDecoder::new(BufReader::new(file)))?,
-        [b'P', b'K', 3 | 5 | 7, _] => unpacking.zip(file)?,
-        [] => return Err(refused("the archive is empty")),
-        _ => unpacking.tar(BufReader::new(file))?,
+    match open(archive)? {
+        (Format::TarGz, file) => unpacking.tar(GzDecoder::new(BufReader::new(file)))?,
+        (Format::Zip, file) => unpacking.zip(file)?,
+        (Format::Tar, file) => unpacking.tar(BufReader::new(file))?,
     }
     unpacking.make_links()?;
     if unpacking.entries == 0 {
@@ -122,26 +161,13 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// The path of an entry below the target; `None` for the root itself.
+    /// Counts an entry, and gives its path below the target; `None` for the target itself.
     fn admit(&mut self, name: &str) -> Result<Option<PathBuf>, ArchiveError> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(refused(format!("the archive holds more than {} entries", self.limits.entries)));
         }
-        if name.len() > 1024 || name.contains('\0') {
-            return Err(refused("a path in the archive is longer than 1024 bytes or holds a NUL byte"));
-        }
-        let mut path = PathBuf::new();
-        for part in Path::new(name).components() {
-            match part {
-                Component::Normal(part) => path.push(part),
-                Component::CurDir => {}
-                Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
-                    return Err(refused(format!("`{name}` leads out of the archive's folder")));
-                }
-            }
-        }
-        Ok((!path.as_os_str().is_empty()).then_some(path))
+        inside(name)
     }
 
     fn folder(&self, path: &Path) -> Result<(), ArchiveError> {
@@ -210,6 +236,7 @@ impl Unpacking<'_> {
     }
 }
 
+/// A name as text.
 fn text(bytes: &[u8]) -> Result<String, ArchiveError> {
     String::from_utf8(bytes.to_vec())
         .map_err(|_| refused(format!("the name `{}` in the archive is not UTF-8", String::from_utf8_lossy(bytes))))
