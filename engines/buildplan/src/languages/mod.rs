@@ -57,8 +57,7 @@ fn weight(draft: &Draft) -> u32 {
     let framework = plan.detection.framework.is_some();
     match plan.kind {
         Kind::Web | Kind::Api if framework => 5,
-        Kind::Worker if framework => 3,
-        Kind::Static if framework => 3,
+        Kind::Worker | Kind::Static if framework => 3,
         _ if plan.processes.contains_key("web") => 3,
         Kind::Static => 2,
         _ if !plan.processes.is_empty() => 2,
@@ -180,9 +179,9 @@ impl Pin {
 pub fn version(draft: &mut Draft, of: &str, pin: Option<Pin>) {
     let Some(pin) = pin else { return };
     let version = pin.version.trim().trim_matches(['"', '\'']);
-    let plain =
-        !version.is_empty() && version.len() < 64 && !version.contains(['\n', '$', '`', '<', '{']) | version.starts_with('<');
-    if plain {
+    // Of templates and variables, what they will be is not known.
+    let is_plain = |c: char| c.is_alphanumeric() || " .,-+_^~*<>=!|/@:()[]".contains(c);
+    if !version.is_empty() && version.len() < 64 && version.chars().all(is_plain) {
         draft.version(of, version, Source { file: &pin.file, line: pin.line });
     }
 }

@@ -1,0 +1,408 @@
+//! How each language's image is made: its base images, what is fetched before the sources come, what is
+//! kept between builds, and what of it all runs.
+
+use super::WORK;
+use crate::plan::{Kind, Plan};
+use crate::tree::Repo;
+
+/// How a language's image is made.
+#[derive(Default)]
+pub struct Recipe {
+    /// Names of base images, of the build and of the finished image.
+    pub build: &'static str,
+    pub run: &'static str,
+    pub version: Option<String>,
+    pub run_version: Option<String>,
+    /// Packages for the build, and for the finished image.
+    pub build_packages: Vec<String>,
+    pub run_packages: Vec<String>,
+    /// Lines before the sources, such as those that fetch a package manager.
+    pub prepare: Vec<String>,
+    /// Files that say what is to be fetched.
+    pub manifests: Vec<&'static str>,
+    /// Folders that are kept between builds.
+    pub caches: Vec<&'static str>,
+    /// Commands after the build, such as those that drop what only the build took.
+    pub prune: Vec<String>,
+    /// What of the sources' folder the program takes: everything, or these.
+    pub artifacts: Vec<&'static str>,
+    pub environment: Vec<(&'static str, String)>,
+    /// For the finished image only.
+    pub run_environment: Vec<(&'static str, String)>,
+    /// Put before the command.
+    pub prefix: &'static str,
+}
+
+/// The first `most` numbers of a version or of where a range begins: `>=18.2 <21` is `18`.
+fn numbers(version: Option<&String>, most: usize) -> Option<String> {
+    let whole = version?.replace("< ", "<").replace("<= ", "<=").replace("!= ", "!=");
+    let begins = |part: &&str| part.contains(|c: char| c.is_ascii_digit()) && !part.starts_with(['<', '!']);
+    let version = whole.split([',', ' ', '|']).find(begins)?;
+    let start = version.find(|c: char| c.is_ascii_digit())?;
+    let end = version[start..].find(|c: char| !(c.is_ascii_digit() || c == '.')).map_or(version.len(), |end| start + end);
+    let parts: Vec<&str> = version[start..end].split('.').filter(|part| !part.is_empty()).take(most).collect();
+    Some(parts.join(".")).filter(|text| !text.is_empty())
+}
+
+/// The recipe of a language.
+pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
+    let version = |name: &str, most| numbers(plan.detection.versions.get(name), most);
+    let strings = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let manager = plan.detection.package_manager.as_deref().unwrap_or_default();
+    let path = |folder: &str| ("PATH", format!("{WORK}/{folder}:$PATH"));
+    match language {
+        "javascript" if manager == "bun" && plan.processes.values().any(|command| command.starts_with("bun")) => Recipe {
+            build: "bun",
+            run: "bun",
+            version: version("bun", 3),
+            manifests: vec!["package.json", "bun.lock", "bun.lockb", "bunfig.toml"],
+            caches: vec!["/root/.bun/install/cache"],
+            environment: vec![("NODE_ENV", "production".into()), path("node_modules/.bin")],
+            ..Recipe::default()
+        },
+        "javascript" => {
+            let exact = plan
+                .detection
+                .versions
+                .get(manager)
+                .map_or(String::new(), |version| format!("@{}", version.trim_start_matches(['^', '~', '>', '=', 'v'])));
+            let (prepare, cache, prune) = match manager {
+                "pnpm" => (
+                    vec![format!("npm install --global pnpm{}", if exact.is_empty() { "@9" } else { &exact })],
+                    "/root/.local/share/pnpm/store",
+                    "pnpm prune --prod",
+                ),
+                "yarn" if !exact.is_empty() && !exact.starts_with("@1") || repo.has(".yarnrc.yml") => (
+                    vec![format!("npm install --global @yarnpkg/cli-dist{}", if exact.is_empty() { "@4.9.2" } else { &exact })],
+                    "/root/.yarn/berry/cache",
+                    "",
+                ),
+                "yarn" => (
+                    vec!["command -v yarn >/dev/null || npm install --global yarn@1.22.22".to_owned()],
+                    "/usr/local/share/.cache/yarn",
+                    "",
+                ),
+                "bun" => (vec!["npm install --global bun@1.4.5".to_owned()], "/root/.bun/install/cache", ""),
+                _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
+            };
+            let keeps = plan.build.build.is_none() || plan.build.release.is_some();
+            Recipe {
+                build: "node",
+                run: "node",
+                version: version("node", 1),
+                prepare,
+                manifests: vec![
+                    "package.json",
+                    "package-lock.json",
+                    "npm-shrinkwrap.json",
+                    "yarn.lock",
+                    "pnpm-lock.yaml",
+                    "pnpm-workspace.yaml",
+                    "bun.lock",
+                    "bun.lockb",
+                    ".npmrc",
+                    ".yarnrc.yml",
+                    ".yarnrc",
+                    ".yarn/releases",
+                    ".yarn/patches",
+                    ".pnp.cjs",
+                    "patches",
+                    "prisma",
+                ],
+                caches: vec![cache],
+                prune: if plan.kind == Kind::Static || prune.is_empty() || keeps && plan.build.build.is_none() && manager != "npm"
+                {
+                    Vec::new()
+                } else {
+                    strings(&[prune])
+                },
+                environment: vec![("NODE_ENV", "production".into()), path("node_modules/.bin")],
+                ..Recipe::default()
+            }
+        }
+        "deno" => Recipe {
+            build: "deno",
+            run: "deno",
+            version: version("deno", 3),
+            environment: vec![("DENO_DIR", format!("{WORK}/.deno"))],
+            ..Recipe::default()
+        },
+        "python" => {
+            let tool = match manager {
+                "uv" => "pip install --no-cache-dir uv==0.13.9",
+                "poetry" => "pip install --no-cache-dir poetry==2.5.1",
+                "pdm" => "pip install --no-cache-dir pdm==2.22.4 hishel==0.0.33 httpx==0.27.2 unearth==0.17.5",
+                "pipenv" => "pip install --no-cache-dir pipenv==2026.10.3",
+                _ => "",
+            };
+            Recipe {
+                build: "python",
+                run: "python",
+                version: version("python", 2).filter(|version| version.contains('.')),
+                prepare: strings(&[tool]).into_iter().filter(|line| !line.is_empty()).collect(),
+                manifests: vec![
+                    "requirements.txt",
+                    "requirements",
+                    "pyproject.toml",
+                    "uv.lock",
+                    "poetry.lock",
+                    "poetry.toml",
+                    "pdm.lock",
+                    "Pipfile",
+                    "Pipfile.lock",
+                    "package.json",
+                    "package-lock.json",
+                ],
+                caches: vec!["/root/.cache"],
+                environment: vec![("PYTHONUNBUFFERED", "1".into()), ("PYTHONDONTWRITEBYTECODE", "1".into()), path(".venv/bin")],
+                ..Recipe::default()
+            }
+        }
+        "go" => Recipe {
+            build: "go",
+            run: "debian",
+            version: version("go", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            manifests: vec!["go.mod", "go.sum", "go.work", "go.work.sum"],
+            caches: vec!["/go/pkg/mod", "/root/.cache/go-build"],
+            // What the program reads beside itself stays there; what it was made of does not.
+            prune: strings(&["find . -name '*.go' -delete && rm -rf vendor"]),
+            ..Recipe::default()
+        },
+        "rust" => Recipe {
+            build: "rust",
+            run: "debian",
+            version: version("rust", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            caches: vec!["/usr/local/cargo/registry", "/app/target"],
+            prune: strings(&["rm -rf src crates tests benches .crates.toml .crates2.json"]),
+            ..Recipe::default()
+        },
+        "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
+            let (build, cache): (&str, &str) = match manager {
+                "maven" => ("maven", "/root/.m2"),
+                "gradle" => ("gradle", "/root/.gradle"),
+                "sbt" | "mill" => ("sbt", "/root/.cache"),
+                "leiningen" => ("leiningen", "/root/.m2"),
+                "clojure" => ("clojure", "/root/.m2"),
+                _ => ("jdk", "/root/.cache"),
+            };
+            Recipe {
+                build,
+                run: "jre",
+                version: version("java", 1).filter(|_| build != "sbt"),
+                run_version: version("java", 1).or_else(|| Some("21".into())),
+                caches: vec![cache],
+                prune: strings(&["rm -rf src .git .gradle"]),
+                ..Recipe::default()
+            }
+        }
+        "ruby" => Recipe {
+            build: "ruby",
+            run: "ruby",
+            version: version("ruby", 2),
+            build_packages: strings(&["build-essential", "git", "libyaml-dev", "pkg-config"])
+                .into_iter()
+                .chain(
+                    plan.detection
+                        .languages
+                        .iter()
+                        .any(|name| name == "javascript")
+                        .then(|| "nodejs npm".to_owned())
+                        .into_iter()
+                        .flat_map(|both| both.split(' ').map(str::to_owned).collect::<Vec<_>>()),
+                )
+                .collect(),
+            manifests: vec!["Gemfile", "Gemfile.lock", ".ruby-version"],
+            environment: vec![("BUNDLE_APP_CONFIG", format!("{WORK}/.bundle"))],
+            ..Recipe::default()
+        },
+        "php" => Recipe {
+            build: "php",
+            run: "php",
+            version: version("php", 2),
+            build_packages: strings(&["ca-certificates", "curl", "git", "unzip"]),
+            prepare: if manager == "composer" {
+                strings(&[
+                    "command -v composer >/dev/null || curl -fsSL https://getcomposer.org/installer | php -- --install-dir=/usr/local/bin --filename=composer",
+                ])
+            } else {
+                Vec::new()
+            },
+            caches: vec!["/root/.composer/cache"],
+            ..Recipe::default()
+        },
+        "elixir" => Recipe {
+            build: "elixir",
+            run: if plan.processes.values().any(|command| command.starts_with("_build/")) { "debian" } else { "elixir" },
+            version: version("elixir", 2),
+            run_version: Some("bookworm".into())
+                .filter(|_| plan.processes.values().any(|command| command.starts_with("_build/"))),
+            build_packages: strings(&["build-essential", "git"]),
+            run_packages: strings(&["ca-certificates", "libncurses6", "libstdc++6", "libssl3"]),
+            environment: vec![("LANG", "C.UTF-8".into())],
+            ..Recipe::default()
+        },
+        "erlang" => Recipe {
+            build: "erlang",
+            run: "erlang",
+            version: version("erlang", 1),
+            build_packages: strings(&["git"]),
+            ..Recipe::default()
+        },
+        "gleam" => Recipe { build: "gleam", run: "gleam", version: version("gleam", 3), ..Recipe::default() },
+        "dotnet" => Recipe {
+            build: "dotnet-sdk",
+            run: "dotnet",
+            version: version("dotnet", 2).filter(|version| version.contains('.')),
+            caches: vec!["/root/.nuget/packages"],
+            artifacts: vec!["out"],
+            environment: vec![("DOTNET_CLI_TELEMETRY_OPTOUT", "1".into())],
+            ..Recipe::default()
+        },
+        "swift" => Recipe {
+            build: "swift",
+            run: "swift",
+            version: version("swift", 2),
+            prune: strings(&["rm -rf .build Sources Tests"]),
+            ..Recipe::default()
+        },
+        "haskell" => Recipe {
+            build: "haskell",
+            run: "debian",
+            version: version("ghc", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates", "libgmp10"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "dart" if plan.kind == Kind::Static => {
+            Recipe { build: "flutter", run: "static", version: version("flutter", 3), ..Recipe::default() }
+        }
+        "dart" => Recipe {
+            build: "dart",
+            run: "debian",
+            version: version("dart", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "crystal" => Recipe {
+            build: "crystal",
+            run: "debian",
+            version: version("crystal", 2),
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates", "libevent-2.1-7", "libgc1", "libpcre2-8-0", "libssl3"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "ocaml" => Recipe { build: "ocaml", run: "ocaml", ..Recipe::default() },
+        "perl" => Recipe {
+            build: "perl",
+            run: "perl",
+            version: version("perl", 2),
+            build_packages: strings(&["build-essential", "cpanminus"]),
+            manifests: vec!["cpanfile", "cpanfile.snapshot"],
+            environment: vec![path("local/bin")],
+            ..Recipe::default()
+        },
+        "r" => Recipe { build: "r", run: "r", version: version("r", 3), manifests: vec!["renv.lock"], ..Recipe::default() },
+        "julia" => Recipe {
+            build: "julia",
+            run: "julia",
+            version: version("julia", 2),
+            environment: vec![("JULIA_DEPOT_PATH", format!("{WORK}/.julia"))],
+            ..Recipe::default()
+        },
+        "c" | "cpp" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["build-essential"]),
+            run_packages: strings(&["ca-certificates"]),
+            prune: strings(&["find . -name '*.o' -delete"]),
+            ..Recipe::default()
+        },
+        "cobol" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["gnucobol"]),
+            run_packages: strings(&["libcob4"]),
+            artifacts: vec!["bin"],
+            ..Recipe::default()
+        },
+        "lua" => Recipe {
+            build: "debian",
+            run: "debian",
+            build_packages: strings(&["build-essential", "lua5.1", "luarocks"]),
+            run_packages: strings(&["lua5.1"]),
+            ..Recipe::default()
+        },
+        _ => Recipe { build: "debian", run: "debian", run_packages: strings(&["ca-certificates"]), ..Recipe::default() },
+    }
+}
+
+/// Traces from outside of the program, where its language has a way.
+pub fn instrument(language: &str, recipe: &mut Recipe) {
+    match language {
+        "javascript" => {
+            recipe.prune.push(
+                "npm install --no-save --no-audit @opentelemetry/api@1.10.0 @opentelemetry/auto-instrumentations-node@0.82.0"
+                    .into(),
+            );
+            recipe.run_environment.push(("NODE_OPTIONS", "--require @opentelemetry/auto-instrumentations-node/register".into()));
+        }
+        "python" => {
+            recipe.prune.push(".venv/bin/python -m pip install opentelemetry-distro opentelemetry-exporter-otlp && .venv/bin/opentelemetry-bootstrap --action install".into());
+            recipe.prefix = "opentelemetry-instrument ";
+        }
+        "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
+            let agent = "https://repo1.maven.org/maven2/io/opentelemetry/javaagent/opentelemetry-javaagent/2.10.0/opentelemetry-javaagent-2.10.0.jar";
+            recipe.prune.push(format!("curl -fsSL -o opentelemetry-javaagent.jar {agent}"));
+            recipe.run_environment.push(("JAVA_TOOL_OPTIONS", format!("-javaagent:{WORK}/opentelemetry-javaagent.jar")));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{numbers, recipe};
+    use crate::dockerfile::IMAGES;
+    use crate::plan::Plan;
+    use crate::tree::{Memory, Repo};
+
+    #[test]
+    fn every_recipe_names_images_that_there_are() {
+        let tree = Memory::new([("Makefile", "")]);
+        let (languages, managers) = (
+            "javascript deno python go rust java kotlin scala groovy clojure ruby php elixir erlang gleam dotnet swift haskell \
+             dart crystal ocaml perl r julia c cpp cobol lua shell",
+            "npm bun maven gradle sbt mill leiningen clojure other",
+        );
+        for language in languages.split_whitespace() {
+            for manager in managers.split_whitespace() {
+                let mut plan = Plan::default();
+                plan.detection.package_manager = Some(manager.to_owned());
+                plan.processes.insert("web".into(), "bun run server.ts".into());
+                let recipe = recipe(&Repo::new(&tree), language, &plan);
+                for name in [recipe.build, recipe.run] {
+                    assert!(IMAGES.iter().any(|(known, ..)| *known == name), "{name} of {language} with {manager}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_gives_a_version() {
+        let of = |text: &str, most| numbers(Some(&text.to_owned()), most);
+        assert_eq!(of(">=18.2 <21", 1).as_deref(), Some("18"));
+        assert_eq!(of("^3.11", 2).as_deref(), Some("3.11"));
+        assert_eq!(of("3.12.4", 2).as_deref(), Some("3.12"));
+        assert_eq!(of("<4, >=3.9", 2).as_deref(), Some("3.9"));
+        assert_eq!(of("lts/*", 1), None);
+        assert_eq!(of("< 4", 1), None, "where it ends says not what there is");
+    }
+}
