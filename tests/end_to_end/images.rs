@@ -14,13 +14,14 @@ use crate::{test_of_containers, test_with};
 const TOOLCHAINS: &str = "capsule-test-toolchains";
 const FILES: &str = "capsule-test-files";
 /// Base images that a plan may name.
-const BASES: [&str; 12] = ["node", "python", "go", "rust", "maven", "gradle", "jdk", "jre", "ruby", "php", "debian", "bun"];
+const BASES: [&str; 13] =
+    ["node", "python", "go", "rust", "maven", "gradle", "jdk", "jre", "ruby", "php", "debian", "bun", "deno"];
 
 /// From the repository's root; `scripts/bootstrap test` installs it.
 const HADOLINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/hadolint/bin/hadolint");
 
 /// An example or fixture, a page, and what is on it.
-const CASES: [(&str, &str, &str); 15] = [
+const CASES: [(&str, &str, &str); 17] = [
     ("examples/express", "/greet/Ada", "Ada"),
     ("examples/next", "/", "Hello from Next"),
     ("examples/vite-react", "/any/page/of/it", "Hello from Vite"),
@@ -31,6 +32,8 @@ const CASES: [(&str, &str, &str); 15] = [
     ("managers/pnpm", "/", "two days are 172800000 ms"),
     ("managers/yarn", "/", "two days are 172800000 ms"),
     ("managers/yarn-berry", "/", "two days are 172800000 ms"),
+    ("managers/bun", "/", "two days are 172800000 ms on Bun"),
+    ("managers/deno", "/", "two days are 172800000 ms on Deno"),
     ("managers/uv", "/", "installed by uv"),
     ("managers/poetry", "/", "installed by poetry"),
     ("managers/pdm", "/", "installed by pdm"),

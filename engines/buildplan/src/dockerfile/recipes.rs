@@ -120,13 +120,7 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                 ..Recipe::default()
             }
         }
-        "deno" => Recipe {
-            build: "deno",
-            run: "deno",
-            version: version("deno", 3),
-            environment: vec![("DENO_DIR", format!("{WORK}/.deno"))],
-            ..Recipe::default()
-        },
+        "deno" => Recipe { build: "deno", run: "deno", version: version("deno", 3), ..Recipe::default() },
         "python" => {
             let tool = match manager {
                 "uv" => "pip install --no-cache-dir uv==0.13.9",

@@ -3,6 +3,7 @@
 
 mod beam;
 mod compiled;
+mod deno;
 mod dotnet;
 mod go;
 mod jvm;
@@ -38,7 +39,7 @@ const LANGUAGES: [(IsThere, Detect); 27] = [
     (compiled::crystal_is_there, compiled::crystal),
     (compiled::zig_is_there, compiled::zig),
     (compiled::ocaml_is_there, compiled::ocaml),
-    (node::deno_is_there, node::deno),
+    (deno::is_there, deno::detect),
     (node::is_there, node::detect),
     (scripted::lua_is_there, scripted::lua),
     (scripted::perl_is_there, scripted::perl),

@@ -12,7 +12,6 @@ use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Repo, line_of};
 
 pub const FILE: &str = "package.json";
-const DENO: [&str; 2] = ["deno.json", "deno.jsonc"];
 
 const LOCKS: [(&str, &str); 6] = [
     ("pnpm-lock.yaml", "pnpm"),
@@ -45,7 +44,7 @@ const TYPED: [&str; 8] =
 
 pub fn is_there(repo: &Repo<'_>) -> Option<String> {
     let file = repo.first(&[FILE, "bunfig.toml", "rush.json"]);
-    file.or_else(|| repo.first(&["server.js", "index.ts"]).filter(|_| deno_is_there(repo).is_none())).map(str::to_owned)
+    file.or_else(|| repo.first(&["server.js", "index.ts"]).filter(|_| super::deno::is_there(repo).is_none())).map(str::to_owned)
 }
 
 pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
@@ -685,69 +684,4 @@ fn angular_output(repo: &Repo<'_>) -> Option<(String, String, Option<usize>)> {
     let folder = base.map_or_else(|| format!("dist/{name}"), str::to_owned);
     let folder = if builder.ends_with(":application") { format!("{folder}/browser") } else { folder };
     Some((folder, "angular.json".to_owned(), line_of(&text, "\"outputPath\"").or_else(|| line_of(&text, "\"builder\""))))
-}
-
-pub fn deno_is_there(repo: &Repo<'_>) -> Option<String> {
-    repo.first(&[DENO[0], DENO[1], "deno.lock"]).map(str::to_owned)
-}
-
-pub fn deno(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
-    let marker = deno_is_there(repo).unwrap_or_default();
-    draft.language("deno", Source::file(&marker));
-    draft.package_manager("deno", Source::file(&marker), "its settings are there");
-    version(draft, "deno", pinned(repo, &["deno"], &[(".deno-version", "v"), (".dvmrc", "v")]));
-    let file = repo.first(&DENO).unwrap_or(DENO[0]);
-    let json = repo.json(file)?.unwrap_or(Value::Null);
-    let text = repo.text(file);
-    let mut dependencies = Dependencies::default();
-    let imports = json.get("imports").and_then(Value::as_object).into_iter().flatten();
-    for (name, target) in imports {
-        let target = target.as_str().unwrap_or_default();
-        let line = line_of(&text, &format!("\"{name}\""));
-        // `jsr:@oak/oak@17`, `npm:hono@4`, `https://deno.land/x/oak@v12/mod.ts`
-        let package = target.trim_start_matches("jsr:").trim_start_matches("npm:").trim_start_matches("https://deno.land/x/");
-        let package = package.get(1..).and_then(|rest| rest.find('@')).map_or(package, |at| &package[..=at]);
-        for name in [name.trim_start_matches('$').trim_end_matches('/'), package.trim_start_matches('/')] {
-            dependencies.add(name, file, line);
-        }
-    }
-    let found = frameworks::find("deno", &dependencies, repo);
-    if let Some(found) = &found {
-        draft.found(found);
-    }
-    let task = |name: &str| json.get("tasks")?.get(name).and_then(|task| task.as_str().or_else(|| task.get("command")?.as_str()));
-    if task("build").is_some() {
-        draft.build("deno task build", Source::line(file, &text, "\"build\""), "task \"build\"");
-    }
-    let entry = ["main.ts", "server.ts", "mod.ts", "index.ts", "app.ts", "src/main.ts", "main.js", "server.js"];
-    if found.as_ref().is_some_and(|found| found.framework.kind.is_files()) {
-        if let Some(found) = &found {
-            draft.files(found, found.framework.output.unwrap_or("_site"));
-        }
-    } else if let Some(name) = ["start", "serve", "preview"].into_iter().find(|name| task(name).is_some()) {
-        draft.process(
-            "web",
-            &format!("deno task {name}"),
-            Source::line(file, &text, &format!("\"{name}\"")),
-            &format!("task \"{name}\""),
-            1.0,
-        );
-    } else if let Some(main) = repo.first(&entry) {
-        draft.install(&format!("deno cache {main}"), Source::file(main), "what it imports");
-        draft.process(
-            "web",
-            &format!("deno run --allow-all {main}"),
-            Source::file(main),
-            "a file of this name usually starts it",
-            0.8,
-        );
-    } else {
-        draft.kind(Kind::Library);
-    }
-    if draft.plan.processes.contains_key("web") {
-        let source = found.as_ref().map_or_else(|| Source::file(&marker), Found::source);
-        draft.usual_port(found.as_ref(), 8000, source);
-    }
-    dependencies.conclude("deno", draft);
-    Ok(())
 }
