@@ -20,7 +20,8 @@ const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
 ];
 
 /// A fixture in a language, what it takes, and its page.
-pub const LANGUAGES: [(&str, &[&str], &str); 6] = [
+pub const LANGUAGES: [(&str, &[&str], &str); 7] = [
+    ("python", &["python3"], "hello from Python"),
     ("php", &["php"], "hello you from PHP"),
     ("ruby", &["ruby"], "hello from Ruby"),
     ("c", &["cmake", "c++"], "hello from C"),
@@ -70,12 +71,14 @@ pub fn trials() -> Vec<Trial> {
         ("poetry", "installed by poetry"),
         ("yarn-berry", "two days are 172800000 ms"),
         ("bun", "two days are 172800000 ms on Bun"),
+        ("deno", "two days are 172800000 ms on Deno"),
         ("pdm", "installed by pdm"),
         ("pipenv", "installed by pipenv"),
         ("hatch", "installed by hatch"),
     ] {
         // Where the host has no such manager, one is fetched by its language's own means.
-        let programs: &[&str] = if matches!(manager, "pnpm" | "yarn" | "yarn-berry" | "bun") { &["npm"] } else { &["python3"] };
+        let programs: &[&str] =
+            if matches!(manager, "pnpm" | "yarn" | "yarn-berry" | "bun" | "deno") { &["npm"] } else { &["python3"] };
         trials.push(test_with(&format!("a project of {manager} is installed from its lock file"), programs, move || {
             let server = Server::default();
             let folder = fixture(&format!("managers/{manager}"));

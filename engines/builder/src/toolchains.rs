@@ -16,8 +16,10 @@ const CA_BUNDLE: &str = "/opt/capsule/bin/ca-bundle.crt";
 /// Folders below a home that version managers and installers keep whole toolchains in.
 const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
 
-/// Package managers that Capsule fetches by their language's own means where the host has none.
-const FETCHED: [(&str, &str); 8] = [
+/// What stands in for programs that the host has not: package managers are fetched by their language's own
+/// means, and Python is called as its makers call it.
+const STAND_INS: [(&str, &str); 9] = [
+    ("python", "#!/bin/sh\nexec python3 \"$@\"\n"),
     ("pnpm", "#!/bin/sh\nexec npx --yes pnpm@9.15.9 \"$@\"\n"),
     (
         "yarn",
@@ -77,7 +79,7 @@ impl Toolchains {
     /// When the wrappers cannot be written.
     pub fn discover(directory: &Path, settings: Settings) -> std::io::Result<Self> {
         std::fs::create_dir_all(directory)?;
-        for (name, script) in FETCHED {
+        for (name, script) in STAND_INS {
             let file = directory.join(name);
             std::fs::write(&file, script)?;
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
