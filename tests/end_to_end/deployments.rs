@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         test("what the operator sets for builds reaches them", operator_settings),
         test("a build is limited in time, memory and disk, and its processes end with it", limits),
         test("the log of a build shows variables, and no secret", masked),
+        test("folders without end are removed, and bring nothing down", bottomless),
         test("links that a build leaves in its cache lead Capsule nowhere", planted),
         test("an application that closes kept connections without a word loses no request", abrupt),
         test("the application sees its address, its port and its visitor", forwarded),
@@ -301,6 +302,31 @@ fn masked() {
     assert!(built.err.contains("turquoise is not ***"), "{built:?}");
     let log = server.capsule(&["logs", &at, "--deployment"]).ok();
     assert!(!built.err.contains(secret) && !log.out.contains(secret), "{log:?}");
+    assert!(log.out.contains("build: done in "), "{log:?}");
+}
+
+fn bottomless() {
+    // A cache that may hold nothing is evicted after each build.
+    let server = Server::with(&["build.cache_mib=0"]);
+    let folder = probe("one");
+    let dig = "import os, sys\nfor place in sys.argv[1:]:\n    os.chdir(place)\n    for _ in range(30000):\n        os.mkdir('d')\n        os.chdir('d')\n";
+    write(&folder, "dig.py", dig);
+    // Folders of services, each with the folder of its environment and the file that builds hold.
+    let caches = || {
+        let services = std::fs::read_dir(server.data().join("cache")).into_iter().flatten().flatten();
+        let inside = services.flat_map(|service| std::fs::read_dir(service.path()).into_iter().flatten().flatten());
+        inside.filter(|entry| entry.path().is_dir()).count()
+    };
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    for (end, succeeds) in [("false", false), ("true", true)] {
+        write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = 'python3 dig.py /cache /app && {end}'\n"));
+        assert_eq!(server.deploy(folder.path(), "app").success, succeeds);
+        eventually("what the build left is gone", || (server.entries("work", "") == 0 && caches() == 0).then_some(()));
+    }
+    assert_eq!(server.get(HOST, "/").body, "version one");
+    server.capsule(&["destroy", at(&folder), "--yes"]).ok();
+    eventually("the release is gone", || (server.entries("releases", "") == 0).then_some(()));
+    assert_eq!(server.get(HOST, "/").status, 404);
 }
 
 fn planted() {
@@ -312,7 +338,8 @@ fn planted() {
     let plant =
         |link: &str, target: &std::path::Path| format!("rm -rf /cache/{link} && ln -s {} /cache/{link}", target.display());
     let commands = [plant("home", host.path()), plant(".used", &victim), plant(".lock", &victim), plant("lock", &victim)];
-    write(&folder, "capsule.toml", &format!("[build]\nbuild = '{}'\n", commands.join(" && ")));
+    let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
+    write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = '{}'\n", commands.join(" && ")));
     for _ in 0..2 {
         let _ = server.deploy(folder.path(), "app").ok();
     }

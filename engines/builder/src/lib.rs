@@ -6,6 +6,7 @@ pub mod images;
 mod release;
 mod steps;
 mod toolchains;
+pub mod trees;
 
 pub use release::{SiteError, collect_site};
 pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};

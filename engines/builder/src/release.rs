@@ -4,6 +4,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
+use crate::archive::Limits;
+
 /// Why a site's files cannot be served; the text is for the user.
 #[derive(Debug)]
 pub struct SiteError(pub String);
@@ -25,6 +27,10 @@ const PRIVATE: [&str; 6] = [".git", ".env", ".capsuleignore", ".gitignore", "cap
 /// # Errors
 /// When the folder is not there or cannot be copied.
 pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<(), SiteError> {
+    collect_within(source, output, target, Limits::default())
+}
+
+fn collect_within(source: &Path, output: &str, target: &Path, most: Limits) -> Result<(), SiteError> {
     let inside = Path::new(output).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     let source = source.canonicalize().map_err(|error| SiteError(format!("the build is gone: {error}")))?;
     let folder =
@@ -34,42 +40,65 @@ pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<(), Si
             "the build left no folder `{output}` to serve; say where the files are in capsule.toml: [build] output = \"…\""
         )));
     };
-    copy(&source, &folder, target, 0).map_err(|error| SiteError(format!("the folder `{output}` cannot be copied: {error}")))
+    let mut copying = Copying { root: &source, most, left: most };
+    copying.copy(&folder, target, 0).map_err(|error| SiteError(format!("the folder `{output}` cannot be copied: {error}")))
 }
 
-fn copy(root: &Path, from: &Path, to: &Path, depth: usize) -> std::io::Result<()> {
-    // Links can make circles.
-    if depth > 64 {
-        return Err(std::io::Error::other(format!("{} lies too deep", from.display())));
+struct Copying<'a> {
+    root: &'a Path,
+    most: Limits,
+    /// What may still be copied. Links can lead to the same files again and again.
+    left: Limits,
+}
+
+impl Copying<'_> {
+    fn copy(&mut self, from: &Path, to: &Path, depth: usize) -> std::io::Result<()> {
+        // Links can make circles.
+        if depth > 64 {
+            return Err(std::io::Error::other(format!("{} lies too deep", from.display())));
+        }
+        std::fs::create_dir_all(to)?;
+        std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?;
+        for entry in std::fs::read_dir(from)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let hidden = name.to_str().is_some_and(|name| PRIVATE.contains(&name) || name.starts_with(".env."));
+            if hidden {
+                continue;
+            }
+            let Ok(real) = entry.path().canonicalize() else { continue };
+            if !real.starts_with(self.root) {
+                continue;
+            }
+            let kind = std::fs::metadata(&real)?;
+            let target = to.join(&name);
+            if kind.is_dir() {
+                self.take(0)?;
+                self.copy(&real, &target, depth + 1)?;
+            } else if kind.is_file() {
+                self.take(kind.len())?;
+                std::fs::copy(&real, &target)?;
+                std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o644))?;
+            }
+        }
+        Ok(())
     }
-    std::fs::create_dir_all(to)?;
-    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let hidden = name.to_str().is_some_and(|name| PRIVATE.contains(&name) || name.starts_with(".env."));
-        if hidden {
-            continue;
-        }
-        let Ok(real) = entry.path().canonicalize() else { continue };
-        if !real.starts_with(root) {
-            continue;
-        }
-        let kind = std::fs::metadata(&real)?;
-        let target = to.join(&name);
-        if kind.is_dir() {
-            copy(root, &real, &target, depth + 1)?;
-        } else if kind.is_file() {
-            std::fs::copy(&real, &target)?;
-            std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o644))?;
-        }
+
+    fn take(&mut self, bytes: u64) -> std::io::Result<()> {
+        let left = self.left.entries.checked_sub(1).zip(self.left.bytes.checked_sub(bytes));
+        let Some((entries, bytes)) = left else {
+            let Limits { bytes, entries } = self.most;
+            let text = format!("with what its links lead to, it holds more than {entries} files or {} MiB", bytes >> 20);
+            return Err(std::io::Error::other(text));
+        };
+        self.left = Limits { bytes, entries };
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::collect_site;
+    use super::{Limits, collect_site, collect_within};
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -92,5 +121,23 @@ mod tests {
             let error = collect_site(&source, output, &directory.path().join("no")).expect_err(output);
             assert!(error.to_string().contains("output"), "{error}");
         }
+    }
+
+    #[test]
+    fn links_do_not_multiply_files_without_end() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let source = directory.path().join("source");
+        for depth in 0..12 {
+            std::fs::create_dir_all(source.join(depth.to_string())).expect("makes");
+            for link in ["a", "b", "c", "d"] {
+                symlink(format!("../{}", depth + 1), source.join(depth.to_string()).join(link)).expect("links");
+            }
+        }
+        std::fs::create_dir(source.join("12")).expect("makes");
+        let error = collect_within(&source, "0", &directory.path().join("site"), Limits { bytes: 1 << 20, entries: 500 });
+        assert!(error.expect_err("16 million folders").to_string().contains("more than 500 files"));
+        std::fs::write(source.join("12/large"), vec![0; 2000]).expect("writes");
+        let error = collect_within(&source, "12", &directory.path().join("large"), Limits { bytes: 1000, entries: 500 });
+        assert!(error.expect_err("2000 bytes").to_string().contains("links lead to"));
     }
 }

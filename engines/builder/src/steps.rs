@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use capsule_buildplan::Plan;
 use capsule_runtime::logs::{Stream, Writer};
 use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, RuntimeError, Spec};
 
 use crate::toolchains::Toolchains;
+use crate::trees;
 
 /// Builds on this host.
 #[derive(Clone, Debug)]
@@ -109,6 +110,7 @@ impl Builder {
         environment: BTreeMap<String, String>,
     ) -> Result<(), BuildError> {
         say(&job.log, &format!("{step}: {command}"))?;
+        let began = Instant::now();
         let mut mounts = self.toolchains.mounts().to_vec();
         if job.cache.is_dir() {
             mounts.push(Mount { source: job.cache.clone(), target: "/cache".into(), writable: true });
@@ -138,7 +140,7 @@ impl Builder {
             }
         };
         match code {
-            0 => Ok(()),
+            0 => Ok(say(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),
             126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
             127 => Err(BuildError::Failed(format!(
                 "the {step} step (`{command}`) needs a program that is not there; the log above names it"
@@ -162,23 +164,13 @@ impl Builder {
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
             let folders = [job.directory.clone(), job.cache.clone()];
-            let held = tokio::task::spawn_blocking(move || folders.iter().map(|folder| size(folder)).sum::<u64>()).await;
-            if held.is_ok_and(|held| held > self.disk) {
+            let held = tokio::task::spawn_blocking(move || folders.iter().map(|folder| trees::size(folder)).sum::<Option<u64>>());
+            // What cannot be measured is more than it may be.
+            if held.await.is_ok_and(|held| held.is_none_or(|held| held > self.disk)) {
                 return;
             }
         }
     }
-}
-
-/// The bytes on disk of a tree. Links are not followed; what goes away meanwhile is not counted.
-fn size(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(kind) = std::fs::symlink_metadata(path) else { return 0 };
-    let own = kind.blocks() * 512;
-    if !kind.is_dir() {
-        return own;
-    }
-    own + std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum::<u64>()
 }
 
 /// The file beside a cache that builds hold while they use it; its time is that of the last use. Not
@@ -208,20 +200,21 @@ pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
         for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if cache.is_dir() {
                 let used = std::fs::metadata(lock_of(&cache)).and_then(|kind| kind.modified());
-                all.push((used.unwrap_or(SystemTime::UNIX_EPOCH), size(&cache), cache));
+                all.push((used.unwrap_or(SystemTime::UNIX_EPOCH), trees::size(&cache), cache));
             }
         }
     }
     all.sort();
-    let mut held: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+    let mut held: u64 = all.iter().filter_map(|(_, bytes, _)| *bytes).sum();
     for (_, bytes, cache) in all {
-        if held <= keep {
-            break;
+        // What cannot be measured does not stay.
+        if held <= keep && bytes.is_some() {
+            continue;
         }
         let lock = File::options().create(true).truncate(false).write(true).open(lock_of(&cache))?;
         if lock.try_lock().is_ok() {
-            std::fs::remove_dir_all(&cache)?;
-            held -= bytes;
+            trees::remove(&cache)?;
+            held -= bytes.unwrap_or_default();
         }
     }
     Ok(())
@@ -229,7 +222,7 @@ pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
 
 /// Removes a cache that no build will use again.
 pub fn remove_cache(cache: &Path) {
-    let _ = std::fs::remove_dir_all(cache);
+    let _ = trees::remove(cache);
     let _ = std::fs::remove_file(lock_of(cache));
 }
 

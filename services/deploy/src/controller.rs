@@ -229,7 +229,7 @@ async fn settle(deploys: &Deploys, placement: &Placement, row: &Row, status: Sta
     tracing::info!(deployment = %row.id, status = status.name(), why, "deployment settled");
     deploys.controller.reconcile();
     let directory = deploys.work_directory(row.id);
-    let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+    let _ = tokio::task::spawn_blocking(move || capsule_builder::trees::remove(&directory)).await;
     routes::publish(deploys).await
 }
 

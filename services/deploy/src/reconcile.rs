@@ -251,7 +251,7 @@ pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Probl
 async fn remove_all(directories: Vec<std::path::PathBuf>) {
     let _ = tokio::task::spawn_blocking(move || {
         for directory in directories {
-            let _ = std::fs::remove_dir_all(directory);
+            let _ = capsule_builder::trees::remove(&directory);
         }
     })
     .await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use capsule_builder::archive;
+use capsule_builder::{archive, trees};
 use capsule_buildplan::{Folder, Options};
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
@@ -144,7 +144,7 @@ pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Resul
                 capsule_buildplan::plan_with(&Folder::new(&directory), Options { containers: false })
                     .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
             });
-        let _ = std::fs::remove_dir_all(&directory);
+        let _ = trees::remove(&directory);
         planned
     })
     .await

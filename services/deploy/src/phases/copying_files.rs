@@ -1,7 +1,7 @@
 //! Sets the release aside: a program's folder as it was built, or the files of a site. It appears
 //! under its name as a whole or not at all.
 
-use capsule_builder::collect_site;
+use capsule_builder::{collect_site, trees};
 use capsule_buildplan::Kind;
 
 use super::{Failure, files, host};
@@ -21,9 +21,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         let source = work.join("source");
         let staged = work.join("release");
         if plan.kind == Kind::Static {
-            if staged.exists() {
-                std::fs::remove_dir_all(&staged).map_err(host)?;
-            }
+            trees::remove(&staged).map_err(host)?;
             std::fs::create_dir(&staged).map_err(host)?;
             let output = plan.build.output.as_deref().unwrap_or(".");
             collect_site(&source, output, &staged.join("site")).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -34,7 +32,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
             }
         }
         std::fs::rename(&staged, &release).map_err(host)?;
-        std::fs::remove_dir_all(&work).map_err(host)
+        trees::remove(&work).map_err(host)
     })
     .await
 }

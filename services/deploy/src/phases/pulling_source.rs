@@ -1,6 +1,6 @@
 //! Unpacks the upload into a fresh folder.
 
-use capsule_builder::archive;
+use capsule_builder::{archive, trees};
 
 use super::{Failure, files, host};
 use crate::Deploys;
@@ -11,9 +11,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         deploys.blobs.path(&row.upload_digest).map_err(|_| Failure::Failed("the uploaded source is not kept any more".into()))?;
     let work = deploys.work_directory(row.id);
     files(move || {
-        if work.exists() {
-            std::fs::remove_dir_all(&work).map_err(host)?;
-        }
+        trees::remove(&work).map_err(host)?;
         let source = work.join("source");
         std::fs::create_dir_all(&source).map_err(host)?;
         archive::unpack(&archive, &source, archive::Limits::default()).map_err(|error| Failure::Failed(error.to_string()))
