@@ -419,10 +419,10 @@ pub struct Build {
     /// The longest that it may take
     #[arg(long, value_name = "SECONDS", default_value = "1800")]
     pub seconds: u64,
-    /// The most memory that the build may use
+    /// The most memory that a step may use
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u64>,
-    /// The most that the build may use of the processors, in hundredths of a core
+    /// The most that a step may use of the processors, in hundredths of a core
     #[arg(long, value_name = "PERCENT")]
     pub cpu_percent: Option<u32>,
     /// The largest that the image may be

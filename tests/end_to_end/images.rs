@@ -55,6 +55,7 @@ pub fn trials() -> Vec<Trial> {
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
         on("the classic builder builds, and takes no secrets", classic),
         on("a build is held to its limits of memory and CPU, whoever builds", held),
+        on("a build is held to its limits where systemd manages the Engine's groups, too", held_in_slices),
         on("a private registry is asked with what docker login remembers", private),
         on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
         test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
@@ -251,29 +252,38 @@ fn classic() {
     assert!(refused.err.contains("BuildKit"), "{refused:?}");
 }
 
-/// A step that takes more memory than it may have is ended, and one that may take a quarter of a core gets no more.
 fn held() {
-    let (engine, server) = (engine(), Server::unstarted(&[]));
-    let (folder, tag) = (tempfile::tempdir().expect("a folder"), "capsule-test-held");
+    held_by(&Docker::engine(), &[None, Some("--classic")]);
+}
+
+/// `BuildKit` is told the group as it is where systemd manages the Engine's, which no machine without
+/// systemd can do.
+fn held_in_slices() {
+    let engine = Docker::with(&["--cgroup-parent", "system.slice:docker:"]);
+    engine.make_base();
+    held_by(&engine, &[None]);
+}
+
+/// A step that takes more memory than it may have is ended, and one that may take a quarter of a core gets no more.
+fn held_by(engine: &Docker, methods: &[Option<&str>]) {
+    let (server, folder, tag) = (Server::unstarted(&[]), tempfile::tempdir().expect("a folder"), "capsule-test-held");
     let with = |program: &str| {
-        std::fs::write(folder.path().join("Dockerfile"), format!("FROM {TOOLCHAINS}\nCOPY a.py .\nRUN python3 a.py\n"))
-            .expect("written");
-        std::fs::write(folder.path().join("a.py"), program).expect("written");
+        let file = format!("FROM {}\nCOPY a.pl .\nRUN perl a.pl\n", Docker::BASE);
+        std::fs::write(folder.path().join("Dockerfile"), file).expect("written");
+        std::fs::write(folder.path().join("a.pl"), program).expect("written");
     };
-    for method in [None, Some("--classic")] {
+    for method in methods {
         let build = |more: &[&str]| {
-            let words: Vec<&str> = method.into_iter().chain(["--no-cache"]).chain(more.iter().copied()).collect();
-            build(&engine, &server, folder.path(), tag, &words, &[])
+            let words: Vec<&str> = method.iter().copied().chain(["--no-cache"]).chain(more.iter().copied()).collect();
+            build(engine, &server, folder.path(), tag, &words, &[])
         };
-        with("print(len(bytearray(400000000)))");
+        with("my $held = 'x' x 400000000; print length($held), qq(\\n);");
         let killed = build(&["--memory-mib", "100"]).refused();
         assert!(killed.err.contains("137") || killed.err.contains("emory"), "{method:?}: {killed:?}");
         // What was limited for that build is not for the next.
         let _ = build(&[]).ok();
         // Seconds of the processor beside those on the wall.
-        with(
-            "import time\nbegan = time.time()\nwhile time.process_time() < 2: pass\nprint('ratio', time.process_time() / (time.time() - began), 'end')\n",
-        );
+        with("my $began = time; 1 while (times)[0] < 2; print 'ratio ', 2 / (time - $began || 1), qq( end\\n);");
         let ran = build(&["--cpu-percent", "25"]).ok();
         let ratio = ran.err.split("ratio ").skip(1).find_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
         assert!(ratio.is_some_and(|ratio| ratio < 0.4), "{method:?}: {ran:?}");

@@ -70,7 +70,7 @@ impl Docker {
     fn start() -> Self {
         let mut engine = Self { own: None, host: std::env::var("DOCKER_HOST").ok() };
         if !engine.answers() {
-            engine.start_own();
+            engine = Self::with(&[]);
         }
         if !engine.docker(&["image", "inspect", Self::BASE]).success {
             engine.make_base();
@@ -78,7 +78,12 @@ impl Docker {
         engine
     }
 
-    fn start_own(&mut self) {
+    /// An Engine of one's own, begun with these arguments; no image is in it yet.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn with(arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let host = format!("unix://{}", path("docker.sock").display());
@@ -87,6 +92,7 @@ impl Docker {
         let log = std::fs::File::create(path("log")).expect("written");
         let child = Command::new("dockerd")
             .env("PATH", search_path())
+            .args(arguments)
             .args(["--host", &host, "--bip", &format!("10.{networks}.0.1/24")])
             .args(["--default-address-pool", &format!("base=10.{networks}.128.0/17,size=24")])
             .arg("--data-root")
@@ -101,18 +107,21 @@ impl Docker {
             .spawn()
             .expect("dockerd starts");
         let log = path("log");
-        self.own = Some((folder, child));
-        self.host = Some(host);
+        let engine = Self { own: Some((folder, child)), host: Some(host) };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.answers() {
+        while !engine.answers() {
             let told = || std::fs::read_to_string(&log).unwrap_or_default();
             assert!(Instant::now() < deadline, "Docker Engine does not start:\n{}", told());
             std::thread::sleep(Duration::from_millis(200));
         }
+        engine
     }
 
-    /// `scripts/bootstrap test` makes the archive.
-    fn make_base(&self) {
+    /// Makes the base image. `scripts/bootstrap test` makes the archive.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn make_base(&self) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let archive = root().join("target/debian-bookworm.tar.gz");
         std::fs::hard_link(&archive, folder.path().join("debian.tar.gz"))

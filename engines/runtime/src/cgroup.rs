@@ -1,9 +1,11 @@
 //! Limits by control groups: version 2, version 1, or a mix of both, as the machine has it.
 
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::spec::Limits;
 
@@ -50,7 +52,7 @@ impl Groups {
     }
 
     fn create_v2(&mut self, id: &str, limits: &Limits, own: &str) {
-        let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        let path = own_path(own, UNIFIED).unwrap_or("/");
         // Shims live in `<base>/…` too: the base is what lies above any group of ours.
         let path = path.split("/capsule.").next().unwrap_or("/");
         let base = Path::new(ROOT).join(path.trim_start_matches('/'));
@@ -70,10 +72,7 @@ impl Groups {
 
     fn create_v1(&mut self, id: &str, limits: &Limits, own: &str) {
         for controller in CONTROLLERS {
-            let path = own.lines().find_map(|line| {
-                let mut parts = line.splitn(3, ':').skip(1);
-                parts.next()?.split(',').any(|name| name == controller).then(|| parts.next())?
-            });
+            let path = own_path(own, controller);
             let hierarchy = Path::new(ROOT).join(controller);
             // A container sees its own group as the hierarchy's root, and is told its name on the host.
             let base = path
@@ -107,29 +106,28 @@ impl Groups {
 /// The controllers that limit, in version 2 of control groups all in one hierarchy.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 const UNIFIED: &str = "";
-const ENABLE: &str = "+memory +cpu +pids";
 
-/// A file that holds a limit, the limit, and what lifts it.
-type Setting = (&'static str, String, &'static str);
+/// A file that holds a limit, and the limit.
+type Setting = (&'static str, String);
 
 /// The settings of a group in the hierarchy of a controller, or in the unified one.
 fn settings(hierarchy: &str, limits: &Limits) -> Vec<Setting> {
     let memory = limits.memory.map(|bytes| bytes.to_string());
-    let processes = limits.processes.map(|count| ("pids.max", count.to_string(), "max"));
+    let processes = limits.processes.map(|count| ("pids.max", count.to_string()));
     let quota = limits.cpu_percent.map(|percent| u64::from(percent) * 1000);
     let all = match hierarchy {
-        "memory" => vec![memory.map(|bytes| ("memory.limit_in_bytes", bytes, "-1"))],
+        "memory" => vec![memory.map(|bytes| ("memory.limit_in_bytes", bytes))],
         "cpu" => vec![
-            quota.map(|quota| ("cpu.cfs_quota_us", quota.to_string(), "-1")),
-            limits.low_priority.then(|| ("cpu.shares", "64".to_owned(), "1024")),
+            quota.map(|quota| ("cpu.cfs_quota_us", quota.to_string())),
+            limits.low_priority.then(|| ("cpu.shares", "64".to_owned())),
         ],
         "pids" => vec![processes],
         _ => vec![
-            memory.map(|bytes| ("memory.max", bytes, "max")),
-            limits.memory.map(|_| ("memory.swap.max", "0".to_owned(), "max")),
+            memory.map(|bytes| ("memory.max", bytes)),
+            limits.memory.map(|_| ("memory.swap.max", "0".to_owned())),
             processes,
-            quota.map(|quota| ("cpu.max", format!("{quota} 100000"), "max")),
-            limits.low_priority.then(|| ("cpu.weight", "10".to_owned(), "100")),
+            quota.map(|quota| ("cpu.max", format!("{quota} 100000"))),
+            limits.low_priority.then(|| ("cpu.weight", "10".to_owned())),
         ],
     };
     all.into_iter().flatten().collect()
@@ -137,7 +135,7 @@ fn settings(hierarchy: &str, limits: &Limits) -> Vec<Setting> {
 
 /// Writes limits; what could not be set.
 fn set(directory: &Path, settings: &[Setting]) -> Vec<String> {
-    let write = |(file, value, _): &Setting| {
+    let write = |(file, value): &Setting| {
         let error = std::fs::write(directory.join(file), value).err()?;
         // Swap accounting is often not compiled in; without swap there is nothing to limit.
         (*file != "memory.swap.max").then(|| format!("{file} could not be set: {error}"))
@@ -145,58 +143,89 @@ fn set(directory: &Path, settings: &[Setting]) -> Vec<String> {
     settings.iter().filter_map(write).collect()
 }
 
-/// Limits of a group that is another program's own. They are lifted with the last value that holds them,
-/// of this process or another.
+/// Limits for groups that another program makes, each from when it is seen.
 #[derive(Debug)]
-pub struct Held(Vec<(PathBuf, File, Vec<Setting>)>);
+pub struct Watch {
+    limits: Limits,
+    /// Whether a group is meant, by its path below the root.
+    is_meant: fn(&str) -> bool,
+    /// Where such groups may be: a hierarchy, and a folder of it.
+    places: Vec<(&'static str, PathBuf)>,
+    known: BTreeSet<PathBuf>,
+    is_empty: bool,
+}
 
-impl Held {
-    /// Limits everything in the group of this name, counted from the root; made if it is not there yet.
+impl Watch {
+    /// Begins to watch; groups that are there already are left as they are. Groups are looked for in the
+    /// folders `within`, counted from the root, in the slices that lie there, and in this process's own group.
     ///
     /// # Errors
-    /// When that is not possible here; the text says why.
-    pub fn limit(group: &Path, limits: &Limits) -> Result<Self, String> {
+    /// When limits cannot be set here; the text says why.
+    pub fn begin(within: &[&str], is_meant: fn(&str) -> bool, limits: &Limits) -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("it takes root".into());
+        }
         let root = Path::new(ROOT);
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let hierarchies = if root.join("cgroup.controllers").exists() { &[UNIFIED][..] } else { &CONTROLLERS };
-        let mut held = Self(Vec::new());
-        for hierarchy in hierarchies {
-            let settings = settings(hierarchy, limits);
-            if settings.is_empty() {
+        let mut places = Vec::new();
+        for hierarchy in hierarchies.iter().filter(|hierarchy| !settings(hierarchy, limits).is_empty()) {
+            let top = root.join(hierarchy);
+            let slices = std::fs::read_dir(&top).map_err(|error| format!("{}: {error}", top.display()))?.flatten();
+            let slices = slices.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "slice"));
+            let own = own_path(&own, hierarchy).map(|path| top.join(path.trim_start_matches('/')));
+            let folders = within.iter().map(|folder| top.join(folder)).chain(slices).chain(own);
+            places.extend(folders.map(|folder| (*hierarchy, folder)));
+        }
+        let mut watch = Self { limits: *limits, is_meant, places, known: BTreeSet::new(), is_empty: true };
+        watch.known = watch.there().into_iter().map(|(_, path)| path).collect();
+        Ok(watch)
+    }
+
+    /// The groups that are meant and there now, each with its hierarchy.
+    fn there(&self) -> Vec<(&'static str, PathBuf)> {
+        let inside = |(hierarchy, folder): &(&'static str, PathBuf)| {
+            let hierarchy = *hierarchy;
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let groups = entries.map(|entry| entry.path()).filter(|path| path.to_str().is_some_and(self.is_meant));
+            groups.filter(|path| path.is_dir()).map(|path| (hierarchy, path)).collect::<Vec<_>>()
+        };
+        self.places.iter().flat_map(inside).collect()
+    }
+
+    /// Whether no such group was seen yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.is_empty
+    }
+
+    /// Limits what is new since the last look.
+    pub fn look(&mut self) {
+        for (hierarchy, path) in self.there() {
+            if self.known.contains(&path) {
                 continue;
             }
-            let directory = root.join(hierarchy).join(group);
-            let open = || {
-                std::fs::create_dir_all(&directory)?;
-                let file = File::open(&directory)?;
-                file.lock_shared().map(|()| file)
-            };
-            let file = open().map_err(|error| format!("{}: {error}", directory.display()))?;
-            if *hierarchy == UNIFIED {
-                for above in directory.ancestors().skip(1).take_while(|path| path.starts_with(root)) {
-                    let _ = std::fs::write(above.join("cgroup.subtree_control"), ENABLE);
+            self.is_empty = false;
+            if set(&path, &settings(hierarchy, &self.limits)).is_empty() {
+                self.known.insert(path);
+            } else if path.is_dir() {
+                // It holds more than it may already, and version 1 does not take it back.
+                for pid in std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+                    if let Ok(pid) = pid.parse() {
+                        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                    }
                 }
             }
-            let failed = set(&directory, &settings);
-            held.0.push((directory, file, settings));
-            if let Some(failed) = failed.into_iter().next() {
-                return Err(failed);
-            }
         }
-        Ok(held)
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        for (directory, file, settings) in &self.0 {
-            // Whoever else holds it keeps it from being locked by one alone.
-            if file.try_lock().is_ok() {
-                for (name, _, lifted) in settings {
-                    let _ = std::fs::write(directory.join(name), lifted);
-                }
-            }
-        }
-    }
+/// The group of a process in a hierarchy, from its `/proc/<pid>/cgroup`.
+fn own_path<'o>(own: &'o str, hierarchy: &str) -> Option<&'o str> {
+    own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        parts.next()?.split(',').any(|name| name == hierarchy).then(|| parts.next())?
+    })
 }
 
 /// What of a workload's limits cannot be enforced on this host: tried, not guessed at.
@@ -237,7 +266,7 @@ fn delegate(base: &Path) -> std::io::Result<()> {
     if CONTROLLERS.iter().all(|controller| given.split_whitespace().any(|name| name == *controller)) {
         return Ok(());
     }
-    let enable = || std::fs::write(&control, ENABLE);
+    let enable = || std::fs::write(&control, CONTROLLERS.map(|name| format!("+{name}")).join(" "));
     match enable() {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {

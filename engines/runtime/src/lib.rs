@@ -23,7 +23,7 @@ pub mod shim;
 mod spec;
 pub mod uplink;
 
-pub use cgroup::{Held, unenforced};
+pub use cgroup::{Watch, unenforced};
 pub use mask::Mask;
 pub use network::prepare_host;
 pub use process::{Once, ProcessRuntime, RuntimeError};

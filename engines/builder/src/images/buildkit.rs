@@ -3,22 +3,25 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bollard::grpc::BuildRef;
 use bollard::grpc::build::{ImageBuildFrontendOptions, ImageBuildLoadInput, SecretSource};
 use bollard::grpc::driver::Build;
 use bollard::grpc::driver::moby::Moby;
-use bollard::models::SystemInfoCgroupDriverEnum;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusRequest, Vertex};
 use bytes::Bytes;
-use capsule_runtime::{Held, Limits};
+use capsule_runtime::{Limits, Watch};
 use futures_util::StreamExt;
 
 use super::progress::Told;
 use super::{Engine, ImageJob, ImageLimits, LABEL, Lost};
 use crate::BuildError;
+
+/// How often the groups of steps are looked for: a step takes longer to begin.
+const LOOK: Duration = Duration::from_millis(20);
 
 pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(), BuildError> {
     let folder = tempfile::Builder::new().prefix("capsule-build-").tempdir()?;
@@ -34,19 +37,12 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         file.write_all(value.as_bytes())?;
         options = options.set_secret(name, &SecretSource::File(path));
     }
-    let _limited = match limit(engine, &job.limits).await {
-        Ok(limited) => limited,
-        Err(why) => {
-            return Err(BuildError::Host(format!(
-                "BuildKit cannot be limited in memory and CPU here: {why}; the classic builder can (--classic)"
-            )));
-        }
-    };
     let credentials = job.credentials();
     let credentials: HashMap<&str, _> = credentials.iter().map(|(host, given)| (host.as_str(), given.clone())).collect();
     let build = BuildRef::default();
     let id = build.as_ref().to_owned();
-    let failed = std::sync::Mutex::new(None);
+    let mut watch = watch(&job.limits)?;
+    let seen = Mutex::new(Seen::default());
     let solve = Moby::new(&engine.docker).docker_build(
         &job.name,
         options.build(),
@@ -56,33 +52,56 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
     );
     let follow = async {
         // A build that cannot be followed is still a build.
-        if let Err(error) = follow(engine, &id, told, &failed).await {
+        if let Err(error) = follow(engine, &id, told, &seen).await {
             told.begun("status", &format!("what happens cannot be followed: {error}"));
         }
     };
-    let (solved, ()) = tokio::join!(solve, follow);
-    solved.map_err(|error| {
-        let step = failed.lock().ok().and_then(|mut failed| failed.take());
-        BuildError::Failed(told.masked(&step.unwrap_or_else(|| error.to_string())))
-    })
+    let limit = async {
+        while let Some(watch) = &mut watch {
+            watch.look();
+            tokio::time::sleep(LOOK).await;
+        }
+        std::future::pending().await
+    };
+    let (solved, ()) = tokio::select! {
+        done = async { tokio::join!(solve, follow) } => done,
+        never = limit => never,
+    };
+    let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    solved.map_err(|error| BuildError::Failed(told.masked(&seen.failed.unwrap_or_else(|| error.to_string()))))?;
+    if seen.ran && watch.is_some_and(|watch| watch.is_empty()) {
+        return Err(unlimited("no control group of a step was found"));
+    }
+    Ok(())
 }
 
-/// Limits what `BuildKit` runs. It has no limits of its own, and its steps run in groups below one that
-/// the Engine keeps for it: that one is limited for as long as the value lives.
-async fn limit(engine: &Engine, limits: &ImageLimits) -> Result<Option<Held>, String> {
+/// What is remembered of a build's steps.
+#[derive(Default)]
+struct Seen {
+    /// The step that failed, and why.
+    failed: Option<String>,
+    /// Whether a command was run.
+    ran: bool,
+}
+
+/// `BuildKit` has no limits of memory and CPU, but runs each step in a control group that can be told by its
+/// name.
+fn watch(limits: &ImageLimits) -> Result<Option<Watch>, BuildError> {
     if limits.memory.is_none() && limits.cpu_percent.is_none() {
         return Ok(None);
     }
-    let told = engine.docker.info().await.map_err(|error| error.to_string())?;
-    if told.cgroup_driver != Some(SystemInfoCgroupDriverEnum::CGROUPFS) {
-        return Err("the Engine's steps share no control group, since systemd manages its groups".into());
-    }
     let limits = Limits { memory: limits.memory, cpu_percent: limits.cpu_percent, ..Limits::default() };
-    Held::limit(Path::new("docker/buildkit"), &limits).map(Some)
+    // Below the Engine's own; where systemd manages its groups, `<slice>:docker:<id>` beside the Engine.
+    let is_step = |path: &str| path.contains("/buildkit/") || path.contains(".slice:docker:");
+    Watch::begin(&["", "docker/buildkit"], is_step, &limits).map(Some).map_err(|why| unlimited(&why))
+}
+
+fn unlimited(why: &str) -> BuildError {
+    BuildError::Host(format!("BuildKit cannot be held to limits of memory and CPU here: {why}; --classic builds with them"))
 }
 
 /// Tells what happens, until the build is over.
-async fn follow(engine: &Engine, id: &str, told: &Told<'_>, failed: &std::sync::Mutex<Option<String>>) -> Result<(), Lost> {
+async fn follow(engine: &Engine, id: &str, told: &Told<'_>, seen: &Mutex<Seen>) -> Result<(), Lost> {
     let request = hyper::Request::post("/grpc").header("connection", "Upgrade").header("upgrade", "h2c");
     let response = engine.send(request).await?;
     let mut upgraded = Some(hyper::upgrade::on(response).await?);
@@ -106,10 +125,10 @@ async fn follow(engine: &Engine, id: &str, told: &Told<'_>, failed: &std::sync::
             if vertex.completed.is_some() {
                 told.done(&vertex.digest, seconds(vertex), vertex.cached);
             }
-            if !vertex.error.is_empty()
-                && let Ok(mut failed) = failed.lock()
-            {
-                *failed = Some(format!("{}: {}", vertex.name, vertex.error));
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.ran |= !vertex.cached && vertex.completed.is_some() && vertex.name.contains("] RUN ");
+            if !vertex.error.is_empty() {
+                seen.failed = Some(format!("{}: {}", vertex.name, vertex.error));
             }
         }
     }

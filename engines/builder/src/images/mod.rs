@@ -35,9 +35,9 @@ const LABEL: &str = "dev.capsule.built";
 pub struct ImageLimits {
     /// Wall-clock time.
     pub time: Option<Duration>,
-    /// Bytes of memory: of a step, where the classic builder builds; of all that `BuildKit` builds at a time.
+    /// Bytes of memory of a step.
     pub memory: Option<u64>,
-    /// Hundredths of a core, counted the same way.
+    /// Hundredths of a core, of a step.
     pub cpu_percent: Option<u32>,
     /// Bytes of the finished image.
     pub disk: Option<u64>,
