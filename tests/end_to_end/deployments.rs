@@ -5,7 +5,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::load::Load;
-use crate::test_of_processes as test;
+use crate::{test_of_processes as test, test_with};
 
 const HOST: &str = "app-production.localhost";
 
@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         test("what the operator sets for builds reaches them", operator_settings),
         test("a build is limited in time, memory and disk, and its processes end with it", limits),
         test("the log of a build shows variables, and no secret", masked),
+        test_with("what the tools of a build keep is there for the next one, and not in the release", &["npm"], kept),
         test("folders without end are removed, and bring nothing down", bottomless),
         test("links that a build leaves in its cache lead Capsule nowhere", planted),
         test("an application that closes kept connections without a word loses no request", abrupt),
@@ -303,6 +304,23 @@ fn masked() {
     let log = server.capsule(&["logs", &at, "--deployment"]).ok();
     assert!(!built.err.contains(secret) && !log.out.contains(secret), "{log:?}");
     assert!(log.out.contains("build: done in "), "{log:?}");
+}
+
+fn kept() {
+    let (server, folder) = (Server::default(), tempfile::tempdir().expect("a folder"));
+    write(&folder, "package.json", r#"{"name": "x", "scripts": {"build": "sh build.sh", "start": "node server.js"}}"#);
+    write(
+        &folder,
+        "build.sh",
+        "mkdir -p node_modules/.cache && echo >>node_modules/.cache/times && echo built $(wc -l <node_modules/.cache/times)",
+    );
+    let program = "require('http').createServer((q, a) => a.end(String(require('fs').existsSync('node_modules/.cache')))).listen(process.env.PORT)";
+    write(&folder, "server.js", program);
+    for times in ["built 1", "built 2"] {
+        let deployed = server.deploy(folder.path(), "app").ok();
+        assert!(deployed.err.contains(times), "{deployed:?}");
+        assert_eq!(server.get(HOST, "/").body, "false");
+    }
 }
 
 fn bottomless() {

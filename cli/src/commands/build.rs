@@ -23,6 +23,13 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
             let options = ImageOptions {
                 images: base_images(&build.images)?,
                 buildkit: !build.classic,
+                // What is built under one name shares its caches, and with nothing else.
+                scope: build
+                    .tag
+                    .rsplit_once(':')
+                    .filter(|(_, tag)| !tag.contains('/'))
+                    .map_or(&*build.tag, |(name, _)| name)
+                    .to_owned(),
                 secrets: build.secrets.clone(),
                 arguments: build.arguments.clone(),
                 opentelemetry: build.opentelemetry,

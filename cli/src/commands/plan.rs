@@ -33,6 +33,12 @@ pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Resul
     }
     let mut options = ImageOptions {
         buildkit: !image.classic,
+        scope: of
+            .folder
+            .canonicalize()
+            .ok()
+            .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .unwrap_or_default(),
         secrets: image.secrets.clone(),
         arguments: image.arguments.clone(),
         opentelemetry: image.opentelemetry,

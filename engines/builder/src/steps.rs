@@ -89,10 +89,24 @@ impl Builder {
         std::fs::create_dir_all(job.cache.join("home"))?;
         own(&job.cache, job.uid)?;
         own(&job.cache.join("home"), job.uid)?;
-        for (step, command) in [("install", &plan.build.install), ("build", &plan.build.build)] {
-            if let Some(command) = command {
-                let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());
-                self.step(step, command, job, environment.chain(job.environment.clone()).collect()).await?;
+        let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());
+        let environment: BTreeMap<_, _> = environment.chain(job.environment.clone()).collect();
+        if let Some(command) = &plan.build.install {
+            self.step("install", command, job, environment.clone()).await?;
+        }
+        if let Some(command) = &plan.build.build {
+            // By the user's own rights: what is in the way of these folders may be a link to anywhere.
+            let kept = capsule_buildplan::kept(plan);
+            let lend = |folder: &&str| {
+                format!("mkdir -p /cache/kept/{folder} {folder} && rm -rf {folder} && ln -s /cache/kept/{folder} {folder}; ")
+            };
+            let lend: String = kept.iter().map(lend).collect();
+            if !lend.is_empty() {
+                self.run("keep", &lend, job, environment.clone()).await?;
+            }
+            self.step("build", command, job, environment.clone()).await?;
+            if !lend.is_empty() {
+                self.run("keep", &format!("rm -rf {}", kept.join(" ")), job, environment).await?;
             }
         }
         Ok(())
@@ -111,6 +125,25 @@ impl Builder {
     ) -> Result<(), BuildError> {
         say(&job.log, &format!("{step}: {command}"))?;
         let began = Instant::now();
+        match self.run(step, command, job, environment).await? {
+            0 => Ok(say(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),
+            126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
+            127 => Err(BuildError::Failed(format!(
+                "the {step} step (`{command}`) needs a program that is not there; the log above names it"
+            ))),
+            137 => Err(BuildError::Failed(format!(
+                "the {step} step (`{command}`) was killed: it took longer than {} s or needed more memory than a build may use ({} MiB)",
+                self.limits.seconds.unwrap_or_default(),
+                self.limits.memory.unwrap_or_default() >> 20
+            ))),
+            code => {
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) ended with status {code}; the log above says why")))
+            }
+        }
+    }
+
+    /// The same, without a word of it in the log; how it ended.
+    async fn run(&self, step: &str, command: &str, job: &Job, environment: BTreeMap<String, String>) -> Result<i32, BuildError> {
         let mut mounts = self.toolchains.mounts().to_vec();
         if job.cache.is_dir() {
             mounts.push(Mount { source: job.cache.clone(), target: "/cache".into(), writable: true });
@@ -131,27 +164,12 @@ impl Builder {
             masked: job.masked.clone(),
         };
         let mut running = self.runtime.run_once(&spec).await?;
-        let code = tokio::select! {
-            code = running.wait() => code?,
+        tokio::select! {
+            code = running.wait() => Ok(code?),
             () = self.overfull(job) => {
                 // Dropped with this, the step ends.
                 let most = self.disk >> 20;
-                return Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk")));
-            }
-        };
-        match code {
-            0 => Ok(say(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),
-            126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
-            127 => Err(BuildError::Failed(format!(
-                "the {step} step (`{command}`) needs a program that is not there; the log above names it"
-            ))),
-            137 => Err(BuildError::Failed(format!(
-                "the {step} step (`{command}`) was killed: it took longer than {} s or needed more memory than a build may use ({} MiB)",
-                self.limits.seconds.unwrap_or_default(),
-                self.limits.memory.unwrap_or_default() >> 20
-            ))),
-            code => {
-                Err(BuildError::Failed(format!("the {step} step (`{command}`) ended with status {code}; the log above says why")))
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk")))
             }
         }
     }

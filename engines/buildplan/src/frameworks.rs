@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::dependencies::{Dependencies, Dependency};
-use crate::plan::Source;
+use crate::plan::{Plan, Source};
 use crate::tree::Repo;
 
 /// What kind of thing a framework makes.
@@ -53,6 +53,8 @@ pub struct Framework {
     pub start: Option<&'static str>,
     pub output: Option<&'static str>,
     pub port: Option<u16>,
+    /// Folders that a next build of the same application is quicker with.
+    pub kept: Vec<&'static str>,
 }
 
 /// All rows, in their order.
@@ -75,10 +77,21 @@ pub static TABLE: LazyLock<Vec<Framework>> = LazyLock::new(|| {
             start: given(cell()),
             output: given(cell()),
             port: cell().parse().ok(),
+            kept: cell().split_whitespace().collect(),
         });
     }
     rows
 });
+
+/// The folders of a plan's application that a next build of it is quicker with. They hold nothing that the
+/// application itself needs.
+#[must_use]
+pub fn kept(plan: &Plan) -> Vec<&'static str> {
+    // Where a build of JavaScript is, its tools keep what they may use again there.
+    let usual = plan.build.build.is_some() && plan.detection.languages.iter().any(|language| language == "javascript");
+    let framework = TABLE.iter().find(|row| Some(row.name) == plan.detection.framework.as_deref());
+    usual.then_some("node_modules/.cache").into_iter().chain(framework.iter().flat_map(|row| row.kept.iter().copied())).collect()
+}
 
 /// A framework, and what gave it away.
 #[derive(Clone, Debug)]

@@ -17,6 +17,7 @@ mod workspace;
 
 pub use declared::Declared;
 pub use dockerfile::{IMAGES, Image, ImageOptions, dockerfile};
+pub use frameworks::kept;
 pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
     Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,

@@ -6,6 +6,7 @@ mod recipes;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::frameworks::kept;
 use crate::plan::{Kind, Plan};
 use crate::tree::{Repo, Tree};
 use recipes::{Recipe, instrument, recipe};
@@ -18,6 +19,8 @@ pub struct ImageOptions {
     pub images: BTreeMap<String, String>,
     /// Whether `BuildKit` builds it: caches that outlive a build, and secrets by mount.
     pub buildkit: bool,
+    /// Who shares the caches: plans of the same scope do. An organization's, or an application's own.
+    pub scope: String,
     /// Names of variables that the build may see, and no layer may keep.
     pub secrets: Vec<String>,
     /// Names of variables that the build is given as arguments.
@@ -28,7 +31,14 @@ pub struct ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { images: BTreeMap::new(), buildkit: true, secrets: Vec::new(), arguments: Vec::new(), opentelemetry: false }
+        Self {
+            images: BTreeMap::new(),
+            buildkit: true,
+            scope: String::new(),
+            secrets: Vec::new(),
+            arguments: Vec::new(),
+            opentelemetry: false,
+        }
     }
 }
 
@@ -225,7 +235,7 @@ impl Writer<'_> {
             self.run(text, install);
         }
         if let Some(build) = &self.plan.build.build {
-            self.run(text, build);
+            self.run_with(text, build, &kept(self.plan));
         }
         for command in &recipe.prune {
             self.run(text, command);
@@ -235,12 +245,19 @@ impl Writer<'_> {
 
     /// A step, with what is kept between builds and what no layer may keep.
     fn run(&self, text: &mut String, command: &str) {
+        self.run_with(text, command, &[]);
+    }
+
+    /// A step that keeps folders of the application, too.
+    fn run_with(&self, text: &mut String, command: &str, kept: &[&str]) {
         let mut mounts = String::new();
         let mut variables = String::new();
         if self.options.buildkit {
-            for folder in &self.recipe.caches {
-                let id = folder.trim_start_matches('/').replace(['/', '.'], "-");
-                let _ = write!(mounts, "--mount=type=cache,id=capsule-{id},target={folder} ");
+            let plain = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_owned();
+            let kept = kept.iter().map(|folder| format!("{WORK}/{folder}"));
+            for folder in self.recipe.caches.iter().map(|folder| (*folder).to_owned()).chain(kept) {
+                let id = plain(&format!("capsule-{}-{folder}", self.options.scope));
+                let _ = write!(mounts, "--mount=type=cache,id={id},target={folder} ");
             }
             for name in &self.options.secrets {
                 let _ = write!(mounts, "--mount=type=secret,id={name} ");
