@@ -41,7 +41,7 @@ impl Service for Echo {
 /// Request and reply on the bus, a few hundred bytes each way: within one process, and over each broker.
 pub fn bus() -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let _inside = runtime.enter();
+    let inside = runtime.enter();
     let folder = tempfile::tempdir().expect("a folder");
     let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
     let (rabbitmq, kafka) = (RabbitMq::start(), Kafka::start());
@@ -61,7 +61,7 @@ pub fn bus() -> Vec<String> {
         ("Kafka", bus(over_kafka()), bus(over_kafka())),
     ];
     let mut peer = None;
-    shapes
+    let lines = shapes
         .into_iter()
         .enumerate()
         .map(|(at, (name, client, server))| {
@@ -83,7 +83,11 @@ pub fn bus() -> Vec<String> {
                 together / together_peer,
             )
         })
-        .collect()
+        .collect();
+    drop(inside);
+    // The brokers' clients wait for brokers that are about to end.
+    runtime.shutdown_background();
+    lines
 }
 
 /// The time of each request, one after the other, in order; and how many there are a second side by side.

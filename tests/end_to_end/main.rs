@@ -70,9 +70,9 @@ fn is_there(program: &str) -> bool {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each trial has a server and applications of its own.
+    // Each trial has a server and applications of its own, and waits for them half of its time.
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    arguments.test_threads = arguments.test_threads.or(Some(cores.clamp(2, 4)));
+    arguments.test_threads = arguments.test_threads.or(Some((2 * cores).clamp(2, 8)));
     let suites = [
         access::trials(),
         accounts::trials(),
