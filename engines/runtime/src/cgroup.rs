@@ -152,7 +152,7 @@ pub struct Watch {
     /// Where such groups may be: a hierarchy, and a folder of it.
     places: Vec<(&'static str, PathBuf)>,
     known: BTreeSet<PathBuf>,
-    is_empty: bool,
+    seen: Option<Result<(), String>>,
 }
 
 impl Watch {
@@ -177,7 +177,7 @@ impl Watch {
             let folders = within.iter().map(|folder| top.join(folder)).chain(slices).chain(own);
             places.extend(folders.map(|folder| (*hierarchy, folder)));
         }
-        let mut watch = Self { limits: *limits, is_meant, places, known: BTreeSet::new(), is_empty: true };
+        let mut watch = Self { limits: *limits, is_meant, places, known: BTreeSet::new(), seen: None };
         watch.known = watch.there().into_iter().map(|(_, path)| path).collect();
         Ok(watch)
     }
@@ -193,23 +193,24 @@ impl Watch {
         self.places.iter().flat_map(inside).collect()
     }
 
-    /// Whether no such group was seen yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.is_empty
+    /// Nothing if no group was seen yet; else whether all that were are limited, and if not, why.
+    pub fn seen(self) -> Option<Result<(), String>> {
+        self.seen
     }
 
-    /// Limits what is new since the last look.
+    /// Limits what is new since the last look. A group that cannot be limited is ended.
     pub fn look(&mut self) {
         for (hierarchy, path) in self.there() {
             if self.known.contains(&path) {
                 continue;
             }
-            self.is_empty = false;
-            if set(&path, &settings(hierarchy, &self.limits)).is_empty() {
+            let failed = set(&path, &settings(hierarchy, &self.limits));
+            if failed.is_empty() {
+                self.seen.get_or_insert(Ok(()));
                 self.known.insert(path);
             } else if path.is_dir() {
-                // It holds more than it may already, and version 1 does not take it back.
+                // In version 1, perhaps because it holds more than it may already.
+                self.seen = Some(Err(failed.join("; ")));
                 for pid in std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
                     if let Ok(pid) = pid.parse() {
                         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -68,8 +68,12 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         never = limit => never,
     };
     let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let limited = watch.map(Watch::seen);
+    if let Some(Some(Err(why))) = limited {
+        return Err(BuildError::Failed(format!("a step was ended, since it could not be held to its limits: {why}")));
+    }
     solved.map_err(|error| BuildError::Failed(told.masked(&seen.failed.unwrap_or_else(|| error.to_string()))))?;
-    if seen.ran && watch.is_some_and(|watch| watch.is_empty()) {
+    if seen.ran && limited == Some(None) {
         return Err(unlimited("no control group of a step was found"));
     }
     Ok(())
