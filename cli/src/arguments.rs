@@ -420,10 +420,10 @@ pub struct Build {
     #[arg(long, value_name = "SECONDS", default_value = "1800")]
     pub seconds: u64,
     /// The most memory that a step may use
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(6..))]
     pub memory_mib: Option<u64>,
     /// The most that a step may use of the processors, in hundredths of a core
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpu_percent: Option<u32>,
     /// The largest that the image may be
     #[arg(long, value_name = "MIB")]

@@ -13,7 +13,8 @@ pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>>
     // The tree of this folder in that commit; what follows names everything from there on.
     let prefix = text(&run(folder, &["rev-parse", "--show-prefix"])?)?;
     let tree = format!("{revision}:{}", prefix.trim_end_matches('\n'));
-    let tree = text(&run(folder, &["rev-parse", "--verify", "--end-of-options", &tree])?)?;
+    let verified = run(folder, &["rev-parse", "--verify", "--end-of-options", &tree]);
+    let tree = text(&verified.with_context(|| format!("there is no commit `{revision}` with this folder in it"))?)?;
     let tree = tree.trim_end();
     let mut paths = Vec::new();
     for entry in run(folder, &["ls-tree", "-r", "-z", "--full-tree", tree])?.split(|byte| *byte == 0) {
@@ -34,7 +35,7 @@ pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>>
 /// The files below a folder that are not as they were in a revision, those that git does not know among them.
 pub fn changed(folder: &Path, since: &str) -> anyhow::Result<Vec<String>> {
     let differ = ["diff", "--name-only", "--relative", "--no-ext-diff", "--no-textconv", "-z", "--end-of-options", since, "--"];
-    let mut names = run(folder, &differ)?;
+    let mut names = run(folder, &differ).with_context(|| format!("what has changed since `{since}` cannot be told"))?;
     names.extend(run(folder, &["ls-files", "--others", "--exclude-standard", "-z"])?);
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
@@ -51,7 +52,7 @@ fn run(folder: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
     let done = git(folder).args(arguments).output().context("git is needed to look into commits, and cannot be started")?;
     if !done.status.success() {
         let told = String::from_utf8_lossy(&done.stderr);
-        bail!("git: {}", told.trim().trim_start_matches("fatal: "));
+        bail!("git: {}", told.trim().trim_start_matches("fatal: ").trim_start_matches("error: "));
     }
     Ok(done.stdout)
 }

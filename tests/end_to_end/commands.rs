@@ -169,6 +169,9 @@ fn sources() {
     std::fs::write(&broken, b"PK\x03\x04 and no more").expect("written");
     let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
     assert!(told.err.contains("broken.zip: the archive is damaged"), "{told:?}");
+    std::fs::write(&broken, "a letter").expect("written");
+    let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
+    assert!(told.err.contains("it is no archive that is known"), "{told:?}");
     let at = folders[0].to_str().expect("a path");
     for revision in ["nothing", "--output=/tmp/escaped", "HEAD:x", "HEAD\nHEAD"] {
         let told = server.capsule(&["plan", at, &format!("--commit={revision}")]).refused();

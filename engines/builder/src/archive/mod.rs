@@ -59,16 +59,25 @@ enum Format {
 /// Opens an archive, and sees of which kind it is.
 fn open(archive: &Path) -> Result<(Format, File), ArchiveError> {
     let mut file = File::open(archive).map_err(damaged)?;
-    let mut magic = [0; 4];
-    let read = file.read(&mut magic).map_err(damaged)?;
+    let mut block = Vec::new();
+    (&file).take(512).read_to_end(&mut block).map_err(damaged)?;
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;
-    let format = match &magic[..read] {
+    let format = match block.as_slice() {
         [0x1f, 0x8b, ..] => Format::TarGz,
-        [b'P', b'K', 3 | 5 | 7, _] => Format::Zip,
+        [b'P', b'K', 3 | 5 | 7, _, ..] => Format::Zip,
         [] => return Err(refused("the archive is empty")),
-        _ => Format::Tar,
+        block if is_tar(block) => Format::Tar,
+        _ => return Err(refused("it is no archive that is known: a tar, tar.gz or zip archive of the folder is")),
     };
     Ok((format, file))
+}
+
+/// Whether a file begins as a `tar` does: with a block that holds its own sum, or with nothing at all.
+fn is_tar(block: &[u8]) -> bool {
+    let Ok(block) = <&[u8; 512]>::try_from(block) else { return false };
+    let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+    let told = tar::Header::from_byte_slice(block).cksum();
+    block.iter().all(|byte| *byte == 0) || told.is_ok_and(|told| told == sum)
 }
 
 /// The path of an entry below the archive's folder; `None` for that folder itself.
