@@ -259,7 +259,7 @@ fn held() {
 /// `BuildKit` is told the group as it is where systemd manages the Engine's, which no machine without
 /// systemd can do.
 fn held_in_slices() {
-    let engine = Docker::with(&["--cgroup-parent", "system.slice:docker:"]);
+    let engine = Docker::apart(&["--cgroup-parent", "system.slice:docker:"]);
     engine.make_base();
     held_by(&engine, &[None]);
 }

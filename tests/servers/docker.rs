@@ -70,7 +70,7 @@ impl Docker {
     fn start() -> Self {
         let mut engine = Self { own: None, host: std::env::var("DOCKER_HOST").ok() };
         if !engine.answers() {
-            engine = Self::with(&[]);
+            engine = Self::started(&["dockerd"]);
         }
         if !engine.docker(&["image", "inspect", Self::BASE]).success {
             engine.make_base();
@@ -78,21 +78,26 @@ impl Docker {
         engine
     }
 
-    /// An Engine of one's own, begun with these arguments; no image is in it yet.
+    /// An Engine of one's own, begun with these arguments; no image is in it yet. Its network is its own, too:
+    /// two Engines in one would change each other's.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
-    pub fn with(arguments: &[&str]) -> Self {
+    pub fn apart(arguments: &[&str]) -> Self {
+        Self::started(&[&["unshare", "--net", "dockerd"], arguments].concat())
+    }
+
+    fn started(words: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let host = format!("unix://{}", path("docker.sock").display());
         // Networks that no other Engine of this machine has.
         let networks = 64 + free_port() % 64;
         let log = std::fs::File::create(path("log")).expect("written");
-        let child = Command::new("dockerd")
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .env("PATH", search_path())
-            .args(arguments)
             .args(["--host", &host, "--bip", &format!("10.{networks}.0.1/24")])
             .args(["--default-address-pool", &format!("base=10.{networks}.128.0/17,size=24")])
             .arg("--data-root")

@@ -169,7 +169,7 @@ impl Builder {
             () = self.overfull(job) => {
                 // Dropped with this, the step ends.
                 let most = self.disk >> 20;
-                Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk")))
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk, or lies too deep to be measured")))
             }
         }
     }
