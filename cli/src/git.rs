@@ -1,4 +1,5 @@
-//! What a repository knows, asked of the `git` program. It runs nothing that the repository itself names.
+//! What a repository knows, asked of the `git` program. Of the programs that a repository's own configuration
+//! may name, none is run, but for filters of files, without which git cannot compare any.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,6 +8,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
 use capsule_buildplan::Listing;
+
+/// A larger file decides nothing.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// The files of a commit below a folder of the working tree, each read when it is asked for.
 pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>> {
@@ -78,7 +82,7 @@ impl Objects {
         Ok(Self { process, input, output: BufReader::new(output) })
     }
 
-    /// An object's content; nothing if there is none of this name.
+    /// An object's content; nothing if there is none of this name, or if it is too large to decide anything.
     fn read(&mut self, name: &str) -> std::io::Result<Option<Vec<u8>>> {
         if name.contains('\n') {
             return Ok(None);
@@ -87,13 +91,15 @@ impl Objects {
         let mut head = String::new();
         self.output.read_line(&mut head)?;
         // `0123… blob 17`, or `… missing`.
-        let Some(size) = head.rsplit_once(" blob ").and_then(|(_, size)| size.trim().parse::<usize>().ok()) else {
+        let Some(size) = head.rsplit_once(" blob ").and_then(|(_, size)| size.trim().parse::<u64>().ok()) else {
             return Ok(None);
         };
-        let mut content = vec![0; size];
-        self.output.read_exact(&mut content)?;
-        self.output.read_exact(&mut [0])?;
-        Ok(Some(content))
+        // With the end of the line behind it.
+        let mut all = self.output.by_ref().take(size + 1);
+        let mut content = Vec::new();
+        all.by_ref().take(size.min(MOST_BYTES)).read_to_end(&mut content)?;
+        std::io::copy(&mut all, &mut std::io::sink())?;
+        Ok((size <= MOST_BYTES).then_some(content))
     }
 }
 

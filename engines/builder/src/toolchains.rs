@@ -154,7 +154,7 @@ impl Toolchains {
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
         let mut all = self.environment.clone();
-        let own = ["/app/node_modules/.bin", "/app/.venv/bin"].map(PathBuf::from);
+        let own = ["/app/node_modules/.bin", "/app/.venv/bin", "/app/lua_modules/bin"].map(PathBuf::from);
         let path = std::env::join_paths(own.iter().chain(&self.path)).unwrap_or_default();
         all.insert("PATH".into(), path.to_string_lossy().into_owned());
         all.insert("LANG".into(), "C.UTF-8".into());

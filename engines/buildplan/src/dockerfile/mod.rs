@@ -50,13 +50,14 @@ pub struct Image {
 }
 
 /// The usual base images: name, image, and the version where the plan found none.
-pub const IMAGES: [(&str, &str, &str); 31] = [
+pub const IMAGES: [(&str, &str, &str); 33] = [
     ("node", "node:{version}-bookworm-slim", "22"),
     ("bun", "oven/bun:{version}-debian", "1"),
     ("deno", "denoland/deno:debian-{version}", "2.1.4"),
     ("python", "python:{version}-slim-bookworm", "3.12"),
+    ("conda", "condaforge/miniforge3:{version}", "26.1.0-0"),
     ("go", "golang:{version}-bookworm", "1.23"),
-    ("rust", "rust:{version}-slim-bookworm", "1.83"),
+    ("rust", "rust:{version}-slim-bookworm", "1.88"),
     ("maven", "maven:3-eclipse-temurin-{version}", "21"),
     ("gradle", "gradle:8-jdk{version}", "21"),
     ("jdk", "eclipse-temurin:{version}-jdk", "21"),
@@ -77,6 +78,7 @@ pub const IMAGES: [(&str, &str, &str); 31] = [
     ("flutter", "ghcr.io/cirruslabs/flutter:{version}", "stable"),
     ("crystal", "crystallang/crystal:{version}", "1.14"),
     ("ocaml", "ocaml/opam:debian-12-ocaml-{version}", "5.2"),
+    ("openresty", "openresty/openresty:{version}", "bookworm"),
     ("perl", "perl:{version}-slim", "5.40"),
     ("r", "rocker/r-ver:{version}", "4.4.2"),
     ("julia", "julia:{version}-bookworm", "1.11"),
@@ -204,6 +206,10 @@ impl Writer<'_> {
     fn build_stage(&self, repo: &Repo<'_>, text: &mut String) {
         let recipe = self.recipe;
         let _ = writeln!(text, "FROM {} AS build", self.image(recipe.build, recipe.version.as_deref()));
+        if recipe.build == "ocaml" {
+            // Its image is made for a user of its own.
+            let _ = writeln!(text, "# hadolint ignore=DL3002\nUSER root");
+        }
         let _ = writeln!(text, "SHELL {}", serde_json::to_string(SHELL).unwrap_or_default());
         let packages = self.plan.system_packages.iter().filter(|package| is_for_build(package));
         apt(text, packages.chain(&recipe.build_packages));

@@ -44,12 +44,75 @@ fn numbers(version: Option<&String>, most: usize) -> Option<String> {
     Some(parts.join(".")).filter(|text| !text.is_empty())
 }
 
-/// The recipe of a language.
+/// What brings a program that steps call where the image of their language has none: packages, and a command.
+const PROGRAMS: [(&str, &[&str], &str); 9] = [
+    ("make", &["make"], ""),
+    ("hugo", &["hugo"], ""),
+    ("jekyll", &["build-essential"], "gem install jekyll:4.4.1"),
+    (
+        "meteor",
+        &["ca-certificates", "curl"],
+        "METEOR_ALLOW_SUPERUSER=1 npm install --global meteor@3.5.2 --foreground-scripts && ln -s /root/.meteor/meteor /usr/local/bin/meteor",
+    ),
+    ("trunk", &[], "rustup target add wasm32-unknown-unknown && cargo install --locked trunk@0.21.14"),
+    ("dx", &["pkg-config", "libssl-dev"], "rustup target add wasm32-unknown-unknown && cargo install --locked dioxus-cli@0.7.10"),
+    ("mdbook", &[], "cargo install --locked mdbook@0.5.4"),
+    ("zola", &["ca-certificates", "g++", "git"], "cargo install --locked --git https://github.com/getzola/zola --tag v0.20.0"),
+    (
+        "zig",
+        &["python3-pip"],
+        r#"pip install --no-cache-dir --break-system-packages ziglang==0.13.0 && printf '#!/bin/sh\nexec python3 -m ziglang "$@"\n' >/usr/local/bin/zig && chmod +x /usr/local/bin/zig"#,
+    ),
+];
+
+/// The recipe of a plan, with whatever its steps call.
 pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
+    let mut recipe = of_language(repo, language, plan);
+    let steps: Vec<&str> =
+        [&plan.build.install, &plan.build.build].into_iter().flatten().flat_map(|step| programs(step)).collect();
+    let calls = |program: &str| steps.contains(&program);
+    let mut add = |packages: &[&str], command: &str| {
+        recipe.build_packages.extend(packages.iter().map(|package| (*package).to_owned()));
+        if !command.is_empty() && recipe.prepare.iter().all(|known| known != command) {
+            recipe.prepare.push(command.to_owned());
+        }
+    };
+    if !matches!(recipe.build, "node" | "bun") && ["npm", "npx", "node", "yarn", "pnpm"].into_iter().any(calls) {
+        let manager = if calls("yarn") {
+            "npm install --global yarn@1.22.22"
+        } else if calls("pnpm") {
+            "npm install --global pnpm@9.15.9"
+        } else {
+            ""
+        };
+        add(&["nodejs", "npm"], manager);
+    }
+    for (program, packages, command) in PROGRAMS {
+        if calls(program) {
+            add(packages, command);
+        }
+    }
+    if steps.contains(&"cargo") && plan.build.build.as_deref().is_some_and(|build| build.contains("cargo leptos ")) {
+        add(
+            &["pkg-config", "libssl-dev"],
+            "rustup target add wasm32-unknown-unknown && cargo install --locked cargo-leptos@0.3.11",
+        );
+    }
+    recipe
+}
+
+/// The programs that a step calls: the first word of each of its commands.
+fn programs(step: &str) -> impl Iterator<Item = &str> {
+    let commands = step.split(['&', '|', ';', '\n', '(', ')']);
+    commands.filter_map(|command| command.split_whitespace().find(|word| !word.contains('=')))
+}
+
+fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     let version = |name: &str, most| numbers(plan.detection.versions.get(name), most);
     let strings = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let manager = plan.detection.package_manager.as_deref().unwrap_or_default();
     let path = |folder: &str| ("PATH", format!("{WORK}/{folder}:$PATH"));
+    let has_javascript = plan.detection.languages.iter().any(|name| name == "javascript");
     match language {
         "javascript" if manager == "bun" && plan.processes.values().any(|command| command.starts_with("bun")) => Recipe {
             build: "bun",
@@ -121,6 +184,17 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             }
         }
         "deno" => Recipe { build: "deno", run: "deno", version: version("deno", 3), ..Recipe::default() },
+        // The environment brings a Python of its own.
+        "python" if manager == "conda" => Recipe {
+            build: "conda",
+            run: "debian",
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates"]),
+            manifests: vec!["environment.yml", "environment.yaml"],
+            caches: vec!["/opt/conda/pkgs"],
+            environment: vec![("PYTHONUNBUFFERED", "1".into()), ("PYTHONDONTWRITEBYTECODE", "1".into()), path(".venv/bin")],
+            ..Recipe::default()
+        },
         "python" => {
             let tool = match manager {
                 "uv" => "pip install --no-cache-dir uv==0.13.9",
@@ -199,15 +273,12 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             version: version("ruby", 2),
             build_packages: strings(&["build-essential", "git", "libyaml-dev", "pkg-config"])
                 .into_iter()
-                .chain(
-                    plan.detection
-                        .languages
-                        .iter()
-                        .any(|name| name == "javascript")
-                        .then(|| "nodejs npm".to_owned())
-                        .into_iter()
-                        .flat_map(|both| both.split(' ').map(str::to_owned).collect::<Vec<_>>()),
-                )
+                .chain(strings(&["nodejs", "npm"]).into_iter().filter(|_| has_javascript))
+                .collect(),
+            // The assets' tools are called by Rails itself.
+            prepare: strings(&["npm install --global yarn@1.22.22"])
+                .into_iter()
+                .filter(|_| has_javascript && repo.has("yarn.lock"))
                 .collect(),
             manifests: vec!["Gemfile", "Gemfile.lock", ".ruby-version"],
             environment: vec![("BUNDLE_APP_CONFIG", format!("{WORK}/.bundle"))],
@@ -293,7 +364,14 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             artifacts: vec!["bin"],
             ..Recipe::default()
         },
-        "ocaml" => Recipe { build: "ocaml", run: "ocaml", ..Recipe::default() },
+        "ocaml" => Recipe {
+            build: "ocaml",
+            run: "debian",
+            run_version: Some("bookworm".into()),
+            run_packages: strings(&["ca-certificates", "libev4", "libgmp10", "libssl3"]),
+            environment: vec![("OPAMROOTISOK", "1".into()), ("OPAMROOT", "/home/opam/.opam".into())],
+            ..Recipe::default()
+        },
         "perl" => Recipe {
             build: "perl",
             run: "perl",
@@ -329,9 +407,14 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
         },
         "lua" => Recipe {
             build: "debian",
-            run: "debian",
+            run: if plan.processes.values().any(|command| command.starts_with("lapis ") || command.starts_with("openresty ")) {
+                "openresty"
+            } else {
+                "debian"
+            },
             build_packages: strings(&["build-essential", "lua5.1", "luarocks"]),
             run_packages: strings(&["lua5.1"]),
+            environment: vec![path("lua_modules/bin")],
             ..Recipe::default()
         },
         _ => Recipe { build: "debian", run: "debian", run_packages: strings(&["ca-certificates"]), ..Recipe::default() },
@@ -374,7 +457,7 @@ mod tests {
         let (languages, managers) = (
             "javascript deno python go rust java kotlin scala groovy clojure ruby php elixir erlang gleam dotnet swift haskell \
              dart crystal ocaml perl r julia c cpp cobol lua shell",
-            "npm bun maven gradle sbt mill leiningen clojure other",
+            "npm bun conda maven gradle sbt mill leiningen clojure other",
         );
         for language in languages.split_whitespace() {
             for manager in managers.split_whitespace() {

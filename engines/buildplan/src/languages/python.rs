@@ -12,6 +12,24 @@ const REQUIREMENTS: &str = "requirements.txt";
 const PYPROJECT: &str = "pyproject.toml";
 const CONDA: [&str; 2] = ["environment.yml", "environment.yaml"];
 
+/// The Python that a conda environment names: `python=3.11`, or with a build behind it.
+fn conda_version(repo: &Repo<'_>) -> Option<Pin> {
+    CONDA.iter().find_map(|file| {
+        let text = repo.read(file)?;
+        let lines = text.lines().enumerate();
+        lines.filter_map(|(index, line)| Some((index, line.trim().strip_prefix("- ")?.trim_matches(['"', '\''])))).find_map(
+            |(index, item)| {
+                let wanted = item.strip_prefix("python")?.trim();
+                let exact = wanted.trim_start_matches('=');
+                let wanted = if exact == wanted { wanted } else { exact.split('=').next().unwrap_or(exact) };
+                wanted
+                    .starts_with(|c: char| c.is_ascii_digit() || "<>~".contains(c))
+                    .then(|| Pin::new(wanted, file, Some(index + 1)))
+            },
+        )
+    })
+}
+
 /// Files that usually hold the application object or start the program, most usual first.
 const ENTRIES: [&str; 22] = [
     "main.py",
@@ -174,7 +192,7 @@ impl Project {
             let version = requires.get("python_full_version").or_else(|| requires.get("python_version"))?.as_str()?;
             Some(Pin::new(version, "Pipfile", line_of(&repo.text("Pipfile"), "python_")))
         });
-        let pin = pin.or_else(|| {
+        let pin = pin.or_else(|| conda_version(repo)).or_else(|| {
             let (value, (file, line)) = self
                 .get(&["project", "requires-python"])
                 .map(|value| (value, at("requires-python")))

@@ -56,6 +56,10 @@ pub fn lua(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             Source::file(&rocks),
             "the rocks it names",
         );
+        // Where Lua finds them.
+        let path = "./?.lua;./?/init.lua;./lua_modules/share/lua/5.1/?.lua;./lua_modules/share/lua/5.1/?/init.lua;;";
+        draft.plan.build.env.insert("LUA_PATH".into(), path.into());
+        draft.plan.build.env.insert("LUA_CPATH".into(), "./lua_modules/lib/lua/5.1/?.so;;".into());
         for (index, line) in repo.text(&rocks).lines().enumerate() {
             for word in line.split(['"', '\'']).skip(1).step_by(2) {
                 dependencies.add(word.split_whitespace().next().unwrap_or_default(), &rocks, Some(index + 1));

@@ -2,6 +2,7 @@
 //! expected of it. `UPDATE_GOLDEN=1` writes them anew; look at the difference.
 
 mod awkward;
+mod images;
 mod random;
 mod rows;
 
