@@ -215,7 +215,9 @@ impl Engine {
         let answer = self.send(request).await.map_err(lost)?;
         let answer = answer.into_body().collect().await.map_err(|error| lost(error.into()))?.to_bytes();
         let cache: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
-        let filters = [("label".to_owned(), vec![LABEL.to_owned()]), ("dangling".to_owned(), vec!["true".to_owned()])];
+        // One that another build has just made gets its name a moment later.
+        let filters = [("label", LABEL), ("dangling", "true"), ("until", "10m")];
+        let filters = filters.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
         let options = PruneImagesOptions { filters: Some(filters.into()) };
         let images = self.docker.prune_images(Some(options)).await.map_err(host)?;
         let layers = images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default();
