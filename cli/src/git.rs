@@ -7,10 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
-use capsule_buildplan::Listing;
-
-/// A larger file decides nothing.
-const MOST_BYTES: u64 = 4 << 20;
+use capsule_buildplan::{Listing, MOST_BYTES};
 
 /// The files of a commit below a folder of the working tree, each read when it is asked for.
 pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>> {

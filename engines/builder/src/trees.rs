@@ -70,10 +70,7 @@ pub fn remove(path: &Path) -> std::io::Result<()> {
                 };
                 folders.push(new);
             } else {
-                match unlinkat(folder, name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(error) => return Err(error.into()),
-                }
+                unlink(folder, name, AtFlags::empty())?;
             }
         }
         Ok(())
@@ -85,16 +82,21 @@ pub fn remove(path: &Path) -> std::io::Result<()> {
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         }
-        match unlinkat(&top, &name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
+        unlink(&top, &name, AtFlags::REMOVEDIR)?;
     }
     std::fs::remove_dir(path)
 }
 
 fn open(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// What is gone already is removed.
+fn unlink(at: &OwnedFd, name: &CStr, flags: AtFlags) -> std::io::Result<()> {
+    match unlinkat(at, name, flags) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn is_folder(at: &OwnedFd, name: &CStr, told: FileType) -> std::io::Result<bool> {

@@ -22,7 +22,7 @@ pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
     Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
 };
-pub use tree::{Folder, Listing, Memory, Tree};
+pub use tree::{Folder, Listing, MOST_BYTES, Memory, Tree};
 pub use workspace::affected;
 
 use plan::Draft;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::plan::PlanError;
 
 /// A larger file decides nothing.
-const MOST_BYTES: u64 = 2 << 20;
+pub const MOST_BYTES: u64 = 2 << 20;
 /// A folder with more entries is listed up to here.
 const MOST_ENTRIES: usize = 200_000;
 

@@ -7,13 +7,13 @@ use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use capsule_buildplan::Listing;
+use capsule_buildplan::{Listing, MOST_BYTES};
 use flate2::read::GzDecoder;
 
 use super::{ArchiveError, Format, Limits, damaged, inside, open, refused, text};
 
-/// More of a file is not read: what decides is small.
-const MOST_BYTES: u64 = 4 << 20;
+/// Of a larger file so much is read that it is seen to be larger.
+const READ: u64 = MOST_BYTES + 1;
 
 /// Lists a `tar`, `tar.gz` or `zip`. Links are left out.
 ///
@@ -52,7 +52,7 @@ fn tar(mut file: File) -> Result<Listing<'static>, ArchiveError> {
     let paths: Vec<String> = places.keys().cloned().collect();
     Ok(Listing::new(paths, move |path| {
         let (at, size) = places.get(path)?;
-        let mut content = vec![0; usize::try_from(*size.min(&MOST_BYTES)).ok()?];
+        let mut content = vec![0; usize::try_from(*size.min(&READ)).ok()?];
         file.read_exact_at(&mut content, *at).ok()?;
         Some(content)
     }))
@@ -72,7 +72,7 @@ fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
     let (paths, archive): (Vec<String>, _) = (places.keys().cloned().collect(), RefCell::new(archive));
     Ok(Listing::new(paths, move |path| {
         let (mut archive, mut content) = (archive.borrow_mut(), Vec::new());
-        archive.by_index(*places.get(path)?).ok()?.take(MOST_BYTES).read_to_end(&mut content).ok()?;
+        archive.by_index(*places.get(path)?).ok()?.take(READ).read_to_end(&mut content).ok()?;
         Some(content)
     }))
 }

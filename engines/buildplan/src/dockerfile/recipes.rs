@@ -44,6 +44,9 @@ fn numbers(version: Option<&String>, most: usize) -> Option<String> {
     Some(parts.join(".")).filter(|text| !text.is_empty())
 }
 
+/// What brings the first version of yarn.
+const YARN: &str = "npm install --global yarn@1.22.22";
+
 /// What brings a program that steps call where the image of their language has none: packages, and a command.
 const PROGRAMS: [(&str, &[&str], &str); 9] = [
     ("make", &["make"], ""),
@@ -79,7 +82,7 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     };
     if !matches!(recipe.build, "node" | "bun") && ["npm", "npx", "node", "yarn", "pnpm"].into_iter().any(calls) {
         let manager = if calls("yarn") {
-            "npm install --global yarn@1.22.22"
+            YARN
         } else if calls("pnpm") {
             "npm install --global pnpm@9.15.9"
         } else {
@@ -140,11 +143,7 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                     "/root/.yarn/berry/cache",
                     "",
                 ),
-                "yarn" => (
-                    vec!["command -v yarn >/dev/null || npm install --global yarn@1.22.22".to_owned()],
-                    "/usr/local/share/.cache/yarn",
-                    "",
-                ),
+                "yarn" => (vec![format!("command -v yarn >/dev/null || {YARN}")], "/usr/local/share/.cache/yarn", ""),
                 "bun" => (vec!["npm install --global bun@1.4.5".to_owned()], "/root/.bun/install/cache", ""),
                 _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
             };
@@ -276,10 +275,7 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                 .chain(strings(&["nodejs", "npm"]).into_iter().filter(|_| has_javascript))
                 .collect(),
             // The assets' tools are called by Rails itself.
-            prepare: strings(&["npm install --global yarn@1.22.22"])
-                .into_iter()
-                .filter(|_| has_javascript && repo.has("yarn.lock"))
-                .collect(),
+            prepare: strings(&[YARN]).into_iter().filter(|_| has_javascript && repo.has("yarn.lock")).collect(),
             manifests: vec!["Gemfile", "Gemfile.lock", ".ruby-version"],
             environment: vec![("BUNDLE_APP_CONFIG", format!("{WORK}/.bundle"))],
             ..Recipe::default()

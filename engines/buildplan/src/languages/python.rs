@@ -16,17 +16,14 @@ const CONDA: [&str; 2] = ["environment.yml", "environment.yaml"];
 fn conda_version(repo: &Repo<'_>) -> Option<Pin> {
     CONDA.iter().find_map(|file| {
         let text = repo.read(file)?;
-        let lines = text.lines().enumerate();
-        lines.filter_map(|(index, line)| Some((index, line.trim().strip_prefix("- ")?.trim_matches(['"', '\''])))).find_map(
-            |(index, item)| {
-                let wanted = item.strip_prefix("python")?.trim();
-                let exact = wanted.trim_start_matches('=');
-                let wanted = if exact == wanted { wanted } else { exact.split('=').next().unwrap_or(exact) };
-                wanted
-                    .starts_with(|c: char| c.is_ascii_digit() || "<>~".contains(c))
-                    .then(|| Pin::new(wanted, file, Some(index + 1)))
-            },
-        )
+        text.lines().enumerate().find_map(|(index, line)| {
+            let item = line.trim().strip_prefix("- ")?.trim_matches(['"', '\'']);
+            let wanted = item.strip_prefix("python")?.trim();
+            let exact = wanted.trim_start_matches('=');
+            let wanted = if exact == wanted { wanted } else { exact.split('=').next().unwrap_or(exact) };
+            let is_version = wanted.starts_with(|c: char| c.is_ascii_digit() || "<>~".contains(c));
+            is_version.then(|| Pin::new(wanted, file, Some(index + 1)))
+        })
     })
 }
 
