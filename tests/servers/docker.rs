@@ -197,9 +197,15 @@ fn search_path() -> String {
 impl Drop for Docker {
     fn drop(&mut self) {
         let running = self.docker(&["ps", "--quiet", "--no-trunc"]).out;
-        let Some((_, child)) = &mut self.own else { return };
+        let Some((folder, child)) = &mut self.own else { return };
         for container in running.lines() {
             crate::processes(container).into_iter().for_each(crate::kill);
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            let why = log.find("\npanic").map_or(log.as_str(), |at| &log[at..]);
+            eprintln!("Docker Engine ended before the tests did ({status}):{}", &why[..why.floor_char_boundary(2000)]);
+            return;
         }
         crate::signal(child.id(), crate::Signal::TERM);
         let _ = child.wait();

@@ -9,6 +9,7 @@ mod context;
 mod progress;
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,15 @@ use crate::BuildError;
 
 /// Every image that is built here has this label.
 const LABEL: &str = "dev.capsule.built";
+
+/// The API of Docker Engine 23.0.
+const BOTH_AT_ONCE: (usize, usize) = (1, 42);
+
+/// How long an eviction waits for builds, where it may not go on beside them.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// How often what is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a build may use at the most. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -161,7 +171,10 @@ impl Engine {
         let told = Told::new(job, tell);
         let work = async {
             match job.method {
-                Method::BuildKit => buildkit::build(self, job, &told).await,
+                Method::BuildKit => {
+                    let _turn = self.turn(File::try_lock_shared).await?;
+                    buildkit::build(self, job, &told).await
+                }
                 Method::Classic => classic::build(self, job, &told).await,
             }
         };
@@ -207,21 +220,54 @@ impl Engine {
     /// were built here and have no name any more. Returns how many bytes were freed.
     ///
     /// # Errors
-    /// When the Engine does not.
+    /// When the Engine does not, or builds without a pause and is too old to do both at once.
     pub async fn evict(&self, keep_bytes: u64) -> Result<u64, BuildError> {
+        let _turn = tokio::time::timeout(PAUSE, self.turn(File::try_lock)).await.map_err(|_| {
+            let seconds = PAUSE.as_secs();
+            BuildError::Host(format!("nothing was dropped: in {seconds} s there was no pause between builds, and Docker Engine before 23.0 crashes when it does both at once"))
+        })??;
         // By hand: the client library names the bound only as engines since 28.0 do, which take this name, too.
         let lost = |error: Lost| BuildError::Host(format!("Docker Engine: {error}"));
         let request = hyper::Request::post(format!("/build/prune?all=true&keep-storage={keep_bytes}"));
         let answer = self.send(request).await.map_err(lost)?;
+        let status = answer.status();
         let answer = answer.into_body().collect().await.map_err(|error| lost(error.into()))?.to_bytes();
         let cache: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
+        if !status.is_success() {
+            let why = cache["message"].as_str().unwrap_or("no reason is told");
+            return Err(BuildError::Host(format!("Docker Engine: {why} ({status})")));
+        }
         // One that another build has just made gets its name a moment later.
         let filters = [("label", LABEL), ("dangling", "true"), ("until", "10m")];
         let filters = filters.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
         let options = PruneImagesOptions { filters: Some(filters.into()) };
-        let images = self.docker.prune_images(Some(options)).await.map_err(host)?;
-        let layers = images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default();
+        let layers = match self.docker.prune_images(Some(options)).await {
+            Ok(images) => images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default(),
+            // Somebody else is at it.
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => 0,
+            Err(error) => return Err(host(error)),
+        };
         Ok(cache["SpaceReclaimed"].as_u64().unwrap_or_default() + layers)
+    }
+
+    /// Waits until a build or an eviction may begin, which may go on for as long as this is held.
+    ///
+    /// Engines before 23.0 crash when a build begins with what is being dropped (moby/buildkit#2153). What they
+    /// do takes turns, by a lock of the folder that their socket lies in: every process of this host sees it,
+    /// and it ends with the process, however that ends.
+    async fn turn(&self, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Option<File>, BuildError> {
+        let version = self.docker.client_version();
+        if (version.major_version, version.minor_version) >= BOTH_AT_ONCE {
+            return Ok(None);
+        }
+        let folder = File::open(self.socket.parent().unwrap_or(Path::new("/")))?;
+        loop {
+            match lock(&folder) {
+                Ok(()) => return Ok(Some(folder)),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK).await,
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+        }
     }
 
     /// Sends what the client library has no words for, over a connection of its own.
