@@ -53,6 +53,7 @@ pub fn trials() -> Vec<Trial> {
         on("a program that is traced from outside answers all the same", traced),
         on("a second build does only what has changed", done_before),
         on("the cache is kept within bounds, whatever is built meanwhile", kept_within_bounds),
+        on("every package that an image takes is one of Debian's", packaged),
         on("a build secret is shown to the build, and is in no layer and no log", secret),
         on("a build ends when it takes too long, makes too much, or is told to", bounds),
         on("the classic builder builds, and takes no secrets", classic),
@@ -192,7 +193,8 @@ fn kept_within_bounds() {
         build(&engine, &server, folder.path(), tag, more, &[]).ok()
     };
     std::thread::scope(|all| {
-        for (tag, more) in [("a", &["--keep-mib", "0"] as &[_]), ("b", &["--keep-mib", "0"]), ("c", &[]), ("d", &[])] {
+        let keep: &[&str] = &["--keep-mib", "0"];
+        for (tag, more) in [("kept-one", keep), ("kept-two", keep), ("kept-three", &[]), ("kept-four", &[])] {
             let once = &once;
             all.spawn(move || (0..15).for_each(|round| assert!(!once(tag, round, more).err.contains("warning"))));
         }
@@ -201,11 +203,14 @@ fn kept_within_bounds() {
     let turn = std::fs::File::open(engine.socket().parent().expect("a folder")).expect("opened");
     turn.lock().expect("locked");
     std::thread::scope(|all| {
-        let waiting = all.spawn(|| once("e", 0, &["--keep-mib", "0"]));
+        let waiting = all.spawn(|| once("kept-waiting", 0, &["--keep-mib", "0"]));
         std::thread::sleep(Duration::from_secs(3));
-        assert!(!engine.docker(&["image", "inspect", "e"]).success, "it is not built yet");
+        let is_there = || engine.docker(&["image", "inspect", "kept-waiting"]).success;
+        let early = is_there();
+        // Whatever is found: who waits must not wait for ever.
         turn.unlock().expect("unlocked");
         waiting.join().expect("it is built");
+        assert!(!early && is_there(), "it is built when it may be");
     });
     let usage = engine.docker(&["system", "df", "--format", "{{.Type}} {{.Reclaimable}}"]).ok().out;
     let cache = usage.lines().find(|line| line.starts_with("Build Cache")).expect("it is told").to_owned();
@@ -404,6 +409,34 @@ fn linted() {
     let words = ["--no-color", "--failure-threshold", "warning", "--ignore", "DL3008", "--ignore", "DL3003"];
     let linted = std::process::Command::new(HADOLINT).args(words).args(&files).output().expect("it runs");
     assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
+}
+
+/// Packages that Dockerfiles of the corpus take, and all that plans may name, with what is left of them.
+fn packaged() {
+    let (engine, server, corpus) = (Docker::engine(), Server::unstarted(&[]), corpus());
+    let all = root().join("engines/buildplan/src/packages.txt");
+    let all = std::fs::read_to_string(all).expect("the table");
+    let rows = all.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split('|').nth(2));
+    let named: Vec<String> = rows.flat_map(str::split_whitespace).map(|name| format!("\"{name}\"")).collect();
+    let folder = corpus.path().join("all");
+    std::fs::create_dir(&folder).expect("made");
+    let declared = format!("[build]\npackages = [{}]\n[processes]\nweb = \"true\"\n", named.join(", "));
+    std::fs::write(folder.join("capsule.toml"), declared).expect("written");
+    let mut taken = std::collections::BTreeSet::new();
+    for folder in std::fs::read_dir(corpus.path()).expect("unpacked").flatten() {
+        let written = server.capsule(&["plan", "--dockerfile", &folder.path().display().to_string()]);
+        if written.out.contains("FROM debian:forky") {
+            continue;
+        }
+        let lists = written.out.lines().filter_map(|line| line.split(" --no-install-recommends ").nth(1));
+        let names = lists.filter_map(|list| list.split(" && ").next()).flat_map(str::split_whitespace);
+        taken.extend(names.map(str::to_owned));
+    }
+    let script = "apt-get update -qq && apt-cache pkgnames";
+    let known = engine.docker(&["run", "--rm", Docker::BASE, "sh", "-c", script]).ok().out;
+    let known: std::collections::HashSet<&str> = known.lines().collect();
+    let strange: Vec<_> = taken.iter().filter(|name| !known.contains(name.as_str())).collect();
+    assert!(taken.len() > 120 && strange.is_empty(), "{} taken; not there: {strange:?}", taken.len());
 }
 
 fn own_dockerfile() {

@@ -76,6 +76,7 @@ pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
     declared::others(&repo, &mut draft);
     declared::app_json(&repo, &mut draft)?;
     declared::procfile(&repo, &mut draft)?;
+    declared::aptfile(&repo, &mut draft);
     match &build.root {
         Some(root) => {
             let text = repo.text(Declared::FILE);

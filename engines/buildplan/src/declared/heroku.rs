@@ -97,3 +97,14 @@ pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     Ok(())
 }
+
+/// `Aptfile`: packages of Debian's, a line each. Other archives (`:repo:…`) and files (`https://…`) are not brought.
+pub fn aptfile(repo: &Repo<'_>, draft: &mut Draft) {
+    const FILE: &str = "Aptfile";
+    for (index, line) in repo.text(FILE).lines().enumerate() {
+        let names = line.split('#').next().filter(|names| !names.contains(':')).unwrap_or_default();
+        for package in names.split_whitespace() {
+            draft.system_package(package, Source { file: FILE, line: Some(index + 1) }, "the Aptfile names it");
+        }
+    }
+}

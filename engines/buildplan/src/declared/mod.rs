@@ -8,7 +8,7 @@ mod platforms;
 
 pub use capsule_toml::{Declared, capsule_toml};
 pub use docker::{DOCKERFILES, compose, dockerfile};
-pub use heroku::{app_json, procfile};
+pub use heroku::{app_json, aptfile, procfile};
 pub use platforms::others;
 
 use crate::plan::PlanError;

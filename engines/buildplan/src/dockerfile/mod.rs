@@ -1,6 +1,7 @@
 //! A Dockerfile for a plan: two stages, dependencies in a layer of their own, nothing of the build in the
 //! image, no root, no secret in a layer.
 
+mod php;
 mod recipes;
 
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ pub struct Image {
 }
 
 /// The usual base images: name, image, and the version where the plan found none.
-pub const IMAGES: [(&str, &str, &str); 33] = [
+pub const IMAGES: [(&str, &str, &str); 34] = [
     ("node", "node:{version}-bookworm-slim", "22"),
     ("bun", "oven/bun:{version}-debian", "1"),
     ("deno", "denoland/deno:debian-{version}", "2.1.4"),
@@ -73,6 +74,7 @@ pub const IMAGES: [(&str, &str, &str); 33] = [
     ("dotnet-sdk", "mcr.microsoft.com/dotnet/sdk:{version}", "8.0"),
     ("dotnet", "mcr.microsoft.com/dotnet/aspnet:{version}", "8.0"),
     ("swift", "swift:{version}-bookworm", "6.0"),
+    ("swift-runtime", "swift:{version}-bookworm-slim", "6.0"),
     ("haskell", "haskell:{version}-slim", "9.8"),
     ("dart", "dart:{version}", "3.6"),
     ("flutter", "ghcr.io/cirruslabs/flutter:{version}", "stable"),
@@ -87,18 +89,32 @@ pub const IMAGES: [(&str, &str, &str); 33] = [
 ];
 
 /// Packages that a build takes, and what is left of them for the running program.
-const DEVELOPMENT: [(&str, &str); 12] = [
-    ("libpq-dev", "libpq5"),
+const DEVELOPMENT: &[(&str, &str)] = &[
     ("default-libmysqlclient-dev", "libmariadb3"),
-    ("libssl-dev", "libssl3"),
-    ("libcurl4-openssl-dev", "libcurl4"),
-    ("libsqlite3-dev", "libsqlite3-0"),
-    ("libvips-dev", "libvips42"),
+    (
+        "libboost-all-dev",
+        "libboost-atomic1.74.0 libboost-chrono1.74.0 libboost-context1.74.0 libboost-coroutine1.74.0 libboost-date-time1.74.0 libboost-filesystem1.74.0 libboost-locale1.74.0 libboost-log1.74.0 libboost-program-options1.74.0 libboost-regex1.74.0 libboost-serialization1.74.0 libboost-system1.74.0 libboost-thread1.74.0",
+    ),
     ("libcairo2-dev", "libcairo2"),
-    ("libmagickwand-dev", "libmagickwand-6.q16-6"),
+    ("libcpp-httplib-dev", "libcpp-httplib0.11"),
+    ("libcurl4-openssl-dev", "libcurl4"),
+    ("libffi-dev", "libffi8"),
+    ("libgdal-dev", "libgdal32"),
+    ("libjsoncpp-dev", "libjsoncpp25"),
     ("libldap2-dev", "libldap-2.5-0"),
-    ("unixodbc-dev", "unixodbc"),
+    ("libmagickwand-dev", "libmagickwand-6.q16-6"),
+    ("libmemcached-dev", "libmemcached11"),
     ("libmicrohttpd-dev", "libmicrohttpd12"),
+    ("libpq-dev", "libpq5"),
+    ("libsasl2-dev", "libsasl2-2"),
+    ("libsqlite3-dev", "libsqlite3-0"),
+    ("libssl-dev", "libssl3"),
+    ("libvips-dev", "libvips42"),
+    ("libyaml-dev", "libyaml-0-2"),
+    ("nlohmann-json3-dev", ""),
+    ("portaudio19-dev", "libportaudio2"),
+    ("unixodbc-dev", "unixodbc"),
+    ("uuid-dev", "libuuid1"),
     ("zlib1g-dev", "zlib1g"),
 ];
 const TOOLS: [&str; 11] =
@@ -206,12 +222,11 @@ impl Writer<'_> {
     fn build_stage(&self, repo: &Repo<'_>, text: &mut String) {
         let recipe = self.recipe;
         let _ = writeln!(text, "FROM {} AS build", self.image(recipe.build, recipe.version.as_deref()));
-        if recipe.build == "ocaml" {
-            // Its image is made for a user of its own.
+        if recipe.has_user {
             let _ = writeln!(text, "# hadolint ignore=DL3002\nUSER root");
         }
         let _ = writeln!(text, "SHELL {}", serde_json::to_string(SHELL).unwrap_or_default());
-        let packages = self.plan.system_packages.iter().filter(|package| is_for_build(package));
+        let packages = recipe.system_packages.iter().filter(|package| is_for_build(package));
         apt(text, packages.chain(&recipe.build_packages));
         let _ = writeln!(text, "WORKDIR {WORK}");
         for line in &recipe.prepare {
@@ -240,11 +255,19 @@ impl Writer<'_> {
         if !layered && let Some(install) = &self.plan.build.install {
             self.run(text, install);
         }
+        let kept = kept(self.plan);
         if let Some(build) = &self.plan.build.build {
-            self.run_with(text, build, &kept(self.plan));
+            self.run_with(text, build, &kept);
         }
         for command in &recipe.prune {
             self.run(text, command);
+        }
+        // Without BuildKit these are folders of the image.
+        let kept: Vec<String> = kept.iter().map(|folder| format!("{WORK}/{folder}")).collect();
+        let caches = recipe.caches.iter().copied().filter(|folder| folder.starts_with(WORK));
+        let folders: Vec<&str> = caches.chain(kept.iter().map(String::as_str)).collect();
+        if !self.options.buildkit && !folders.is_empty() {
+            let _ = writeln!(text, "RUN rm -rf {}", folders.join(" "));
         }
         text.push('\n');
     }
@@ -308,9 +331,9 @@ impl Writer<'_> {
         let recipe = self.recipe;
         let _ = writeln!(text, "FROM {}", self.image(recipe.run, recipe.run_version.as_deref().or(recipe.version.as_deref())));
         let mut packages: Vec<String> = vec!["tini".into()];
-        for package in &self.plan.system_packages {
+        for package in &recipe.system_packages {
             match DEVELOPMENT.iter().find(|(development, _)| development == package) {
-                Some((_, left)) => packages.push((*left).into()),
+                Some((_, left)) => packages.extend(left.split_whitespace().map(str::to_owned)),
                 None if !is_for_build(package) => packages.push(package.clone()),
                 None => {}
             }
@@ -324,7 +347,8 @@ impl Writer<'_> {
         }
         for path in &recipe.artifacts {
             let target = if path.starts_with('/') { (*path).to_owned() } else { format!("{WORK}/{path}") };
-            let _ = writeln!(text, "COPY --from=build --chown={UID} {target} {target}");
+            let owner = if target.starts_with(WORK) { format!("--chown={UID} ") } else { String::new() };
+            let _ = writeln!(text, "COPY --from=build {owner}{target} {target}");
         }
         self.environment(text, false);
         let port = self.plan.networking.port;
@@ -349,7 +373,7 @@ impl Writer<'_> {
         let _ = writeln!(text, "FROM {}", self.image("static", None));
         let otherwise = if self.plan.networking.single_page { "/index.html" } else { "=404" };
         let configuration = format!(
-            "server {{ listen 8080; root /usr/share/nginx/html; absolute_redirect off; location / {{ try_files $uri $uri/ $uri.html {otherwise}; }} }}"
+            "server {{ listen 8080; root /usr/share/nginx/html; absolute_redirect off; error_page 404 /404.html; location / {{ try_files $uri $uri/ $uri.html {otherwise}; }} }}"
         );
         let source = match (from, output) {
             (Some(_), ".") => format!("{WORK}/"),

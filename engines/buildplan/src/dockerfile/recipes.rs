@@ -1,7 +1,7 @@
 //! How each language's image is made: its base images, what is fetched before the sources come, what is
 //! kept between builds, and what of it all runs.
 
-use super::WORK;
+use super::{WORK, php};
 use crate::plan::{Kind, Plan};
 use crate::tree::Repo;
 
@@ -13,6 +13,10 @@ pub struct Recipe {
     pub run: &'static str,
     pub version: Option<String>,
     pub run_version: Option<String>,
+    /// Whether the build's image is made for a user of its own.
+    pub has_user: bool,
+    /// Debian's packages that the plan names.
+    pub system_packages: Vec<String>,
     /// Packages for the build, and for the finished image.
     pub build_packages: Vec<String>,
     pub run_packages: Vec<String>,
@@ -24,7 +28,7 @@ pub struct Recipe {
     pub caches: Vec<&'static str>,
     /// Commands after the build, such as those that drop what only the build took.
     pub prune: Vec<String>,
-    /// What of the sources' folder the program takes: everything, or these.
+    /// What the program takes of what was built: the folder of the sources, or these.
     pub artifacts: Vec<&'static str>,
     pub environment: Vec<(&'static str, String)>,
     /// For the finished image only.
@@ -71,6 +75,10 @@ const PROGRAMS: [(&str, &[&str], &str); 9] = [
 /// The recipe of a plan, with whatever its steps call.
 pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     let mut recipe = of_language(repo, language, plan);
+    recipe.system_packages.clone_from(&plan.system_packages);
+    if language == "php" {
+        php::extend(&mut recipe);
+    }
     let steps: Vec<&str> =
         [&plan.build.install, &plan.build.build].into_iter().flatten().flat_map(|step| programs(step)).collect();
     let calls = |program: &str| steps.contains(&program);
@@ -95,6 +103,10 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             add(packages, command);
         }
     }
+    let runs = plan.processes.values().chain(&plan.build.release).flat_map(|command| programs(command));
+    for (_, packages, _) in runs.flat_map(|program| PROGRAMS.iter().filter(move |row| row.0 == program && row.2.is_empty())) {
+        recipe.run_packages.extend(packages.iter().map(|package| (*package).to_owned()));
+    }
     if steps.contains(&"cargo") && plan.build.build.as_deref().is_some_and(|build| build.contains("cargo leptos ")) {
         add(
             &["pkg-config", "libssl-dev"],
@@ -115,9 +127,11 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     let strings = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let manager = plan.detection.package_manager.as_deref().unwrap_or_default();
     let path = |folder: &str| ("PATH", format!("{WORK}/{folder}:$PATH"));
+    let calls =
+        |tools: &[&str]| plan.processes.values().flat_map(|command| programs(command)).any(|program| tools.contains(&program));
     let has_javascript = plan.detection.languages.iter().any(|name| name == "javascript");
     match language {
-        "javascript" if manager == "bun" && plan.processes.values().any(|command| command.starts_with("bun")) => Recipe {
+        "javascript" if manager == "bun" && calls(&["bun", "bunx"]) => Recipe {
             build: "bun",
             run: "bun",
             version: version("bun", 3),
@@ -244,7 +258,9 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             run_version: Some("bookworm".into()),
             run_packages: strings(&["ca-certificates"]),
             caches: vec!["/usr/local/cargo/registry", "/app/target"],
-            prune: strings(&["rm -rf src crates tests benches .crates.toml .crates2.json"]),
+            prune: strings(&[
+                "find . -path ./target -prune -o -type f -name '*.rs' -exec rm {} + && rm -f .crates.toml .crates2.json",
+            ]),
             ..Recipe::default()
         },
         "java" | "kotlin" | "scala" | "groovy" | "clojure" => {
@@ -256,13 +272,21 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                 "clojure" => ("clojure", "/root/.m2"),
                 _ => ("jdk", "/root/.cache"),
             };
+            let version = version("java", 1).filter(|_| build != "sbt");
+            // What is started by the tool takes the tool, and what it has fetched.
+            if calls(&["clojure", "lein", "sbt", "mvn", "gradle"]) {
+                let home = [("JAVA_TOOL_OPTIONS", format!("-Duser.home={WORK}")), ("CLJ_CONFIG", format!("{WORK}/.clojure"))];
+                return Recipe { build, run: build, version, environment: home.into(), ..Recipe::default() };
+            }
             Recipe {
                 build,
                 run: "jre",
-                version: version("java", 1).filter(|_| build != "sbt"),
-                run_version: version("java", 1).or_else(|| Some("21".into())),
+                version: version.clone(),
+                run_version: version.or_else(|| Some("21".into())),
                 caches: vec![cache],
-                prune: strings(&["rm -rf src .git .gradle"]),
+                prune: strings(&[
+                    r"find . -type f \( -name '*.java' -o -name '*.kt' -o -name '*.scala' -o -name '*.groovy' \) -delete && rm -rf .gradle",
+                ]),
                 ..Recipe::default()
             }
         }
@@ -295,17 +319,27 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             caches: vec!["/root/.composer/cache"],
             ..Recipe::default()
         },
-        "elixir" => Recipe {
-            build: "elixir",
-            run: if plan.processes.values().any(|command| command.starts_with("_build/")) { "debian" } else { "elixir" },
-            version: version("elixir", 2),
-            run_version: Some("bookworm".into())
-                .filter(|_| plan.processes.values().any(|command| command.starts_with("_build/"))),
-            build_packages: strings(&["build-essential", "git"]),
-            run_packages: strings(&["ca-certificates", "libncurses6", "libstdc++6", "libssl3"]),
-            environment: vec![("LANG", "C.UTF-8".into())],
-            ..Recipe::default()
-        },
+        "elixir" => {
+            // A release brings all that it takes.
+            let release = "_build/prod/rel";
+            let is_release = plan.processes.values().chain(&plan.build.release).all(|command| command.starts_with(release));
+            Recipe {
+                build: "elixir",
+                run: if is_release { "debian" } else { "elixir" },
+                version: version("elixir", 2),
+                run_version: Some("bookworm".into()).filter(|_| is_release),
+                build_packages: strings(&["build-essential", "git"]),
+                run_packages: strings(&["ca-certificates", "libncurses6", "libstdc++6", "libssl3"]),
+                artifacts: if is_release { vec![release] } else { Vec::new() },
+                // Mix looks for what fetches packages when it only runs, too.
+                environment: vec![
+                    ("LANG", "C.UTF-8".into()),
+                    ("MIX_HOME", format!("{WORK}/.mix")),
+                    ("HEX_HOME", format!("{WORK}/.hex")),
+                ],
+                ..Recipe::default()
+            }
+        }
         "erlang" => Recipe {
             build: "erlang",
             run: "erlang",
@@ -325,9 +359,9 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
         },
         "swift" => Recipe {
             build: "swift",
-            run: "swift",
+            run: "swift-runtime",
             version: version("swift", 2),
-            prune: strings(&["rm -rf .build Sources Tests"]),
+            prune: strings(&["find . -type f -name '*.swift' -delete && rm -rf .build"]),
             ..Recipe::default()
         },
         "haskell" => Recipe {
@@ -336,7 +370,7 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             version: version("ghc", 2),
             run_version: Some("bookworm".into()),
             run_packages: strings(&["ca-certificates", "libgmp10"]),
-            artifacts: vec!["bin"],
+            prune: strings(&["find . -type f -name '*.hs' -delete && rm -rf dist-newstyle .stack-work"]),
             ..Recipe::default()
         },
         "dart" if plan.kind == Kind::Static => {
@@ -348,7 +382,7 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             version: version("dart", 2),
             run_version: Some("bookworm".into()),
             run_packages: strings(&["ca-certificates"]),
-            artifacts: vec!["bin"],
+            prune: strings(&["find . -type f -name '*.dart' -delete && rm -rf .dart_tool"]),
             ..Recipe::default()
         },
         "crystal" => Recipe {
@@ -357,12 +391,13 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             version: version("crystal", 2),
             run_version: Some("bookworm".into()),
             run_packages: strings(&["ca-certificates", "libevent-2.1-7", "libgc1", "libpcre2-8-0", "libssl3"]),
-            artifacts: vec!["bin"],
+            prune: strings(&["find . -type f -name '*.cr' -delete && rm -rf lib"]),
             ..Recipe::default()
         },
         "ocaml" => Recipe {
             build: "ocaml",
             run: "debian",
+            has_user: true,
             run_version: Some("bookworm".into()),
             run_packages: strings(&["ca-certificates", "libev4", "libgmp10", "libssl3"]),
             environment: vec![("OPAMROOTISOK", "1".into()), ("OPAMROOT", "/home/opam/.opam".into())],
@@ -372,12 +407,18 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             build: "perl",
             run: "perl",
             version: version("perl", 2),
-            build_packages: strings(&["build-essential", "cpanminus"]),
+            build_packages: strings(&["build-essential"]),
             manifests: vec!["cpanfile", "cpanfile.snapshot"],
             environment: vec![path("local/bin")],
             ..Recipe::default()
         },
-        "r" => Recipe { build: "r", run: "r", version: version("r", 3), manifests: vec!["renv.lock"], ..Recipe::default() },
+        "r" => Recipe {
+            build: "r",
+            run: "r",
+            version: version("r", 3),
+            manifests: vec!["renv.lock", ".Rprofile", "renv"],
+            ..Recipe::default()
+        },
         "julia" => Recipe {
             build: "julia",
             run: "julia",
@@ -398,21 +439,18 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
             run: "debian",
             build_packages: strings(&["gnucobol"]),
             run_packages: strings(&["libcob4"]),
-            artifacts: vec!["bin"],
             ..Recipe::default()
         },
         "lua" => Recipe {
             build: "debian",
-            run: if plan.processes.values().any(|command| command.starts_with("lapis ") || command.starts_with("openresty ")) {
-                "openresty"
-            } else {
-                "debian"
-            },
+            run: if calls(&["lapis", "openresty"]) { "openresty" } else { "debian" },
             build_packages: strings(&["build-essential", "lua5.1", "luarocks"]),
             run_packages: strings(&["lua5.1"]),
             environment: vec![path("lua_modules/bin")],
             ..Recipe::default()
         },
+        // Haunt is a package since that release.
+        "scheme" => Recipe { build: "debian", run: "static", version: Some("forky".into()), ..Recipe::default() },
         _ => Recipe { build: "debian", run: "debian", run_packages: strings(&["ca-certificates"]), ..Recipe::default() },
     }
 }
@@ -452,7 +490,7 @@ mod tests {
         let tree = Memory::new([("Makefile", "")]);
         let (languages, managers) = (
             "javascript deno python go rust java kotlin scala groovy clojure ruby php elixir erlang gleam dotnet swift haskell \
-             dart crystal ocaml perl r julia c cpp cobol lua shell",
+             dart crystal ocaml perl r julia c cpp cobol lua scheme shell",
             "npm bun conda maven gradle sbt mill leiningen clojure other",
         );
         for language in languages.split_whitespace() {

@@ -185,6 +185,8 @@ pub fn gleam_is_there(repo: &Repo<'_>) -> Option<String> {
 
 pub fn gleam(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "gleam.toml";
+    const SHIPMENT: &str = "gleam export erlang-shipment";
+    const SHIPPED: &str = "./build/erlang-shipment/entrypoint.sh run";
     let table = repo.toml(FILE)?.unwrap_or_default();
     let text = repo.text(FILE);
     draft.language("gleam", Source::file(FILE));
@@ -205,20 +207,24 @@ pub fn gleam(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
                 draft.build("gleam run -m lustre/dev build app --minify --outdir=dist", found.source(), "how Lustre is built");
                 draft.files(found, "dist");
             } else {
-                draft.build("gleam export erlang-shipment", found.source(), "everything that it takes to run");
-                draft.process("web", "./build/erlang-shipment/entrypoint.sh run", found.source(), "what the build makes", 0.9);
+                draft.build(SHIPMENT, found.source(), "everything that it takes to run");
+                draft.process("web", SHIPPED, found.source(), "what the build makes", 0.9);
                 draft.usual_port(Some(found), 8000, found.source());
             }
         }
         None => {
-            draft.build("gleam build", Source::file(FILE), "how Gleam builds it");
             let name = table.get("name").and_then(toml::Value::as_str).unwrap_or_default();
             let main = format!("src/{name}.gleam");
             match line_of(&repo.text(&main), "pub fn main") {
                 Some(line) => {
-                    draft.process("worker", "gleam run", Source { file: &main, line: Some(line) }, "it has a main function", 0.7);
+                    let source = Source { file: &main, line: Some(line) };
+                    draft.build(SHIPMENT, source, "everything that it takes to run");
+                    draft.process("worker", SHIPPED, source, "it has a main function", 0.7);
                 }
-                None => draft.kind(Kind::Library),
+                None => {
+                    draft.build("gleam build", Source::file(FILE), "how Gleam builds it");
+                    draft.kind(Kind::Library);
+                }
             }
         }
     }

@@ -81,7 +81,9 @@ pub fn swift(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     };
     let at = Source::line(FILE, &text, &format!("\"{target}\""));
     draft.build(
-        &format!("swift build --configuration release && mkdir -p bin && cp .build/release/{target} bin/"),
+        &format!(
+            r"swift build --configuration release && mkdir -p bin && cp .build/release/{target} bin/ && find -L .build/release -maxdepth 1 -name '*.resources' -exec cp -R {{}} bin/ \;"
+        ),
         at,
         "how SwiftPM builds it",
     );

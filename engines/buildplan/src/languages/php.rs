@@ -9,6 +9,7 @@ use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Repo, line_of};
 
 const FILE: &str = "composer.json";
+const LOCK: &str = "composer.lock";
 
 pub fn is_there(repo: &Repo<'_>) -> Option<String> {
     let marker = repo.first(&[FILE, "index.php", "public/index.php", "web/index.php", "wp-config.php", "wp-load.php", "artisan"]);
@@ -30,35 +31,89 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     version(draft, "php", own.or_else(|| pinned(repo, &["php"], &[(".php-version", "")])));
     if !json.is_null() {
         draft.package_manager("composer", Source::file(FILE), "composer.json is there");
-        let lock = repo.first(&["composer.lock"]);
+        let lock = repo.first(&[LOCK]);
         draft.install(
             "composer install --no-dev --no-interaction --prefer-dist --optimize-autoloader",
             Source::file(lock.unwrap_or(FILE)),
             if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" },
         );
     }
-    for extension in
-        json.get("require").and_then(Value::as_object).into_iter().flatten().filter_map(|(name, _)| name.strip_prefix("ext-"))
-    {
-        let package = match extension {
-            "json" | "ctype" | "tokenizer" | "filter" | "hash" | "pcre" | "session" | "fileinfo" | "iconv" | "openssl"
-            | "phar" | "pdo" => continue,
-            "dom" | "simplexml" | "xmlwriter" | "xmlreader" => "xml",
-            "pdo_pgsql" => "pgsql",
-            "pdo_mysql" | "mysqli" => "mysql",
-            "pdo_sqlite" => "sqlite3",
-            other => other,
-        };
-        let line = line_of(&text, &format!("\"ext-{extension}\""));
-        draft.system_package(&format!("php-{package}"), Source { file: FILE, line }, &format!("extension {extension}"));
+    for name in json.get("require").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name) {
+        if let Some(extension) = name.strip_prefix("ext-") {
+            add_extension(extension, FILE, line_of(&text, &format!("\"{name}\"")), draft);
+        }
+    }
+    for (extension, line) in locked(&repo.text(LOCK)) {
+        add_extension(extension, LOCK, Some(line), draft);
     }
     let found = frameworks::find("php", &dependencies, repo);
     if let Some(found) = &found {
         draft.found(found);
+        databases(found, &dependencies, draft);
     }
     start(repo, found.as_ref(), &marker, draft);
     dependencies.conclude("php", draft);
     Ok(())
+}
+
+/// Debian's package of an extension that PHP has not in itself.
+fn add_extension(extension: &str, file: &str, line: Option<usize>, draft: &mut Draft) {
+    let package = match extension {
+        "json" | "ctype" | "tokenizer" | "filter" | "hash" | "pcre" | "session" | "fileinfo" | "iconv" | "openssl" | "phar"
+        | "pdo" | "spl" | "date" | "reflection" | "standard" | "zlib" | "libxml" | "sodium" => return,
+        "dom" | "simplexml" | "xmlwriter" | "xmlreader" => "xml",
+        "pdo_pgsql" => "pgsql",
+        "pdo_mysql" | "mysqli" => "mysql",
+        "pdo_sqlite" => "sqlite3",
+        other => other,
+    };
+    draft.system_package(&format!("php-{package}"), Source { file, line }, &format!("extension {extension}"));
+}
+
+/// The extensions that locked packages take and no other of them stands in for, with their lines. By lines, as
+/// Composer writes them: these files are long.
+fn locked(lock: &str) -> Vec<(&str, usize)> {
+    let (mut block, mut taken, mut given) = ("", Vec::new(), Vec::new());
+    for (index, line) in lock.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with("\"packages-dev\"") {
+            break;
+        }
+        match line.strip_suffix(": {") {
+            Some(name) => block = name.trim_matches('"'),
+            None if line.starts_with('}') => block = "",
+            None => {}
+        }
+        let Some(extension) = line.strip_prefix("\"ext-").and_then(|rest| rest.split('"').next()) else { continue };
+        match block {
+            "require" => taken.push((extension, index + 1)),
+            "provide" | "replace" => given.push(extension),
+            _ => {}
+        }
+    }
+    taken.retain(|(extension, _)| !given.contains(extension));
+    taken
+}
+
+/// What a framework that talks to databases takes where the repository names none.
+fn databases(found: &Found, dependencies: &Dependencies, draft: &mut Draft) {
+    let usual: &[&str] = match found.framework.name {
+        "wordpress" | "magento" | "shopware" | "pimcore" | "typo3" | "silverstripe" | "flarum" | "joomla" | "thinkphp" => {
+            &["php-mysql"]
+        }
+        "laravel" | "lumen" | "statamic" | "october" | "drupal" | "craft" | "sylius" | "codeigniter" | "cakephp" | "yii" => {
+            &["php-mysql", "php-pgsql"]
+        }
+        _ if dependencies.0.iter().any(|dependency| dependency.name.starts_with("doctrine/")) => &["php-mysql", "php-pgsql"],
+        _ => return,
+    };
+    let known = ["php-mysql", "php-pgsql", "php-sqlite3", "php-mongodb"];
+    if draft.plan.system_packages.iter().any(|package| known.contains(&package.as_str())) {
+        return;
+    }
+    for package in usual {
+        draft.system_package(package, found.source(), &format!("{} may keep its data there", found.framework.title));
+    }
 }
 
 fn start(repo: &Repo<'_>, found: Option<&Found>, marker: &str, draft: &mut Draft) {

@@ -241,12 +241,6 @@ impl Project {
             "pipenv" => draft.plan.build.env.insert("PIPENV_VENV_IN_PROJECT".into(), "1".into()),
             _ => None,
         };
-        for (index, line) in repo.text("Aptfile").lines().enumerate() {
-            let line = line.trim();
-            if !line.is_empty() && !line.starts_with(['#', ':', 'h']) {
-                draft.system_package(line, Source { file: "Aptfile", line: Some(index + 1) }, "the Aptfile names it");
-            }
-        }
     }
 
     fn framework(&self, repo: &Repo<'_>, draft: &mut Draft, found: &Found) {

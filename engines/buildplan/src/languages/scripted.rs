@@ -1,7 +1,7 @@
 //! Smaller families of scripted languages: Lua, Perl, R, Julia, Scheme, shell.
 
 use super::{Pin, pinned, version};
-use crate::dependencies::Dependencies;
+use crate::dependencies::{Dependencies, Dependency};
 use crate::frameworks::{self, Found, Type};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Repo, line_of};
@@ -135,6 +135,33 @@ pub fn perl(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Where the packages of R are, beside the program.
+const R_LIBRARY: &str = ".library";
+/// Packages that R brings.
+const R_ITSELF: [&str; 14] = [
+    "base",
+    "compiler",
+    "datasets",
+    "graphics",
+    "grDevices",
+    "grid",
+    "methods",
+    "parallel",
+    "splines",
+    "stats",
+    "stats4",
+    "tcltk",
+    "tools",
+    "utils",
+];
+
+/// A step that fetches packages of R, and does more. Images of R say in `CRAN` where from.
+fn fetched_by_r(packages: &str, more: &str) -> String {
+    format!(
+        "mkdir -p {R_LIBRARY} && Rscript -e \"install.packages({packages}, lib = '{R_LIBRARY}', repos = Sys.getenv('CRAN', 'https://cloud.r-project.org')){more}\""
+    )
+}
+
 pub fn r_is_there(repo: &Repo<'_>) -> Option<String> {
     let marker = repo.first(&["renv.lock", "app.R", "server.R", "plumber.R", "DESCRIPTION", "main.R", "run.R"]);
     marker.filter(|file| *file != "DESCRIPTION" || repo.text(file).contains("Package:")).map(str::to_owned)
@@ -148,7 +175,7 @@ pub fn r(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         let text = repo.text("renv.lock");
         draft.package_manager("renv", Source::file("renv.lock"), "its lockfile is there");
         draft.install(
-            "Rscript -e \"renv::restore(prompt = FALSE)\"",
+            &fetched_by_r("'renv'", "; renv::restore(prompt = FALSE)"),
             Source::file("renv.lock"),
             "exactly what the lockfile says",
         );
@@ -177,6 +204,24 @@ pub fn r(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     if found.is_none() && marker == "DESCRIPTION" {
         draft.kind(Kind::Library);
         return Ok(());
+    }
+    let fetched: Vec<&Dependency> = dependencies.0.iter().filter(|dependency| dependency.file != "DESCRIPTION").collect();
+    let mut names: Vec<&str> = fetched.iter().map(|dependency| dependency.name.as_str()).collect();
+    names.retain(|name| !R_ITSELF.contains(name) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'));
+    names.sort_unstable();
+    names.dedup();
+    if draft.plan.build.install.is_none() && !names.is_empty() {
+        let source = Source { file: &fetched[0].file, line: fetched[0].line };
+        draft.install(
+            &fetched_by_r(&format!("c('{}')", names.join("', '")), ""),
+            source,
+            "what it loads; there is no lockfile: versions are not fixed",
+        );
+    }
+    if draft.plan.build.install.is_some() {
+        draft.plan.build.env.insert("R_LIBS".into(), R_LIBRARY.into());
+        // Its cache lies where the finished image has it not.
+        draft.plan.build.env.insert("RENV_CONFIG_CACHE_ENABLED".into(), "FALSE".into());
     }
     start(repo, draft, found.as_ref(), &["app.R", "main.R", "run.R"], "Rscript");
     dependencies.conclude("r", draft);

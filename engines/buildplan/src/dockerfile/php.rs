@@ -1,0 +1,119 @@
+//! Extensions of PHP: its official image compiles them, and has none of Debian's.
+
+use super::WORK;
+use super::recipes::Recipe;
+
+/// What is in the image already.
+const THERE: &[&str] = &[
+    "cli",
+    "common",
+    "ctype",
+    "curl",
+    "dom",
+    "fileinfo",
+    "fpm",
+    "ftp",
+    "json",
+    "mbstring",
+    "mysqlnd",
+    "phar",
+    "posix",
+    "readline",
+    "simplexml",
+    "sodium",
+    "sqlite3",
+    "tokenizer",
+    "xml",
+    "zlib",
+];
+
+/// Those of PHP itself: Debian's name, the extensions of it, and packages that compiling and running them take.
+const OWN: &[(&str, &str, &str, &str)] = &[
+    ("bcmath", "bcmath", "", ""),
+    ("bz2", "bz2", "libbz2-dev", ""),
+    ("calendar", "calendar", "", ""),
+    ("exif", "exif", "", ""),
+    ("ffi", "ffi", "libffi-dev", "libffi8"),
+    (
+        "gd",
+        "gd",
+        "libfreetype-dev libjpeg62-turbo-dev libpng-dev libwebp-dev",
+        "libfreetype6 libjpeg62-turbo libpng16-16 libwebp7",
+    ),
+    ("gettext", "gettext", "", ""),
+    ("gmp", "gmp", "libgmp-dev", "libgmp10"),
+    ("intl", "intl", "libicu-dev", "libicu72"),
+    ("ldap", "ldap", "libldap2-dev", "libldap-2.5-0"),
+    ("mysql", "mysqli pdo_mysql", "", ""),
+    ("opcache", "opcache", "", ""),
+    ("pcntl", "pcntl", "", ""),
+    ("pgsql", "pdo_pgsql pgsql", "libpq-dev", "libpq5"),
+    ("shmop", "shmop", "", ""),
+    ("soap", "soap", "libxml2-dev", "libxml2"),
+    ("sockets", "sockets", "", ""),
+    ("sysvmsg", "sysvmsg", "", ""),
+    ("sysvsem", "sysvsem", "", ""),
+    ("sysvshm", "sysvshm", "", ""),
+    ("tidy", "tidy", "libtidy-dev", "libtidy5deb1"),
+    ("xsl", "xsl", "libxslt1-dev", "libxslt1.1"),
+    ("zip", "zip", "libzip-dev", "libzip4"),
+];
+
+/// What others, from PECL, take.
+const PECL: &[(&str, &str, &str)] = &[
+    ("amqp", "librabbitmq-dev", "librabbitmq4"),
+    ("event", "libevent-dev libssl-dev", "libevent-2.1-7 libevent-openssl-2.1-7"),
+    ("imagick", "libmagickwand-dev", "libmagickwand-6.q16-6"),
+    ("memcached", "libmemcached-dev libssl-dev zlib1g-dev", "libmemcached11 libmemcachedutil2"),
+    ("mongodb", "libssl-dev", "libssl3"),
+    ("rdkafka", "librdkafka-dev", "librdkafka1"),
+    ("ssh2", "libssh2-1-dev", "libssh2-1"),
+    ("swoole", "libssl-dev", "libssl3 libstdc++6"),
+    ("uuid", "uuid-dev", "libuuid1"),
+    ("yaml", "libyaml-dev", "libyaml-0-2"),
+];
+
+/// Compiles what is asked for as `php-gd` or `php8.3-gd`, and takes it into the finished image.
+pub fn extend(recipe: &mut Recipe) {
+    let name = |package: &str| {
+        let rest = package.strip_prefix("php")?.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        rest.strip_prefix('-').map(str::to_owned)
+    };
+    let mut names: Vec<String> = recipe.system_packages.iter().filter_map(|package| name(package)).collect();
+    recipe.system_packages.retain(|package| name(package).is_none());
+    names.retain(|name| !THERE.contains(&name.as_str()));
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return;
+    }
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    let mut take = |compiling: &str, running: &str| {
+        recipe.build_packages.extend(compiling.split_whitespace().map(str::to_owned));
+        recipe.run_packages.extend(running.split_whitespace().map(str::to_owned));
+    };
+    for name in &names {
+        if let Some((_, extensions, compiling, running)) = OWN.iter().find(|(known, ..)| known == name) {
+            take(compiling, running);
+            own.push(*extensions);
+        } else {
+            let (_, compiling, running) = PECL.iter().find(|(known, ..)| known == name).copied().unwrap_or_default();
+            take(compiling, running);
+            others.push(name.as_str());
+        }
+    }
+    if own.contains(&"gd") {
+        recipe.prepare.push("docker-php-ext-configure gd --with-freetype --with-jpeg --with-webp".into());
+    }
+    if own.contains(&"ldap") {
+        recipe.prepare.push("docker-php-ext-configure ldap --with-libdir=\"lib/$(gcc -dumpmachine)\"".into());
+    }
+    if !own.is_empty() {
+        recipe.prepare.push(format!("docker-php-ext-install -j\"$(nproc)\" {}", own.join(" ")));
+    }
+    for name in others {
+        // What it asks is answered by a line that is empty.
+        recipe.prepare.push(format!("printf '\\n\\n\\n\\n\\n\\n\\n\\n' | pecl install {name} && docker-php-ext-enable {name}"));
+    }
+    recipe.artifacts = vec![WORK, "/usr/local/lib/php/extensions", "/usr/local/etc/php/conf.d"];
+}
