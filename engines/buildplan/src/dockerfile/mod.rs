@@ -1,6 +1,7 @@
 //! A Dockerfile for a plan: two stages, dependencies in a layer of their own, nothing of the build in the
 //! image, no root, no secret in a layer.
 
+mod node;
 mod php;
 mod recipes;
 

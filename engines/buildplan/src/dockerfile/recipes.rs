@@ -1,7 +1,7 @@
 //! How each language's image is made: its base images, what is fetched before the sources come, what is
 //! kept between builds, and what of it all runs.
 
-use super::{WORK, php};
+use super::{WORK, node, php};
 use crate::plan::{Kind, Plan};
 use crate::tree::Repo;
 
@@ -78,6 +78,9 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     recipe.system_packages.clone_from(&plan.system_packages);
     if language == "php" {
         php::extend(&mut recipe);
+    }
+    if language == "javascript" {
+        node::extend(&mut recipe);
     }
     let steps: Vec<&str> =
         [&plan.build.install, &plan.build.build].into_iter().flatten().flat_map(|step| programs(step)).collect();
@@ -161,7 +164,6 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                 "bun" => (vec!["npm install --global bun@1.4.5".to_owned()], "/root/.bun/install/cache", ""),
                 _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
             };
-            let keeps = plan.build.build.is_none() || plan.build.release.is_some();
             Recipe {
                 build: "node",
                 run: "node",
@@ -186,7 +188,11 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                     "prisma",
                 ],
                 caches: vec![cache],
-                prune: if plan.kind == Kind::Static || prune.is_empty() || keeps && plan.build.build.is_none() && manager != "npm"
+                // Without a build, others than npm have fetched no more than what runs.
+                prune: if plan.kind == Kind::Static
+                    || prune.is_empty()
+                    || plan.build.build.is_none() && manager != "npm"
+                    || node::runs_development(repo, plan)
                 {
                     Vec::new()
                 } else {
