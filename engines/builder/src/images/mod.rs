@@ -260,7 +260,8 @@ impl Engine {
         if (version.major_version, version.minor_version) >= BOTH_AT_ONCE {
             return Ok(None);
         }
-        let folder = File::open(self.socket.parent().unwrap_or(Path::new("/")))?;
+        let socket = std::path::absolute(&self.socket)?;
+        let folder = File::open(socket.parent().unwrap_or(&socket))?;
         loop {
             match lock(&folder) {
                 Ok(()) => return Ok(Some(folder)),

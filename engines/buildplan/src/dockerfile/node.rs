@@ -14,13 +14,16 @@ pub fn extend(recipe: &mut Recipe) {
     }
 }
 
-/// Whether what runs, or the release command, may call what is only there for development: whatever is not plainly
-/// Node.js itself or a program of the dependencies proper.
-pub fn runs_development(repo: &Repo<'_>, plan: &Plan) -> bool {
+/// Whether there is what only development takes, and neither what runs nor the release command may call it: they are
+/// plainly Node.js itself or programs of the dependencies proper.
+pub fn drops_development(repo: &Repo<'_>, plan: &Plan) -> bool {
     let manifest = repo.json("package.json").ok().flatten().unwrap_or_default();
     let names =
         |table: &str| manifest[table].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect::<Vec<_>>();
-    if names("devDependencies").is_empty() {
+    let has_members = !manifest["workspaces"].is_null() || repo.has("pnpm-workspace.yaml");
+    let development = names("devDependencies");
+    // What Prisma generates lies beside it.
+    if development.is_empty() && !has_members || development.contains(&"prisma") {
         return false;
     }
     let dependencies = names("dependencies");
@@ -59,7 +62,7 @@ pub fn runs_development(repo: &Repo<'_>, plan: &Plan) -> bool {
             at += 1;
         }
     }
-    !all.iter().all(|command| is_well(command))
+    all.iter().all(|command| is_well(command))
 }
 
 #[cfg(test)]

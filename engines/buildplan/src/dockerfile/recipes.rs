@@ -158,9 +158,18 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                 "yarn" if !exact.is_empty() && !exact.starts_with("@1") || repo.has(".yarnrc.yml") => (
                     vec![format!("npm install --global @yarnpkg/cli-dist{}", if exact.is_empty() { "@4.9.2" } else { &exact })],
                     "/root/.yarn/berry/cache",
-                    "",
+                    // Before the fourth version, a plugin of its own does that.
+                    if exact.starts_with("@2") || exact.starts_with("@3") {
+                        ""
+                    } else {
+                        "yarn workspaces focus --all --production"
+                    },
                 ),
-                "yarn" => (vec![format!("command -v yarn >/dev/null || {YARN}")], "/usr/local/share/.cache/yarn", ""),
+                "yarn" => (
+                    vec![format!("command -v yarn >/dev/null || {YARN}")],
+                    "/usr/local/share/.cache/yarn",
+                    "yarn install --production --ignore-scripts --prefer-offline",
+                ),
                 "bun" => (vec!["npm install --global bun@1.4.5".to_owned()], "/root/.bun/install/cache", ""),
                 _ => (Vec::new(), "/root/.npm", "npm prune --omit=dev"),
             };
@@ -188,16 +197,10 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
                     "prisma",
                 ],
                 caches: vec![cache],
-                // Without a build, others than npm have fetched no more than what runs.
-                prune: if plan.kind == Kind::Static
-                    || prune.is_empty()
-                    || plan.build.build.is_none() && manager != "npm"
-                    || node::runs_development(repo, plan)
-                {
-                    Vec::new()
-                } else {
-                    strings(&[prune])
-                },
+                prune: strings(&[prune])
+                    .into_iter()
+                    .filter(|prune| !prune.is_empty() && plan.kind != Kind::Static && node::drops_development(repo, plan))
+                    .collect(),
                 environment: vec![("NODE_ENV", "production".into()), path("node_modules/.bin")],
                 ..Recipe::default()
             }
