@@ -81,7 +81,9 @@ pub fn extend(recipe: &mut Recipe) {
     };
     let mut names: Vec<String> = recipe.system_packages.iter().filter_map(|package| name(package)).collect();
     recipe.system_packages.retain(|package| name(package).is_none());
-    names.retain(|name| !THERE.contains(&name.as_str()));
+    let is_plain =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    names.retain(|name| is_plain(name) && !THERE.contains(&name.as_str()));
     names.sort();
     names.dedup();
     if names.is_empty() {
@@ -116,4 +118,21 @@ pub fn extend(recipe: &mut Recipe) {
         recipe.prepare.push(format!("printf '\\n\\n\\n\\n\\n\\n\\n\\n' | pecl install {name} && docker-php-ext-enable {name}"));
     }
     recipe.artifacts = vec![WORK, "/usr/local/lib/php/extensions", "/usr/local/etc/php/conf.d"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Recipe, extend};
+
+    #[test]
+    fn an_extension_is_compiled_by_its_name_and_nothing_else_is() {
+        let packages =
+            ["php8.3-gd", "php-xml", "php-redis", "php-a; rm -rf /", "php-a\nUSER root", "php-", "ffmpeg", "phpmyadmin"];
+        let mut recipe = Recipe { system_packages: packages.map(str::to_owned).to_vec(), ..Recipe::default() };
+        extend(&mut recipe);
+        assert_eq!(recipe.system_packages, ["ffmpeg", "phpmyadmin"], "those are Debian's");
+        let lines = recipe.prepare.join("\n");
+        assert!(lines.contains("docker-php-ext-install -j\"$(nproc)\" gd\n") && lines.contains("pecl install redis"), "{lines}");
+        assert!(!lines.contains("rm -rf") && !lines.contains("USER") && !lines.contains("install a"), "{lines}");
+    }
 }
