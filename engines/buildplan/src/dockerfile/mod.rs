@@ -104,7 +104,7 @@ const DEVELOPMENT: &[(&str, &str)] = &[
     ("libjsoncpp-dev", "libjsoncpp25"),
     ("libldap2-dev", "libldap-2.5-0"),
     ("libmagickwand-dev", "libmagickwand-6.q16-6"),
-    ("libmemcached-dev", "libmemcached11"),
+    ("libmemcached-dev", "libmemcached11 libmemcachedutil2"),
     ("libmicrohttpd-dev", "libmicrohttpd12"),
     ("libpq-dev", "libpq5"),
     ("libsasl2-dev", "libsasl2-2"),
@@ -117,6 +117,21 @@ const DEVELOPMENT: &[(&str, &str)] = &[
     ("unixodbc-dev", "unixodbc"),
     ("uuid-dev", "libuuid1"),
     ("zlib1g-dev", "zlib1g"),
+    ("libbz2-dev", ""),
+    ("libevent-dev", "libevent-2.1-7 libevent-openssl-2.1-7"),
+    ("libfreetype-dev", "libfreetype6"),
+    ("libgmp-dev", "libgmp10"),
+    ("libicu-dev", "libicu72"),
+    ("libjpeg62-turbo-dev", "libjpeg62-turbo"),
+    ("libpng-dev", "libpng16-16"),
+    ("librabbitmq-dev", "librabbitmq4"),
+    ("librdkafka-dev", "librdkafka1"),
+    ("libssh2-1-dev", "libssh2-1"),
+    ("libtidy-dev", "libtidy5deb1"),
+    ("libwebp-dev", "libwebp7"),
+    ("libxml2-dev", "libxml2"),
+    ("libxslt1-dev", "libxslt1.1"),
+    ("libzip-dev", "libzip4"),
 ];
 const TOOLS: [&str; 11] =
     ["gcc", "g++", "make", "cmake", "meson", "pkg-config", "libc6-dev", "gnucobol", "haunt", "ninja-build", "build-essential"];
@@ -256,7 +271,7 @@ impl Writer<'_> {
         if !layered && let Some(install) = &self.plan.build.install {
             self.run(text, install);
         }
-        let kept = kept(self.plan);
+        let kept: Vec<String> = kept(self.plan).iter().map(|folder| format!("{WORK}/{folder}")).collect();
         if let Some(build) = &self.plan.build.build {
             self.run_with(text, build, &kept);
         }
@@ -264,7 +279,6 @@ impl Writer<'_> {
             self.run(text, command);
         }
         // Without BuildKit these are folders of the image.
-        let kept: Vec<String> = kept.iter().map(|folder| format!("{WORK}/{folder}")).collect();
         let caches = recipe.caches.iter().copied().filter(|folder| folder.starts_with(WORK));
         let folders: Vec<&str> = caches.chain(kept.iter().map(String::as_str)).collect();
         if !self.options.buildkit && !folders.is_empty() {
@@ -279,13 +293,12 @@ impl Writer<'_> {
     }
 
     /// A step that keeps folders of the application, too.
-    fn run_with(&self, text: &mut String, command: &str, kept: &[&str]) {
+    fn run_with(&self, text: &mut String, command: &str, kept: &[String]) {
         let mut mounts = String::new();
         let mut variables = String::new();
         if self.options.buildkit {
             let plain = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_owned();
-            let kept = kept.iter().map(|folder| format!("{WORK}/{folder}"));
-            for folder in self.recipe.caches.iter().map(|folder| (*folder).to_owned()).chain(kept) {
+            for folder in self.recipe.caches.iter().copied().chain(kept.iter().map(String::as_str)) {
                 let id = plain(&format!("capsule-{}-{folder}", self.options.scope));
                 let _ = write!(mounts, "--mount=type=cache,id={id},target={folder} ");
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::recipes::Recipe;
+use super::recipes::{Recipe, commands};
 use crate::plan::Plan;
 use crate::tree::Repo;
 
@@ -27,7 +27,6 @@ pub fn drops_development(repo: &Repo<'_>, plan: &Plan) -> bool {
         return false;
     }
     let dependencies = names("dependencies");
-    let is_proper = |name: &str| dependencies.contains(&name);
     // `remix-serve` is of `@remix-run/serve`.
     let is_of_one = |program: &str| dependencies.iter().any(|name| program.ends_with(name.rsplit('/').next().unwrap_or(name)));
     let is_well = |command: &str| {
@@ -42,21 +41,19 @@ pub fn drops_development(repo: &Repo<'_>, plan: &Plan) -> bool {
         words.windows(2).all(|pair| {
             let loads = matches!(pair[0], "-r" | "--require" | "--import" | "--loader" | "--experimental-loader");
             let name = pair[1].split('/').take(if pair[1].starts_with('@') { 2 } else { 1 }).collect::<Vec<_>>().join("/");
-            !loads || pair[1].starts_with('.') || is_proper(&name)
+            !loads || pair[1].starts_with('.') || dependencies.contains(&name.as_str())
         })
     };
-    let commands =
-        |text: &str| text.split(['&', '|', ';', '\n', '(', ')']).map(|command| command.trim().to_owned()).collect::<Vec<_>>();
-    let mut all: Vec<String> = plan.processes.values().chain(&plan.build.release).flat_map(|text| commands(text)).collect();
+    let mut all: Vec<&str> = plan.processes.values().chain(&plan.build.release).flat_map(|text| commands(text)).collect();
     let (mut at, mut seen) = (0, BTreeSet::new());
-    while let Some(command) = all.get(at) {
+    while let Some(command) = all.get(at).copied() {
         let mut words = command.split_whitespace().filter(|word| *word != "run" && !word.starts_with('-'));
         if words.next().is_some_and(|word| matches!(word, "npm" | "pnpm" | "yarn" | "bun"))
             && let Some(name) = words.next()
             && let Some(script) = manifest["scripts"][name].as_str()
         {
             // The script in the manager's place, once: one may call itself.
-            let found = if seen.insert(name.to_owned()) { commands(script) } else { Vec::new() };
+            let found: Vec<&str> = if seen.insert(name) { commands(script).collect() } else { Vec::new() };
             all.splice(at..=at, found);
         } else {
             at += 1;

@@ -27,50 +27,45 @@ const THERE: &[&str] = &[
     "zlib",
 ];
 
-/// Those of PHP itself: Debian's name, the extensions of it, and packages that compiling and running them take.
-const OWN: &[(&str, &str, &str, &str)] = &[
-    ("bcmath", "bcmath", "", ""),
-    ("bz2", "bz2", "libbz2-dev", ""),
-    ("calendar", "calendar", "", ""),
-    ("exif", "exif", "", ""),
-    ("ffi", "ffi", "libffi-dev", "libffi8"),
-    (
-        "gd",
-        "gd",
-        "libfreetype-dev libjpeg62-turbo-dev libpng-dev libwebp-dev",
-        "libfreetype6 libjpeg62-turbo libpng16-16 libwebp7",
-    ),
-    ("gettext", "gettext", "", ""),
-    ("gmp", "gmp", "libgmp-dev", "libgmp10"),
-    ("intl", "intl", "libicu-dev", "libicu72"),
-    ("ldap", "ldap", "libldap2-dev", "libldap-2.5-0"),
-    ("mysql", "mysqli pdo_mysql", "", ""),
-    ("opcache", "opcache", "", ""),
-    ("pcntl", "pcntl", "", ""),
-    ("pgsql", "pdo_pgsql pgsql", "libpq-dev", "libpq5"),
-    ("shmop", "shmop", "", ""),
-    ("soap", "soap", "libxml2-dev", "libxml2"),
-    ("sockets", "sockets", "", ""),
-    ("sysvmsg", "sysvmsg", "", ""),
-    ("sysvsem", "sysvsem", "", ""),
-    ("sysvshm", "sysvshm", "", ""),
-    ("tidy", "tidy", "libtidy-dev", "libtidy5deb1"),
-    ("xsl", "xsl", "libxslt1-dev", "libxslt1.1"),
-    ("zip", "zip", "libzip-dev", "libzip4"),
+/// Those of PHP itself: Debian's name, the extensions of it, and packages that they take.
+const OWN: &[(&str, &str, &str)] = &[
+    ("bcmath", "bcmath", ""),
+    ("bz2", "bz2", "libbz2-dev"),
+    ("calendar", "calendar", ""),
+    ("exif", "exif", ""),
+    ("ffi", "ffi", "libffi-dev"),
+    ("gd", "gd", "libfreetype-dev libjpeg62-turbo-dev libpng-dev libwebp-dev"),
+    ("gettext", "gettext", ""),
+    ("gmp", "gmp", "libgmp-dev"),
+    ("intl", "intl", "libicu-dev"),
+    ("ldap", "ldap", "libldap2-dev"),
+    ("mysql", "mysqli pdo_mysql", ""),
+    ("opcache", "opcache", ""),
+    ("pcntl", "pcntl", ""),
+    ("pgsql", "pdo_pgsql pgsql", "libpq-dev"),
+    ("shmop", "shmop", ""),
+    ("soap", "soap", "libxml2-dev"),
+    ("sockets", "sockets", ""),
+    ("sysvmsg", "sysvmsg", ""),
+    ("sysvsem", "sysvsem", ""),
+    ("sysvshm", "sysvshm", ""),
+    ("tidy", "tidy", "libtidy-dev"),
+    ("xsl", "xsl", "libxslt1-dev"),
+    ("zip", "zip", "libzip-dev"),
 ];
 
 /// What others, from PECL, take.
-const PECL: &[(&str, &str, &str)] = &[
-    ("amqp", "librabbitmq-dev", "librabbitmq4"),
-    ("event", "libevent-dev libssl-dev", "libevent-2.1-7 libevent-openssl-2.1-7"),
-    ("imagick", "libmagickwand-dev", "libmagickwand-6.q16-6"),
-    ("memcached", "libmemcached-dev libssl-dev zlib1g-dev", "libmemcached11 libmemcachedutil2"),
-    ("mongodb", "libssl-dev", "libssl3"),
-    ("rdkafka", "librdkafka-dev", "librdkafka1"),
-    ("ssh2", "libssh2-1-dev", "libssh2-1"),
-    ("swoole", "libssl-dev", "libssl3 libstdc++6"),
-    ("uuid", "uuid-dev", "libuuid1"),
-    ("yaml", "libyaml-dev", "libyaml-0-2"),
+const PECL: &[(&str, &str)] = &[
+    ("amqp", "librabbitmq-dev"),
+    ("event", "libevent-dev libssl-dev"),
+    ("imagick", "libmagickwand-dev"),
+    ("memcached", "libmemcached-dev libssl-dev zlib1g-dev"),
+    ("mongodb", "libssl-dev"),
+    ("rdkafka", "librdkafka-dev"),
+    ("ssh2", "libssh2-1-dev"),
+    ("swoole", "libssl-dev libstdc++6"),
+    ("uuid", "uuid-dev"),
+    ("yaml", "libyaml-dev"),
 ];
 
 /// Compiles what is asked for as `php-gd` or `php8.3-gd`, and takes it into the finished image.
@@ -90,19 +85,15 @@ pub fn extend(recipe: &mut Recipe) {
         return;
     }
     let (mut own, mut others) = (Vec::new(), Vec::new());
-    let mut take = |compiling: &str, running: &str| {
-        recipe.build_packages.extend(compiling.split_whitespace().map(str::to_owned));
-        recipe.run_packages.extend(running.split_whitespace().map(str::to_owned));
-    };
     for name in &names {
-        if let Some((_, extensions, compiling, running)) = OWN.iter().find(|(known, ..)| known == name) {
-            take(compiling, running);
+        let packages = if let Some((_, extensions, packages)) = OWN.iter().find(|(known, ..)| known == name) {
             own.push(*extensions);
+            *packages
         } else {
-            let (_, compiling, running) = PECL.iter().find(|(known, ..)| known == name).copied().unwrap_or_default();
-            take(compiling, running);
             others.push(name.as_str());
-        }
+            PECL.iter().find(|(known, _)| known == name).map_or("", |(_, packages)| *packages)
+        };
+        recipe.system_packages.extend(packages.split_whitespace().map(str::to_owned));
     }
     if own.contains(&"gd") {
         recipe.prepare.push("docker-php-ext-configure gd --with-freetype --with-jpeg --with-webp".into());
@@ -130,7 +121,8 @@ mod tests {
             ["php8.3-gd", "php-xml", "php-redis", "php-a; rm -rf /", "php-a\nUSER root", "php-", "ffmpeg", "phpmyadmin"];
         let mut recipe = Recipe { system_packages: packages.map(str::to_owned).to_vec(), ..Recipe::default() };
         extend(&mut recipe);
-        assert_eq!(recipe.system_packages, ["ffmpeg", "phpmyadmin"], "those are Debian's");
+        let taken = ["ffmpeg", "phpmyadmin", "libfreetype-dev", "libjpeg62-turbo-dev", "libpng-dev", "libwebp-dev"];
+        assert_eq!(recipe.system_packages, taken, "Debian's, and what gd takes");
         let lines = recipe.prepare.join("\n");
         assert!(lines.contains("docker-php-ext-install -j\"$(nproc)\" gd\n") && lines.contains("pecl install redis"), "{lines}");
         assert!(!lines.contains("rm -rf") && !lines.contains("USER") && !lines.contains("install a"), "{lines}");

@@ -119,10 +119,14 @@ pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     recipe
 }
 
+/// The commands of a step.
+pub fn commands(step: &str) -> impl Iterator<Item = &str> {
+    step.split(['&', '|', ';', '\n', '(', ')']).map(str::trim)
+}
+
 /// The programs that a step calls: the first word of each of its commands.
 fn programs(step: &str) -> impl Iterator<Item = &str> {
-    let commands = step.split(['&', '|', ';', '\n', '(', ')']);
-    commands.filter_map(|command| command.split_whitespace().find(|word| !word.contains('=')))
+    commands(step).filter_map(|command| command.split_whitespace().find(|word| !word.contains('=')))
 }
 
 fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
