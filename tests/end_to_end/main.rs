@@ -3,6 +3,7 @@
 
 mod access;
 mod accounts;
+mod attacks;
 mod backups;
 mod cluster;
 mod commands;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
     let suites = [
         access::trials(),
         accounts::trials(),
+        attacks::trials(),
         backups::trials(),
         cluster::trials(),
         commands::trials(),

@@ -1,0 +1,27 @@
+//! What an attacker tries from outside, from inside an application, or with a hostile repository, by area.
+//! Each test fails on a server without the defence that it names.
+
+mod access;
+mod data;
+mod ingress;
+mod limits;
+mod plans;
+mod quotas;
+mod sandbox;
+mod terminal;
+
+use libtest_mimic::Trial;
+
+pub fn trials() -> Vec<Trial> {
+    let areas = [
+        access::trials(),
+        data::trials(),
+        ingress::trials(),
+        limits::trials(),
+        plans::trials(),
+        quotas::trials(),
+        sandbox::trials(),
+        terminal::trials(),
+    ];
+    areas.into_iter().flatten().collect()
+}
