@@ -15,8 +15,8 @@ use crate::{Databases, Migrations, StoreError, migrate};
 
 /// Tables that belong to the processes at work, not to what they know.
 const PASSING: [&str; 1] = ["leases"];
-/// Tables that are never empty.
-const SEEDED: [&str; 2] = ["schema_history", "routing"];
+/// Tables with one row that a migration makes.
+const SEEDED: [&str; 2] = ["routing", "user_ids"];
 /// Rows read or written at a time.
 pub const CHUNK: usize = 500;
 
@@ -248,13 +248,14 @@ impl Filling {
         }
         let transaction = connection.begin().await.map_err(|cause| failed(service, &cause))?;
         let tables = tables(&transaction).await.map_err(|error| failed(service, &error))?;
-        for table in tables.iter().filter(|table| !SEEDED.contains(&table.name.as_str())) {
+        let is_seeded = |table: &&Table| SEEDED.contains(&table.name.as_str());
+        for table in tables.iter().filter(|table| !is_seeded(table) && table.name != "schema_history") {
             let any = Statement::from_string(transaction.get_database_backend(), format!("SELECT 1 FROM {} LIMIT 1", table.name));
             if transaction.query_one_raw(any).await.map_err(|cause| failed(service, &cause))?.is_some() {
                 return Err(StoreError(format!("{service}: the database there is not empty: {} has rows", table.name)));
             }
         }
-        for table in tables.iter().filter(|table| table.name == "routing") {
+        for table in tables.iter().filter(is_seeded) {
             let empty = format!("DELETE FROM {}", table.name);
             transaction.execute_unprepared(&empty).await.map_err(|cause| failed(service, &cause))?;
         }

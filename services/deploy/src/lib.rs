@@ -18,6 +18,7 @@ mod reconcile;
 mod removal;
 mod routes;
 mod uploads;
+mod user_ids;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -122,7 +123,7 @@ pub const NAME: &str = "deploy";
 
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_deployments"])];
+    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_deployments", 2 "count_user_ids"])];
 
 /// Opens the service's database, finds the ingress and the instances that run, puts the service on
 /// the bus, and begins to reconcile.

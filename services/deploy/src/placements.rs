@@ -6,10 +6,7 @@ use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Deploys;
-
-/// User ids from here on belong to applications.
-const FIRST_UID: i32 = 200_000;
+use crate::{Deploys, user_ids};
 
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct Placement {
@@ -85,8 +82,6 @@ pub async fn ensure(
     if let Some(placement) = tx.read().first::<Placement>(known).await? {
         return Ok(placement);
     }
-    let highest = unscoped!("user ids are unique over all tenants", "SELECT MAX(uid) FROM placements");
-    let uid = tx.read().value::<Option<i32>>(highest).await?.flatten().map_or(FIRST_UID, |highest| highest + 1);
     let placement = Placement {
         service_id: configuration.service_id,
         environment_id: configuration.environment_id,
@@ -95,7 +90,7 @@ pub async fn ensure(
         service_name: configuration.service_name.clone(),
         environment_name: configuration.environment_name.clone(),
         host: free_host(deploys, tx, configuration).await?,
-        uid,
+        uid: user_ids::next(tx).await?,
         wanted: "running".into(),
         active_deployment_id: None,
     };
