@@ -5,20 +5,32 @@ use std::process::ExitCode;
 
 /// Takes the role that the first argument names, if it names one.
 pub fn take() -> Option<ExitCode> {
-    let code = |status: i32| ExitCode::from(u8::try_from(status).unwrap_or(1));
     match std::env::args().nth(1).as_deref() {
-        Some("shim") => Some(code(capsule_runtime::shim::run())),
-        Some("sandbox") => Some(code(capsule_runtime::sandbox::run())),
-        Some("uplink") => Some(code(capsule_runtime::uplink::run())),
-        Some("ingress") => Some(match ingress() {
-            Ok(()) => ExitCode::SUCCESS,
+        Some("shim") => Some(alone(capsule_runtime::shim::run)),
+        Some("sandbox") => Some(alone(capsule_runtime::sandbox::run)),
+        Some("uplink") => Some(alone(capsule_runtime::uplink::run)),
+        Some("ingress") => Some(alone(|| match ingress() {
+            Ok(()) => 0,
             Err(error) => {
                 eprintln!("{error}");
-                ExitCode::FAILURE
+                1
             }
-        }),
+        })),
         _ => None,
     }
+}
+
+/// Runs a role without what the server's own caller left open: these processes outlive the server, or start programs of
+/// others.
+fn alone(role: impl FnOnce() -> i32) -> ExitCode {
+    let status = match capsule_runtime::descriptors::close_inherited() {
+        Ok(()) => role(),
+        Err(error) => {
+            eprintln!("inherited descriptors cannot be closed: {error}");
+            126
+        }
+    };
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
 /// `capsule ingress --data DIR --listen ADDR`

@@ -78,6 +78,7 @@ fn try_sandbox() -> anyhow::Result<i32> {
         run_directory: runtime.run_directory().into(),
         log_directory: folder.path().join("log"),
         masked: Vec::new(),
+        relaxations: Vec::new(),
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     asynchronous.block_on(async { Ok(runtime.run_once(&spec).await?.wait().await?) })
@@ -93,14 +94,16 @@ fn limits() -> Finding {
 fn network() -> Finding {
     if !rustix::process::geteuid().is_root() {
         let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
-        return match (on_path("slirp4netns"), tun) {
-            (true, true) => finding("network", "ok", "applications reach the world outside by slirp4netns"),
-            (false, _) => finding(
+        return match (["slirp4netns", "nft"].into_iter().find(|program| !on_path(program)), tun) {
+            (None, true) => finding("network", "ok", "applications reach the world outside by slirp4netns, through a packet filter"),
+            (Some(missing), _) => finding(
                 "network",
                 "problem",
-                "without root it takes `slirp4netns`: applications and builds cannot reach the world outside; `apt-get install slirp4netns`",
+                format!(
+                    "`{missing}` is missing: applications and builds cannot reach the world outside; `apt-get install slirp4netns nftables`"
+                ),
             ),
-            (true, false) => finding(
+            (None, false) => finding(
                 "network",
                 "problem",
                 "/dev/net/tun cannot be opened: applications and builds cannot reach the world outside",
@@ -113,7 +116,7 @@ fn network() -> Finding {
             "problem",
             format!("`{missing}` is missing: applications cannot reach the world outside; `apt-get install iproute2 nftables`"),
         ),
-        None => finding("network", "ok", "applications can be given a network of their own"),
+        None => finding("network", "ok", "applications can be given a network of their own, behind a packet filter"),
     }
 }
 

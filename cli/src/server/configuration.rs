@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use capsule_contracts::Uuid;
+use capsule_runtime::Relaxation;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -32,6 +34,7 @@ pub struct Configuration {
     pub uploads: Uploads,
     pub build: Build,
     pub deploy: Deploy,
+    pub sandbox: Sandbox,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -163,6 +166,17 @@ pub struct Deploy {
     pub drain_seconds: u32,
 }
 
+/// What holds applications and builds apart from the host.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    /// What a service may do beyond the filter of system calls, by the service's id: `io_uring`, `user_namespaces`,
+    /// `ptrace`, `keyrings`, `perf_events`, `userfaultfd`, `memory_policy`, `personality`, or all by `unconfined`. It
+    /// holds for what is started from then on.
+    #[serde(default)]
+    pub relax: BTreeMap<Uuid, Vec<Relaxation>>,
+}
+
 impl Default for Configuration {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -190,6 +204,7 @@ impl Default for Configuration {
                 environment: BTreeMap::new(),
             },
             deploy: Deploy { health_seconds: 60, drain_seconds: 30 },
+            sandbox: Sandbox::default(),
         }
     }
 }
@@ -258,7 +273,9 @@ fn load_with(
     }
     for (name, text) in flags {
         let in_environment = name.strip_prefix("build.environment.").filter(|rest| !rest.is_empty());
-        let default = settings.get(name).cloned().or_else(|| in_environment.map(|_| Value::String(String::new())));
+        let relaxed = name.strip_prefix("sandbox.relax.").filter(|service| !service.is_empty());
+        let of_map = in_environment.map(|_| Value::String(String::new())).or_else(|| relaxed.map(|_| Value::Array(Vec::new())));
+        let default = settings.get(name).cloned().or(of_map);
         let Some(default) = default else {
             let known = settings.keys().cloned().collect::<Vec<_>>().join(", ");
             bail!("there is no setting `{name}`; there are {known}");
@@ -361,6 +378,7 @@ fn put(table: &mut Table, name: &str, value: Value) {
 fn set(table: &mut Table, name: &str, default: &Value, text: &str) -> anyhow::Result<()> {
     let value = match default {
         Value::Integer(_) => Value::Integer(text.parse().with_context(|| format!("`{text}` is not a whole number"))?),
+        Value::Array(_) => Value::Array(text.split(',').map(|one| Value::String(one.trim().into())).collect()),
         _ => Value::String(text.into()),
     };
     put(table, name, value);
@@ -413,6 +431,21 @@ mod tests {
         assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are advertise"));
         assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
         assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
+    }
+
+    #[test]
+    fn sandboxes_are_relaxed_by_the_id_of_a_service() {
+        let service = "0190f3a8-0000-7000-8000-000000000001";
+        let relaxed = |file: &str, flags: &[(&str, &str)]| {
+            load(file, &[], flags).map(|loaded| format!("{:?}", loaded.configuration.sandbox.relax.values().next()))
+        };
+        let file = format!("[sandbox.relax]\n\"{service}\" = [\"io_uring\", \"user_namespaces\"]\n");
+        assert_eq!(relaxed(&file, &[]).expect("fine"), "Some([IoUring, UserNamespaces])");
+        let name = format!("sandbox.relax.{service}");
+        assert_eq!(relaxed("", &[(&name, "keyrings, ptrace")]).expect("fine"), "Some([Keyrings, Ptrace])");
+        let unknown = relaxed("", &[(&name, "everything")]).expect_err("unknown");
+        assert!(format!("{unknown:#}").contains("unknown variant `everything`"), "{unknown:#}");
+        assert!(relaxed("[sandbox.relax]\nshop = [\"io_uring\"]\n", &[]).is_err(), "not an id");
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub const DATABASES: [(&str, Migrations); 4] = [
 /// Runs a server, or `only` these parts of one, until it is told to stop. Applications and the ingress go on
 /// without it.
 pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> anyhow::Result<()> {
+    // What its caller left open is for none of the programs that it starts.
+    capsule_runtime::descriptors::close_on_exec();
     let format = match configuration.log.format {
         LogFormat::Pretty => capsule_observe::Format::Pretty,
         LogFormat::Json => capsule_observe::Format::Json,
@@ -268,6 +270,7 @@ fn deploy_options(
             ca_bundle: Some(build.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),
             environment: build.environment.clone(),
         },
+        relaxations: configuration.sandbox.relax.clone(),
         health_seconds: u64::from(configuration.deploy.health_seconds),
         drain_seconds: u64::from(configuration.deploy.drain_seconds),
     })

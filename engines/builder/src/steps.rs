@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use capsule_buildplan::Plan;
 use capsule_runtime::logs::{Stream, Writer};
-use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, RuntimeError, Spec};
+use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, Relaxation, RuntimeError, Spec};
 
 use crate::toolchains::Toolchains;
 use crate::trees;
@@ -37,6 +37,8 @@ pub struct Job {
     pub environment: BTreeMap<String, String>,
     /// Values that the log must not show.
     pub masked: Vec<String>,
+    /// What its steps may do beyond the filter of system calls.
+    pub relaxations: Vec<Relaxation>,
 }
 
 /// Why there is no release.
@@ -162,6 +164,7 @@ impl Builder {
             run_directory: self.runtime.run_directory().into(),
             log_directory: job.log.clone(),
             masked: job.masked.clone(),
+            relaxations: job.relaxations.clone(),
         };
         let mut running = self.runtime.run_once(&spec).await?;
         tokio::select! {

@@ -11,14 +11,33 @@ use crate::spec::Limits;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The groups of one workload.
+/// What a workload's owner may use beyond the workload's own limits: it copies output and hands connections over.
+const HEADROOM_BYTES: u64 = 32 << 20;
+const HEADROOM_CPU_PERCENT: u32 = 10;
+
+/// The groups of one workload. Each is within one that also holds the workload's owner, so that what the owner does for
+/// the workload counts, and the owner has a little that the workload cannot take.
 #[derive(Debug, Default)]
 pub struct Groups {
+    /// The workload's.
     directories: Vec<PathBuf>,
+    /// The owner's.
+    owners: Vec<Owner>,
     /// Where the memory in use can be read.
     memory: Option<PathBuf>,
     /// What could not be limited here.
     pub warnings: Vec<String>,
+}
+
+/// A group of a workload's owner.
+#[derive(Debug)]
+struct Owner {
+    /// The outer group, with the limits of both.
+    whole: PathBuf,
+    /// The one that the owner's processes are in.
+    members: PathBuf,
+    /// The one that they were in before.
+    before: PathBuf,
 }
 
 impl Groups {
@@ -39,15 +58,33 @@ impl Groups {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
+    /// Limits processes that work for the workload: its owner, and the owner's helpers.
+    pub fn take_in(&mut self, pids: impl Iterator<Item = u32>) {
+        for pid in pids {
+            for owner in &self.owners {
+                if let Err(error) = std::fs::write(owner.members.join("cgroup.procs"), pid.to_string()) {
+                    self.warnings.push(format!("what the shim uses is not limited: {}: {error}", owner.members.display()));
+                }
+            }
+        }
+    }
+
     /// Bytes of memory in use, where it can be told.
     pub fn memory_in_use(&self) -> Option<u64> {
         std::fs::read_to_string(self.memory.as_ref()?).ok()?.trim().parse().ok()
     }
 
-    /// Removes the groups; nobody may be left in them.
+    /// Removes the groups. The owner's processes go back to where they came from; of the workload's, none may be left.
     pub fn remove(&self) {
         for directory in &self.directories {
             let _ = std::fs::remove_dir(directory);
+        }
+        for owner in &self.owners {
+            for pid in std::fs::read_to_string(owner.members.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = std::fs::write(owner.before.join("cgroup.procs"), pid);
+            }
+            let _ = std::fs::remove_dir(&owner.members);
+            let _ = std::fs::remove_dir(&owner.whole);
         }
     }
 
@@ -60,14 +97,26 @@ impl Groups {
             self.warnings.push(format!("memory, CPU and process limits are not enforced: {}: {error}", base.display()));
             return;
         }
-        let directory = base.join(format!("capsule.{id}"));
-        if let Err(error) = make(&directory) {
-            self.warnings.push(format!("memory, CPU and process limits are not enforced: {}: {error}", directory.display()));
+        // Delegation may have moved this process.
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let before = Path::new(ROOT).join(own_path(&own, UNIFIED).unwrap_or("/").trim_start_matches('/'));
+        let whole = base.join(format!("capsule.{id}"));
+        let (directory, members) = (whole.join("app"), whole.join("shim"));
+        // A group with limits for those within it has no process of its own.
+        let made = make(&whole).and_then(|()| {
+            std::fs::write(whole.join("cgroup.subtree_control"), CONTROLLERS.map(|name| format!("+{name}")).join(" "))?;
+            make(&directory)?;
+            make(&members)
+        });
+        if let Err(error) = made {
+            self.warnings.push(format!("memory, CPU and process limits are not enforced: {}: {error}", whole.display()));
             return;
         }
+        self.warnings.extend(set(&whole, &settings(UNIFIED, &with_headroom(limits))));
         self.warnings.extend(set(&directory, &settings(UNIFIED, limits)));
         self.memory = Some(directory.join("memory.current"));
         self.directories.push(directory);
+        self.owners.push(Owner { whole, members, before });
     }
 
     fn create_v1(&mut self, id: &str, limits: &Limits, own: &str) {
@@ -80,26 +129,40 @@ impl Groups {
                 .into_iter()
                 .chain([hierarchy])
                 .find(|base| base.join("cgroup.procs").exists());
-            let made = match base {
+            let made = match &base {
                 Some(base) => {
-                    let directory = base.join(format!("capsule.{id}"));
-                    make(&directory).map(|()| directory)
+                    let whole = base.join(format!("capsule.{id}"));
+                    make(&whole).and_then(|()| make(&whole.join("app"))).map(|()| (base.clone(), whole))
                 }
                 None => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "no such control group hierarchy")),
             };
-            let directory = match made {
-                Ok(directory) => directory,
+            let (before, whole) = match made {
+                Ok(made) => made,
                 Err(error) => {
                     self.warnings.push(format!("the {controller} limit is not enforced: {error}"));
                     continue;
                 }
             };
+            let directory = whole.join("app");
+            self.warnings.extend(set(&whole, &settings(controller, &with_headroom(limits))));
             self.warnings.extend(set(&directory, &settings(controller, limits)));
             if controller == "memory" {
                 self.memory = Some(directory.join("memory.usage_in_bytes"));
             }
             self.directories.push(directory);
+            self.owners.push(Owner { members: whole.clone(), whole, before });
         }
+    }
+}
+
+/// The limits of a workload and its owner together. The number of processes is the workload's alone: its owner must be
+/// able to start a thread when the workload has started all that it may.
+fn with_headroom(limits: &Limits) -> Limits {
+    Limits {
+        memory: limits.memory.map(|bytes| bytes.saturating_add(HEADROOM_BYTES)),
+        cpu_percent: limits.cpu_percent.map(|percent| percent.saturating_add(HEADROOM_CPU_PERCENT)),
+        processes: None,
+        ..*limits
     }
 }
 

@@ -13,19 +13,25 @@
 //! is found again by its socket: who answers under an instance's name is that instance.
 
 mod cgroup;
+mod confine;
+pub mod descriptors;
+mod firewall;
 pub mod logs;
 mod mask;
 mod network;
 mod process;
 mod protocol;
 pub mod sandbox;
+mod seccomp;
 pub mod shim;
 mod spec;
+mod throttle;
 pub mod uplink;
 
 pub use cgroup::{Watch, unenforced};
 pub use mask::Mask;
-pub use network::prepare_host;
+pub use network::{keep_host_prepared, prepare_host};
 pub use process::{Once, ProcessRuntime, RuntimeError};
 pub use protocol::{ShimState, ShimStatus, connect};
+pub use seccomp::Relaxation;
 pub use spec::{Limits, Mount, Network, Spec};

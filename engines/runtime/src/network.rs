@@ -1,47 +1,23 @@
 //! A workload's network: its own namespace with its own loopback, and at most a way out through
 //! the host. Nothing listens on the host for it; whoever wants to talk to it asks its shim.
 
-use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sched::{CloneFlags, unshare};
 
+use crate::firewall;
 use crate::spec::Network;
-use crate::uplink::Uplink;
+use crate::uplink::{RESOLVER, Uplink};
 
-/// Addresses for the pairs of host and workload: a /30 each out of this /16.
+/// Addresses for the pairs of host and workload: a /30 each out of this /16, which is [`firewall::SANDBOXES`].
 const SUBNET: &str = "10.213";
 /// Interfaces on the host's side are named so.
 const PREFIX: &str = "capsule";
 
-/// The host's rules: workloads reach the outside, but neither each other, nor the host itself but
-/// for name look-ups, nor the link-local range where clouds keep their metadata.
-const RULES: &str = r#"
-table ip capsule
-delete table ip capsule
-table ip capsule {
-    chain forward {
-        type filter hook forward priority filter; policy accept;
-        iifname "capsule*" oifname "capsule*" drop
-        iifname "capsule*" ip daddr 169.254.0.0/16 drop
-    }
-    chain input {
-        type filter hook input priority filter; policy accept;
-        iifname "capsule*" ct state established,related accept
-        iifname "capsule*" udp dport 53 accept
-        iifname "capsule*" tcp dport 53 accept
-        iifname "capsule*" drop
-    }
-    chain postrouting {
-        type nat hook postrouting priority srcnat; policy accept;
-        ip saddr 10.213.0.0/16 oifname != "capsule*" masquerade
-    }
-}
-"#;
-
-/// Prepares the host for workloads that reach the outside: forwarding and address translation.
+/// Prepares the host for workloads that reach the outside: forwarding, address translation, and a filter that keeps
+/// workloads from the host and from each other. Without the filter they are given no way out.
 ///
 /// # Errors
 /// With the reason why there will be no way out.
@@ -50,55 +26,67 @@ pub fn prepare_host() -> Result<(), String> {
         // There, each workload has an uplink of its own.
         return Ok(());
     }
+    let isolated = |why: String| format!("applications and builds have no way out to the network: {why}");
+    firewall::filter_host(&resolvers()).map_err(isolated)?;
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
-        .map_err(|error| format!("IP forwarding cannot be switched on: {error}"))?;
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("workloads have no way out to the network: nft cannot be run: {error}; install nftables"))?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        let _ = stdin.write_all(RULES.as_bytes());
+        .map_err(|error| isolated(format!("IP forwarding cannot be switched on: {error}")))
+}
+
+/// Prepares the host again where another program has removed the filter, or the host's name servers have changed.
+/// Whether that was so.
+///
+/// # Errors
+/// As [`prepare_host`].
+pub fn keep_host_prepared() -> Result<bool, String> {
+    if !rustix::process::geteuid().is_root() || firewall::is_host_filtered(Some(&resolvers())) {
+        return Ok(false);
     }
-    let done = nft.wait_with_output().map_err(|error| format!("nft did not finish: {error}"))?;
-    if done.status.success() {
-        Ok(())
-    } else {
-        Err(format!("workloads have no way out to the network: nft: {}", String::from_utf8_lossy(&done.stderr).trim()))
-    }
+    prepare_host().map(|()| true)
+}
+
+/// The host's name servers, as lines of `/etc/resolv.conf`; a stub on the host's own loopback cannot be reached from
+/// inside.
+pub fn resolvers() -> String {
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let stub = host.lines().any(|line| line.trim().starts_with("nameserver 127."));
+    if stub { std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host) } else { host }
 }
 
 /// Moves the calling process into a network of its own. Called while it has one thread. `uplink` is the
 /// way out where it is not root.
 ///
 /// What could not be set up beyond the loopback becomes a warning.
-pub fn enter(network: Network, uplink: Option<Uplink>) -> std::io::Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    let egress = network == Network::Egress && uplink.is_none();
+pub fn enter(network: Network, uplink: Option<&mut Uplink>) -> std::io::Result<Vec<String>> {
+    let name_servers = if uplink.is_some() { format!("nameserver {RESOLVER}\n") } else { resolvers() };
+    let host = firewall::Host::look(&name_servers);
+    let pair = network == Network::Egress && uplink.is_none();
     let (entered, wait) = mpsc::channel::<()>();
     // This thread stays in the host's network and gives the pair's far end away.
-    let pair = egress.then(|| {
+    let pair = pair.then(|| {
         std::thread::spawn(move || {
-            wait.recv().map_err(|_| "the network namespace was not entered".to_owned())?;
-            make_pair(std::process::id())
+            // The host's rules may have been flushed since the server started.
+            let filtered = if firewall::is_host_filtered(None) { Ok(()) } else { prepare_host() };
+            wait.recv().map_err(|_| "the network's own filter is missing".to_owned())?;
+            filtered.and_then(|()| make_pair(std::process::id()))
         })
     });
     unshare(CloneFlags::CLONE_NEWNET)?;
-    let _ = entered.send(());
+    // Interfaces that come from here on have no link-local address; the loopback is there already and keeps `::1`.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     ip(&["link", "set", "lo", "up"]).map_err(std::io::Error::other)?;
-    if let Some(pair) = pair {
-        let made = pair.join().unwrap_or_else(|_| Err("the network helper failed".into()));
-        if let Err(why) = made.and_then(|(host, own)| connect_outside(&host, &own)) {
-            warnings.push(format!("there is no way out to the network: {why}"));
-        }
-    } else if let Some(uplink) = uplink
-        && let Err(why) = uplink.connect()
-    {
-        warnings.push(format!("there is no way out to the network: {why}"));
+    if network == Network::Isolated {
+        return Ok(Vec::new());
     }
-    Ok(warnings)
+    let connected = firewall::filter_inside(&host).and_then(|()| match (pair, uplink) {
+        (Some(pair), _) => {
+            let _ = entered.send(());
+            let made = pair.join().unwrap_or_else(|_| Err("the network helper failed".into()));
+            made.and_then(|(host, own)| connect_outside(&host, &own))
+        }
+        (None, Some(uplink)) => uplink.connect(),
+        (None, None) => Ok(()),
+    });
+    Ok(connected.err().map(|why| format!("there is no way out to the network: {why}")).into_iter().collect())
 }
 
 /// Makes a pair of interfaces, one end in the network of the process `pid`. Tries places by chance
@@ -113,6 +101,8 @@ fn make_pair(pid: u32) -> Result<(String, String), String> {
         let name = format!("{PREFIX}{slot}");
         match ip(&["link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &pid.to_string()]) {
             Ok(()) => {
+                // The filter drops it as well: what an interface does not speak cannot be spoken to.
+                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
                 let base = slot * 4;
                 let address = |host: u32| format!("{SUBNET}.{}.{}", base >> 8, (base & 255) + host);
                 ip(&["addr", "add", &format!("{}/30", address(1)), "dev", &name])?;

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::confine::confine;
+use crate::network::resolvers;
 use crate::spec::Spec;
 use crate::uplink::RESOLVER;
 
@@ -94,6 +96,8 @@ fn start() -> Result<i32, SetupError> {
         // A limit that cannot be applied was warned of by the shim; the workload runs all the same.
         let _ = std::fs::write(group, "0");
     }
+    // The shim is spared when memory runs out; the workload is not.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     if spec.limits.low_priority {
         let _ = rustix::process::nice(10);
     }
@@ -109,6 +113,7 @@ fn start() -> Result<i32, SetupError> {
     }
     rustix::thread::set_no_new_privs(true).map_err(at("no_new_privs"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    confine(&spec.relaxations).map_err(SetupError)?;
 
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&spec.command).env_clear().envs(&spec.environment).current_dir("/app").stdin(Stdio::null());
@@ -265,13 +270,6 @@ fn make_dir(path: &Path) -> Result<(), SetupError> {
 fn write(path: &Path, text: &str) -> Result<(), SetupError> {
     std::fs::write(path, text).map_err(at(path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(at(path.display()))
-}
-
-/// The host's name servers; a stub on the host's own loopback cannot be reached from inside.
-fn resolvers() -> String {
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let stub = host.lines().any(|line| line.trim().starts_with("nameserver 127."));
-    if stub { std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host) } else { host }
 }
 
 /// How a process ended, for people.

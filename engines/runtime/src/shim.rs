@@ -20,6 +20,7 @@ use crate::network;
 use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
 use crate::spec::{Network, Spec};
+use crate::throttle::{GAP, Throttle};
 use crate::uplink::Uplink;
 
 /// What the shim prints once its socket answers and the workload is being started.
@@ -41,9 +42,25 @@ struct Shared {
     groups: Groups,
     warnings: Vec<String>,
     mask: Mask,
-    log: Mutex<Writer>,
+    log: Mutex<Log>,
     life: Mutex<Life>,
     changed: Condvar,
+}
+
+/// What is printed, and how much more may be.
+struct Log {
+    writer: Writer,
+    throttle: Throttle,
+}
+
+impl Log {
+    /// Ends a gap in the output with a line that says how much is missing. A full disk must not take the workload down;
+    /// what cannot be kept is lost.
+    fn reopen(&mut self, at_once: bool) {
+        if let Some(gap) = self.throttle.reopen(Instant::now(), at_once) {
+            let _ = self.writer.write(Stream::Capsule, gap.to_string().as_bytes());
+        }
+    }
 }
 
 struct Life {
@@ -83,8 +100,13 @@ fn start() -> Result<i32, String> {
         enter_user_namespace()
             .map_err(|error| format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})"))?;
     }
-    let groups = Groups::create(&spec.id, &spec.limits);
-    let mut warnings = network::enter(spec.network, uplink).map_err(|error| format!("no network of its own: {error}"))?;
+    let mut groups = Groups::create(&spec.id, &spec.limits);
+    let helpers = [Some(std::process::id()), uplink.as_ref().map(Uplink::pid)];
+    groups.take_in(helpers.into_iter().flatten());
+    // When memory runs out, it is not the owner that ends.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    let mut warnings =
+        network::enter(spec.network, uplink.as_mut()).map_err(|error| format!("no network of its own: {error}"))?;
     warnings.extend(groups.warnings.iter().cloned());
     let log = Writer::open(&spec.log_directory).map_err(|error| format!("{}: {error}", spec.log_directory.display()))?;
     let listener =
@@ -97,7 +119,7 @@ fn start() -> Result<i32, String> {
         groups,
         warnings,
         mask,
-        log: Mutex::new(log),
+        log: Mutex::new(Log { writer: log, throttle: Throttle::new(Instant::now()) }),
         life: Mutex::new(Life { pid: None, started_at: now(), restarts: 0, last_exit: None, stopping: false }),
         changed: Condvar::new(),
     });
@@ -145,13 +167,33 @@ impl Shared {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, stream: Stream, text: &[u8]) {
-        // A full disk must not take the workload down; what cannot be kept is lost.
-        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write(stream, &self.mask.bytes(text));
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a line of the workload's, unless it prints more than it may; whether more is printed for now.
+    fn print(self: &Arc<Self>, stream: Stream, line: &[u8]) -> bool {
+        let mut log = self.log();
+        log.reopen(false);
+        let (was_closed, text) = (log.throttle.is_closed(), self.mask.bytes(line));
+        if log.throttle.admit(text.len(), Instant::now()) {
+            let _ = log.writer.write(stream, &text);
+            return true;
+        }
+        drop(log);
+        if !was_closed {
+            // The gap is told of even if nothing more is printed. Without a thread to spare, at the next line.
+            let shared = self.clone();
+            let _ = thread(move || {
+                std::thread::sleep(GAP);
+                shared.log().reopen(false);
+            });
+        }
+        false
     }
 
     fn say(&self, text: &str) {
-        self.write(Stream::Capsule, text.as_bytes());
+        let _ = self.log().writer.write(Stream::Capsule, text.as_bytes());
     }
 
     /// Keeps the workload running until it is told to stop, or once if it is to run once.
@@ -220,11 +262,37 @@ impl Shared {
             loop {
                 line.clear();
                 match pipe.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line) {
-                    Ok(0) | Err(_) => return,
-                    Ok(_) => shared.write(stream, &line),
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+                if !shared.print(stream, &line) && shared.skip(&mut pipe, line.ends_with(b"\n")).is_err() {
+                    break;
                 }
             }
+            shared.log().reopen(true);
         })
+    }
+
+    /// Passes over output while none is printed, up to the end of a line: its rest by itself might show half a secret.
+    fn skip(&self, pipe: &mut impl BufRead, mut at_start: bool) -> std::io::Result<()> {
+        loop {
+            let buffer = pipe.fill_buf()?;
+            let mut log = self.log();
+            log.reopen(false);
+            if buffer.is_empty() || (at_start && !log.throttle.is_closed()) {
+                return Ok(());
+            }
+            let open_again = !log.throttle.is_closed();
+            let end = if open_again {
+                buffer.iter().position(|byte| *byte == b'\n').map_or(buffer.len(), |at| at + 1)
+            } else {
+                buffer.len()
+            };
+            at_start = buffer[end - 1] == b'\n';
+            log.throttle.drop(buffer[..end].iter().filter(|byte| **byte == b'\n').count(), end);
+            drop(log);
+            pipe.consume(end);
+        }
     }
 
     /// SIGTERM now, SIGKILL after the grace; returns at once.

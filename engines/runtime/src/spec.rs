@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::seccomp::Relaxation;
+
 /// A workload: one command in one sandbox. Travels from the runtime to the shim over a pipe, never
 /// over a file, since its environment holds secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct Spec {
     /// Values that are replaced by `***` in the output: secrets, where a log is for more eyes than theirs.
     #[serde(default)]
     pub masked: Vec<String>,
+    /// What it may do beyond the filter of system calls.
+    #[serde(default)]
+    pub relaxations: Vec<Relaxation>,
 }
 
 /// A part of the host that a sandbox sees.

@@ -25,14 +25,20 @@ impl Uplink {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map(Self)
     }
 
+    /// The process that carries the packets.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Connects the network that the caller is in now; returns once packets flow.
-    pub fn connect(mut self) -> Result<(), String> {
+    pub fn connect(&mut self) -> Result<(), String> {
         let failed = |error: std::io::Error| error.to_string();
         let mut lifeline = self.0.stdin.take().ok_or("no helper")?;
         lifeline.write_all(b"go\n").map_err(failed)?;
         let mut ready = [0];
         let mut said = self.0.stdout.take().ok_or("no helper")?;
         if !matches!(said.read(&mut ready), Ok(1)) || ready[0] != b'1' {
+            drop(lifeline);
             let _ = self.0.wait();
             return Err(format!("without root it takes {PROGRAM} and /dev/net/tun; `apt-get install {PROGRAM}`"));
         }
@@ -52,7 +58,8 @@ pub fn run() -> i32 {
         return 0;
     }
     let error = Command::new(PROGRAM)
-        .args(["--configure", "--mtu=65520", "--disable-host-loopback", "--exit-fd=0", "--ready-fd=1", &pid, "eth0"])
+        .args(["--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp"])
+        .args(["--exit-fd=0", "--ready-fd=1", &pid, "eth0"])
         .exec();
     eprintln!("{PROGRAM}: {error}");
     127

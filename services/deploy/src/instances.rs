@@ -147,6 +147,7 @@ fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, insta
         run_directory: deploys.runtime.run_directory().into(),
         log_directory: deploys.instance_log(&instance.id),
         masked: Vec::new(),
+        relaxations: deploys.relaxations(placement.service_id),
     })
 }
 

@@ -20,9 +20,11 @@ mod routes;
 mod uploads;
 mod user_ids;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capsule_blob::Blobs;
 use capsule_builder::{Builder, Settings, Toolchains};
@@ -30,7 +32,7 @@ use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{Locate, Place, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_runtime::{Limits, ProcessRuntime};
+use capsule_runtime::{Limits, ProcessRuntime, Relaxation};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 
 pub use ingress::Ingress;
@@ -57,6 +59,8 @@ pub struct Options {
     pub builds: usize,
     /// What builds are given by the operator.
     pub toolchains: Settings,
+    /// What services may do beyond the filter of system calls.
+    pub relaxations: BTreeMap<Uuid, Vec<Relaxation>>,
     /// Seconds an instance may take to become healthy.
     pub health_seconds: u64,
     /// Seconds old instances may take to finish their requests.
@@ -118,6 +122,9 @@ impl Service for Deploys {
     }
 }
 
+/// The time between two looks at the host's packet filter.
+const FILTER_PERIOD: Duration = Duration::from_secs(30);
+
 /// The service's name, which is its database's as well.
 pub const NAME: &str = "deploy";
 
@@ -135,6 +142,10 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
     let store = Store::open(&options.databases, NAME, keyring, MIGRATIONS).await?;
     if let Err(warning) = capsule_runtime::prepare_host() {
         tracing::warn!("{warning}");
+    }
+    tokio::spawn(keep_host_prepared());
+    for (service, relaxations) in &options.relaxations {
+        tracing::warn!(%service, ?relaxations, "the sandboxes of this service are relaxed by the setting sandbox.relax");
     }
     let runtime = ProcessRuntime::new(options.data.join("run/i"), options.program.clone())
         .map_err(|error| failed("the run directory", &error))?;
@@ -191,11 +202,28 @@ async fn lead(deploys: Arc<Deploys>) {
     tokio::join!(controller::run(&deploys), reconcile::run(&deploys));
 }
 
+/// Looks at the host's packet filter from time to time: programs that manage the host's rules replace all of them.
+async fn keep_host_prepared() {
+    loop {
+        tokio::time::sleep(FILTER_PERIOD).await;
+        match tokio::task::spawn_blocking(capsule_runtime::keep_host_prepared).await {
+            Ok(Ok(true)) => tracing::warn!("the packet filter of sandboxes was missing or outdated and is in force again"),
+            Ok(Err(why)) => tracing::warn!("{why}"),
+            Ok(Ok(false)) | Err(_) => {}
+        }
+    }
+}
+
 impl Deploys {
     /// The address the ingress listens on.
     pub async fn listen(&self) -> std::io::Result<SocketAddr> {
         let hello = self.ingress.hello().await.map_err(std::io::Error::other)?;
         hello.listen.parse().map_err(std::io::Error::other)
+    }
+
+    /// What a service may do beyond the filter of system calls: its instances, builds and release commands.
+    fn relaxations(&self, service: Uuid) -> Vec<Relaxation> {
+        self.options.relaxations.get(&service).cloned().unwrap_or_default()
     }
 
     /// Where a host answers.

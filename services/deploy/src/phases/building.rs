@@ -49,6 +49,7 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
         log,
         uid: placement.uid.unsigned_abs(),
         masked: environment.values(),
+        relaxations: deploys.relaxations(row.service_id),
         environment: environment.variables,
     };
     let built = deploys.builder.build(&plan, &job).await;

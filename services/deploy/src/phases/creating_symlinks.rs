@@ -22,6 +22,7 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
             uid: placement.uid.unsigned_abs(),
             environment: Default::default(),
             masked: crate::deployments::environment(deploys, row)?.values(),
+            relaxations: deploys.relaxations(row.service_id),
         };
         let environment = instances::environment(deploys, placement, row, None)?;
         deploys.builder.step("release", command, &job, environment).await.map_err(|error| Failure::Failed(error.to_string()))?;

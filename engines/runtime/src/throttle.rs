@@ -1,0 +1,132 @@
+//! A bound on what a workload may print: so many lines and bytes a second, after a burst. What is beyond is dropped, and
+//! counted; the workload itself is neither stopped nor made to wait.
+
+use std::time::{Duration, Instant};
+
+/// So much may be printed at once.
+const BURST_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
+const BURST_LINES: f64 = 20_000.0;
+/// So much more may be printed each second.
+const BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
+const LINES_PER_SECOND: f64 = 5_000.0;
+/// Once output is dropped, all of it is for this long: one gap in the log is read more easily than a thousand.
+pub const GAP: Duration = Duration::from_secs(1);
+
+/// Two token buckets, and what was dropped while they were empty.
+#[derive(Debug)]
+pub struct Throttle {
+    filled_at: Instant,
+    bytes: f64,
+    lines: f64,
+    gap: Option<Gap>,
+}
+
+/// Output that was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    since: Instant,
+    pub lines: u64,
+    pub bytes: u64,
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} lines ({} bytes) of output were dropped: the limit is {LINES_PER_SECOND} lines and {} KiB a second",
+            self.lines,
+            self.bytes,
+            BYTES_PER_SECOND / 1024.0
+        )
+    }
+}
+
+impl Throttle {
+    /// With full buckets.
+    pub fn new(now: Instant) -> Self {
+        Self { filled_at: now, bytes: BURST_BYTES, lines: BURST_LINES, gap: None }
+    }
+
+    /// Whether output is being dropped.
+    pub fn is_closed(&self) -> bool {
+        self.gap.is_some()
+    }
+
+    /// Takes a line of this many bytes out of the buckets. A line that empties one is still printed; `false` for the next.
+    /// The first that is not printed begins a gap, which [`Throttle::reopen`] ends.
+    pub fn admit(&mut self, bytes: usize, now: Instant) -> bool {
+        if self.is_closed() {
+            self.drop(1, bytes);
+            return false;
+        }
+        self.fill(now);
+        if self.lines < 1.0 || self.bytes < 1.0 {
+            self.gap = Some(Gap { since: now, lines: 0, bytes: 0 });
+            self.drop(1, bytes);
+            return false;
+        }
+        self.lines -= 1.0;
+        self.bytes -= bytes as f64;
+        true
+    }
+
+    /// Counts what was not printed.
+    pub fn drop(&mut self, lines: usize, bytes: usize) {
+        if let Some(gap) = &mut self.gap {
+            gap.lines += lines as u64;
+            gap.bytes += bytes as u64;
+        }
+    }
+
+    /// Ends a gap that has lasted long enough, or any with `at_once`; what was dropped in it.
+    pub fn reopen(&mut self, now: Instant, at_once: bool) -> Option<Gap> {
+        let ended = self.gap.take_if(|gap| at_once || now.duration_since(gap.since) >= GAP);
+        self.fill(now);
+        ended
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let seconds = now.duration_since(self.filled_at).as_secs_f64();
+        self.filled_at = now;
+        self.bytes = (self.bytes + seconds * BYTES_PER_SECOND).min(BURST_BYTES);
+        self.lines = (self.lines + seconds * LINES_PER_SECOND).min(BURST_LINES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BURST_BYTES, BURST_LINES, GAP, LINES_PER_SECOND, Throttle};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_burst_is_printed_and_a_flood_is_cut_to_the_rate() {
+        let begun = Instant::now();
+        let mut throttle = Throttle::new(begun);
+        let mut now = begun;
+        let (mut printed, mut dropped) = (0_u64, 0);
+        // Ten seconds of a hundred thousand lines each.
+        for step in 0..1_000_000_u64 {
+            now = begun + Duration::from_micros(10 * step);
+            dropped += throttle.reopen(now, false).map_or(0, |gap| gap.lines);
+            printed += u64::from(throttle.admit(2, now));
+        }
+        let rest = throttle.reopen(now, true).map_or(0, |gap| gap.lines);
+        assert_eq!(printed + dropped + rest, 1_000_000, "each line is printed or counted");
+        let most = BURST_LINES + 11.0 * LINES_PER_SECOND;
+        assert!(printed as f64 >= BURST_LINES && printed as f64 <= most, "{printed}");
+    }
+
+    #[test]
+    fn long_lines_are_bounded_by_their_bytes() {
+        let now = Instant::now();
+        let mut throttle = Throttle::new(now);
+        let printed = (0..2000).filter(|_| throttle.admit(16 << 10, now)).count();
+        assert_eq!(printed, BURST_BYTES as usize / (16 << 10));
+        throttle.drop(3, 10);
+        assert!(throttle.reopen(now, false).is_none(), "a gap lasts");
+        let gap = throttle.reopen(now + GAP, false).expect("it has ended");
+        assert_eq!((gap.lines, gap.bytes), (2000 - 512 + 3, (2000 - 512) * (16 << 10) + 10));
+        assert!(gap.to_string().starts_with("1491 lines (24379402 bytes) of output were dropped"), "{gap}");
+        assert!(throttle.admit(1, now + GAP));
+    }
+}
