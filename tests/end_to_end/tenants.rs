@@ -21,7 +21,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A test of a server that is not root.
-fn rootless(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+pub fn rootless(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     let namespaces =
         Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urn", "true"]).output();
     let tun = std::fs::metadata("/dev/net/tun").is_ok_and(|tun| tun.permissions().mode() & 0o006 == 0o006);

@@ -95,7 +95,9 @@ fn network() -> Finding {
     if !rustix::process::geteuid().is_root() {
         let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
         return match (["slirp4netns", "nft"].into_iter().find(|program| !on_path(program)), tun) {
-            (None, true) => finding("network", "ok", "applications reach the world outside by slirp4netns, through a packet filter"),
+            (None, true) => {
+                finding("network", "ok", "applications reach the world outside by slirp4netns, through a packet filter")
+            }
             (Some(missing), _) => finding(
                 "network",
                 "problem",

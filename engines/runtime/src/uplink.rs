@@ -35,9 +35,9 @@ impl Uplink {
         let failed = |error: std::io::Error| error.to_string();
         let mut lifeline = self.0.stdin.take().ok_or("no helper")?;
         lifeline.write_all(b"go\n").map_err(failed)?;
-        let mut ready = [0];
-        let mut said = self.0.stdout.take().ok_or("no helper")?;
-        if !matches!(said.read(&mut ready), Ok(1)) || ready[0] != b'1' {
+        let said = self.0.stdout.take().ok_or("no helper")?;
+        // Warnings of slirp4netns come the same way; the sign that it is ready is this byte.
+        if !said.bytes().map_while(Result::ok).any(|byte| byte == b'1') {
             drop(lifeline);
             let _ = self.0.wait();
             return Err(format!("without root it takes {PROGRAM} and /dev/net/tun; `apt-get install {PROGRAM}`"));
