@@ -112,6 +112,12 @@ pub enum Command {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Show what an organization may use, and how much of it is used
+    Quotas {
+        /// The organization, by its slug [default: your own]
+        #[arg(long, short = 'o', value_name = "SLUG")]
+        organization: Option<String>,
+    },
     /// Look at what needs an administrator of the installation, and settle it
     Admin {
         #[command(subcommand)]
@@ -257,6 +263,28 @@ pub enum AdminCommand {
     Sagas {
         #[command(subcommand)]
         command: SagasCommand,
+    },
+    /// What organizations may use
+    Quotas {
+        #[command(subcommand)]
+        command: QuotasCommand,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum QuotasCommand {
+    /// Show an organization's quotas, and how much of them is used
+    Show {
+        /// The organization, by its slug
+        organization: String,
+    },
+    /// Set quotas of an organization; the others stay as they are
+    Set {
+        /// The organization, by its slug
+        organization: String,
+        /// Limits such as instances=100; instances=default sets the installation's limit again
+        #[arg(required = true, value_name = "NAME=LIMIT", value_parser = pair)]
+        limits: Vec<(String, String)>,
     },
 }
 

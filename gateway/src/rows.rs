@@ -20,6 +20,7 @@ use capsule_contracts::project::{
     DeleteSecret, DeleteService, GetEnvironment, GetProject, GetService, GetVariables, ListEnvironments, ListProjects,
     ListServices, PutSecret, ReplaceVariables, RestoreProject, UpdateProject,
 };
+use capsule_contracts::quotas::{GetQuotas, InspectOrganizations, InspectQuotas, SetQuotas};
 use capsule_contracts::{Access, Message, Problem, StreamMessage};
 use serde_json::{Map, Value};
 use utoipa::openapi::{RefOr, Schema};
@@ -151,6 +152,7 @@ pub fn all() -> &'static [Row] {
             create::<AddMember>("/organizations/{id}/members"),
             patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
             delete::<RemoveMember>("/organizations/{id}/members/{user_id}"),
+            get::<GetQuotas>("/organizations/{id}/quotas"),
             get::<ListPermissions>("/permissions"),
             get::<ListProjects>("/projects"),
             create::<CreateProject>("/projects"),
@@ -183,6 +185,9 @@ pub fn all() -> &'static [Row] {
             begin::<Redeploy>("/deployments/{id}/redeploy"),
             post::<CancelDeployment>("/deployments/{id}/cancel"),
             get::<ListDeploymentEvents>("/deployments/{id}/events"),
+            get::<InspectOrganizations>("/admin/organizations"),
+            get::<InspectQuotas>("/admin/organizations/{id}/quotas"),
+            put::<SetQuotas>("/admin/organizations/{id}/quotas"),
             get::<ListDeadLetters>("/admin/dead-letters").everywhere(),
             get::<GetDeadLetter>("/admin/dead-letters/{id}").everywhere(),
             post::<ReplayDeadLetter>("/admin/dead-letters/{id}/replay").everywhere(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -65,8 +65,9 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_
     let context = authenticate(gateway, parts, BeginUpload::ACCESS, correlation_id).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(&parts.uri)
         .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
-    let upload = gateway.bus.request(&context, &BeginUpload { service_id: parameters.service_id }).await?;
-    let kept = keep(gateway, &upload.id.to_string(), body).await;
+    let bytes = body.size_hint().exact();
+    let upload = gateway.bus.request(&context, &BeginUpload { service_id: parameters.service_id, bytes }).await?;
+    let kept = keep(gateway, &upload, body).await;
     // Sending the bytes may have taken longer than a request's patience.
     let context = Context::new(context.correlation_id, context.principal);
     match kept {
@@ -82,12 +83,12 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_
     }
 }
 
-async fn keep(gateway: &Gateway, name: &str, body: &mut Body) -> Result<(String, u64), Problem> {
+async fn keep(gateway: &Gateway, upload: &Upload, body: &mut Body) -> Result<(String, u64), Problem> {
     let disk = |error: std::io::Error| {
         tracing::error!(%error, "an upload could not be written");
         Problem::unavailable("The server cannot keep the upload: its disk does not take it.")
     };
-    let mut writer = gateway.blobs.begin(name).await.map_err(disk)?;
+    let mut writer = gateway.blobs.begin(&upload.id.to_string()).await.map_err(disk)?;
     loop {
         let frame = match tokio::time::timeout(STALLED, body.frame()).await {
             Err(_) => return Err(Problem::bad_request(format!("The upload stalled for {} s.", STALLED.as_secs()))),
@@ -96,7 +97,8 @@ async fn keep(gateway: &Gateway, name: &str, body: &mut Body) -> Result<(String,
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(bytes) = frame.into_data() else { continue };
-        if writer.bytes() + bytes.len() as u64 > gateway.upload_bytes {
+        // What was announced was counted.
+        if writer.bytes() + bytes.len() as u64 > gateway.upload_bytes.min(upload.bytes) {
             return Err(Problem::too_large(format!("The upload is larger than {} MiB.", gateway.upload_bytes >> 20))
                 .hint("Leave out what is built or downloaded: name it in .capsuleignore."));
         }

@@ -88,7 +88,8 @@ struct Fixture {
 
 impl World {
     fn new() -> Self {
-        let server = Server::default();
+        // One person makes an organization for every row.
+        let server = Server::with(&["limits.organizations_per_user=1000"]);
         let members = ROLES
             .iter()
             .map(|(role, _)| {
@@ -245,6 +246,7 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
             "role" => json!("viewer"),
             "value" => json!("1"),
             "variables" => json!({"A": "1"}),
+            "quotas" => json!({"projects": 7}),
             "email" => json!("outsider@example.com"),
             other => panic!("{} wants {other}: say here what to send", row.subject),
         };

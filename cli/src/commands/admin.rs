@@ -12,6 +12,7 @@ pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow
     match command {
         AdminCommand::DeadLetters { command } => dead_letters(client, *command, terminal),
         AdminCommand::Sagas { command } => sagas(client, *command, terminal),
+        AdminCommand::Quotas { command } => super::quotas::administer(client, command, terminal),
     }
 }
 

@@ -10,6 +10,7 @@ mod lifecycle;
 mod logs;
 mod operator;
 mod plan;
+mod quotas;
 mod service;
 mod status;
 mod variables;
@@ -50,6 +51,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Rollback { number, at } => return lifecycle::rollback(client()?, &at.into(), number, terminal),
         Command::Open(at) => status::open(client()?, &at, terminal),
         Command::Destroy { at, yes } => lifecycle::destroy(client()?, &at, yes, terminal),
+        Command::Quotas { organization } => quotas::quotas(client()?, organization.as_deref(), terminal),
         Command::Admin { command } => admin::run(client()?, &command, terminal),
         Command::Doctor => return doctor::doctor(client(), &directory, terminal),
         Command::Completions { shell } => {

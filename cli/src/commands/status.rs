@@ -2,8 +2,10 @@
 
 use capsule_contracts::Timestamp;
 use capsule_contracts::deploy::{Deployment, ServiceState};
+use capsule_contracts::quotas::OrganizationQuotas;
 use serde_json::json;
 
+use super::quotas::nearly_used_up;
 use super::service;
 use crate::arguments::At;
 use crate::client::Client;
@@ -14,8 +16,24 @@ pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result
     let found = service::find(&mut client, &folder::known(at)?)?;
     let state = found.state(&mut client)?;
     let deployments = found.deployments(&mut client, 5)?;
-    terminal.show(&json!({"service": found.service, "state": state, "deployments": deployments}), |_| {
-        format!("{} in {}: {}\n{}\n{}", found.service.name, found.environment, state.state, state.url, text(&state, &deployments))
+    // A server of an earlier version has none, and without them there is still a status.
+    let quotas = client.get::<OrganizationQuotas>(&format!("/organizations/{}/quotas", found.service.organization_id));
+    let quotas = quotas.map(|quotas| quotas.items).unwrap_or_default();
+    let shown = json!({"service": found.service, "state": state, "deployments": deployments, "quotas": quotas});
+    terminal.show(&shown, |_| {
+        let mut all = format!(
+            "{} in {}: {}\n{}\n{}",
+            found.service.name,
+            found.environment,
+            state.state,
+            state.url,
+            text(&state, &deployments)
+        );
+        let near = nearly_used_up(&quotas);
+        if !near.is_empty() {
+            all += &format!("\n\n{}\nSee them all: capsule quotas", near.join("\n"));
+        }
+        all
     })
 }
 

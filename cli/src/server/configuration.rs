@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use capsule_contracts::Uuid;
+use capsule_contracts::quotas::Quotas;
 use capsule_runtime::Relaxation;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -30,6 +31,9 @@ pub struct Configuration {
     pub broker: Broker,
     pub redis: Redis,
     pub limits: Limits,
+    /// What an organization may use unless administrators set something else for it. See `capsule admin quotas`.
+    #[serde(deserialize_with = "super::quotas::known")]
+    pub quotas: Quotas,
     pub backup: Backup,
     pub uploads: Uploads,
     pub build: Build,
@@ -120,7 +124,7 @@ pub struct Backup {
     pub keep_days: u32,
 }
 
-/// What clients may ask of the API, in a minute; 0 is no limit.
+/// What clients may ask of the API. In a minute, 0 is no limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -128,6 +132,8 @@ pub struct Limits {
     pub requests_per_minute: u32,
     /// Attempts of one address to sign in or to register.
     pub sign_ins_per_minute: u32,
+    /// How many organizations one user may make, at any time, the personal one not counted; 0 is none.
+    pub organizations_per_user: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -164,6 +170,8 @@ pub struct Deploy {
     pub health_seconds: u32,
     /// How long an old one may take to finish its requests.
     pub drain_seconds: u32,
+    /// Days for which the host of a deleted service is kept for its organization; 0 gives it to whoever asks first.
+    pub host_quarantine_days: u32,
 }
 
 /// What holds applications and builds apart from the host.
@@ -191,7 +199,8 @@ impl Default for Configuration {
             broker: Broker { url: String::new() },
             redis: Redis { url: String::new() },
             backup: Backup { location: String::new(), minutes: 60, keep_days: 7 },
-            limits: Limits { requests_per_minute: 3000, sign_ins_per_minute: 30 },
+            limits: Limits { requests_per_minute: 3000, sign_ins_per_minute: 30, organizations_per_user: 20 },
+            quotas: Quotas::defaults(),
             uploads: Uploads { max_mib: 512 },
             build: Build {
                 concurrent: 1,
@@ -203,7 +212,7 @@ impl Default for Configuration {
                 ca_bundle: host_authorities(),
                 environment: BTreeMap::new(),
             },
-            deploy: Deploy { health_seconds: 60, drain_seconds: 30 },
+            deploy: Deploy { health_seconds: 60, drain_seconds: 30, host_quarantine_days: 30 },
             sandbox: Sandbox::default(),
         }
     }
@@ -298,6 +307,9 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         });
     if !well_formed {
         bail!("base_domain must be a domain name in lower case such as `apps.example.com`, not `{domain}`");
+    }
+    if configuration.deploy.host_quarantine_days > 36_500 {
+        bail!("deploy.host_quarantine_days must be at most 36500, which is a hundred years");
     }
     for (name, value) in [
         ("uploads.max_mib", configuration.uploads.max_mib),
@@ -431,6 +443,9 @@ mod tests {
         assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are advertise"));
         assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
         assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
+        let quota = told("[quotas]\nprojects = 5\nprojetcs = 5", &[], &[]);
+        assert!(quota.contains("capsule.toml:3: quotas.projetcs") && quota.contains("memory_mib"), "{quota}");
+        assert!(told("", &[("CAPSULE_QUOTAS_CONCURRENT_BUILDS", "0")], &[]).contains("at least 1"));
     }
 
     #[test]

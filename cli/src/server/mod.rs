@@ -4,6 +4,7 @@ pub mod backups;
 pub mod configuration;
 pub mod data;
 mod down;
+mod quotas;
 
 use std::future::Future;
 use std::io::IsTerminal;
@@ -117,7 +118,12 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
                 started.map_err(failed)?.store().clone()
             }
             Part::Organization => {
-                capsule_organization::start(&databases, &bus, keyring.clone()).await.map_err(failed)?.store().clone()
+                let limits = capsule_organization::Limits {
+                    quotas: configuration.quotas.clone(),
+                    organizations_per_user: configuration.limits.organizations_per_user,
+                };
+                let started = capsule_organization::start(&databases, &bus, keyring.clone(), limits).await;
+                started.map_err(failed)?.store().clone()
             }
             Part::Project => capsule_project::start(&databases, &bus, keyring.clone()).await.map_err(failed)?.store().clone(),
             Part::Deploy => {
@@ -266,6 +272,8 @@ fn deploy_options(
         build_disk_bytes: u64::from(build.disk_mib) << 20,
         build_cache_bytes: u64::from(build.cache_mib) << 20,
         builds: build.concurrent as usize,
+        upload_bytes: u64::from(configuration.uploads.max_mib) << 20,
+        host_quarantine_days: configuration.deploy.host_quarantine_days,
         toolchains: capsule_builder::Settings {
             ca_bundle: Some(build.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),
             environment: build.environment.clone(),

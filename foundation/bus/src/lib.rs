@@ -8,6 +8,7 @@ mod access;
 mod context;
 mod events;
 mod operations;
+mod quotas;
 pub mod saga;
 mod service;
 mod streams;
@@ -28,6 +29,7 @@ use tracing::field::Empty;
 pub use access::{Caller, Prove, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
 pub use events::emit;
+pub use quotas::quotas;
 pub use service::{Call, Items, Router, Service};
 
 use streams::Streams;
@@ -35,8 +37,7 @@ use transport::{Outgoing, Refusal, Served, Transport};
 use wire::Wire;
 
 /// The tables every service's database has for events and memberships.
-pub const MIGRATIONS: &[Migration] =
-    capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands", 3 "create_sagas_and_error_history"];
+pub const MIGRATIONS: &[Migration] = capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands", 3 "create_sagas_and_error_history", 4 "keep_quotas"];
 
 /// Items that a stream may run ahead of its reader.
 const STREAM_CREDIT: usize = 64;

@@ -101,6 +101,9 @@ pub struct Deployment {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BeginUpload {
     pub service_id: Uuid,
+    /// How many bytes will come, where that is known. No more are taken.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 message!(BeginUpload, command "deploy.begin_upload", Granted(ServiceManage) at Service(service_id) => Upload);
 
@@ -122,6 +125,7 @@ pub struct Upload {
     /// SHA-256 of the archive, once it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// How many bytes it has; until it is complete, how many may come.
     pub bytes: u64,
 }
 

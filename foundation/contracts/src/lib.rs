@@ -13,6 +13,7 @@ pub mod operations;
 pub mod organization;
 pub mod problem;
 pub mod project;
+pub mod quotas;
 pub mod time;
 
 pub use access::{Access, Permission, Role, Target};

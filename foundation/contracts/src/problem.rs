@@ -88,6 +88,11 @@ impl Problem {
         Self::new("not_found", 404, "Not found", format!("There is no such {what}, or it is not yours to see."))
     }
 
+    /// A quota of the organization is used up (403, as Kubernetes answers); [`crate::quotas::Quotas::check`] makes it.
+    pub fn quota_exceeded(detail: impl Into<String>) -> Self {
+        Self::new("quota_exceeded", 403, "A quota is used up", detail)
+    }
+
     /// The state of the thing does not allow this now (409).
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self::new("conflict", 409, "In conflict with the present state", detail)

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use capsule_buildplan::Kind;
 use capsule_bus::{Call, Context, Tenant};
 use capsule_contracts::deploy::{CancelDeployment, Deploy, Deployment, Redeploy, Restart, Rollback, ServiceState, Start, Stop};
 use capsule_contracts::project::{Configuration, GetConfiguration};
@@ -11,7 +12,8 @@ use capsule_store::scoped;
 
 use crate::deployments::{self, Environment, New, Row, Sealed};
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, queries, routes, uploads};
+use crate::quotas::Load;
+use crate::{Deploys, instances, queries, quotas, routes, uploads};
 
 async fn configuration(
     deploys: &Deploys,
@@ -35,7 +37,9 @@ async fn build(
     trigger: &'static str,
     upload_digest: String,
 ) -> Result<Deployment, Problem> {
+    let limits = quotas::of(deploys, configuration.organization_id).await?;
     let tx = deploys.store.begin().await?;
+    quotas::another_deployment(&tx, tenant, &limits, true).await?;
     let placement = placements::ensure(deploys, &tx, tenant, &configuration).await?;
     let new = New {
         trigger,
@@ -83,7 +87,15 @@ async fn reuse(
         return Err(Problem::conflict(format!("The release of deployment {} is not kept any more.", earlier.number))
             .hint("Redeploy it: it will be built again."));
     }
+    let limits = quotas::of(deploys, placement.organization_id).await?;
+    let plan = earlier.plan()?;
     let tx = deploys.store.begin().await?;
+    quotas::another_deployment(&tx, tenant, &limits, false).await?;
+    if plan.kind != Kind::Static {
+        // Its instances count once they are made; what cannot succeed is refused at once.
+        let place = (placement.service_id, placement.environment_id);
+        quotas::more_instances(&tx, tenant, &limits, place, Load::of(&plan)).await?;
+    }
     let new = New {
         trigger,
         upload_digest: earlier.upload_digest.clone(),

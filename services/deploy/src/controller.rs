@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use capsule_bus::Context;
 use capsule_contracts::deploy::{Phase, Status};
+use capsule_contracts::quotas::Quantity;
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::lease;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::build_queue::{BuildQueue, Permit};
 use crate::deployments::{self, Row};
 use crate::phases::Failure;
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, phases, routes};
+use crate::{Deploys, instances, phases, quotas, routes};
 
 /// Looks for work this often even if nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -25,8 +27,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub struct Controller {
     wake: Notify,
     reconcile: Notify,
-    /// Places for builds.
-    pub builds: Semaphore,
+    /// Permits for builds.
+    pub builds: BuildQueue,
     running: Mutex<Running>,
     retiring: Arc<Mutex<HashSet<String>>>,
 }
@@ -42,7 +44,7 @@ impl Controller {
         Self {
             wake: Notify::new(),
             reconcile: Notify::new(),
-            builds: Semaphore::new(builds),
+            builds: BuildQueue::new(builds),
             running: Mutex::default(),
             retiring: Arc::default(),
         }
@@ -104,7 +106,10 @@ impl Drop for Retiring {
 pub async fn run(deploys: &Arc<Deploys>) {
     loop {
         match deployments::unsettled(deploys).await {
-            Ok(rows) => rows.into_iter().for_each(|row| start(deploys, row)),
+            Ok(rows) => {
+                deploys.controller.builds.retain(|deployment| rows.iter().any(|row| row.id == deployment));
+                rows.into_iter().for_each(|row| start(deploys, row));
+            }
             Err(problem) => tracing::warn!(%problem, "deployments could not be looked for"),
         }
         let _ = tokio::time::timeout(PERIOD, deploys.controller.wake.notified()).await;
@@ -179,7 +184,18 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
         Phase::Building => Phase::PullingSource,
         phase => phase,
     };
+    // Held from the source to the release: what is unpacked and planned is bounded as well.
+    let mut permit = None;
     loop {
+        match phase {
+            Phase::PullingSource if permit.is_none() => match permit_to_build(deploys, &row).await? {
+                Some(granted) => permit = Some(granted),
+                // It was settled meanwhile: a newer one takes its place.
+                None => return Ok(()),
+            },
+            Phase::CopyingFiles => permit = None,
+            _ => {}
+        }
         if phase != Phase::Queued {
             row = deployments::enter(deploys, placement, &row, phase).await?;
         }
@@ -210,6 +226,19 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
         };
         failpoint(phase, "after");
         phase = next;
+    }
+}
+
+/// Waits until it is the organization's turn to build; `None` where the deployment was settled meanwhile.
+async fn permit_to_build(deploys: &Deploys, row: &Row) -> Result<Option<Permit>, Problem> {
+    loop {
+        let limits = quotas::of(deploys, row.organization_id).await?;
+        let limit = usize::try_from(limits.limit(Quantity::ConcurrentBuilds)).unwrap_or(1);
+        let permit = deploys.controller.builds.acquire(row.organization_id, row.id, limit).await;
+        let now = deployments::get(deploys, &row.grant(), row.id).await?;
+        if permit.is_some() || now.finished_at.is_some() {
+            return Ok(permit.filter(|_| now.finished_at.is_none()));
+        }
     }
 }
 

@@ -2,15 +2,19 @@
 //! under its name is it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use capsule_buildplan::Kind;
+use capsule_buildplan::{Kind, Plan};
+use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_runtime::{Limits, Network, Spec};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row as Deployment};
+use crate::phases::Failure;
 use crate::placements::Placement;
+use crate::quotas::{self, Load, Room};
 use crate::{Deploys, placements};
 
 /// The process type that takes requests.
@@ -49,8 +53,12 @@ pub async fn of(deploys: &Deploys, placement: &Placement) -> Result<Vec<Row>, Pr
     deploys.store.read().all(rows).await
 }
 
-/// The candidates of a deployment, made now unless a run before this one made them.
-pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &Deployment) -> Result<Vec<Row>, Problem> {
+/// How often instances that have to wait for others to drain look again.
+const DRAIN_POLL: Duration = Duration::from_millis(500);
+
+/// The candidates of a deployment, made now unless a run before this one made them. They count towards the quotas
+/// of their organization from here on.
+pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &Deployment) -> Result<Vec<Row>, Failure> {
     let plan = deployment.plan()?;
     let grant = deployment.grant();
     let known = scoped!(
@@ -63,7 +71,30 @@ pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &D
     if !known.is_empty() || plan.kind == Kind::Static {
         return Ok(known);
     }
+    let limits = quotas::of(deploys, placement.organization_id).await?;
+    loop {
+        if let Some(rows) = make_candidates(deploys, placement, deployment, &plan, &limits).await? {
+            return Ok(rows);
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Makes the candidates of a deployment; not while too many instances of its organization still drain.
+async fn make_candidates(
+    deploys: &Deploys,
+    placement: &Placement,
+    deployment: &Deployment,
+    plan: &Plan,
+    limits: &Quotas,
+) -> Result<Option<Vec<Row>>, Failure> {
+    let grant = deployment.grant();
+    let memory = i64::try_from(memory_limit(plan)).unwrap_or(i64::MAX);
     let tx = deploys.store.begin().await?;
+    let place = (placement.service_id, placement.environment_id);
+    if quotas::more_instances(&tx, &grant, limits, place, Load::of(plan)).await? == Room::Later {
+        return Ok(None);
+    }
     let mut rows = Vec::new();
     for process in plan.processes.keys() {
         let row = Row {
@@ -79,22 +110,23 @@ pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &D
         };
         tx.run(scoped!(
             &grant,
-            "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at) \
-             VALUES ($1, :tenant, $2, $3, $4, $5, $6, 'candidate', $7)",
+            "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at, \
+             memory_bytes) VALUES ($1, :tenant, $2, $3, $4, $5, $6, 'candidate', $7, $8)",
             row.id.as_str(),
             row.service_id,
             row.environment_id,
             row.deployment_id,
             row.process.as_str(),
             row.port,
-            row.created_at
+            row.created_at,
+            memory
         ))
         .await?;
         rows.push(row);
     }
     crate::routes::raise(&tx).await?;
     tx.commit().await?;
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 /// Short enough for a socket's name, and never used again.
@@ -127,7 +159,7 @@ fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, insta
     let plan = deployment.plan()?;
     let command = plan.processes.get(&instance.process).cloned().ok_or_else(Problem::internal)?;
     let limits = Limits {
-        memory: quantity(&plan.resources.memory.limit),
+        memory: Some(memory_limit(&plan)),
         cpu_percent: plan.resources.cpu.limit.parse::<f64>().ok().map(|cores| (cores * 100.0) as u32),
         processes: Some(1024),
         seconds: None,
@@ -181,6 +213,11 @@ pub fn environment(
         }
     }
     Ok(all)
+}
+
+/// Bytes of memory that each instance of a plan may use. Nothing runs without a limit: it would count for nothing.
+pub fn memory_limit(plan: &Plan) -> u64 {
+    quantity(&plan.resources.memory.limit).filter(|bytes| *bytes > 0).unwrap_or(512 << 20)
 }
 
 /// `512Mi` and the like, in bytes.

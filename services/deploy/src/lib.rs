@@ -5,15 +5,18 @@
 //! phase may be run twice without harm, and is recorded before it begins, so the control plane may
 //! be killed at any instant.
 
+mod build_queue;
 mod commands;
 mod controller;
 mod deployments;
+mod hosts;
 mod ingress;
 mod instances;
 mod logs;
 mod phases;
 mod placements;
 mod queries;
+mod quotas;
 mod reconcile;
 mod removal;
 mod routes;
@@ -57,6 +60,10 @@ pub struct Options {
     pub build_cache_bytes: u64,
     /// How many builds run at a time.
     pub builds: usize,
+    /// The most bytes of one upload.
+    pub upload_bytes: u64,
+    /// Days for which the host of what was removed is kept for its organization.
+    pub host_quarantine_days: u32,
     /// What builds are given by the operator.
     pub toolchains: Settings,
     /// What services may do beyond the filter of system calls.
@@ -129,8 +136,10 @@ const FILTER_PERIOD: Duration = Duration::from_secs(30);
 pub const NAME: &str = "deploy";
 
 /// The migrations of its database.
-pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_deployments", 2 "count_user_ids"])];
+pub const MIGRATIONS: Migrations = &[
+    ("bus", capsule_bus::MIGRATIONS),
+    (NAME, capsule_store::migrations![1 "create_deployments", 2 "count_user_ids", 3 "count_use_and_quarantine_hosts"]),
+];
 
 /// Opens the service's database, finds the ingress and the instances that run, puts the service on
 /// the bus, and begins to reconcile.
@@ -168,6 +177,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
     deploys.ingress.ensure().await.map_err(|error| failed("the ingress", &error))?;
 
     Router::new(deploys.clone())
+        .keep_quotas()
         .handle(uploads::begin_upload)
         .handle(uploads::complete_upload)
         .handle(uploads::forget_upload)
@@ -184,6 +194,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(queries::list_deployment_events)
         .handle(queries::get_service_state)
         .handle(removal::count_placements)
+        .handle(quotas::count_use)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
         .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))

@@ -1,12 +1,11 @@
 //! A service in an environment: its host, its user id, and what ought to run there.
 
-use capsule_contracts::message::to_label;
 use capsule_contracts::project::Configuration;
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Deploys, user_ids};
+use crate::{Deploys, hosts, user_ids};
 
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct Placement {
@@ -17,6 +16,8 @@ pub struct Placement {
     pub service_name: String,
     pub environment_name: String,
     pub host: String,
+    /// The host that a removed one had.
+    pub former_host: Option<String>,
     pub uid: i32,
     pub wanted: String,
     pub active_deployment_id: Option<Uuid>,
@@ -89,7 +90,8 @@ pub async fn ensure(
         project_id: configuration.project_id,
         service_name: configuration.service_name.clone(),
         environment_name: configuration.environment_name.clone(),
-        host: free_host(deploys, tx, configuration).await?,
+        host: hosts::take(tx, scope, &deploys.options.base_domain, configuration).await?,
+        former_host: None,
         uid: user_ids::next(tx).await?,
         wanted: "running".into(),
         active_deployment_id: None,
@@ -110,22 +112,35 @@ pub async fn ensure(
     Ok(placement)
 }
 
-/// `<service>-<environment>.<base domain>`, with a number behind where another tenant has it. A DNS
-/// label has 63 bytes at the most.
-async fn free_host(deploys: &Deploys, tx: &Transaction<'_>, configuration: &Configuration) -> Result<String, Problem> {
-    let mut label =
-        format!("{}-{}", to_label(&configuration.service_name, "app"), to_label(&configuration.environment_name, "env"));
-    label.truncate(56);
-    let label = label.trim_end_matches('-');
-    for n in 1..100_000 {
-        let host = match n {
-            1 => format!("{label}.{}", deploys.options.base_domain),
-            n => format!("{label}-{n}.{}", deploys.options.base_domain),
-        };
-        let taken = unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host.as_str());
-        if !tx.read().exists(taken).await? {
-            return Ok(host);
-        }
+/// Marks placements as removed, in the transaction that learns of it. Their hosts go into quarantine, where their
+/// own organization may take them again at once; the reconciler stops what runs and removes the files.
+pub async fn remove(
+    deploys: &Deploys,
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    which: impl Fn(&Placement) -> bool,
+) -> Result<(), Problem> {
+    let all = scoped!(scope, "SELECT * FROM placements WHERE organization_id = :tenant AND wanted <> 'removed'");
+    for placement in tx.read().all::<Placement>(all).await?.into_iter().filter(which) {
+        hosts::quarantine(tx, scope, &placement.host, deploys.options.host_quarantine_days).await?;
+        tx.run(scoped!(
+            scope,
+            "UPDATE placements SET wanted = 'removed', former_host = host, host = $1 \
+             WHERE organization_id = :tenant AND service_id = $2 AND environment_id = $3 AND wanted <> 'removed'",
+            hosts::placeholder(placement.service_id, placement.environment_id),
+            placement.service_id,
+            placement.environment_id
+        ))
+        .await?;
     }
-    Err(Problem::conflict("Too many services have this name; choose another."))
+    Ok(())
+}
+
+/// Whether something that is not removed has this host.
+pub async fn has_host(deploys: &Deploys, host: &str) -> Result<bool, Problem> {
+    deploys
+        .store
+        .read()
+        .exists(unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host))
+        .await
 }

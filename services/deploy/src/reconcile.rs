@@ -12,7 +12,7 @@ use capsule_store::{lease, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, routes, uploads};
+use crate::{Deploys, hosts, instances, quotas, routes, uploads};
 
 /// Looks this often even if nobody signals.
 pub const PERIOD: Duration = Duration::from_secs(3);
@@ -55,7 +55,9 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
     }
     stop_strangers(deploys).await?;
     remove_files(deploys).await?;
-    uploads::expire(deploys).await
+    uploads::expire(deploys).await?;
+    hosts::prune(&deploys.store).await?;
+    quotas::prune(&deploys.store).await
 }
 
 async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Problem> {
@@ -156,7 +158,11 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         let mut directories: Vec<_> = releases.iter().map(|release| deploys.release_directory(release.release_id)).collect();
         directories.extend(releases.iter().map(|release| deploys.build_log(release.id)));
         directories.extend(rows.iter().map(|row| deploys.instance_log(&row.id)));
-        directories.push(deploys.options.data.join("apps").join(&placement.host));
+        // Its organization may have the host again; the folder is that one's then.
+        let host = placement.former_host.as_ref().unwrap_or(&placement.host);
+        if placement.former_host.is_none() || !placements::has_host(deploys, host).await? {
+            directories.push(deploys.options.data.join("apps").join(host));
+        }
         remove_all(directories).await;
         let cache = deploys.options.data.join("cache").join(placement.service_id.to_string());
         let own = cache.join(placement.environment_id.to_string());
@@ -189,6 +195,10 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
             service
         ))
         .await?;
+        if placement.former_host.is_none() {
+            // Marked by an earlier version, which kept no quarantine.
+            hosts::quarantine(&tx, &grant, &placement.host, deploys.options.host_quarantine_days).await?;
+        }
         tx.run(scoped!(
             &grant,
             "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",

@@ -10,34 +10,16 @@ use capsule_contracts::project::ServicesRemoved;
 use capsule_contracts::{Count, Problem};
 use capsule_store::{Transaction, scoped};
 
-use crate::{Deploys, routes};
+use crate::{Deploys, placements, routes};
 
 pub async fn services(deploys: &Deploys, tx: &Transaction<'_>, event: ServicesRemoved) -> Result<(), Problem> {
     let grant = SystemGrant::new(event.organization_id, "services were removed");
-    let mark = match (event.service_id, event.environment_id) {
-        (Some(service), _) => {
-            scoped!(
-                &grant,
-                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND service_id = $1",
-                service
-            )
-        }
-        (None, Some(environment)) => {
-            scoped!(
-                &grant,
-                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND environment_id = $1",
-                environment
-            )
-        }
-        (None, None) => {
-            scoped!(
-                &grant,
-                "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant AND project_id = $1",
-                event.project_id
-            )
-        }
-    };
-    tx.run(mark).await?;
+    placements::remove(deploys, tx, &grant, |placement| match (event.service_id, event.environment_id) {
+        (Some(service), _) => placement.service_id == service,
+        (None, Some(environment)) => placement.environment_id == environment,
+        (None, None) => placement.project_id == event.project_id,
+    })
+    .await?;
     routes::raise(tx).await?;
     deploys.controller.reconcile();
     Ok(())
@@ -45,7 +27,7 @@ pub async fn services(deploys: &Deploys, tx: &Transaction<'_>, event: ServicesRe
 
 pub async fn organization(deploys: &Deploys, tx: &Transaction<'_>, event: OrganizationDeleted) -> Result<(), Problem> {
     let grant = SystemGrant::new(event.organization_id, "the organization was deleted");
-    tx.run(scoped!(&grant, "UPDATE placements SET wanted = 'removed' WHERE organization_id = :tenant")).await?;
+    placements::remove(deploys, tx, &grant, |_| true).await?;
     routes::raise(tx).await?;
     deploys.controller.reconcile();
     Ok(())

@@ -10,7 +10,7 @@ use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Deploys;
+use crate::{Deploys, quotas};
 
 /// An upload may be deployed, again and again, for this long.
 const KEPT_SECONDS: i64 = 24 * 3600;
@@ -30,8 +30,12 @@ impl From<Row> for Upload {
 }
 
 pub async fn begin_upload(deploys: Arc<Deploys>, call: Call<BeginUpload>) -> Result<Upload, Problem> {
-    let upload = Upload { id: new_id(), service_id: call.message.service_id, digest: None, bytes: 0 };
+    // Without an announcement, as much is counted as may come.
+    let bytes = call.message.bytes.unwrap_or(deploys.options.upload_bytes).min(deploys.options.upload_bytes);
+    let upload = Upload { id: new_id(), service_id: call.message.service_id, digest: None, bytes };
+    let limits = quotas::of(&deploys, call.proof.organization()).await?;
     let tx = deploys.store.begin().await?;
+    quotas::begin_upload(&tx, &call.proof, &limits, upload.id, i64::try_from(bytes).unwrap_or(i64::MAX)).await?;
     tx.run(scoped!(
         &call.proof,
         "INSERT INTO uploads (id, organization_id, service_id, bytes, created_at) VALUES ($1, :tenant, $2, 0, $3)",
@@ -47,15 +51,17 @@ pub async fn begin_upload(deploys: Arc<Deploys>, call: Call<BeginUpload>) -> Res
 pub async fn complete_upload(deploys: Arc<Deploys>, call: Call<CompleteUpload>) -> Result<Upload, Problem> {
     let message = call.message;
     deploys.blobs.path(&message.digest).map_err(|_| Problem::invalid_field("digest", "no bytes with this digest arrived"))?;
+    let bytes = i64::try_from(message.bytes).unwrap_or(i64::MAX);
     let tx = deploys.store.begin().await?;
     tx.run(scoped!(
         &call.proof,
         "UPDATE uploads SET digest = $1, bytes = $2 WHERE organization_id = :tenant AND id = $3",
         message.digest,
-        i64::try_from(message.bytes).unwrap_or(i64::MAX),
+        bytes,
         message.id
     ))
     .await?;
+    quotas::complete_upload(&tx, &call.proof, message.id, bytes).await?;
     tx.commit().await?;
     get(&deploys, &call.proof, message.id).await
 }

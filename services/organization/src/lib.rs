@@ -6,6 +6,7 @@ mod leaving;
 mod members;
 mod organizations;
 mod personal;
+mod quotas;
 
 use std::sync::Arc;
 
@@ -15,11 +16,14 @@ use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Role, Target, Uuid};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 
+pub use quotas::Limits;
+
 /// The organization service.
 #[derive(Debug)]
 pub struct Organizations {
     store: Arc<Store>,
     bus: Bus,
+    limits: Limits,
 }
 
 impl Service for Organizations {
@@ -58,16 +62,18 @@ impl Service for Organizations {
 pub const NAME: &str = "organization";
 
 /// The migrations of its database.
-pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_organizations", 2 "close_organizations"])];
+pub const MIGRATIONS: Migrations = &[
+    ("bus", capsule_bus::MIGRATIONS),
+    (NAME, capsule_store::migrations![1 "create_organizations", 2 "close_organizations", 3 "set_quotas"]),
+];
 
 /// Opens the service's database and puts the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Organizations>, StoreError> {
+pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, limits: Limits) -> Result<Arc<Organizations>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
-    let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone() });
+    let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone(), limits });
     Router::new(organizations.clone())
         .handle(organizations::list_organizations)
         .handle(organizations::create_organization)
@@ -80,6 +86,11 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(members::remove_member)
         .handle(members::list_permissions)
         .handle(members::get_membership)
+        .handle(quotas::get_quotas)
+        .handle(quotas::inspect_quotas)
+        .handle(quotas::set_quotas)
+        .handle(quotas::inspect_organizations)
+        .handle(quotas::confirm_quotas)
         .handle(leaving::check_leaving)
         .handle(leaving::leave_organizations)
         .handle(leaving::count_memberships)

@@ -12,7 +12,7 @@ use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid}
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Organizations;
+use crate::{Organizations, quotas};
 
 /// Gives a user a role in an organization, or takes it, and tells of it.
 pub async fn set(
@@ -98,7 +98,9 @@ pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> R
     if membership(&service, organization, user.id).await?.role.is_some() {
         return Err(Problem::conflict("This user is a member already.").hint("Change their role instead."));
     }
+    let limits = quotas::of(&service, organization).await?;
     let tx = service.store.begin().await?;
+    quotas::check_members(&tx, &call.proof, &limits, 1).await?;
     set(&tx, &call.context, organization, user.id, Some(call.message.role)).await?;
     tx.commit().await?;
     Ok(Member { user_id: user.id, email: user.email, name: user.name, role: call.message.role, joined_at: Timestamp::now() })

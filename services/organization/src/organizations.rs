@@ -13,7 +13,7 @@ use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, deletion, members, personal};
+use crate::{Organizations, deletion, members, personal, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -83,12 +83,13 @@ pub async fn insert(tx: &Transaction<'_>, context: &Context, new: New) -> Result
     let (id, now) = (new_id(), Timestamp::now());
     tx.run(unscoped!(
         "makes the tenant",
-        "INSERT INTO organizations (id, name, slug, personal_of, created_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO organizations (id, name, slug, personal_of, created_at, created_by) VALUES ($1, $2, $3, $4, $5, $6)",
         id,
         new.name.as_str(),
         new.slug.as_str(),
         new.personal.then_some(new.owner),
-        now.0
+        now.0,
+        new.owner
     ))
     .await?;
     members::set(tx, context, id, new.owner, Some(Role::Owner)).await?;
@@ -115,6 +116,7 @@ pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Pro
 
 pub async fn create_organization(service: Arc<Organizations>, call: Call<CreateOrganization>) -> Result<Organization, Problem> {
     let tx = service.store.begin().await?;
+    quotas::check_organizations(&service, &tx, call.proof.user()).await?;
     let slug = match call.message.slug {
         Some(slug) => slug,
         None => free_slug(&tx, &to_label(&call.message.name, "organization")).await?,

@@ -11,7 +11,7 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, kind_name};
+use crate::{Projects, kind_name, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -75,7 +75,9 @@ pub async fn list_environments(projects: Arc<Projects>, call: Call<ListEnvironme
 
 pub async fn create_environment(projects: Arc<Projects>, call: Call<CreateEnvironment>) -> Result<Environment, Problem> {
     let Call { message, proof, .. } = call;
+    let limits = capsule_bus::quotas(&*projects, proof.organization()).await?;
     let tx = projects.store.begin().await?;
+    quotas::another_environment(&tx, &proof, &limits, message.id).await?;
     let environment = insert(&tx, &proof, message.id, message.name, message.kind).await?;
     tx.commit().await?;
     Ok(environment)

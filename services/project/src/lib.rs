@@ -4,6 +4,7 @@
 mod configuration;
 mod environments;
 mod projects;
+mod quotas;
 mod services;
 mod variables;
 
@@ -95,6 +96,7 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let projects = Arc::new(Projects { store: Arc::new(store), bus: bus.clone() });
     Router::new(projects.clone())
+        .keep_quotas()
         .handle(projects::list_projects)
         .handle(projects::create_project)
         .handle(projects::get_project)
@@ -119,6 +121,7 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(configuration::locate)
         .handle(projects::archive_organization)
         .handle(projects::count_projects)
+        .handle(quotas::count_use)
         .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(projects::remove_all(tx, event.organization_id)))
         .start();
     Ok(projects)

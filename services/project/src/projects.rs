@@ -13,7 +13,7 @@ use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, environments};
+use crate::{Projects, environments, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -56,7 +56,9 @@ pub async fn create_project(projects: Arc<Projects>, call: Call<CreateProject>) 
         archived: false,
         created_at: Timestamp::now(),
     };
+    let limits = capsule_bus::quotas(&*projects, project.organization_id).await?;
     let tx = projects.store.begin().await?;
+    quotas::another_project(&tx, &proof, &limits).await?;
     tx.run(scoped!(
         &proof,
         "INSERT INTO projects (id, organization_id, name, slug, created_at) VALUES ($1, :tenant, $2, $3, $4)",

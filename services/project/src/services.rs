@@ -8,7 +8,7 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::Projects;
+use crate::{Projects, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -49,7 +49,9 @@ pub async fn create_service(projects: Arc<Projects>, call: Call<CreateService>) 
         name: message.name,
         created_at: Timestamp::now(),
     };
+    let limits = capsule_bus::quotas(&*projects, service.organization_id).await?;
     let tx = projects.store.begin().await?;
+    quotas::another_service(&tx, &proof, &limits).await?;
     tx.run(scoped!(
         &proof,
         "INSERT INTO services (id, organization_id, project_id, name, created_at) VALUES ($1, :tenant, $2, $3, $4)",

@@ -10,7 +10,7 @@ use capsule_contracts::{Empty, Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::Projects;
+use crate::{Projects, quotas};
 
 #[derive(FromQueryResult)]
 struct VariableRow {
@@ -83,7 +83,9 @@ async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: 
 }
 
 pub async fn replace_variables(projects: Arc<Projects>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
+    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
     let tx = projects.store.begin().await?;
+    let before = quotas::variables(&tx, &call.proof, call.message.id).await?;
     tx.run(scoped!(
         &call.proof,
         "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1",
@@ -93,12 +95,15 @@ pub async fn replace_variables(projects: Arc<Projects>, call: Call<ReplaceVariab
     for (name, value) in &call.message.variables {
         put(&tx, &call.proof, call.message.id, name, value).await?;
     }
+    quotas::check_variables(&tx, &call.proof, &limits, call.message.id, before).await?;
     tx.commit().await?;
     view(&projects, &call.proof, call.message.id).await
 }
 
 pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariables>) -> Result<Variables, Problem> {
+    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
     let tx = projects.store.begin().await?;
+    let before = quotas::variables(&tx, &call.proof, call.message.id).await?;
     for (name, value) in &call.message.variables {
         match value {
             Some(value) => put(&tx, &call.proof, call.message.id, name, value).await?,
@@ -113,6 +118,7 @@ pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariable
             }
         }
     }
+    quotas::check_variables(&tx, &call.proof, &limits, call.message.id, before).await?;
     tx.commit().await?;
     view(&projects, &call.proof, call.message.id).await
 }
@@ -120,7 +126,9 @@ pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariable
 pub async fn put_secret(projects: Arc<Projects>, call: Call<PutSecret>) -> Result<Empty, Problem> {
     let message = call.message;
     let sealed = projects.store.keyring().seal(&context(message.id, &message.name), message.value.as_bytes())?;
+    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
     let tx = projects.store.begin().await?;
+    let before = quotas::variables(&tx, &call.proof, message.id).await?;
     tx.run(scoped!(
         &call.proof,
         "INSERT INTO secrets (environment_id, organization_id, name, sealed_value) VALUES ($1, :tenant, $2, $3) \
@@ -130,6 +138,7 @@ pub async fn put_secret(projects: Arc<Projects>, call: Call<PutSecret>) -> Resul
         sealed
     ))
     .await?;
+    quotas::check_variables(&tx, &call.proof, &limits, message.id, before).await?;
     tx.commit().await?;
     Ok(Empty {})
 }

@@ -1,6 +1,7 @@
 //! The bus on a real database.
 
 mod events;
+mod quotas;
 mod sagas;
 
 use std::path::Path;

@@ -1,13 +1,13 @@
-//! Plans what was unpacked, and builds it in a sandbox. Waits for a place among the builds.
+//! Plans what was unpacked, and builds it in a sandbox.
 
 use capsule_builder::{Job, say};
-use capsule_buildplan::{Folder, Kind, Options};
-use capsule_contracts::Problem;
+use capsule_buildplan::{Folder, Kind, Options, Plan};
 
 use super::{Failure, files, host};
 use crate::Deploys;
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
+use crate::quotas::{self, Load};
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
     let source = deploys.work_directory(row.id).join("source");
@@ -39,8 +39,8 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
         );
         return Err(Failure::Failed(format!("there is nothing to run: {answer}")));
     }
+    check_quotas(deploys, placement, row, &plan).await?;
     let row = deployments::set_plan(deploys, row, &plan).await?;
-    let _place = deploys.controller.builds.acquire().await.map_err(|_| Problem::internal())?;
     let environment = deployments::environment(deploys, &row)?;
     let job = Job {
         id: build_id(&row),
@@ -56,6 +56,23 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
     bound_caches(deploys);
     built.map_err(|error| Failure::Failed(error.to_string()))?;
     Ok(row)
+}
+
+/// What the organization could not run is not built. Its instances count once they are made.
+async fn check_quotas(deploys: &Deploys, placement: &Placement, row: &Row, plan: &Plan) -> Result<(), Failure> {
+    if plan.kind == Kind::Static {
+        return Ok(());
+    }
+    let limits = quotas::of(deploys, placement.organization_id).await?;
+    let tx = deploys.store.begin().await?;
+    let place = (placement.service_id, placement.environment_id);
+    match quotas::more_instances(&tx, &row.grant(), &limits, place, Load::of(plan)).await.map_err(Failure::from) {
+        Ok(_) => Ok(()),
+        Err(Failure::Failed(why)) => {
+            Err(Failure::Failed(format!("{} process types are too many, one instance for each: {why}", plan.processes.len())))
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Whatever became of a build, what it left behind is bounded; nobody waits for that.

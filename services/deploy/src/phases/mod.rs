@@ -22,7 +22,11 @@ pub enum Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self::Retry(problem)
+        match problem.code.as_str() {
+            // To try again would be to wait until somebody makes room.
+            "quota_exceeded" => Self::Failed(problem.to_string()),
+            _ => Self::Retry(problem),
+        }
     }
 }
 

@@ -1,0 +1,246 @@
+//! Quotas of organizations. The installation has limits for all of them; administrators of the installation set
+//! others for one. Who counts is told by [`QuotasChanged`], or asks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsule_bus::{Call, Context, emit};
+use capsule_contracts::quotas::{
+    ConfirmQuotas, ConfirmedQuotas, CountDeployUse, CountProjectUse, GetQuotas, InspectOrganizations, InspectQuotas,
+    InspectedOrganization, OrganizationQuotas, Quantity, Quota, QuotaUse, Quotas, QuotasChanged, SetQuotas,
+};
+use capsule_contracts::{Page, Problem, Timestamp, Uuid};
+use capsule_store::{Scope, Transaction, scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::Organizations;
+
+/// How long the services that count may take to say how much is used; it is shown without them otherwise.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Organizations on one page.
+const PAGE: usize = 100;
+
+/// The limits that this installation sets.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Those of every organization that has no others.
+    pub quotas: Quotas,
+    /// How many organizations one user may make, the personal one not counted.
+    pub organizations_per_user: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { quotas: Quotas::defaults(), organizations_per_user: 20 }
+    }
+}
+
+#[derive(FromQueryResult)]
+struct Row {
+    quotas: String,
+    sequence: i64,
+}
+
+/// What an organization has of its own, and how often that changed. Nothing where there is no such organization.
+async fn own(service: &Organizations, organization: Uuid) -> Result<Option<(Quotas, i64)>, Problem> {
+    let row = unscoped!(
+        "limits are not a tenant's data",
+        "SELECT COALESCE(q.quotas, '{}') AS quotas, COALESCE(q.sequence, 0) AS sequence FROM organizations o \
+         LEFT JOIN organization_quotas q ON q.organization_id = o.id WHERE o.id = $1",
+        organization
+    );
+    let row = service.store.read().first::<Row>(row).await?;
+    row.map(|row| Ok((serde_json::from_str(&row.quotas).map_err(|_| Problem::internal())?, row.sequence))).transpose()
+}
+
+async fn confirmed(service: &Organizations, organization: Uuid) -> Result<ConfirmedQuotas, Problem> {
+    let (own, sequence) = own(service, organization).await?.ok_or_else(|| Problem::not_found("organization"))?;
+    Ok(ConfirmedQuotas { organization_id: organization, quotas: service.limits.quotas.with(&own), sequence })
+}
+
+/// The limits of an organization.
+pub async fn of(service: &Organizations, organization: Uuid) -> Result<Quotas, Problem> {
+    Ok(confirmed(service, organization).await?.quotas)
+}
+
+pub async fn confirm_quotas(service: Arc<Organizations>, call: Call<ConfirmQuotas>) -> Result<ConfirmedQuotas, Problem> {
+    confirmed(&service, call.message.organization_id).await
+}
+
+pub async fn get_quotas(service: Arc<Organizations>, call: Call<GetQuotas>) -> Result<OrganizationQuotas, Problem> {
+    view(&service, &call.context, call.proof.organization()).await
+}
+
+pub async fn inspect_quotas(service: Arc<Organizations>, call: Call<InspectQuotas>) -> Result<OrganizationQuotas, Problem> {
+    view(&service, &call.context, call.message.id).await
+}
+
+pub async fn set_quotas(service: Arc<Organizations>, call: Call<SetQuotas>) -> Result<OrganizationQuotas, Problem> {
+    let Call { message, proof, context } = call;
+    own(&service, message.id).await?.ok_or_else(|| Problem::not_found("organization"))?;
+    let own = Quotas(message.quotas);
+    let tx = service.store.begin().await?;
+    tx.run(unscoped!(
+        "an administrator of the installation sets limits for any organization",
+        "INSERT INTO organization_quotas (organization_id, quotas, sequence) VALUES ($1, $2, 1) \
+         ON CONFLICT (organization_id) DO UPDATE SET quotas = excluded.quotas, sequence = organization_quotas.sequence + 1",
+        message.id,
+        serde_json::to_string(&own).map_err(|_| Problem::internal())?
+    ))
+    .await?;
+    let sequence = unscoped!("as above", "SELECT sequence FROM organization_quotas WHERE organization_id = $1", message.id);
+    let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;
+    let confirmed = ConfirmedQuotas { organization_id: message.id, quotas: service.limits.quotas.with(&own), sequence };
+    emit(&tx, &context, &QuotasChanged { confirmed }).await?;
+    tx.commit().await?;
+    tracing::info!(organization = %message.id, administrator = %proof.user(), quotas = ?own.0, "quotas were set");
+    view(&service, &context, message.id).await
+}
+
+/// Limits, and how much of each is used as far as those who count answer.
+async fn view(service: &Organizations, context: &Context, organization: Uuid) -> Result<OrganizationQuotas, Problem> {
+    let (own, _) = own(service, organization).await?.ok_or_else(|| Problem::not_found("organization"))?;
+    let quotas = service.limits.quotas.with(&own);
+    let used = used(service, context, organization).await?;
+    let items = Quantity::ALL.into_iter().map(|quantity| Quota {
+        name: quantity.name().into(),
+        description: quantity.description().into(),
+        limit: quotas.limit(quantity),
+        used: used.get(quantity.name()).copied(),
+        own: own.0.contains_key(quantity.name()),
+    });
+    Ok(OrganizationQuotas { organization_id: organization, items: items.collect() })
+}
+
+async fn used(service: &Organizations, context: &Context, organization_id: Uuid) -> Result<BTreeMap<String, i64>, Problem> {
+    let context = context.on_behalf("organization");
+    let (projects, deploys) = (CountProjectUse { organization_id }, CountDeployUse { organization_id });
+    let (projects, deploys) = tokio::join!(
+        tokio::time::timeout(COUNT_TIMEOUT, service.bus.request(&context, &projects)),
+        tokio::time::timeout(COUNT_TIMEOUT, service.bus.request(&context, &deploys)),
+    );
+    let mut used = BTreeMap::new();
+    for answer in [projects, deploys] {
+        match answer {
+            Ok(Ok(QuotaUse { used: counted })) => used.extend(counted),
+            Ok(Err(problem)) => tracing::warn!(%problem, "what an organization uses cannot be counted"),
+            Err(_) => tracing::warn!("what an organization uses was not counted in time"),
+        }
+    }
+    let members = unscoped!(
+        "limits are not a tenant's data",
+        "SELECT COUNT(*) FROM members WHERE organization_id = $1 AND role IS NOT NULL",
+        organization_id
+    );
+    let members = service.store.read().value::<i64>(members).await?.unwrap_or_default();
+    used.insert(Quantity::Members.name().into(), members);
+    Ok(used)
+}
+
+/// Counts `more` members, in the transaction that adds them. Members are those with a role.
+///
+/// # Errors
+/// [`Problem::quota_exceeded`].
+pub async fn check_members(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas, more: i64) -> Result<(), Problem> {
+    let members = scoped!(scope, "SELECT COUNT(*) FROM members WHERE organization_id = :tenant AND role IS NOT NULL");
+    let members = tx.read().value::<i64>(members).await?.unwrap_or_default();
+    quotas.check(Quantity::Members, members, members + more)
+}
+
+/// Counts the organizations that a user has made and that are not wholly deleted, in the transaction that makes
+/// another.
+///
+/// # Errors
+/// [`Problem::quota_exceeded`].
+pub async fn check_organizations(service: &Organizations, tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+    let made = unscoped!(
+        "what one user has made, over all organizations",
+        "SELECT COUNT(*) FROM organizations WHERE created_by = $1 AND personal_of IS NULL AND deleted_at IS NULL",
+        user
+    );
+    let made = tx.read().value::<i64>(made).await?.unwrap_or_default();
+    let most = service.limits.organizations_per_user;
+    if made < i64::from(most) {
+        return Ok(());
+    }
+    Err(Problem::quota_exceeded(format!("You have made {made} organizations; one user may make {most}.")).hint(
+        "Delete an organization that is not needed, or ask an administrator of the installation to raise the setting \
+         limits.organizations_per_user.",
+    ))
+}
+
+#[derive(FromQueryResult)]
+struct Inspected {
+    id: Uuid,
+    name: String,
+    slug: String,
+    personal: bool,
+    created_at: i64,
+    members: i64,
+}
+
+pub async fn inspect_organizations(
+    service: Arc<Organizations>,
+    call: Call<InspectOrganizations>,
+) -> Result<Page<InspectedOrganization>, Problem> {
+    let rows = unscoped!(
+        "an administrator of the installation sees every organization, not what is in it",
+        "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, \
+         (SELECT COUNT(*) FROM members m WHERE m.organization_id = o.id AND m.role IS NOT NULL) AS members \
+         FROM organizations o WHERE o.deleted_at IS NULL AND ($1 = '' OR o.slug = $1) AND o.slug > $2 ORDER BY o.slug LIMIT $3",
+        call.message.slug.unwrap_or_default(),
+        call.message.cursor.unwrap_or_default(),
+        PAGE as i64 + 1
+    );
+    let mut rows = service.store.read().all::<Inspected>(rows).await?;
+    let more = rows.len() > PAGE;
+    rows.truncate(PAGE);
+    let next_cursor = rows.last().filter(|_| more).map(|row| row.slug.clone());
+    let items = rows.into_iter().map(|row| InspectedOrganization {
+        id: row.id,
+        name: row.name,
+        slug: row.slug,
+        personal: row.personal,
+        created_at: Timestamp(row.created_at),
+        members: row.members,
+    });
+    Ok(Page { items: items.collect(), next_cursor })
+}
+
+#[cfg(test)]
+mod tests {
+    use capsule_bus::SystemGrant;
+    use capsule_contracts::Uuid;
+    use capsule_contracts::quotas::Quotas;
+    use capsule_store::{Databases, Keyring, Store, unscoped};
+
+    #[tokio::test]
+    async fn members_with_a_role_count() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
+        let databases = Databases::Embedded(folder.path().into());
+        let store = Store::open(&databases, crate::NAME, keyring, crate::MIGRATIONS).await.expect("opens");
+        let organization = Uuid::from_u128(7);
+        let tx = store.begin().await.expect("begins");
+        let make = "INSERT INTO organizations (id, name, slug, created_at) VALUES ($1, 'A', 'a', 1)";
+        tx.run(unscoped!("test", make, organization)).await.expect("made");
+        // One left.
+        for (user, role) in [(1, Some("owner")), (2, Some("viewer")), (3, None)] {
+            tx.run(unscoped!(
+                "test",
+                "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) VALUES ($1, $2, $3, 1, 1)",
+                organization,
+                Uuid::from_u128(user),
+                role.map(str::to_owned)
+            ))
+            .await
+            .expect("made");
+        }
+        let grant = SystemGrant::new(organization, "test");
+        let quotas = |limit| Quotas([("members".to_owned(), limit)].into());
+        super::check_members(&tx, &grant, &quotas(3), 1).await.expect("a third may join");
+        let problem = super::check_members(&tx, &grant, &quotas(2), 1).await.expect_err("refused");
+        assert!(problem.code == "quota_exceeded" && problem.detail.contains("2 of 2 members"), "{problem}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Quotas, with the organization and the project service in this process: creations that race never exceed one,
+//! on either engine, and no answer of the owner is no leave.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsule_bus::{Bus, Context, Principal};
+use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::organization::{CreateOrganization, DeleteOrganization, Organization};
+use capsule_contracts::project::{
+    ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteProject, ListEnvironments, ListProjects,
+    ListServices, Project, PutSecret, ReplaceVariables,
+};
+use capsule_contracts::quotas::{GetQuotas, InspectOrganizations, InspectQuotas, Quotas, SetQuotas};
+use capsule_contracts::{Message, Problem, Uuid};
+use capsule_organization::Limits;
+use capsule_store::{Databases, Keyring};
+use capsule_tests::Postgres;
+
+/// Two services on a bus, and one user with an organization.
+struct World {
+    bus: Bus,
+    user: Context,
+    administrator: Context,
+    organization: Organization,
+}
+
+fn signed_in(platform_admin: bool) -> Context {
+    let id = capsule_contracts::new_id();
+    Context::new("test".into(), Principal::User { id, session: id, platform_admin })
+}
+
+impl World {
+    async fn new(folder: &Path, databases: &Databases, quotas: &[(&str, u32)]) -> Self {
+        let keyring = Keyring::open(&folder.join("key")).expect("a key");
+        let bus = Bus::new();
+        let own = Quotas(quotas.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect());
+        let limits = Limits { quotas: Quotas::defaults().with(&own), organizations_per_user: 3 };
+        capsule_organization::start(databases, &bus, keyring.clone(), limits).await.expect("starts");
+        capsule_project::start(databases, &bus, keyring).await.expect("starts");
+        bus.complete();
+        let user = signed_in(false);
+        let make = CreateOrganization { name: "Acme".into(), slug: None };
+        let organization = bus.request(&user, &make).await.expect("an organization");
+        Self { bus, user, administrator: signed_in(true), organization }
+    }
+
+    async fn ask<M: Message>(&self, message: &M) -> Result<M::Reply, Problem> {
+        // A fresh deadline for each.
+        self.bus.request(&Context::new("test".into(), self.user.principal), message).await
+    }
+
+    async fn project(&self, name: &str) -> Result<Project, Problem> {
+        self.ask(&CreateProject { organization_id: self.organization.id, name: name.into(), slug: None }).await
+    }
+
+    /// Sends many messages at a time: how many succeeded. The others exceeded a quota.
+    async fn race<M: Message>(self: &Arc<Self>, messages: impl IntoIterator<Item = M>) -> usize {
+        let sent = messages.into_iter().map(|message| {
+            let world = self.clone();
+            tokio::spawn(async move { world.ask(&message).await.map(|_| ()) })
+        });
+        let mut succeeded = 0;
+        for outcome in sent.collect::<Vec<_>>() {
+            match outcome.await.expect("no panic") {
+                Ok(()) => succeeded += 1,
+                Err(problem) => assert_eq!((problem.code.as_str(), problem.status), ("quota_exceeded", 403), "{problem}"),
+            }
+        }
+        succeeded
+    }
+
+    async fn set(&self, quotas: &[(&str, u32)]) {
+        let quotas = quotas.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect();
+        self.bus.request(&self.administrator, &SetQuotas { id: self.organization.id, quotas }).await.expect("set");
+    }
+}
+
+async fn embedded(quotas: &[(&str, u32)]) -> (tempfile::TempDir, Arc<World>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(folder.path(), &Databases::Embedded(folder.path().into()), quotas).await;
+    (folder, Arc::new(world))
+}
+
+/// Repeats what is allowed until it is refused, which a lowered quota makes it as soon as its event is there.
+async fn refused_soon(mut attempt: impl AsyncFnMut() -> Result<(), Problem>) -> Problem {
+    for _ in 0..500 {
+        if let Err(problem) = attempt().await {
+            return problem;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("it is still allowed");
+}
+
+/// Projects, services, environments and organizations are made by many at a time.
+async fn races(folder: &Path, databases: &Databases) {
+    let quotas = [("projects", 3), ("services", 4), ("environments_per_project", 2)];
+    let world = Arc::new(World::new(folder, databases, &quotas).await);
+    let organization_id = world.organization.id;
+    let project = |n: usize| CreateProject { organization_id, name: format!("P{n}"), slug: None };
+    assert_eq!(world.race((0..12).map(project)).await, 3);
+    let page = world.ask(&ListProjects { organization_id }).await.expect("listed");
+    let (one, two) = (page.items[0].id, page.items[1].id);
+    // In two projects: services count over all of an organization.
+    let service = |n: usize| CreateService { project_id: if n % 2 == 0 { one } else { two }, name: format!("s{n}") };
+    assert_eq!(world.race((0..12).map(service)).await, 4);
+    // There is one from the start.
+    let environment = |n: usize| CreateEnvironment { id: one, name: format!("e{n}"), kind: EnvironmentKind::Staging };
+    assert_eq!(world.race((0..8).map(environment)).await, 1);
+    assert_eq!(world.ask(&ListEnvironments { id: one }).await.expect("listed").items.len(), 2);
+    // One was made for this.
+    assert_eq!(world.race((0..8).map(|n| CreateOrganization { name: format!("O{n}"), slug: None })).await, 2);
+
+    // What is given back may be used again.
+    world.ask(&DeleteProject { id: two }).await.expect("deleted");
+    assert_eq!(world.race((20..24).map(project)).await, 1);
+    let left = world.ask(&ListServices { project_id: one }).await.expect("listed").items.len();
+    assert_eq!(world.race((20..28).map(|n| CreateService { project_id: one, name: format!("s{n}") })).await, 4 - left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creations_that_race_never_exceed_a_quota() {
+    let folder = tempfile::tempdir().expect("a folder");
+    races(folder.path(), &Databases::Embedded(folder.path().into())).await;
+}
+
+#[test]
+fn creations_that_race_never_exceed_a_quota_on_postgresql() {
+    // Made by root for another user: see CONTRIBUTING.
+    if Postgres::programs().is_none() || !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: no PostgreSQL here, or no root");
+        return;
+    }
+    let postgres = Postgres::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let databases = Databases::Postgres { url: postgres.url(), connections: 8 };
+    runtime.block_on(races(folder.path(), &databases));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exceeds_a_lowered_quota_stays_and_only_new_use_is_refused() {
+    let (_folder, world) = embedded(&[]).await;
+    for name in ["One", "Two", "Three"] {
+        world.project(name).await.expect("made");
+    }
+    world.set(&[("projects", 2)]).await;
+    // Told by an event: soon, without another's being asked.
+    let refused = refused_soon(async || {
+        let id = world.project("Another").await?.id;
+        world.ask(&DeleteProject { id }).await.map(|_| ())
+    })
+    .await;
+    assert_eq!(refused.code, "quota_exceeded");
+    assert!(refused.detail.contains("3 of 2 projects") && refused.hint.as_ref().is_some_and(|hint| hint.contains("raise")));
+    let shown = world.ask(&GetQuotas { id: world.organization.id }).await.expect("shown");
+    let projects = shown.items.iter().find(|quota| quota.name == "projects").expect("there");
+    assert_eq!((projects.used, projects.limit, projects.own), (Some(3), 2, true));
+    let members = shown.items.iter().find(|quota| quota.name == "members").expect("there");
+    assert_eq!((members.used, members.limit, members.own), (Some(1), 200, false));
+    // Nobody counts deployments here.
+    assert!(shown.items.iter().any(|quota| quota.name == "instances" && quota.used.is_none()));
+
+    // What is not named has the installation's limit again.
+    world.set(&[("services", 1)]).await;
+    let mut attempts = 0;
+    while let Err(problem) = world.project("Fourth").await {
+        attempts += 1;
+        assert!(attempts < 500, "{problem}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_administrators_of_the_installation_set_quotas_and_find_organizations() {
+    let (_folder, world) = embedded(&[]).await;
+    let id = world.organization.id;
+    let raise = SetQuotas { id, quotas: [("projects".to_owned(), 1_000_000)].into() };
+    assert_eq!(world.ask(&raise).await.expect_err("refused").code, "forbidden");
+    assert_eq!(world.ask(&InspectQuotas { id }).await.expect_err("refused").code, "forbidden");
+    let all = InspectOrganizations { slug: None, cursor: None };
+    assert_eq!(world.ask(&all).await.expect_err("refused").code, "forbidden");
+    let foreigner = world.bus.request(&signed_in(false), &GetQuotas { id }).await.expect_err("refused");
+    assert_eq!(foreigner.code, "not_found");
+
+    let ask = |slug: &str| InspectOrganizations { slug: Some(slug.into()), cursor: None };
+    let found = world.bus.request(&world.administrator, &ask(&world.organization.slug)).await.expect("found");
+    assert_eq!((found.items.len(), found.items[0].id, found.items[0].members), (1, id, 1));
+    assert!(world.bus.request(&world.administrator, &ask("nobody")).await.expect("asked").items.is_empty());
+    for (name, limit) in [("nonsense", 1), ("concurrent_builds", 0)] {
+        let wrong = SetQuotas { id, quotas: [(name.to_owned(), limit)].into() };
+        let refused = world.bus.request(&world.administrator, &wrong).await.expect_err("refused");
+        assert_eq!((refused.code.as_str(), refused.errors[0].field.as_str()), ("invalid", &*format!("quotas.{name}")));
+    }
+    let missing = SetQuotas { id: Uuid::from_u128(7), quotas: Default::default() };
+    assert_eq!(world.bus.request(&world.administrator, &missing).await.expect_err("refused").code, "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_and_secrets_count_together_and_may_shrink_above_a_quota() {
+    let (_folder, world) = embedded(&[("variables_per_environment", 3), ("variable_kib_per_environment", 2)]).await;
+    let project = world.project("One").await.expect("made");
+    let environments = world.ask(&ListEnvironments { id: project.id }).await.expect("listed");
+    let id = environments.items[0].id;
+    let change = |pairs: &[(&str, Option<&str>)]| ChangeVariables {
+        id,
+        variables: pairs.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned))).collect(),
+    };
+    let secret = |name: &str, value: &str| PutSecret { id, name: name.into(), value: value.into() };
+    // Many at a time, of both kinds.
+    let secrets = world.race((0..6).map(|n| secret(&format!("S{n}"), "x"))).await;
+    assert_eq!(secrets, 3);
+    assert_eq!(world.ask(&change(&[("A", Some("1"))])).await.expect_err("refused").code, "quota_exceeded");
+    let all = ReplaceVariables { id, variables: [("A".to_owned(), String::new())].into() };
+    assert_eq!(world.ask(&all).await.expect_err("refused").code, "quota_exceeded");
+
+    // Another value for one that is there is no further one; its bytes count, as bytes.
+    let held = (0..6).map(|n| format!("S{n}"));
+    let name = {
+        let mut found = None;
+        for name in held {
+            if found.is_none() && world.ask(&secret(&name, "again")).await.is_ok() {
+                found = Some(name);
+            }
+        }
+        found.expect("one of them is there")
+    };
+    world.ask(&secret(&name, &"x".repeat(1000))).await.expect("fits");
+    let refused = world.ask(&secret(&name, &"ä".repeat(1000))).await.expect_err("2000 bytes, and the others");
+    assert!(refused.code == "quota_exceeded" && refused.detail.contains("KiB"), "{refused}");
+    world.ask(&secret(&name, &"x".repeat(1500))).await.expect("fits");
+    world.set(&[("variable_kib_per_environment", 1)]).await;
+    // More each time: as much as before is always allowed.
+    let mut bytes = 1500;
+    refused_soon(async || {
+        bytes += 1;
+        world.ask(&secret(&name, &"x".repeat(bytes))).await.map(|_| ())
+    })
+    .await;
+    world.ask(&secret(&name, &"x".repeat(1400))).await.expect("less than before, though above the limit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_that_is_deleted_counts_until_it_is_gone() {
+    let (_folder, world) = embedded(&[]).await;
+    let make = |name: &str| CreateOrganization { name: name.into(), slug: None };
+    let mut last = world.organization.id;
+    for name in ["Two", "Three"] {
+        last = world.ask(&make(name)).await.expect("made").id;
+    }
+    let refused = world.ask(&make("Four")).await.expect_err("refused");
+    assert!(refused.code == "quota_exceeded" && refused.detail.contains("one user may make 3"), "{refused}");
+    // Its deletion waits for the deploy service, which is not there: closed is not gone.
+    world.ask(&DeleteOrganization { id: last }).await.expect("begun");
+    assert_eq!(world.ask(&make("Four")).await.expect_err("refused").code, "quota_exceeded");
+}
