@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Takes the role that the first argument names, if it names one.
 pub fn take() -> Option<ExitCode> {
@@ -33,6 +34,25 @@ fn alone(role: impl FnOnce() -> i32) -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
+/// How long an application may take to begin its response, once the request has been sent.
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Of the files that the ingress may open, one backend takes an eighth at the most, two for each request: the
+/// others' visitors still find it open.
+fn requests_per_backend(files: u64) -> usize {
+    usize::try_from(files / 16).unwrap_or(usize::MAX).clamp(256, 4096)
+}
+
+/// Takes as many open files as the system allows this process, and returns the number.
+fn raise_open_files() -> u64 {
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
+    match rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        Ok(()) => limits.maximum.unwrap_or(u64::MAX),
+        Err(_) => limits.current.unwrap_or(u64::MAX),
+    }
+}
+
 /// `capsule ingress --data DIR --listen ADDR`
 fn ingress() -> std::io::Result<()> {
     let mut data = None;
@@ -57,6 +77,8 @@ fn ingress() -> std::io::Result<()> {
         instances: run.join("i"),
         gateways: run.join("gateways"),
         table: data.join("routes.json"),
+        requests: requests_per_backend(raise_open_files()),
+        timeout: BACKEND_TIMEOUT,
     };
     capsule_ingress::run(options)
 }

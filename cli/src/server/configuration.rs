@@ -2,13 +2,15 @@
 //! before earlier. Every setting is known here, with its type and where its value came from.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use capsule_contracts::Uuid;
 use capsule_contracts::quotas::Quotas;
+use capsule_deploy::PublicUrl;
 use capsule_runtime::Relaxation;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -22,6 +24,12 @@ pub struct Configuration {
     pub private_listen: SocketAddr,
     /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
     pub base_domain: String,
+    /// The address that users see where a proxy with TLS is before the ingress, such as `https://apps.example.com`;
+    /// empty is the ingress's own. Addresses of applications and `CAPSULE_URL` have its scheme and port.
+    pub public_url: String,
+    /// The addresses of such proxies, as `10.0.0.0/8` or `127.0.0.1`: what they say of their visitors in
+    /// `X-Forwarded-For` and `X-Forwarded-Proto` is believed. Nobody else's word is.
+    pub trusted_proxies: Vec<String>,
     pub log: Log,
     pub traces: Traces,
     /// Where other processes of the installation reach this one's private pages, as `host:port`; the private
@@ -134,6 +142,8 @@ pub struct Limits {
     pub sign_ins_per_minute: u32,
     /// How many organizations one user may make, at any time, the personal one not counted; 0 is none.
     pub organizations_per_user: u32,
+    /// Attempts to sign in to one account in an hour from addresses where nobody signed in to it lately.
+    pub sign_ins_per_account_and_hour: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -192,6 +202,8 @@ impl Default for Configuration {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             private_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             base_domain: "localhost".into(),
+            public_url: String::new(),
+            trusted_proxies: Vec::new(),
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
             traces: Traces { endpoint: String::new(), percent: 100 },
             advertise: String::new(),
@@ -199,7 +211,12 @@ impl Default for Configuration {
             broker: Broker { url: String::new() },
             redis: Redis { url: String::new() },
             backup: Backup { location: String::new(), minutes: 60, keep_days: 7 },
-            limits: Limits { requests_per_minute: 3000, sign_ins_per_minute: 30, organizations_per_user: 20 },
+            limits: Limits {
+                requests_per_minute: 3000,
+                sign_ins_per_minute: 30,
+                sign_ins_per_account_and_hour: 100,
+                organizations_per_user: 20,
+            },
             quotas: Quotas::defaults(),
             uploads: Uploads { max_mib: 512 },
             build: Build {
@@ -215,6 +232,25 @@ impl Default for Configuration {
             deploy: Deploy { health_seconds: 60, drain_seconds: 30, host_quarantine_days: 30 },
             sandbox: Sandbox::default(),
         }
+    }
+}
+
+impl Configuration {
+    /// The address that users see, if it is set.
+    pub fn public_url(&self) -> anyhow::Result<Option<PublicUrl>> {
+        match self.public_url.as_str() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|error| anyhow::anyhow!("public_url {error}; not `{text}`")),
+        }
+    }
+
+    /// The networks of proxies that are believed.
+    pub fn trusted_proxies(&self) -> anyhow::Result<Vec<IpNet>> {
+        let network = |text: &String| {
+            let one = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
+            one.map_err(|_| anyhow::anyhow!("trusted_proxies must be addresses or networks such as 10.0.0.0/8, not `{text}`"))
+        };
+        self.trusted_proxies.iter().map(network).collect()
     }
 }
 
@@ -327,6 +363,8 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
             bail!("{name} must be at least 1");
         }
     }
+    configuration.public_url()?;
+    configuration.trusted_proxies()?;
     let url = &configuration.database.url;
     let host = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     if !url.is_empty()
@@ -390,7 +428,10 @@ fn put(table: &mut Table, name: &str, value: Value) {
 fn set(table: &mut Table, name: &str, default: &Value, text: &str) -> anyhow::Result<()> {
     let value = match default {
         Value::Integer(_) => Value::Integer(text.parse().with_context(|| format!("`{text}` is not a whole number"))?),
-        Value::Array(_) => Value::Array(text.split(',').map(|one| Value::String(one.trim().into())).collect()),
+        Value::Array(_) => {
+            let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
+            Value::Array(elements.map(|element| Value::String(element.into())).collect())
+        }
         _ => Value::String(text.into()),
     };
     put(table, name, value);
@@ -443,6 +484,8 @@ mod tests {
         assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are advertise"));
         assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
         assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
+        assert!(told("public_url = \"apps.example.com\"", &[], &[]).contains("public_url must look like https://"));
+        assert!(told("", &[("CAPSULE_TRUSTED_PROXIES", "10.0.0.0/8, everybody")], &[]).contains("not `everybody`"));
         let quota = told("[quotas]\nprojects = 5\nprojetcs = 5", &[], &[]);
         assert!(quota.contains("capsule.toml:3: quotas.projetcs") && quota.contains("memory_mib"), "{quota}");
         assert!(told("", &[("CAPSULE_QUOTAS_CONCURRENT_BUILDS", "0")], &[]).contains("at least 1"));
@@ -461,6 +504,18 @@ mod tests {
         let unknown = relaxed("", &[(&name, "everything")]).expect_err("unknown");
         assert!(format!("{unknown:#}").contains("unknown variant `everything`"), "{unknown:#}");
         assert!(relaxed("[sandbox.relax]\nshop = [\"io_uring\"]\n", &[]).is_err(), "not an id");
+    }
+
+    #[test]
+    fn a_list_is_separated_by_commas_in_the_environment_and_in_flags() {
+        for loaded in [
+            load("trusted_proxies = [\"10.0.0.0/8\", \"fd00::/8\", \"127.0.0.1\"]", &[], &[]),
+            load("", &[("CAPSULE_TRUSTED_PROXIES", "10.0.0.0/8,fd00::/8, 127.0.0.1")], &[]),
+            load("", &[], &[("trusted_proxies", "10.0.0.0/8,fd00::/8,127.0.0.1")]),
+        ] {
+            let networks = loaded.expect("a list").configuration.trusted_proxies().expect("networks");
+            assert_eq!(networks.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
+        }
     }
 
     #[test]

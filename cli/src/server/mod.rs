@@ -77,6 +77,11 @@ pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> any
     if claim == Claim::Shared && configuration.database.url.is_empty() {
         bail!("several processes take a PostgreSQL server: set database.url");
     }
+    if configuration.public_url()?.is_some_and(|url| url.is_https()) && configuration.trusted_proxies.is_empty() {
+        tracing::warn!(
+            "public_url is https, but no proxy is trusted: applications see http and the proxy's own address. Set trusted_proxies"
+        );
+    }
     let data = Data::claim(directory, claim)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(data, configuration, &parts))
 }
@@ -130,7 +135,9 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
                 let options = deploy_options(&directory, databases.clone(), &configuration)?;
                 let deploys = capsule_deploy::start(options, &bus, keyring.clone(), blobs.clone()).await.map_err(failed)?;
                 let address = deploys.listen().await.context("the ingress does not answer")?;
-                public = Some(Public { url: url(&configuration.base_domain, address), address: reachable(address) });
+                let own = || url(&configuration.base_domain, address);
+                let url = configuration.public_url()?.map_or_else(own, |public| public.to_string());
+                public = Some(Public { url, address: reachable(address) });
                 let asked = deploys.clone();
                 checks.push(check("ingress".into(), move || {
                     let deploys = asked.clone();
@@ -151,6 +158,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
         let limits = capsule_gateway::Limits {
             requests: Rate(configuration.limits.requests_per_minute),
             sign_ins: Rate(configuration.limits.sign_ins_per_minute),
+            account: Rate(configuration.limits.sign_ins_per_account_and_hour),
         };
         let upload_bytes = u64::from(configuration.uploads.max_mib) << 20;
         let options = capsule_gateway::Options { bus: bus.clone(), blobs, keyring, cache: cache.clone(), limits, upload_bytes };
@@ -262,6 +270,8 @@ fn deploy_options(
         program: program()?,
         listen: configuration.listen,
         base_domain: configuration.base_domain.clone(),
+        public_url: configuration.public_url()?,
+        trusted_proxies: configuration.trusted_proxies()?,
         build_limits: Limits {
             memory: Some(u64::from(build.memory_mib) << 20),
             cpu_percent: Some(build.cpu_percent),

@@ -4,15 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Uri};
-use hyper_util::client::legacy::Client;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Uri, header};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use crate::balance::Balancer;
+use crate::body::Outgoing;
+use crate::pool::Pool;
 use crate::table::Table;
-use crate::upstream::Connector;
 
 /// How long a probe waits for an answer.
 const PROBE: Duration = Duration::from_secs(5);
@@ -54,7 +55,7 @@ pub struct Reply {
 /// What the control socket works on.
 pub struct Control {
     pub balancer: Arc<Balancer>,
-    pub probes: Client<Connector, http_body_util::Empty<bytes::Bytes>>,
+    pub probes: Arc<Pool>,
     pub listen: String,
     pub file: std::path::PathBuf,
     pub shutdown: tokio::sync::Notify,
@@ -94,7 +95,7 @@ impl Control {
                 Err(error) => reply.error = Some(error),
             },
             Command::Drain { instances, seconds } => {
-                let busy = || instances.iter().map(|instance| self.balancer.busy(instance)).sum::<usize>();
+                let busy = || instances.iter().map(|instance| self.balancer.in_flight(instance)).sum::<usize>();
                 let deadline = Instant::now() + Duration::from_secs(seconds);
                 while busy() > 0 && Instant::now() < deadline {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -114,28 +115,17 @@ impl Control {
     }
 
     async fn probe(&self, instance: &str, path: &str) -> Result<u16, String> {
-        let port = self.balancer.port_of(instance).ok_or("the instance is not in the routing table")?;
-        let uri: Uri =
-            format!("http://{instance}:{port}{path}").parse().map_err(|error| format!("{path} is no path: {error}"))?;
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(uri)
-            .header("host", "localhost")
-            .header("user-agent", "capsule-health-check")
-            .body(http_body_util::Empty::new())
-            .map_err(|error| error.to_string())?;
-        match tokio::time::timeout(PROBE, self.probes.request(request)).await {
-            Ok(Ok(response)) => Ok(response.status().as_u16()),
-            Ok(Err(error)) => Err(root_cause(&error)),
+        let instance = self.balancer.instance(instance).ok_or("the instance is not in the routing table")?;
+        let path: PathAndQuery = path.parse().map_err(|error| format!("{path} is no path: {error}"))?;
+        let mut request = Request::new(Outgoing::Empty);
+        *request.uri_mut() = Uri::from(path);
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("capsule-health-check"));
+        // Over a connection of its own: it must find out whether one can be made.
+        match tokio::time::timeout(PROBE, self.probes.send_afresh(request, &instance, None)).await {
+            Ok(Ok((response, _))) => Ok(response.status().as_u16()),
+            Ok(Err(failure)) => Err(failure.to_string()),
             Err(_) => Err(format!("no answer within {} s", PROBE.as_secs())),
         }
     }
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }

@@ -8,12 +8,18 @@ mod balance;
 mod body;
 mod client;
 mod control;
+mod cookies;
+mod forwarded;
 mod pages;
+mod pool;
 mod proxy;
+pub mod published;
+mod request;
 mod serve;
 mod sites;
 mod table;
 mod upstream;
+mod visitor;
 
 pub use client::{Client, Hello};
 pub use serve::{Options, run};

@@ -77,6 +77,40 @@ pub fn state(visitor: Visitor, state: State) -> Response<Body> {
     render(visitor, &page)
 }
 
+/// The request cannot be understood, or could be in two ways. Nothing more is read from its connection.
+pub fn refused(visitor: Visitor, detail: &'static str) -> Response<Body> {
+    let mut response =
+        render(visitor, &Page { status: StatusCode::BAD_REQUEST, title: "This request was not understood", detail, retry: None });
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The app has as many requests as it may, or accepts none.
+pub fn saturated(visitor: Visitor) -> Response<Body> {
+    render(
+        visitor,
+        &Page {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            title: "This app is busy",
+            detail: "It accepts no more requests at the moment. If it is yours, <code>capsule logs</code> says what it does.",
+            retry: Some(5),
+        },
+    )
+}
+
+/// The app's answer did not come in time, or is none.
+pub fn no_answer(visitor: Visitor) -> Response<Body> {
+    render(
+        visitor,
+        &Page {
+            status: StatusCode::BAD_GATEWAY,
+            title: "This app did not answer",
+            detail: "It took the request, but sent no proper HTTP response in time. If it is yours, <code>capsule logs</code> says what it did.",
+            retry: Some(5),
+        },
+    )
+}
+
 /// The control plane does not answer; applications are served all the same.
 pub fn no_gateway(visitor: Visitor) -> Response<Body> {
     render(
@@ -101,7 +135,11 @@ fn render(visitor: Visitor, page: &Page) -> Response<Body> {
     } else {
         let plain = detail.replace("<code>", "`").replace("</code>", "`");
         // As the API's own problems are (RFC 9457), for programs that take both.
-        let code = if *status == StatusCode::NOT_FOUND { "not_found" } else { "unavailable" };
+        let code = match *status {
+            StatusCode::NOT_FOUND => "not_found",
+            StatusCode::BAD_REQUEST => "bad_request",
+            _ => "unavailable",
+        };
         let problem = serde_json::json!({"code": code, "title": title, "status": status.as_u16(), "detail": plain});
         ("application/problem+json", problem.to_string())
     };

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::Balancer;
 use crate::control::Control;
-use crate::proxy::Proxy;
+use crate::pool::Pool;
+use crate::proxy::{Proxy, Visitor};
 use crate::sites::Sites;
 use crate::table::Table;
 use crate::upstream::Connector;
+use crate::visitor::{HEAD_SIZE, VisitorStream};
 
-/// Idle connections to instances are given up before common servers (5 s) close them themselves.
-const IDLE: Duration = Duration::from_secs(3);
 /// How long a visitor may take to send a request's headers.
 const HEADERS: Duration = Duration::from_secs(30);
 /// How long requests under way may take when the ingress is told to end.
@@ -40,6 +40,10 @@ pub struct Options {
     pub gateways: PathBuf,
     /// Where the table is kept.
     pub table: PathBuf,
+    /// The most requests in flight to one backend.
+    pub requests: usize,
+    /// How long a backend may take to begin its response.
+    pub timeout: Duration,
 }
 
 /// Runs the ingress until it is told to end. One thread accepts connections and answers the control
@@ -63,16 +67,16 @@ async fn accept(options: Options) -> std::io::Result<()> {
     let _ = std::fs::remove_file(&options.control);
     let commands = UnixListener::bind(&options.control)?;
 
-    let balancer = Arc::new(Balancer::default());
+    let balancer = Arc::new(Balancer::new(options.requests));
     balancer.apply(Table::load(&options.table));
     let connector = Connector { instances: options.instances, gateways: options.gateways };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let carriers: Vec<Carrier> =
-        (0..cores).map(|_| Carrier::start(balancer.clone(), connector.clone())).collect::<std::io::Result<_>>()?;
+    let carriers: Vec<Carrier> = (0..cores)
+        .map(|_| Carrier::start(balancer.clone(), connector.clone(), options.timeout))
+        .collect::<std::io::Result<_>>()?;
     let control = Arc::new(Control {
         balancer,
-        // A probe takes a connection of its own: it must find out whether one can be made.
-        probes: clients().pool_max_idle_per_host(0).build(connector),
+        probes: Pool::new(connector, options.timeout),
         listen: address.to_string(),
         file: options.table,
         shutdown: tokio::sync::Notify::new(),
@@ -104,12 +108,6 @@ async fn accept(options: Options) -> std::io::Result<()> {
     tokio::task::spawn_blocking(move || carriers.into_iter().for_each(Carrier::end)).await.map_err(std::io::Error::other)
 }
 
-fn clients() -> hyper_util::client::legacy::Builder {
-    let mut builder = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
-    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(256);
-    builder
-}
-
 /// A thread that carries visitors: their connections, and those to instances that it made for them.
 struct Carrier {
     visitors: mpsc::UnboundedSender<(std::net::TcpStream, IpAddr)>,
@@ -117,10 +115,10 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn start(balancer: Arc<Balancer>, connector: Connector) -> std::io::Result<Self> {
+    fn start(balancer: Arc<Balancer>, connector: Connector, timeout: Duration) -> std::io::Result<Self> {
         let runtime = single_threaded()?;
         let (visitors, arriving) = mpsc::unbounded_channel();
-        let work = move || runtime.block_on(carry(arriving, balancer, connector));
+        let work = move || runtime.block_on(carry(arriving, balancer, connector, timeout));
         let thread = std::thread::Builder::new().name("carrier".into()).spawn(work)?;
         Ok(Self { visitors, thread })
     }
@@ -136,23 +134,26 @@ async fn carry(
     mut arriving: mpsc::UnboundedReceiver<(std::net::TcpStream, IpAddr)>,
     balancer: Arc<Balancer>,
     connector: Connector,
+    timeout: Duration,
 ) {
-    let client = clients().build(connector.clone());
-    let fresh = clients().pool_max_idle_per_host(0).build(connector);
-    let proxy = Arc::new(Proxy { balancer, client, fresh, sites: Sites::default() });
+    let proxy = Arc::new(Proxy { balancer, pool: Pool::new(connector, timeout), sites: Sites::default() });
     let (served, ending) = (TaskTracker::new(), CancellationToken::new());
     while let Some((stream, peer)) = arriving.recv().await {
         let _ = stream.set_nodelay(true);
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let (proxy, ending) = (proxy.clone(), ending.clone());
         served.spawn(async move {
+            let stream = VisitorStream::new(stream);
+            let visitor = Arc::new(Visitor { peer, heads: stream.heads() });
             let service = service_fn(move |request| {
-                let proxy = proxy.clone();
-                async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, peer).await) }
+                let (proxy, visitor) = (proxy.clone(), visitor.clone());
+                async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, &visitor).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADERS)
+                .max_buf_size(HEAD_SIZE)
+                .max_header_size(HEAD_SIZE)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);

@@ -1,21 +1,22 @@
 //! Sites of plain files. A release's folder holds only regular files that nobody changes any more,
-//! so serving it is reading it.
+//! so serving it is reading it. What a site does not publish is not served, even if it lies there.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::response::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Body as _;
 use tower::{Layer, ServiceExt};
 use tower_http::compression::CompressionLayer;
 use tower_http::services::{ServeDir, ServeFile};
 
-use crate::body::Begun;
+use crate::body::PrefixedBody;
 use crate::pages::{self, Body};
+use crate::published::{is_published, is_published_folder};
 use crate::table::Site;
 
 /// Files up to this size are kept in memory once they were asked for,
@@ -100,7 +101,7 @@ impl Sites {
                 }
             }
         }
-        Response::from_parts(parts, Begun { begun: Some(begun.into()), rest, busy: None }.boxed_unsync())
+        Response::from_parts(parts, PrefixedBody { prefix: Some(begun.into()), rest }.boxed_unsync())
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -137,6 +138,9 @@ async fn serve(site: &Site, request: &Request<hyper::body::Incoming>) -> Respons
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
+    if !may_be_served(&site.root, request.uri().path()) {
+        return text(StatusCode::NOT_FOUND, "Not found\n");
+    }
     let files = ServeDir::new(&site.root);
     let index = site.root.join("index.html");
     let not_found = site.root.join("404.html");
@@ -157,10 +161,63 @@ async fn serve(site: &Site, request: &Request<hyper::body::Incoming>) -> Respons
                 let value = if forever { "public, max-age=31536000, immutable" } else { "public, max-age=0, must-revalidate" };
                 response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
             }
+            say_charset(response.headers_mut());
+            keep_on_site(response.headers_mut());
             response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             response
         }
         Err(never) => match never {},
+    }
+}
+
+/// Whether what a path leads to, if anything, is published: by its name, and by that of what it links to.
+fn may_be_served(root: &Path, path: &str) -> bool {
+    let Ok(decoded) = percent_encoding::percent_decode_str(path).decode_utf8() else { return false };
+    // A name with a separator in it can only be meant to be read differently by somebody else.
+    let parts: Vec<String> =
+        path.split('/').map(|part| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
+    if parts.iter().any(|part| part.contains(['/', '\\']) || part.chars().any(char::is_control)) {
+        return false;
+    }
+    let asked = root.join(decoded.trim_start_matches('/'));
+    let (Ok(real), Ok(root)) = (asked.canonicalize(), root.canonicalize()) else { return true };
+    let below = |path: &Path| path.strip_prefix(&root).map(Path::to_path_buf).ok();
+    let named: PathBuf = decoded.split('/').filter(|part| !part.is_empty()).collect();
+    match below(&real) {
+        Some(found) if real.is_dir() => {
+            let index = real.join("index.html").canonicalize().ok();
+            is_published_folder(&found)
+                && is_published_folder(&named)
+                && index.is_none_or(|index| below(&index).is_some_and(|index| is_published(&index)))
+        }
+        Some(found) => is_published(&found) && is_published(&named),
+        None => false,
+    }
+}
+
+/// Text without a charset is read as the browser likes, or as an attacker does: as UTF-7, say.
+fn say_charset(headers: &mut HeaderMap) {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return };
+    let (essence, parameters) = kind.split_once(';').unwrap_or((kind, ""));
+    let essence = essence.trim().to_ascii_lowercase();
+    let is_text = essence.starts_with("text/")
+        || essence.ends_with("+xml")
+        || essence.ends_with("+json")
+        || ["javascript", "ecmascript", "json", "xml"].iter().any(|name| essence.strip_prefix("application/") == Some(name));
+    if is_text
+        && !parameters.to_ascii_lowercase().contains("charset")
+        && let Ok(value) = HeaderValue::from_str(&format!("{essence}; charset=utf-8"))
+    {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+}
+
+/// A redirection to a folder's own address must not begin as one to another host does: `//name/`.
+fn keep_on_site(headers: &mut HeaderMap) {
+    let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let path = location.trim_start_matches(['/', '\\']);
+    if let Ok(value) = HeaderValue::from_str(&format!("/{path}")) {
+        headers.insert(header::LOCATION, value);
     }
 }
 
@@ -187,7 +244,72 @@ fn is_fingerprinted(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_fingerprinted;
+    use super::{is_fingerprinted, keep_on_site, may_be_served, say_charset};
+    use http::{HeaderMap, HeaderValue, header};
+
+    #[test]
+    fn what_is_not_published_is_not_served_under_any_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("site");
+        for (file, links) in
+            [("index.html", &[] as &[&str]), (".git/config", &["x"]), ("keys/id_rsa", &["a.txt"]), ("d/a.js", &[])]
+        {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            std::fs::write(&path, "x").expect("written");
+            for link in links {
+                let target = if file.starts_with('.') { root.join(".git") } else { path.clone() };
+                std::os::unix::fs::symlink(target, root.join(link)).expect("linked");
+            }
+        }
+        std::os::unix::fs::symlink("/etc", root.join("etc")).expect("linked");
+        std::fs::create_dir(root.join("linked")).expect("made");
+        std::os::unix::fs::symlink("../.git/config", root.join("linked/index.html")).expect("linked");
+        for path in [
+            "/.git/config",
+            "/%2egit/config",
+            "/x/config",
+            "/x",
+            "/keys/id_rsa",
+            "/keys/id%5Frsa",
+            "/a.txt",
+            "/etc/passwd",
+            "/d%2fa.js",
+            "/%5cd",
+            "/%09/d",
+            "/linked/",
+        ] {
+            assert!(!may_be_served(&root, path), "{path}");
+        }
+        for path in ["/", "/index.html", "/d", "/d/", "//d", "/d/a.js", "/of/the/single/page", "/dockerfile"] {
+            assert!(may_be_served(&root, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_folder_redirects_to_itself_and_text_has_a_charset() {
+        for (location, kept) in [("//d/", "/d/"), ("/d/?a=//b", "/d/?a=//b"), ("/\\d/", "/d/"), ("///d/", "/d/")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::LOCATION, HeaderValue::from_str(location).expect("a value"));
+            keep_on_site(&mut headers);
+            assert_eq!(headers[header::LOCATION], kept);
+        }
+        for (kind, told) in [
+            ("text/html", "text/html; charset=utf-8"),
+            ("text/html; charset=iso-8859-1", "text/html; charset=iso-8859-1"),
+            ("text/javascript", "text/javascript; charset=utf-8"),
+            ("application/json", "application/json; charset=utf-8"),
+            ("image/svg+xml", "image/svg+xml; charset=utf-8"),
+            ("application/manifest+json", "application/manifest+json; charset=utf-8"),
+            ("image/png", "image/png"),
+            ("application/octet-stream", "application/octet-stream"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            say_charset(&mut headers);
+            assert_eq!(headers[header::CONTENT_TYPE], told);
+        }
+    }
 
     #[test]
     fn only_names_that_carry_a_digest_are_cached_forever() {

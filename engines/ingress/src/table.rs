@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// All routes at one moment. Replaced as a whole; a higher revision is newer.
@@ -11,6 +12,12 @@ pub struct Table {
     pub revision: u64,
     /// Hosts below it are applications; it itself, and any address, is the gateway.
     pub base_domain: String,
+    /// The gateway's name where it is another than the base domain; or empty.
+    #[serde(default)]
+    pub public_host: String,
+    /// The networks of proxies before the ingress whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
     pub routes: BTreeMap<String, Route>,
 }
 
@@ -82,7 +89,12 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let file = directory.path().join("table.json");
         let route = Route { state: State::Starting, targets: Vec::new(), site: None };
-        let table = Table { revision: 7, base_domain: "localhost".into(), routes: [("a.localhost".into(), route)].into() };
+        let table = Table {
+            revision: 7,
+            base_domain: "localhost".into(),
+            routes: [("a.localhost".into(), route)].into(),
+            ..Table::default()
+        };
         table.save(&file).expect("saves");
         assert_eq!(Table::load(&file), table);
         std::fs::write(&file, b"{\"revision\": 8, ").expect("damages");

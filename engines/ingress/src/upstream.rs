@@ -1,24 +1,34 @@
 //! Connections to what lies behind the ingress: instances, by their shims, and the gateway.
 
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-/// The host part of a URI that leads to the gateway.
-pub const GATEWAY: &str = "gateway";
+use crate::balance::InFlightGuard;
 
-/// Makes connections: a URI's host is an instance's name, or [`GATEWAY`].
+/// The name of the gateway among the backends; no instance has it.
+pub const GATEWAY: &str = "";
+
+/// How long a request waits until it is its turn to connect.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes that a backend sends before its final head is complete.
+const HEAD_BYTES: usize = 256 << 10;
+/// The most informational (1xx) responses to one request.
+const INFORMATIONAL: usize = 16;
+/// The most bytes that are read in one turn: then other connections of the thread have theirs.
+pub const TURN_BYTES: usize = 256 << 10;
+
+/// Makes connections.
 #[derive(Clone, Debug)]
 pub struct Connector {
     /// Where the shims' sockets lie.
@@ -27,55 +37,58 @@ pub struct Connector {
     pub gateways: PathBuf,
 }
 
-/// A connection to an instance or to the gateway.
+/// Why a backend could not be connected to.
 #[derive(Debug)]
-pub struct Upstream {
-    stream: TokioIo<Either<TcpStream, UnixStream>>,
-    served: Served,
+pub enum ConnectError {
+    /// It does not accept connections, or as many as may wait for it do.
+    Saturated,
+    /// It is not there.
+    Io(io::Error),
 }
 
-impl Upstream {
-    fn new(stream: Either<TcpStream, UnixStream>) -> Self {
-        Self { stream: TokioIo::new(stream), served: Served::default() }
-    }
-}
-
-/// Whether a connection has served a request; travels with responses and errors.
-#[derive(Clone, Debug, Default)]
-pub struct Served(Arc<AtomicBool>);
-
-impl Served {
-    pub fn mark(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_marked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+impl std::fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Saturated => f.write_str("it does not accept connections"),
+            Self::Io(error) => error.fmt(f),
+        }
     }
 }
 
-impl tower::Service<Uri> for Connector {
-    type Response = Upstream;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Upstream>> + Send>>;
+impl std::error::Error for ConnectError {}
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+impl Connector {
+    /// Connects to the backend of a request. Waits for its turn where many connections to it are being made.
+    pub async fn connect(&self, backend: &InFlightGuard) -> Result<Upstream, ConnectError> {
+        let permit = tokio::time::timeout(PERMIT_TIMEOUT, backend.permit_to_connect()).await;
+        let Ok(Ok(permit)) = permit else { return Err(ConnectError::Saturated) };
+        let (connector, instance, port) = (self.clone(), backend.instance.clone(), backend.port);
+        // By itself: what is begun takes the shim's time also when the visitor has left meanwhile.
+        let connecting = tokio::spawn(async move {
+            let _permit = permit;
+            let connected = async {
+                let stream = if &*instance == GATEWAY {
+                    Either::Right(any(&connector.gateways).await.map_err(ConnectError::Io)?)
+                } else {
+                    Either::Left(connector.instance(&instance, port).await?)
+                };
+                Ok(Upstream { stream, exchange: Arc::default(), turn: 0 })
+            };
+            tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or(Err(ConnectError::Saturated))
+        });
+        connecting.await.unwrap_or_else(|error| Err(ConnectError::Io(io::Error::other(error))))
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { instances, gateways } = self.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().to_owned();
-            if host == GATEWAY {
-                return Ok(Upstream::new(Either::Right(any(&gateways).await?)));
-            }
-            let port = uri.port_u16().unwrap_or(80);
-            let connect = move || capsule_runtime::connect(&instances, &host, port);
-            let stream = tokio::task::spawn_blocking(connect).await.map_err(io::Error::other)??;
+    async fn instance(&self, name: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        let made = async {
+            let stream = capsule_runtime::connect(&self.instances, name, port).await?;
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
-            Ok(Upstream::new(Either::Left(TcpStream::from_std(stream)?)))
+            TcpStream::from_std(stream)
+        };
+        made.await.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => ConnectError::Saturated,
+            _ => ConnectError::Io(error),
         })
     }
 }
@@ -96,19 +109,86 @@ async fn any(gateways: &Path) -> io::Result<UnixStream> {
     Err(io::ErrorKind::NotConnected.into())
 }
 
-impl Connection for Upstream {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.served.clone())
+/// What a connection reads until the final head of the present response is complete.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    awaits_head: AtomicBool,
+    bytes: AtomicUsize,
+    informational: AtomicUsize,
+}
+
+impl Exchange {
+    /// A request is about to be sent.
+    pub fn begin(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.informational.store(0, Ordering::Relaxed);
+        self.awaits_head.store(true, Ordering::Relaxed);
+    }
+
+    /// An informational response was read.
+    pub fn count_informational(&self) {
+        self.informational.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The final head was read.
+    pub fn end_of_head(&self) {
+        self.awaits_head.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether nothing of a response has been read.
+    pub fn is_untouched(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the backend has sent more than it may before the final head.
+    fn is_exceeded(&self) -> bool {
+        self.awaits_head.load(Ordering::Relaxed)
+            && (self.bytes.load(Ordering::Relaxed) >= HEAD_BYTES || self.informational.load(Ordering::Relaxed) > INFORMATIONAL)
     }
 }
 
-impl Read for Upstream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+/// A connection to an instance or to the gateway.
+#[derive(Debug)]
+pub struct Upstream {
+    stream: Either<TcpStream, UnixStream>,
+    exchange: Arc<Exchange>,
+    /// Bytes read in this turn.
+    turn: usize,
+}
+
+impl Upstream {
+    /// What the connection reads, shared with whoever sends requests over it.
+    pub fn exchange(&self) -> Arc<Exchange> {
+        self.exchange.clone()
     }
 }
 
-impl Write for Upstream {
+impl AsyncRead for Upstream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.exchange.is_exceeded() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much before the final response head")));
+        }
+        if self.turn >= TURN_BYTES {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_pending() {
+            self.turn = 0;
+        }
+        ready!(read)?;
+        let bytes = buf.filled().len() - before;
+        self.turn += bytes;
+        if self.exchange.awaits_head.load(Ordering::Relaxed) {
+            self.exchange.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Upstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -32,6 +32,6 @@ pub use cgroup::{Watch, unenforced};
 pub use mask::Mask;
 pub use network::{keep_host_prepared, prepare_host};
 pub use process::{Once, ProcessRuntime, RuntimeError};
-pub use protocol::{ShimState, ShimStatus, connect};
+pub use protocol::{ShimState, ShimStatus, connect, hand_over, listen};
 pub use seccomp::Relaxation;
 pub use spec::{Limits, Mount, Network, Spec};

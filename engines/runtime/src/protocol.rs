@@ -6,18 +6,23 @@ use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 
 /// How long a shim may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause before a shim whose queue of callers is full is called again.
+const CONNECT_BACKOFF: Duration = Duration::from_millis(20);
+/// How the reply begins when a shim is making as many connections as it may.
+pub const BUSY: &str = "busy: ";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -63,6 +68,9 @@ pub struct ShimStatus {
 }
 
 /// Listens on `<directory>/<name>.sock`, however long the directory's path is.
+///
+/// # Errors
+/// When the socket cannot be made.
 pub fn listen(directory: &Path, name: &str) -> std::io::Result<UnixListener> {
     at(directory, name, |path| {
         match std::fs::remove_file(path) {
@@ -85,9 +93,18 @@ fn call(directory: &Path, name: &str, request: &Request) -> std::io::Result<Unix
 
 /// A socket's path may have 107 bytes; through the directory's descriptor any path is short enough.
 fn at<T>(directory: &Path, name: &str, act: impl FnOnce(&Path) -> std::io::Result<T>) -> std::io::Result<T> {
-    let opened = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&opened);
-    act(Path::new(&format!("/proc/self/fd/{fd}/{name}.sock")))
+    let opened = open_directory(directory)?;
+    act(&path_in(&opened, name))
+}
+
+fn open_directory(directory: &Path) -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Valid for as long as the directory is open.
+fn path_in(directory: &OwnedFd, name: &str) -> PathBuf {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(directory);
+    PathBuf::from(format!("/proc/self/fd/{fd}/{name}.sock"))
 }
 
 /// Asks a shim how its workload is.
@@ -105,31 +122,49 @@ pub fn stop(directory: &Path, name: &str) -> std::io::Result<()> {
 }
 
 /// A TCP connection to `port` on the loopback of the instance `name`, whose socket lies in
-/// `directory`. The shim makes it inside the workload's network and hands it over.
+/// `directory`. The shim makes it inside the workload's network and hands it over. No thread waits for it.
 ///
 /// # Errors
-/// When the shim does not answer, or nothing listens on the port.
-pub fn connect(directory: &Path, name: &str, port: u16) -> std::io::Result<TcpStream> {
-    let stream = call(directory, name, &Request::Connect { port })?;
+/// When the shim does not answer, or nothing listens on the port; of kind `TimedOut` when the workload does
+/// not accept connections, or too many of them are being made.
+pub async fn connect(directory: &Path, name: &str, port: u16) -> std::io::Result<TcpStream> {
+    let opened = open_directory(directory)?;
+    let path = path_in(&opened, name);
+    let mut stream = loop {
+        match tokio::net::UnixStream::connect(&path).await {
+            // The shim has not accepted its last callers yet.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::time::sleep(CONNECT_BACKOFF).await,
+            connected => break connected?,
+        }
+    };
+    let mut line = serde_json::to_vec(&Request::Connect { port })?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    let (handed, text) = stream.async_io(tokio::io::Interest::READABLE, || receive(&stream)).await?;
+    handed.map(TcpStream::from).ok_or_else(|| {
+        let stuck = text.contains(BUSY) || text.contains("timed out");
+        let kind = if stuck { std::io::ErrorKind::TimedOut } else { std::io::ErrorKind::ConnectionRefused };
+        std::io::Error::new(kind, text)
+    })
+}
+
+/// The descriptor that a shim hands over, or why there is none.
+fn receive(stream: impl AsFd) -> std::io::Result<(Option<OwnedFd>, String)> {
     let mut reply = [0_u8; 512];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(stream.as_fd(), &mut [IoSliceMut::new(&mut reply)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut reply)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let handed = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    match handed {
-        Some(fd) => Ok(TcpStream::from(fd)),
-        None => {
-            let text = String::from_utf8_lossy(&reply[..received.bytes]);
-            Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, text.trim().to_owned()))
-        }
-    }
+    Ok((handed, String::from_utf8_lossy(&reply[..received.bytes]).trim().to_owned()))
 }
 
 /// Answers a request for a connection: `ok` with the descriptor, or why there is none.
+///
+/// # Errors
+/// When the caller is gone.
 pub fn hand_over(stream: &UnixStream, connection: std::io::Result<TcpStream>) -> std::io::Result<()> {
     match connection {
         Ok(connection) => {

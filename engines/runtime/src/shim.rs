@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LAST_DELAY: Duration = Duration::from_secs(60);
 /// So long a connection to the workload's own loopback may take.
 const CONNECT: Duration = Duration::from_secs(2);
+/// The most connections that are being made at a time: each takes a thread until the workload accepts it.
+const CONNECTING: usize = 64;
 /// Helper threads do little; they need no more stack.
 const STACK: usize = 128 << 10;
 
@@ -365,6 +368,18 @@ fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
 
 /// Connects to the workload's own loopback: this process lives in the same network.
 fn connect_inside(port: u16) -> std::io::Result<TcpStream> {
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+    let before = UNDER_WAY.fetch_add(1, Ordering::AcqRel);
+    let connected = if before < CONNECTING {
+        connect_loopback(port)
+    } else {
+        Err(std::io::Error::other(format!("{}{before} connections to the process are being made", protocol::BUSY)))
+    };
+    UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
+    connected
+}
+
+fn connect_loopback(port: u16) -> std::io::Result<TcpStream> {
     let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     TcpStream::connect_timeout(&four, CONNECT).or_else(|error| TcpStream::connect_timeout(&six, CONNECT).map_err(|_| error))

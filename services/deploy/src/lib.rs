@@ -15,6 +15,7 @@ mod instances;
 mod logs;
 mod phases;
 mod placements;
+mod public_url;
 mod queries;
 mod quotas;
 mod reconcile;
@@ -37,8 +38,10 @@ use capsule_contracts::project::{Locate, Place, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime, Relaxation};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
+use ipnet::IpNet;
 
 pub use ingress::Ingress;
+pub use public_url::PublicUrl;
 
 /// How this service is set up.
 #[derive(Clone, Debug)]
@@ -53,6 +56,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Applications are hosts below it.
     pub base_domain: String,
+    /// The address that users see; the ingress's own unless set.
+    pub public_url: Option<PublicUrl>,
+    /// The networks of proxies before the ingress that are believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// What a build may use.
     pub build_limits: Limits,
     /// The most bytes on disk of one build with its cache, and of all caches together.
@@ -239,6 +246,9 @@ impl Deploys {
 
     /// Where a host answers.
     fn url(&self, host: &str) -> String {
+        if let Some(public) = &self.options.public_url {
+            return public.of(host);
+        }
         match self.ingress.port() {
             80 => format!("http://{host}"),
             port => format!("http://{host}:{port}"),

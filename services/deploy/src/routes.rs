@@ -44,7 +44,13 @@ pub async fn catch_up(deploys: &Deploys) -> Result<(), Problem> {
 pub async fn publish(deploys: &Deploys) -> Result<(), Problem> {
     let _one_at_a_time = deploys.publishing.lock().await;
     let revision = revision(deploys).await?;
-    let table = Table { revision, base_domain: deploys.options.base_domain.clone(), routes: table(deploys).await? };
+    let table = Table {
+        revision,
+        base_domain: deploys.options.base_domain.clone(),
+        public_host: deploys.options.public_url.as_ref().map(|url| url.host().to_owned()).unwrap_or_default(),
+        trusted_proxies: deploys.options.trusted_proxies.clone(),
+        routes: table(deploys).await?,
+    };
     let in_force = deploys.ingress.apply(&table).await?;
     if in_force < revision {
         return Err(Problem::unavailable("The ingress did not take the routing table."));

@@ -1,0 +1,344 @@
+//! Who asks: the address of the client, and how it reached the first proxy. What a visitor says of that itself
+//! is removed; what a trusted proxy says of its visitor is believed.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::request::Host;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Further headers by which proxies, frameworks and content delivery networks say who asks, for what, and how.
+const CLAIMS: [&str; 27] = [
+    "ali-cdn-real-ip",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-ipcountry",
+    "cf-visitor",
+    "client-ip",
+    "cloudfront-forwarded-proto",
+    "fastly-client-ip",
+    "fly-client-ip",
+    "forwarded",
+    "forwarded-for",
+    "front-end-https",
+    "http-client-ip",
+    "proxy",
+    "true-client-ip",
+    "wl-proxy-client-ip",
+    "x-arr-ssl",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-host",
+    "x-http-host-override",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-original-url",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-rewrite-url",
+];
+/// So begin many more.
+const CLAIM_PREFIXES: [&str; 8] =
+    ["x-forwarded", "x-real-", "x-originating-", "x-envoy-", "x-azure-", "x-appengine-", "x-proxyuser-", "x-url-scheme"];
+/// Headers of which no other spelling may reach a backend that takes `_` and the like for `-`, as CGI does.
+const GUARDED: [&str; 11] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "origin",
+    "transfer-encoding",
+    "upgrade",
+    "x-correlation-id",
+];
+
+/// Whether a header, in lower case, says who asks, for what, and how.
+pub fn is_claim(name: &str) -> bool {
+    // Nearly all begin with one of these letters: a request has a dozen headers, and most are none of these.
+    matches!(name.as_bytes().first(), Some(b'x' | b'f' | b'c' | b't' | b'p' | b'w' | b'h' | b'a'))
+        && (CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || CLAIMS.binary_search(&name).is_ok())
+}
+
+/// Whether a header must not come from a visitor: it says who asks, or looks like one that matters.
+fn is_forged(name: &str, from_proxy: bool) -> bool {
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return !from_proxy && is_claim(name);
+    }
+    let usual: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
+    is_claim(&usual) || GUARDED.contains(&usual.as_str())
+}
+
+/// A visitor, as far as it can be known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The client, and the proxies between it and the ingress.
+    chain: Vec<IpAddr>,
+    is_https: bool,
+}
+
+impl Client {
+    /// The client of a request that came from `peer`: the address nearest to the ingress that is not a trusted
+    /// proxy's.
+    pub fn find(headers: &HeaderMap, peer: IpAddr, trusts: impl Fn(IpAddr) -> bool) -> Self {
+        let peer = peer.to_canonical();
+        let mut client = Self { chain: vec![peer], is_https: false };
+        if !trusts(peer) {
+            return client;
+        }
+        let hops = if headers.contains_key(&FOR) || !headers.contains_key(header::FORWARDED) {
+            x_forwarded(headers)
+        } else {
+            forwarded(headers)
+        };
+        for hop in hops.iter().rev() {
+            if let Some(is_https) = hop.is_https {
+                client.is_https = is_https;
+            }
+            let Some(address) = hop.address else { break };
+            client.chain.insert(0, address);
+            if !trusts(address) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// Puts the headers that say who asks in place of those that came.
+    pub fn tell(&self, headers: &mut HeaderMap, host: &Host) {
+        let from_proxy = self.chain.len() > 1;
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str(), from_proxy)).cloned().collect();
+        for name in &forged {
+            headers.remove(name);
+        }
+        let client = self.chain.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        let addresses: Vec<String> = self.chain.iter().map(IpAddr::to_string).collect();
+        let (proto, usual) = if self.is_https { ("https", 443) } else { ("http", 80) };
+        let authority = host.authority();
+        let mut put = |name: HeaderName, text: &str| {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(name, value);
+            }
+        };
+        put(REAL, &client.to_string());
+        put(FOR, &addresses.join(", "));
+        put(PROTO, proto);
+        put(PORT, &host.port.unwrap_or(usual).to_string());
+        if authority.is_empty() {
+            headers.remove(HOST);
+        } else {
+            put(HOST, &authority);
+            put(header::HOST, &authority);
+        }
+        let mut elements = self.chain.iter().map(|address| match address {
+            IpAddr::V4(address) => format!("for={address}"),
+            IpAddr::V6(address) => format!("for=\"[{address}]\""),
+        });
+        let first = elements.next().unwrap_or_default();
+        let mut text = format!("{first};host=\"{authority}\";proto={proto}");
+        for element in elements {
+            text.push_str(", ");
+            text.push_str(&element);
+        }
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(header::FORWARDED, value);
+        }
+    }
+}
+
+/// What one proxy said of whom it got a request from.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Hop {
+    address: Option<IpAddr>,
+    is_https: Option<bool>,
+}
+
+/// The usual headers, one element a hop; a single protocol is that of the client.
+fn x_forwarded(headers: &HeaderMap) -> Vec<Hop> {
+    let list = |name: &HeaderName| -> Vec<String> {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
+    };
+    let protocols = list(&PROTO);
+    let mut hops: Vec<Hop> = list(&FOR).iter().map(|element| Hop { address: address(element), is_https: None }).collect();
+    if hops.is_empty() && !protocols.is_empty() {
+        hops.push(Hop::default());
+    }
+    let many = hops.len();
+    for (at, hop) in hops.iter_mut().enumerate() {
+        let from_end = many - at;
+        let told = if protocols.len() == 1 { protocols.first() } else { protocols.iter().rev().nth(from_end - 1) };
+        hop.is_https = told.map(|protocol| is_https(protocol));
+    }
+    hops
+}
+
+/// The header of RFC 7239.
+fn forwarded(headers: &HeaderMap) -> Vec<Hop> {
+    let mut hops = Vec::new();
+    for value in headers.get_all(header::FORWARDED).iter().filter_map(|value| value.to_str().ok()) {
+        for element in split_outside_quotes(value, ',') {
+            let mut hop = Hop::default();
+            for pair in split_outside_quotes(element, ';') {
+                let Some((name, value)) = pair.split_once('=') else { continue };
+                let value = value.trim().trim_matches('"');
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "for" => hop.address = address(value),
+                    "proto" => hop.is_https = Some(is_https(value)),
+                    _ => {}
+                }
+            }
+            hops.push(hop);
+        }
+    }
+    hops
+}
+
+fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |letter| {
+        quoted ^= letter == '"';
+        letter == separator && !quoted
+    })
+}
+
+fn is_https(protocol: &str) -> bool {
+    protocol.eq_ignore_ascii_case("https") || protocol.eq_ignore_ascii_case("wss")
+}
+
+/// An address, with or without a port, as proxies write it.
+fn address(text: &str) -> Option<IpAddr> {
+    let plain = text.parse().or_else(|_| text.parse::<SocketAddr>().map(|both| both.ip()));
+    let address = plain.or_else(|error| text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).ok_or(error)?.parse());
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::{CLAIMS, Client, is_forged};
+    use crate::request::Host;
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    fn told(peer: &str, sent: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in sent {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let proxies: Vec<ipnet::IpNet> =
+            ["10.0.0.0/8", "fd00::/8"].iter().map(|network| network.parse().expect("a network")).collect();
+        let trusts = |address: IpAddr| proxies.iter().any(|network| network.contains(&address));
+        let client = Client::find(&headers, peer.parse().expect("an address"), trusts);
+        client.tell(&mut headers, &Host { name: "a.test".into(), port: None });
+        headers
+    }
+
+    fn lines(headers: &HeaderMap) -> [&str; 4] {
+        ["x-real-ip", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-port"]
+            .map(|name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("none"))
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_itself_is_dropped() {
+        assert!(CLAIMS.is_sorted());
+        let headers = told(
+            "::ffff:192.0.2.1",
+            &[
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-for", "127.0.0.1"),
+                ("x_forwarded_for", "127.0.0.1"),
+                ("x-forwarded_proto", "https"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil.test"),
+                ("x-forwarded-prefix", "/evil"),
+                ("forwarded", "for=127.0.0.1"),
+                ("true-client-ip", "127.0.0.1"),
+                ("cf-connecting-ip", "127.0.0.1"),
+                ("proxy", "evil.test"),
+                ("content_length", "5"),
+                ("my_header", "kept"),
+            ],
+        );
+        assert_eq!(lines(&headers), ["192.0.2.1", "192.0.2.1", "http", "80"]);
+        assert_eq!(headers["x-forwarded-host"], "a.test");
+        assert_eq!(headers["forwarded"], "for=192.0.2.1;host=\"a.test\";proto=http");
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "forwarded",
+                "host",
+                "my_header",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-port",
+                "x-forwarded-proto",
+                "x-real-ip"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_spelling_of_a_claim_is_one() {
+        for name in ["x_forwarded_for", "x.forwarded.for", "x-forwarded~for", "x-real_ip", "client_ip", "host_", "forwarded"] {
+            assert_eq!(is_forged(name, false), name != "host_", "{name}");
+        }
+        assert!(is_forged("x_forwarded_for", true) && !is_forged("x-forwarded-prefix", true));
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_as_far_as_its_chain_is_trusted() {
+        for (peer, sent, expected) in [
+            ("10.0.0.1", &[] as &[_], ["10.0.0.1", "10.0.0.1", "http", "80"]),
+            ("10.0.0.1", &[("x-forwarded-proto", "HTTPS")], ["10.0.0.1", "10.0.0.1", "https", "443"]),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "203.0.113.9, 192.0.2.7"), ("x-forwarded-proto", "https")],
+                ["192.0.2.7", "192.0.2.7, 10.0.0.1", "https", "443"],
+            ),
+            (
+                "fd00::1",
+                &[("x-forwarded-for", "203.0.113.9, [2001:db8::1]:4711"), ("x-forwarded-for", "10.9.9.9")],
+                ["2001:db8::1", "2001:db8::1, 10.9.9.9, fd00::1", "http", "80"],
+            ),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "203.0.113.9, rubbish"), ("x-forwarded-proto", "https")],
+                ["10.0.0.1", "10.0.0.1", "https", "443"],
+            ),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "192.0.2.7, 10.0.0.2"), ("x-forwarded-proto", "https, http")],
+                ["192.0.2.7", "192.0.2.7, 10.0.0.2, 10.0.0.1", "https", "443"],
+            ),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:80\";proto=https;host=\"x,y\"")],
+                ["2001:db8::7", "2001:db8::7, 10.0.0.1", "https", "443"],
+            ),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=1.1.1.1;proto=https"), ("x-forwarded-for", "192.0.2.7")],
+                ["192.0.2.7", "192.0.2.7, 10.0.0.1", "http", "80"],
+            ),
+            (
+                "192.0.2.1",
+                &[("x-forwarded-for", "192.0.2.7"), ("x-forwarded-proto", "https")],
+                ["192.0.2.1", "192.0.2.1", "http", "80"],
+            ),
+        ] {
+            let headers = told(peer, sent);
+            assert_eq!(lines(&headers), expected, "{peer} {sent:?}");
+        }
+    }
+}

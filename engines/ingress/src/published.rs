@@ -1,0 +1,175 @@
+//! What a site publishes: every file but those that are hidden, hold keys, or are for the platform. The files
+//! are chosen by this when a site is copied, and again when it is served.
+
+use std::ffi::OsStr;
+use std::path::{Component, Path};
+
+/// The one hidden folder that is public (RFC 8615).
+const WELL_KNOWN: &str = ".well-known";
+
+/// Names of files for the tools that build and host a site, not for its visitors.
+const TOOL_FILES: [&str; 24] = [
+    "_headers",
+    "_redirects",
+    "app.yaml",
+    "caddyfile",
+    "capsule.toml",
+    "compose.yaml",
+    "compose.yml",
+    "containerfile",
+    "docker-compose.yaml",
+    "docker-compose.yml",
+    "dockerfile",
+    "firebase.json",
+    "fly.toml",
+    "heroku.yml",
+    "netlify.toml",
+    "node_modules",
+    "now.json",
+    "procfile",
+    "railway.json",
+    "railway.toml",
+    "render.yaml",
+    "staticwebapp.config.json",
+    "vercel.json",
+    "wrangler.toml",
+];
+/// So begin the names of their variants: `Dockerfile.dev`.
+const TOOL_FILE_VARIANTS: [&str; 4] = ["containerfile.", "docker-compose.", "dockerfile.", "procfile."];
+/// A page about such a file is one.
+const PAGES: [&str; 12] = ["css", "htm", "html", "jpg", "js", "md", "pdf", "png", "svg", "txt", "webp", "xml"];
+/// Names of private keys and of files with credentials.
+const KEY_FILES: [&str; 14] = [
+    "_netrc",
+    "htpasswd",
+    "id_dsa",
+    "id_ecdsa",
+    "id_ecdsa_sk",
+    "id_ed25519",
+    "id_ed25519_sk",
+    "id_rsa",
+    "id_xmss",
+    "netrc",
+    "secring.gpg",
+    "service-account.json",
+    "serviceaccount.json",
+    "serviceaccountkey.json",
+];
+/// Endings of the names of keys, keystores, stores of passwords, and files of tools that hold credentials.
+const KEY_ENDINGS: [&str; 21] = [
+    "bks", "htpasswd", "jceks", "jks", "kdb", "kdbx", "key", "keystore", "keytab", "netrc", "ovpn", "p12", "p8", "pem", "pfx",
+    "pgpass", "pkcs12", "ppk", "pypirc", "tfstate", "tfvars",
+];
+/// Endings of copies that editors and people make; what a copy is of decides.
+const COPY_ENDINGS: [&str; 9] = ["backup", "bak", "copy", "old", "orig", "save", "swo", "swp", "tmp"];
+
+/// Whether a site publishes the file with this path below its folder, links followed. Case is ignored: some
+/// file systems ignore it, too.
+#[must_use]
+pub fn is_published(path: &Path) -> bool {
+    let folder = path.parent().is_none_or(is_published_folder);
+    folder && path.file_name().is_some_and(is_published_file)
+}
+
+/// Whether a site publishes anything of the folder with this path below its own.
+#[must_use]
+pub fn is_published_folder(path: &Path) -> bool {
+    path.components().all(|part| match part {
+        Component::Normal(name) => {
+            let name = name.to_string_lossy().to_lowercase();
+            !is_hidden(&name) && name != "node_modules"
+        }
+        Component::CurDir => true,
+        _ => false,
+    })
+}
+
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') && name != WELL_KNOWN
+}
+
+fn is_published_file(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_lowercase();
+    if is_hidden(&name) {
+        return false;
+    }
+    let marks = |letter: char| letter.is_whitespace() || letter.is_control() || matches!(letter, '~' | '#' | '.');
+    let mut name = name.trim_matches(marks);
+    while let Some((original, ending)) = name.rsplit_once('.')
+        && COPY_ENDINGS.contains(&ending)
+    {
+        name = original.trim_end_matches(marks);
+    }
+    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+    let is_variant = TOOL_FILE_VARIANTS.iter().any(|beginning| name.starts_with(beginning)) && !PAGES.contains(&ending);
+    !is_variant && !TOOL_FILES.contains(&name) && !KEY_FILES.contains(&name) && !KEY_ENDINGS.contains(&ending)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{is_published, is_published_folder};
+
+    #[test]
+    fn neither_hidden_files_nor_keys_nor_tool_files_are_published() {
+        for path in [
+            ".npmrc",
+            ".env",
+            ".Env.production",
+            ".htpasswd",
+            ".ssh/id_rsa",
+            ".aws/credentials",
+            "a/.git/config",
+            ".SVN/entries",
+            ".DS_Store",
+            "id_rsa",
+            "keys/ID_ED25519",
+            "id_rsa.bak",
+            "id_ed25519~",
+            "#id_rsa#",
+            "server.pem",
+            "server.KEY",
+            "server.key.old",
+            "store.p12",
+            "store.pfx",
+            "a/store.jks",
+            "site.htpasswd",
+            "capsule.toml",
+            "Capsule.TOML",
+            "_redirects",
+            "sub/_headers",
+            "netlify.toml",
+            "Procfile",
+            "Procfile.dev",
+            "Dockerfile",
+            "dockerfile.prod",
+            "docker-compose.override.yml",
+            "node_modules/x.js",
+            "../x",
+            "/x",
+            "terraform.tfstate.backup",
+        ] {
+            assert!(!is_published(Path::new(path)), "{path}");
+        }
+        for path in [
+            "index.html",
+            ".well-known/acme-challenge/x",
+            "./a/b.js",
+            "download.tar.gz",
+            "id_rsa.pub",
+            "keyboard.html",
+            "monkey",
+            "guide/dockerfile/index.html",
+            "guide/dockerfile.html",
+            "procfile-guide.html",
+            "README.md",
+            "_next/static/app.js",
+            "name..html",
+        ] {
+            assert!(is_published(Path::new(path)), "{path}");
+        }
+        assert!(is_published_folder(Path::new("a/dockerfile")) && is_published_folder(Path::new("")));
+        assert!(!is_published_folder(Path::new("a/.git")));
+    }
+}

@@ -1,0 +1,197 @@
+//! Applications that would make the tenants beside them wait.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::world::{PATIENCE, World, connect, get, mirror, read_head};
+
+/// Requests of another tenant may take this long while an attack is under way. They take milliseconds; with
+/// a thread held by an attack, they take as long as that.
+const UNHINDERED: Duration = Duration::from_secs(2);
+
+/// Sends the same bytes again and again, until the other end has enough.
+fn endless(mut stream: TcpStream, first: &[u8], again: &[u8]) {
+    if read_head(&mut stream).is_some() && stream.write_all(first).is_ok() {
+        let many = again.repeat((1 << 20) / again.len());
+        while stream.write_all(&many).is_ok() {}
+    }
+}
+
+/// Sends bytes one after the other, with pauses, for ever.
+fn dripping(mut stream: TcpStream, first: &[u8], again: &[u8]) {
+    if read_head(&mut stream).is_some() && stream.write_all(first).is_ok() {
+        while stream.write_all(again).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Asks an application several times at once, and another one meanwhile. Returns what the first answered.
+fn ask_beside(world: &World, host: &str) -> Vec<String> {
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attackers: Vec<_> = (0..8)
+            .map(|_| {
+                let (answers, address, request) = (answers.clone(), world.address, get(host, "/", ""));
+                scope.spawn(move || {
+                    let mut stream = connect(address);
+                    stream.set_read_timeout(Some(Duration::from_secs(3))).expect("set");
+                    stream.write_all(request.as_bytes()).expect("sent");
+                    let mut answer = vec![0; 1 << 16];
+                    let mut length = 0;
+                    while length < answer.len() {
+                        match stream.read(&mut answer[length..]) {
+                            Ok(0) | Err(_) => break,
+                            Ok(more) => length += more,
+                        }
+                    }
+                    answers.lock().expect("not poisoned").push(String::from_utf8_lossy(&answer[..length]).into_owned());
+                })
+            })
+            .collect();
+        let other = scope.spawn(|| {
+            let mut slowest = Duration::ZERO;
+            let mut asked = 0;
+            while asked < 20 || !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                let answer = world.send(get("good.test", "/", ""));
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                slowest = slowest.max(began.elapsed());
+                asked += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            slowest
+        });
+        for attacker in attackers {
+            attacker.join().expect("ended");
+        }
+        over.store(true, Ordering::Relaxed);
+        let slowest = other.join().expect("ended");
+        assert!(slowest < UNHINDERED, "{host}: the other application was answered after {slowest:?}");
+    });
+    Arc::into_inner(answers).expect("no more in use").into_inner().expect("not poisoned")
+}
+
+#[test]
+fn a_response_whose_head_does_not_end_is_given_up_and_nobody_waits_for_it() {
+    let mut world = World::new(1000, Duration::from_secs(1));
+    world.app("good", mirror);
+    world.app("hints", |stream| endless(stream, b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"));
+    world.app("continues", |stream| endless(stream, b"", b"HTTP/1.1 100 Continue\r\n\r\n"));
+    world.app("long-hints", |stream| {
+        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: <{}>\r\n\r\n", "x".repeat(30_000));
+        endless(stream, b"", hint.as_bytes());
+    });
+    world.app("slow-hints", |stream| dripping(stream, b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"));
+    world.app("slow-head", |stream| dripping(stream, b"HTTP/1.1 200 OK\r\nx: ", b"y"));
+    world.app("long-head", |stream| endless(stream, b"HTTP/1.1 200 OK\r\nx: ", b"y"));
+    world.app("many-headers", |stream| endless(stream, b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"));
+    world.app("no-head", |stream| endless(stream, b"", b"\r\n"));
+    world.app("rubbish", |stream| endless(stream, b"", b"\0"));
+    world.app("silent", |stream| dripping(stream, b"", b""));
+    world.app("unasked", |stream| endless(stream, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", b"x"));
+    for host in [
+        "hints.test",
+        "continues.test",
+        "long-hints.test",
+        "slow-hints.test",
+        "slow-head.test",
+        "long-head.test",
+        "many-headers.test",
+        "no-head.test",
+        "rubbish.test",
+        "silent.test",
+        "unasked.test",
+    ] {
+        for answer in ask_beside(&world, host) {
+            assert!(answer.starts_with("HTTP/1.1 502 "), "{host}: {answer}");
+        }
+    }
+}
+
+#[test]
+fn a_response_whose_body_does_not_end_makes_nobody_wait() {
+    let mut world = World::new(1000, Duration::from_secs(1));
+    world.app("good", mirror);
+    const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    world.app("small-chunks", |stream| endless(stream, CHUNKED, b"1\r\nx\r\n"));
+    world.app("zeros", |stream| endless(stream, CHUNKED, b"0"));
+    world.app("extensions", |stream| endless(stream, &[CHUNKED, b"1;"].concat(), b"x"));
+    world.app("trailers", |stream| endless(stream, &[CHUNKED, b"0\r\n"].concat(), b"x: y\r\n"));
+    world.app("large", |stream| endless(stream, b"HTTP/1.1 200 OK\r\n\r\n", b"x"));
+    for host in ["small-chunks.test", "zeros.test", "extensions.test", "trailers.test", "large.test"] {
+        for answer in ask_beside(&world, host) {
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200 ") || answer.starts_with("HTTP/1.1 502 "), "{host}");
+        }
+    }
+}
+
+#[test]
+fn an_app_that_accepts_no_connections_takes_no_threads_and_its_visitors_are_told_to_come_back() {
+    let mut world = World::new(100_000, PATIENCE);
+    world.app("good", mirror);
+    world.instance("stuck", 1, |_| {
+        std::thread::sleep(Duration::from_millis(500));
+        Err(std::io::ErrorKind::TimedOut.into())
+    });
+    let threads = || std::fs::read_dir("/proc/self/task").expect("listed").count();
+    let before = threads();
+    let request = get("stuck.test", "/", "");
+    let mut visitors: Vec<TcpStream> = (0..400).map(|_| world.connect()).collect();
+    for visitor in &mut visitors {
+        visitor.write_all(request.as_bytes()).expect("sent");
+    }
+    let answer = world.send(get("good.test", "/", ""));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let during = threads();
+    let mut told = 0;
+    for visitor in &mut visitors {
+        let head = read_head(visitor).expect("an answer").to_lowercase();
+        assert!(head.starts_with("http/1.1 503 ") && head.contains("\r\nretry-after: "), "{head}");
+        told += 1;
+    }
+    let most = world.connecting.load(Ordering::SeqCst);
+    assert!(told == 400 && most <= 16, "{most} connections were being made at a time");
+    // Those are the shim's, which is in this process here; other tests run beside this one.
+    assert!(during < before + 100, "{before} threads became {during}");
+}
+
+#[test]
+fn an_app_that_does_not_answer_has_only_so_many_requests_in_flight() {
+    let mut world = World::new(10, PATIENCE);
+    world.app("good", mirror);
+    world.app("silent", |stream| dripping(stream, b"", b""));
+    let mut visitors: Vec<TcpStream> = (0..10).map(|_| world.connect()).collect();
+    for visitor in &mut visitors {
+        visitor.write_all(get("silent.test", "/", "").as_bytes()).expect("sent");
+    }
+    // The ten are on their way: the next is told so at some time.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut visitor = world.connect();
+        visitor.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
+        visitor.write_all(get("silent.test", "/", "").as_bytes()).expect("sent");
+        if let Some(head) = read_head(&mut visitor) {
+            assert!(head.starts_with("HTTP/1.1 503 ") && head.to_lowercase().contains("retry-after: "), "{head}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "nobody was refused");
+    }
+    assert!(world.send(get("good.test", "/", "")).starts_with("HTTP/1.1 200"));
+    // Whoever leaves makes room.
+    drop(visitors);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut visitor = world.connect();
+        visitor.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+        visitor.write_all(get("silent.test", "/", "").as_bytes()).expect("sent");
+        if read_head(&mut visitor).is_none() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "there is no room again");
+    }
+}

@@ -1,0 +1,6 @@
+//! Hostile applications and hostile visitors, against an ingress in this process.
+
+mod hostile_apps;
+mod requests;
+mod responses;
+mod world;
