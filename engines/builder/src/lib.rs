@@ -8,6 +8,6 @@ mod steps;
 mod toolchains;
 pub mod trees;
 
-pub use release::{SiteError, collect_site};
+pub use release::{LeftOut, SiteError, collect_site};
 pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
 pub use toolchains::{Settings, Toolchains};

@@ -1,8 +1,11 @@
 //! What is served as files: copied out of the build into a folder of its own, so that the ingress
 //! reads regular files only, which nobody changes any more.
 
+use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+
+use capsule_ingress::published::{is_published, is_published_folder};
 
 use crate::archive::Limits;
 
@@ -18,70 +21,123 @@ impl std::fmt::Display for SiteError {
 
 impl std::error::Error for SiteError {}
 
-/// Names that are never served, wherever they lie.
-const PRIVATE: [&str; 6] = [".git", ".env", ".capsuleignore", ".gitignore", "capsule.toml", "node_modules"];
+/// Hidden folders that frameworks build into may be a site; these may not.
+const NO_OUTPUT: [&str; 10] = [".aws", ".azure", ".docker", ".git", ".gnupg", ".hg", ".kube", ".npm", ".ssh", ".svn"];
+/// So many of the names that were left out are kept for the log, each so long.
+const NAMES: usize = 20;
+const NAME_LENGTH: usize = 100;
 
-/// Copies the files below `source/output` into `target`, which must not exist. A link is followed if
-/// it stays within `source`, and left out otherwise.
+/// What of a folder is not published, for the build log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    names: Vec<String>,
+    more: usize,
+}
+
+impl LeftOut {
+    fn add(&mut self, path: &Path) {
+        if self.names.len() < NAMES {
+            self.names.push(path.to_string_lossy().chars().flat_map(char::escape_debug).take(NAME_LENGTH).collect());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// A line for the build log; none if everything is published.
+    #[must_use]
+    pub fn line(&self) -> Option<String> {
+        let more = if self.more > 0 { format!(" and {} more", self.more) } else { String::new() };
+        let names = self.names.join(", ");
+        (!names.is_empty()).then(|| {
+            format!("not published (hidden files, keys, and files for tools; links to such, or out of the build): {names}{more}")
+        })
+    }
+}
+
+/// Copies the files below `source/output` that a site publishes into `target`, which must not exist. A link is
+/// followed if it stays within `source`, and left out otherwise. Returns what was left out.
 ///
 /// # Errors
 /// When the folder is not there or cannot be copied.
-pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<(), SiteError> {
+pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<LeftOut, SiteError> {
     collect_within(source, output, target, Limits::default())
 }
 
-fn collect_within(source: &Path, output: &str, target: &Path, most: Limits) -> Result<(), SiteError> {
+fn collect_within(source: &Path, output: &str, target: &Path, most: Limits) -> Result<LeftOut, SiteError> {
     let inside = Path::new(output).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     let source = source.canonicalize().map_err(|error| SiteError(format!("the build is gone: {error}")))?;
-    let folder =
-        source.join(output).canonicalize().ok().filter(|folder| inside && folder.starts_with(&source) && folder.is_dir());
-    let Some(folder) = folder else {
+    let named: PathBuf =
+        source.components().chain(Path::new(output).components()).filter(|part| *part != Component::CurDir).collect();
+    let found = source.join(output).canonicalize().ok();
+    let Some(folder) = found.filter(|folder| inside && folder.starts_with(&source) && folder.is_dir()) else {
         return Err(SiteError(format!(
             "the build left no folder `{output}` to serve; say where the files are in capsule.toml: [build] output = \"…\""
         )));
     };
-    let mut copying = Copying { root: &source, most, left: most };
-    copying.copy(&folder, target, 0).map_err(|error| SiteError(format!("the folder `{output}` cannot be copied: {error}")))
+    let below = folder.strip_prefix(&source).unwrap_or(&folder);
+    let is_kept_back =
+        below.iter().any(|part| part.to_str().is_some_and(|part| NO_OUTPUT.contains(&part.to_lowercase().as_str())));
+    if is_kept_back || (folder != named && !is_published_folder(below)) {
+        return Err(SiteError(format!(
+            "the folder `{output}` is `{}`, which is not published; say where the files are in capsule.toml: [build] output = \"…\"",
+            below.display()
+        )));
+    }
+    let mut copying = Copying { root: &source, folder: &folder, most, left: most, left_out: LeftOut::default() };
+    let copied = copying.copy(&folder, target, Path::new(""), 0);
+    copied.map_err(|error| SiteError(format!("the folder `{output}` cannot be copied: {error}")))?;
+    Ok(copying.left_out)
 }
 
 struct Copying<'a> {
     root: &'a Path,
+    /// The site's folder in the build.
+    folder: &'a Path,
     most: Limits,
     /// What may still be copied. Links can lead to the same files again and again.
     left: Limits,
+    left_out: LeftOut,
 }
 
 impl Copying<'_> {
-    fn copy(&mut self, from: &Path, to: &Path, depth: usize) -> std::io::Result<()> {
+    /// Copies a folder, whose path on the site is `place`.
+    fn copy(&mut self, from: &Path, to: &Path, place: &Path, depth: usize) -> std::io::Result<()> {
         // Links can make circles.
         if depth > 64 {
-            return Err(std::io::Error::other(format!("{} lies too deep", from.display())));
+            return Err(std::io::Error::other(format!("{} lies too deep", place.display())));
         }
         std::fs::create_dir_all(to)?;
         std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?;
         for entry in std::fs::read_dir(from)? {
             let entry = entry?;
             let name = entry.file_name();
-            let hidden = name.to_str().is_some_and(|name| PRIVATE.contains(&name) || name.starts_with(".env."));
-            if hidden {
+            let place = place.join(&name);
+            let Some((real, kind)) = self.resolve(&entry.path()) else {
+                self.left_out.add(&place);
                 continue;
-            }
-            let Ok(real) = entry.path().canonicalize() else { continue };
-            if !real.starts_with(self.root) {
-                continue;
-            }
-            let kind = std::fs::metadata(&real)?;
+            };
+            // Judged by its name on the site, and by that of what it links to.
+            let below = real.strip_prefix(self.folder).or_else(|_| real.strip_prefix(self.root)).unwrap_or(&real);
             let target = to.join(&name);
-            if kind.is_dir() {
+            if kind.is_dir() && is_published_folder(&place) && is_published_folder(below) {
                 self.take(0)?;
-                self.copy(&real, &target, depth + 1)?;
-            } else if kind.is_file() {
+                self.copy(&real, &target, &place, depth + 1)?;
+            } else if kind.is_file() && is_published(&place) && is_published(below) {
                 self.take(kind.len())?;
                 std::fs::copy(&real, &target)?;
                 std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o644))?;
+            } else {
+                self.left_out.add(&place);
             }
         }
         Ok(())
+    }
+
+    /// What is there, links followed, if it lies within the build.
+    fn resolve(&self, path: &Path) -> Option<(PathBuf, Metadata)> {
+        let real = path.canonicalize().ok().filter(|real| real.starts_with(self.root))?;
+        let kind = std::fs::metadata(&real).ok()?;
+        Some((real, kind))
     }
 
     fn take(&mut self, bytes: u64) -> std::io::Result<()> {
@@ -120,6 +176,84 @@ mod tests {
         for output in ["../source/dist", "/etc", "missing", "dist/passwd"] {
             let error = collect_site(&source, output, &directory.path().join("no")).expect_err(output);
             assert!(error.to_string().contains("output"), "{error}");
+        }
+    }
+
+    #[test]
+    fn hidden_files_keys_and_files_for_tools_are_left_out_and_named() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let source = directory.path().join("source");
+        let files = [
+            "index.html",
+            ".npmrc",
+            ".netrc",
+            ".htpasswd",
+            ".envrc",
+            ".ssh/id_rsa",
+            ".aws/credentials",
+            ".git-credentials",
+            ".git/config",
+            ".svn/entries",
+            ".well-known/security.txt",
+            "keys/id_ed25519",
+            "keys/tls.PEM",
+            "capsule.toml",
+            "_redirects",
+            "docs/_headers",
+            "docs/index.html",
+        ];
+        for file in files {
+            let path = source.join(file);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("makes");
+            std::fs::write(path, file).expect("writes");
+        }
+        // Through links, and links to links.
+        for (target, link) in [
+            (".git", "x"),
+            ("x", "y"),
+            ("../.git/config", "docs/config"),
+            ("keys/id_ed25519", "key.txt"),
+            (".well-known/security.txt", "security.txt"),
+            ("nowhere", "dangling"),
+            ("/etc/passwd", "passwd"),
+            (".git", "dist"),
+        ] {
+            symlink(target, source.join(link)).expect("links");
+        }
+        let target = directory.path().join("site");
+        let left_out = collect_site(&source, ".", &target).expect("copies");
+        let mut copied = Vec::new();
+        let mut folders = vec![target.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("lists").flatten() {
+                if entry.file_type().expect("a kind").is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    copied.push(entry.path().strip_prefix(&target).expect("below").display().to_string());
+                }
+            }
+        }
+        copied.sort();
+        assert_eq!(copied, [".well-known/security.txt", "docs/index.html", "index.html", "security.txt"]);
+        let line = left_out.line().expect("something is left out");
+        for name in [
+            ".npmrc",
+            ".ssh",
+            ".git",
+            "x",
+            "y",
+            "docs/config",
+            "key.txt",
+            "keys/tls.PEM",
+            "_redirects",
+            "docs/_headers",
+            "dangling",
+        ] {
+            assert!(line.contains(name), "{name}: {line}");
+        }
+        for output in ["dist", ".git", "x"] {
+            let error = collect_site(&source, output, &directory.path().join("no")).expect_err(output);
+            assert!(error.to_string().contains("not published"), "{error}");
         }
     }
 

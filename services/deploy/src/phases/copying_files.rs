@@ -1,7 +1,7 @@
 //! Sets the release aside: a program's folder as it was built, or the files of a site. It appears
 //! under its name as a whole or not at all.
 
-use capsule_builder::{collect_site, trees};
+use capsule_builder::{collect_site, say, trees};
 use capsule_buildplan::Kind;
 
 use super::{Failure, files, host};
@@ -12,6 +12,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     let plan = row.plan()?;
     let work = deploys.work_directory(row.id);
     let release = deploys.release_directory(row.release_id);
+    let log = deploys.build_log(row.id);
     files(move || {
         if release.exists() {
             return Ok(());
@@ -24,7 +25,11 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
             trees::remove(&staged).map_err(host)?;
             std::fs::create_dir(&staged).map_err(host)?;
             let output = plan.build.output.as_deref().unwrap_or(".");
-            collect_site(&source, output, &staged.join("site")).map_err(|error| Failure::Failed(error.to_string()))?;
+            let collected = collect_site(&source, output, &staged.join("site"));
+            let left_out = collected.map_err(|error| Failure::Failed(error.to_string()))?;
+            if let Some(line) = left_out.line() {
+                say(&log, &line).map_err(host)?;
+            }
         } else {
             std::fs::create_dir_all(&staged).map_err(host)?;
             if source.exists() {
