@@ -42,13 +42,15 @@ pub struct Gateway {
     upload_bytes: u64,
 }
 
-/// What clients may ask of the gateway, in a minute.
+/// What clients may ask of the gateway, in a minute unless it is said otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Requests of one user, or of one address that nobody is signed in at.
     pub requests: Rate,
     /// Attempts of one address to sign in or to register.
     pub sign_ins: Rate,
+    /// Attempts to sign in to one account in an hour, from addresses where nobody signed in to it lately.
+    pub account: Rate,
 }
 
 /// What a gateway is made of.

@@ -51,7 +51,7 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
-    let mut verdict = None;
+    let (mut verdict, mut attempt) = (None, None);
     let work = async {
         // Read before anything is refused: a connection whose request was not read cannot be kept.
         let body = collect(body).await?;
@@ -59,7 +59,9 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
         context.traceparent = capsule_observe::traceparent().or(traceparent);
         verdict = limits::check(&gateway, &context, &parts, row.subject).await?;
         let key = idempotency_key(&parts)?;
+        let client = limits::address(&parts);
         let message = message(row, parts, &body).await?;
+        attempt = limits::check_account(&gateway, &context, &client, row.subject, &message).await?;
         let context = match key {
             Some(key) => remembered(context, row.subject, &key, &message),
             None => context,
@@ -70,6 +72,9 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
         }
     };
     let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
+    if let (Ok(_), Some(attempt)) = (&outcome, &attempt) {
+        limits::remember(&gateway, attempt).await;
+    }
     let mut response = match outcome {
         Ok(reply) => (row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response(),
         Err(problem) => problem_response(problem, &correlation_id),
