@@ -4,7 +4,7 @@
 //! It has to be started outside of the namespaces that it connects. So a helper is started before the
 //! shim enters them, waits to be told, and becomes slirp4netns; it ends when the shim does.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -37,7 +37,7 @@ impl Uplink {
         lifeline.write_all(b"go\n").map_err(failed)?;
         let said = self.0.stdout.take().ok_or("no helper")?;
         // Warnings of slirp4netns come the same way; the sign that it is ready is this byte.
-        if !said.bytes().map_while(Result::ok).any(|byte| byte == b'1') {
+        if !BufReader::new(said).bytes().map_while(Result::ok).any(|byte| byte == b'1') {
             drop(lifeline);
             let _ = self.0.wait();
             return Err(format!("without root it takes {PROGRAM} and /dev/net/tun; `apt-get install {PROGRAM}`"));
