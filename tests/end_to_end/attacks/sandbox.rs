@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use capsule_tests::{Server, eventually, probe, processes, text};
@@ -69,7 +70,13 @@ fn own_addresses() -> Vec<String> {
 }
 
 /// A network beside the host, as a container or a neighbour has it, with addresses where clouds keep metadata.
-struct Neighbour(String);
+struct Neighbour {
+    name: String,
+    /// There is one at a time.
+    _alone: MutexGuard<'static, ()>,
+}
+
+static NEIGHBOUR: Mutex<()> = Mutex::new(());
 
 impl Neighbour {
     const HOST: &str = "10.232.9.1";
@@ -77,6 +84,7 @@ impl Neighbour {
     const METADATA: [&str; 3] = ["169.254.169.252", "100.100.100.200", "168.63.129.16"];
 
     fn create() -> Self {
+        let alone = NEIGHBOUR.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("nb{}", std::process::id());
         let (near, far) = (format!("{name}a"), format!("{name}b"));
         let ip = |line: &str| run("ip", &line.split_whitespace().collect::<Vec<_>>());
@@ -92,26 +100,26 @@ impl Neighbour {
             ip(&format!("-n {name} addr add {address}/32 dev lo"));
             ip(&format!("route add {address}/32 via {} dev {near}", Self::OWN));
         }
-        Self(name)
+        Self { name, _alone: alone }
     }
 
     /// Answers connections to every address it has, for as long as the child runs.
     fn listen(&self, port: u16) -> Listening {
         let code = format!("import socket\ns = socket.create_server(('', {port}))\nwhile True: s.accept()");
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.0, "python3", "-c", &code])
+            .args(["netns", "exec", &self.name, "python3", "-c", &code])
             .stdout(Stdio::null())
             .spawn()
             .expect("it runs");
         let child = Listening(child);
-        let listening = || run("ip", &["netns", "exec", &self.0, "cat", "/proc/net/tcp"]).contains(&format!(":{port:04X} "));
+        let listening = || run("ip", &["netns", "exec", &self.name, "cat", "/proc/net/tcp"]).contains(&format!(":{port:04X} "));
         eventually("it listens", || listening().then_some(()));
         child
     }
 
     fn can_connect(&self, host: &str, port: &str) -> bool {
         let code = format!("import socket; socket.create_connection(({host:?}, {port}), 2)");
-        let tried = Command::new("ip").args(["netns", "exec", &self.0, "python3", "-c", &code]).output();
+        let tried = Command::new("ip").args(["netns", "exec", &self.name, "python3", "-c", &code]).output();
         tried.expect("it runs").status.success()
     }
 }
@@ -128,8 +136,8 @@ impl Drop for Listening {
 
 impl Drop for Neighbour {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
-        let _ = Command::new("ip").args(["link", "delete", &format!("{}a", self.0)]).status();
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let _ = Command::new("ip").args(["link", "delete", &format!("{}a", self.name)]).status();
     }
 }
 
