@@ -197,7 +197,7 @@ fn nft_command() -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{Host, host_rules, inside_rules, name_servers};
+    use super::{Host, filter_host, filter_inside, host_rules, inside_rules, is_host_filtered, name_servers, nft_command};
 
     #[test]
     fn name_servers_are_those_of_ipv4() {
@@ -211,5 +211,26 @@ mod tests {
         assert!(host_rules(&Default::default()).contains("set resolvers { type ipv4_addr;  }"));
         let host = Host { addresses: name_servers("nameserver 192.0.2.7"), resolvers: Default::default() };
         assert!(inside_rules(&host).contains("10.0.2.0/24, 192.0.2.7 }"));
+    }
+    #[test]
+    fn a_table_that_another_program_removed_is_missed() {
+        if !rustix::process::geteuid().is_root() || nft_command().arg("--version").output().is_err() {
+            return;
+        }
+        // In a network of its own: the thread's, and that of what it starts.
+        let apart = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network");
+            let resolvers = "nameserver 192.0.2.53";
+            assert!(!is_host_filtered(None));
+            for _ in 0..2 {
+                filter_host(resolvers).expect("in force, also where it was before");
+            }
+            assert!(is_host_filtered(None) && is_host_filtered(Some(resolvers)));
+            assert!(!is_host_filtered(Some("nameserver 192.0.2.54")), "other name servers");
+            let flushed = nft_command().args(["flush", "ruleset"]).status().expect("it runs");
+            assert!(flushed.success() && !is_host_filtered(None));
+            filter_inside(&Host::look(resolvers)).expect("in force");
+        });
+        apart.join().expect("it holds");
     }
 }

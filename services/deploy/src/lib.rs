@@ -156,10 +156,11 @@ pub const MIGRATIONS: Migrations = &[
 pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<Deploys>, StoreError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
     let store = Store::open(&options.databases, NAME, keyring, MIGRATIONS).await?;
-    if let Err(warning) = capsule_runtime::prepare_host() {
+    let unprepared = capsule_runtime::prepare_host().err();
+    if let Some(warning) = &unprepared {
         tracing::warn!("{warning}");
     }
-    tokio::spawn(keep_host_prepared());
+    tokio::spawn(keep_host_prepared(unprepared));
     for (service, relaxations) in &options.relaxations {
         tracing::warn!(%service, ?relaxations, "the sandboxes of this service are relaxed by the setting sandbox.relax");
     }
@@ -221,13 +222,22 @@ async fn lead(deploys: Arc<Deploys>) {
 }
 
 /// Looks at the host's packet filter from time to time: programs that manage the host's rules replace all of them.
-async fn keep_host_prepared() {
+/// What fails is logged once: the start has said it, or the look before.
+async fn keep_host_prepared(mut failed: Option<String>) {
     loop {
         tokio::time::sleep(FILTER_PERIOD).await;
         match tokio::task::spawn_blocking(capsule_runtime::keep_host_prepared).await {
-            Ok(Ok(true)) => tracing::warn!("the packet filter of sandboxes was missing or outdated and is in force again"),
-            Ok(Err(why)) => tracing::warn!("{why}"),
-            Ok(Ok(false)) | Err(_) => {}
+            Ok(Ok(restored)) => {
+                if restored {
+                    tracing::warn!("the packet filter of sandboxes was missing or outdated and is in force again");
+                }
+                failed = None;
+            }
+            Ok(Err(why)) if failed.as_ref() != Some(&why) => {
+                tracing::warn!("{why}");
+                failed = Some(why);
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
     }
 }

@@ -238,7 +238,7 @@ for name, answer in [
     ('keyctl', call(250, 0, -3, 1)), ('add_key', call(248, 0, 0, 0, 0, -3)), ('request_key', call(249, 0, 0, 0, 0)),
     ('bpf', call(321, 0, 0, 0)), ('perf_event_open', call(298, 0, 0, 0, 0, 0)), ('userfaultfd', call(323, 1)),
     ('open_by_handle_at', call(304, 0, 0, 0)), ('kexec_load', call(246, 0, 0, 0, 0)), ('personality', call(135, 0x40000)),
-    ('fanotify_init', call(300, 0, 0)), ('x32 getpid', call(0x40000027)), ('newer than the list', call(1000)),
+    ('fanotify_init', call(300, 0, 0)), ('project of a file', call(16, 0, 0x401c5820, 0)), ('terminal', call(16, 0, 0x5412, 0)), ('x32 getpid', call(0x40000027)), ('newer than the list', call(1000)),
     ('vsock', family(40, 1, 0)), ('alg', family(38, 5, 0)), ('packet', family(17, 3, 0)), ('uevents', family(16, 3, 15)),
     ('sctp', family(2, 1, 132)), ('l2tp', family(2, 2, 115)), ('raw', family(2, 3, 1)), ('raw 6', family(10, 3, 58)),
     ('bluetooth', family(31, 3, 0)), ('xdp', family(44, 3, 0)),
@@ -265,7 +265,7 @@ fn assert_refused(printed: &str) {
     }
     for name in
         "io_uring_setup,unshare user,unshare mounts,clone user,setns,mount,open_tree,fsopen,keyctl,add_key,request_key,bpf,\
-                 perf_event_open,userfaultfd,open_by_handle_at,kexec_load,personality,fanotify_init,uevents,sctp,l2tp,raw,raw 6"
+                 perf_event_open,userfaultfd,open_by_handle_at,kexec_load,personality,fanotify_init,project of a file,terminal,uevents,sctp,l2tp,raw,raw 6"
             .split(',')
     {
         assert!(printed.contains(&format!("{name}: EPERM")), "{name}\n{printed}");
