@@ -35,7 +35,7 @@ pub use servers::{Bucket, Collector, Docker, Kafka, Namespace, Postgres, RabbitM
 pub use shape::{Shape, end, everywhere};
 
 /// A user without rights.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// What a request was answered with.
 #[derive(Clone, Debug)]

@@ -85,6 +85,9 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_
 
 async fn keep(gateway: &Gateway, upload: &Upload, body: &mut Body) -> Result<(String, u64), Problem> {
     let disk = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            return Problem::insufficient_storage("The server keeps the rest of its disk in reserve and takes no upload now.");
+        }
         tracing::error!(%error, "an upload could not be written");
         Problem::unavailable("The server cannot keep the upload: its disk does not take it.")
     };

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use capsule_builder::{Settings, Toolchains};
-use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, unenforced};
+use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, Writes, has_project_quotas, unenforced};
 use serde::Serialize;
 
 use crate::client::Client;
@@ -24,7 +24,7 @@ fn finding(name: &'static str, state: &'static str, text: impl Into<String>) -> 
 }
 
 pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let mut findings = vec![server(client), sandbox(), limits(), network(), space(directory)];
+    let mut findings = vec![server(client), sandbox(), limits(), layers(), quotas(directory), network(), space(directory)];
     findings.extend(toolchains());
     let broken = findings.iter().any(|finding| finding.state == "problem");
     terminal.show(&findings, |findings| {
@@ -52,22 +52,24 @@ fn server(client: anyhow::Result<Client>) -> Finding {
 
 /// The sandbox is tried, not guessed at.
 fn sandbox() -> Finding {
-    match try_sandbox() {
+    match try_sandbox("true") {
         Ok(0) => finding("sandbox", "ok", "processes can be run in a sandbox of their own"),
         Ok(code) => finding("sandbox", "problem", format!("a process in a sandbox ended with {code} instead of 0")),
         Err(error) => finding("sandbox", "problem", format!("processes cannot be run in a sandbox: {error:#}")),
     }
 }
 
-fn try_sandbox() -> anyhow::Result<i32> {
+fn try_sandbox(command: &str) -> anyhow::Result<i32> {
     let folder = tempfile::tempdir()?;
     let runtime = ProcessRuntime::new(folder.path().join("run"), std::env::current_exe()?)?;
     let app = folder.path().join("app");
     std::fs::create_dir(&app)?;
     let spec = Spec {
         id: "doctor".into(),
-        command: "true".into(),
+        command: command.into(),
         directory: app,
+        writes: Writes::Layer,
+        layers: Some(folder.path().join("layers")),
         mounts: Vec::new(),
         environment: BTreeMap::new(),
         uid: 65534,
@@ -81,7 +83,7 @@ fn try_sandbox() -> anyhow::Result<i32> {
         relaxations: Vec::new(),
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    asynchronous.block_on(async { Ok(runtime.run_once(&spec).await?.wait().await?) })
+    asynchronous.block_on(async { Ok(runtime.run_once(&spec).await?.wait().await?.code) })
 }
 
 fn limits() -> Finding {
@@ -89,6 +91,28 @@ fn limits() -> Finding {
         missing if missing.is_empty() => finding("limits", "ok", "memory, CPU and processes are limited by control groups"),
         missing => finding("limits", "warning", missing),
     }
+}
+
+/// Whether `/app` is a layer above the release.
+fn layers() -> Finding {
+    let look = "while read -r line; do case $line in *' /app '*' - overlay '*) exit 0;; esac; done </proc/self/mountinfo; exit 3";
+    match try_sandbox(look) {
+        Ok(0) => finding("layers", "ok", "applications write into an overlay above their release, which stays as it was built"),
+        _ => finding("layers", "warning", "overlays cannot be mounted here: each instance gets a copy of its release to write into"),
+    }
+}
+
+fn quotas(directory: &Path) -> Finding {
+    if has_project_quotas(existing(directory)) {
+        finding("quotas", "ok", "disk limits are enforced by project quotas")
+    } else {
+        finding("quotas", "ok", "disk limits are measured every two seconds: the file system has no project quotas in force")
+    }
+}
+
+/// The nearest folder above that is there.
+fn existing(directory: &Path) -> &Path {
+    directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
 fn network() -> Finding {
@@ -128,8 +152,7 @@ fn on_path(program: &str) -> bool {
 }
 
 fn space(directory: &Path) -> Finding {
-    let known = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    match rustix::fs::statvfs(known) {
+    match rustix::fs::statvfs(existing(directory)) {
         Ok(space) => {
             let gib = (space.f_bavail * space.f_frsize) >> 30;
             let state = if gib < 2 { "warning" } else { "ok" };

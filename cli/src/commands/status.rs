@@ -1,7 +1,7 @@
 //! How a service is, and where.
 
 use capsule_contracts::Timestamp;
-use capsule_contracts::deploy::{Deployment, ServiceState};
+use capsule_contracts::deploy::{Deployment, DiskUsage, ServiceState};
 use capsule_contracts::quotas::OrganizationQuotas;
 use serde_json::json;
 
@@ -50,12 +50,18 @@ fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
                     instance.state.clone(),
                     instance.pid.map_or_else(String::new, |pid| pid.to_string()),
                     instance.memory_bytes.map_or_else(String::new, |bytes| format!("{} MiB", bytes >> 20)),
+                    instance.disk.as_ref().map_or_else(String::new, |disk| format!("{} MiB", disk.bytes >> 20)),
                     instance.restarts.to_string(),
                     instance.started_at.map_or_else(String::new, age),
                 ]
             })
             .collect();
-        sections.push(table(&["INSTANCE", "PROCESS", "STATE", "PID", "MEMORY", "RESTARTS", "AGE"], &rows));
+        sections.push(table(&["INSTANCE", "PROCESS", "STATE", "PID", "MEMORY", "DISK", "RESTARTS", "AGE"], &rows));
+        let ends = state.instances.iter().filter_map(|instance| {
+            Some(format!("{} {} {}", instance.process, instance.id, instance.last_exit.as_ref()?))
+        });
+        sections.extend(ends);
+        sections.extend(state.instances.iter().find_map(|instance| instance.disk.as_ref()).map(disk_limit));
         let mut warnings: Vec<&String> = state.instances.iter().flat_map(|instance| &instance.warnings).collect();
         warnings.sort();
         warnings.dedup();
@@ -78,6 +84,15 @@ fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
         sections.push(table(&["DEPLOYMENT", "STATUS", "BY", "AGE", ""], &rows));
     }
     if sections.is_empty() { String::new() } else { format!("\n{}", sections.join("\n\n")) }
+}
+
+/// What an instance may hold on disk, and how that is enforced here.
+fn disk_limit(disk: &DiskUsage) -> String {
+    let how = match disk.enforcement.as_str() {
+        "measured" => "measured: an instance that exceeds it is stopped".to_owned(),
+        other => format!("by {other}"),
+    };
+    format!("disk limit of an instance: {} MiB, {} files and folders ({how})", disk.limit_bytes >> 20, disk.limit_inodes)
 }
 
 /// How long ago: `12s`, `5m`, `3h`, `2d`.

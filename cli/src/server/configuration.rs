@@ -44,7 +44,9 @@ pub struct Configuration {
     pub quotas: Quotas,
     pub backup: Backup,
     pub uploads: Uploads,
+    pub disk: Disk,
     pub build: Build,
+    pub run: Run,
     pub deploy: Deploy,
     pub sandbox: Sandbox,
 }
@@ -154,6 +156,34 @@ pub struct Uploads {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// So much of the data directory's disk is never given away: below it, uploads and builds are refused, and
+    /// whoever holds the most is stopped.
+    pub reserve_mib: u32,
+}
+
+/// What one instance of an application may use beyond the memory and CPU of its plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The most disk of what it writes into `/app`, unlinked files included.
+    pub disk_mib: u32,
+    /// The most files and folders of what it writes into `/app`; 0 is 64 for each MiB of disk, at least 10,000.
+    pub inodes: u32,
+    /// The size of `/tmp` and of the home directory, each. They are memory.
+    pub tmp_mib: u32,
+}
+
+/// The inodes that go with so much disk, unless they are set. A file system has about as many.
+pub fn inodes(set: u32, disk_mib: u32) -> u64 {
+    match set {
+        0 => (u64::from(disk_mib) * 64).max(10_000),
+        set => u64::from(set),
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Build {
     /// How many builds run at a time.
     pub concurrent: u32,
@@ -161,8 +191,12 @@ pub struct Build {
     pub memory_mib: u32,
     pub cpu_percent: u32,
     pub seconds: u32,
-    /// The most disk of one build with its cache.
+    /// The most disk of one build with its cache, unlinked files included.
     pub disk_mib: u32,
+    /// The most files and folders of one build with its cache; 0 is 64 for each MiB of disk, at least 10,000.
+    pub inodes: u32,
+    /// The size of `/tmp` and of the home directory, each. They are memory.
+    pub tmp_mib: u32,
     /// The most disk of all caches together; those used longest ago go first.
     pub cache_mib: u32,
     /// A bundle of certificate authorities for builds and applications; empty leaves the tools to their
@@ -219,10 +253,14 @@ impl Default for Configuration {
             },
             quotas: Quotas::defaults(),
             uploads: Uploads { max_mib: 512 },
+            disk: Disk { reserve_mib: 1024 },
+            run: Run { disk_mib: 5120, inodes: 0, tmp_mib: 1024 },
             build: Build {
                 concurrent: 1,
                 memory_mib: 4096,
                 disk_mib: 10_240,
+                inodes: 0,
+                tmp_mib: 2048,
                 cache_mib: 20_480,
                 cpu_percent: u32::try_from(cores * 100).unwrap_or(100),
                 seconds: 1800,
@@ -352,6 +390,9 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         ("build.concurrent", configuration.build.concurrent),
         ("build.memory_mib", configuration.build.memory_mib),
         ("build.disk_mib", configuration.build.disk_mib),
+        ("build.tmp_mib", configuration.build.tmp_mib),
+        ("run.disk_mib", configuration.run.disk_mib),
+        ("run.tmp_mib", configuration.run.tmp_mib),
         ("build.cpu_percent", configuration.build.cpu_percent),
         ("build.seconds", configuration.build.seconds),
         ("backup.minutes", configuration.backup.minutes),
@@ -516,6 +557,13 @@ mod tests {
             let networks = loaded.expect("a list").configuration.trusted_proxies().expect("networks");
             assert_eq!(networks.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
         }
+    }
+
+    #[test]
+    fn inodes_go_with_the_disk_unless_they_are_set() {
+        assert_eq!(super::inodes(0, 10_240), 655_360);
+        assert_eq!(super::inodes(0, 1), 10_000);
+        assert_eq!(super::inodes(7, 10_240), 7);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use capsule_kafka::Kafka;
 use capsule_observe::{Check, Traces};
 use capsule_rabbitmq::RabbitMq;
 use capsule_runtime::Limits;
+use capsule_runtime::trees::Usage;
 use capsule_store::{Databases, Keyring, Migrations};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,6 +93,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     let local_token = data.local_token()?;
     let keyring = Keyring::open(&directory.join("keys/master.key")).context("the master key cannot be read or made")?;
     let blobs = Blobs::open(&directory.join("blobs")).context("the directory of blobs cannot be opened")?;
+    let blobs = blobs.with_reserve(u64::from(configuration.disk.reserve_mib) << 20);
     let private = TcpListener::bind(configuration.private_listen)
         .await
         .with_context(|| format!("private_listen: cannot listen on {}", configuration.private_listen))?;
@@ -263,7 +265,7 @@ fn deploy_options(
     databases: Databases,
     configuration: &Configuration,
 ) -> anyhow::Result<capsule_deploy::Options> {
-    let build = &configuration.build;
+    let (build, run) = (&configuration.build, &configuration.run);
     Ok(capsule_deploy::Options {
         data: directory.into(),
         databases,
@@ -278,8 +280,21 @@ fn deploy_options(
             processes: Some(4096),
             seconds: Some(u64::from(build.seconds)),
             low_priority: true,
+            disk: Some(Usage {
+                bytes: u64::from(build.disk_mib) << 20,
+                inodes: configuration::inodes(build.inodes, build.disk_mib),
+            }),
+            temporary: Some(u64::from(build.tmp_mib) << 20),
         },
-        build_disk_bytes: u64::from(build.disk_mib) << 20,
+        run_limits: Limits {
+            disk: Some(Usage {
+                bytes: u64::from(run.disk_mib) << 20,
+                inodes: configuration::inodes(run.inodes, run.disk_mib),
+            }),
+            temporary: Some(u64::from(run.tmp_mib) << 20),
+            ..Limits::default()
+        },
+        disk_reserve_bytes: u64::from(configuration.disk.reserve_mib) << 20,
         build_cache_bytes: u64::from(build.cache_mib) << 20,
         builds: build.concurrent as usize,
         upload_bytes: u64::from(configuration.uploads.max_mib) << 20,

@@ -6,8 +6,8 @@ pub mod images;
 mod release;
 mod steps;
 mod toolchains;
-pub mod trees;
 
+pub use capsule_runtime::trees;
 pub use release::{LeftOut, SiteError, collect_site};
 pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
 pub use toolchains::{Settings, Toolchains};

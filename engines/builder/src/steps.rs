@@ -7,10 +7,9 @@ use std::time::{Instant, SystemTime};
 
 use capsule_buildplan::Plan;
 use capsule_runtime::logs::{Stream, Writer};
-use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, Relaxation, RuntimeError, Spec};
+use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, Relaxation, RuntimeError, Spec, Writes, trees};
 
 use crate::toolchains::Toolchains;
-use crate::trees;
 
 /// Builds on this host.
 #[derive(Clone, Debug)]
@@ -18,8 +17,8 @@ pub struct Builder {
     pub runtime: ProcessRuntime,
     pub toolchains: Toolchains,
     pub limits: Limits,
-    /// The most bytes that a build's folder and its cache may hold; 0 for no limit.
-    pub disk: u64,
+    /// Where sandboxes keep what their mounts need; on the file system of the builds.
+    pub layers: PathBuf,
 }
 
 /// One build.
@@ -150,10 +149,13 @@ impl Builder {
         if job.cache.is_dir() {
             mounts.push(Mount { source: job.cache.clone(), target: "/cache".into(), writable: true });
         }
+        let id = format!("{}-{step}", job.id);
         let spec = Spec {
-            id: format!("{}-{step}", job.id),
+            layers: Some(self.layers.join(&id)),
+            id,
             command: command.into(),
             directory: job.directory.clone(),
+            writes: Writes::Directory,
             mounts,
             environment,
             uid: job.uid,
@@ -166,30 +168,12 @@ impl Builder {
             masked: job.masked.clone(),
             relaxations: job.relaxations.clone(),
         };
-        let mut running = self.runtime.run_once(&spec).await?;
-        tokio::select! {
-            code = running.wait() => Ok(code?),
-            () = self.overfull(job) => {
-                // Dropped with this, the step ends.
-                let most = self.disk >> 20;
-                Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache it takes more than {most} MiB of disk, or lies too deep to be measured")))
+        let ended = self.runtime.run_once(&spec).await?.wait().await?;
+        match ended.stopped {
+            Some(reason) => {
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) was stopped: with its cache, it {reason}")))
             }
-        }
-    }
-
-    /// Resolves once a build holds more than it may.
-    async fn overfull(&self, job: &Job) {
-        if self.disk == 0 {
-            return std::future::pending().await;
-        }
-        loop {
-            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-            let folders = [job.directory.clone(), job.cache.clone()];
-            let held = tokio::task::spawn_blocking(move || folders.iter().map(|folder| trees::size(folder)).sum::<Option<u64>>());
-            // What cannot be measured is more than it may be.
-            if held.await.is_ok_and(|held| held.is_none_or(|held| held > self.disk)) {
-                return;
-            }
+            None => Ok(ended.code),
         }
     }
 }
@@ -221,7 +205,7 @@ pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
         for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if cache.is_dir() {
                 let used = std::fs::metadata(lock_of(&cache)).and_then(|kind| kind.modified());
-                all.push((used.unwrap_or(SystemTime::UNIX_EPOCH), trees::size(&cache), cache));
+                all.push((used.unwrap_or(SystemTime::UNIX_EPOCH), trees::size(&cache).map(|usage| usage.bytes), cache));
             }
         }
     }

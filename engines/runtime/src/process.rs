@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::protocol::{self, ShimStatus};
-use crate::shim::READY;
+use crate::shim::{READY, STOPPED};
 use crate::spec::Spec;
 
 /// How long a shim may take to come up.
@@ -61,7 +61,7 @@ impl ProcessRuntime {
         if self.status(&spec.id).await.is_some() {
             return Ok(());
         }
-        let mut child = self.spawn(spec).await?;
+        let (mut child, _) = self.spawn(spec).await?;
         // Reaped when it ends, if this process still lives then.
         tokio::spawn(async move { child.wait().await });
         Ok(())
@@ -72,10 +72,11 @@ impl ProcessRuntime {
     /// # Errors
     /// As [`ProcessRuntime::start`].
     pub async fn run_once(&self, spec: &Spec) -> Result<Once, RuntimeError> {
-        Ok(Once { child: self.spawn(spec).await? })
+        let (child, output) = self.spawn(spec).await?;
+        Ok(Once { child, output })
     }
 
-    async fn spawn(&self, spec: &Spec) -> Result<Child, RuntimeError> {
+    async fn spawn(&self, spec: &Spec) -> Result<(Child, BufReader<ChildStdout>), RuntimeError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| RuntimeError(format!("{what}: {error}"));
         let mut child = Command::new(&self.program)
             .arg("shim")
@@ -99,7 +100,7 @@ impl ProcessRuntime {
         let mut stdout = BufReader::new(stdout);
         let heard = tokio::time::timeout(START, stdout.read_line(&mut said)).await;
         if matches!(heard, Ok(Ok(_))) && said.trim() == READY {
-            return Ok(child);
+            return Ok((child, stdout));
         }
         let _ = child.kill().await;
         let why = if said.trim().is_empty() { "it said nothing".into() } else { said.trim().to_owned() };
@@ -132,6 +133,18 @@ impl ProcessRuntime {
         Ok(())
     }
 
+    /// Kills a workload and throws away what it wrote into `/app`; it starts again after a pause. The reason
+    /// completes "it …".
+    ///
+    /// # Errors
+    /// When it could not be told.
+    pub async fn evict(&self, id: &str, reason: &str) -> Result<(), RuntimeError> {
+        let (directory, name, reason) = (self.run_directory.clone(), id.to_owned(), reason.to_owned());
+        blocking(move || protocol::evict(&directory, &name, &reason))
+            .await
+            .map_err(|error| RuntimeError(format!("the instance {id} cannot be told to stop: {error}")))
+    }
+
     /// The names of all workloads whose sockets are here, alive or not.
     ///
     /// # Errors
@@ -151,20 +164,33 @@ impl ProcessRuntime {
 #[derive(Debug)]
 pub struct Once {
     child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+/// How a workload that ran once ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The command's exit code, 128 and the signal's number, or 126 if it could not be started.
+    pub code: i32,
+    /// Why Capsule stopped it, if it did for a limit. Completes "it …".
+    pub stopped: Option<String>,
 }
 
 impl Once {
-    /// Waits for its end. The exit code is the command's, 128 and the signal's number, or 126 if it
-    /// could not be started.
+    /// Waits for its end.
     ///
     /// # Errors
     /// When the shim cannot be waited for.
-    pub async fn wait(&mut self) -> Result<i32, RuntimeError> {
+    pub async fn wait(&mut self) -> Result<Ended, RuntimeError> {
         // Waiting closes the input, which would end the workload: it is kept aside meanwhile.
         let lifeline = self.child.stdin.take();
         let status = self.child.wait().await.map_err(|error| RuntimeError(format!("the shim cannot be waited for: {error}")));
         drop(lifeline);
-        Ok(status?.code().unwrap_or(137))
+        // The shim is gone: what it said is all there.
+        let mut said = String::new();
+        let _ = tokio::time::timeout(START, (&mut self.output).take(4096).read_to_string(&mut said)).await;
+        let stopped = said.lines().find_map(|line| line.strip_prefix(STOPPED)).map(str::to_owned);
+        Ok(Ended { code: status?.code().unwrap_or(137), stopped })
     }
 }
 

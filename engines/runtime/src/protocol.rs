@@ -14,6 +14,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAnci
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
+use crate::disk::Disk;
+
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 
@@ -31,6 +33,8 @@ pub enum Request {
     Status,
     /// End it: SIGTERM, and SIGKILL after its grace.
     Stop,
+    /// Kill it and throw away what it wrote into `/app`. It starts again after a pause, unless it runs once.
+    Evict { reason: String },
     /// A TCP connection to a port on the workload's own loopback.
     Connect { port: u16 },
 }
@@ -65,6 +69,9 @@ pub struct ShimStatus {
     pub memory: Option<u64>,
     /// What could not be enforced here.
     pub warnings: Vec<String>,
+    /// What it holds on disk, and how it is limited.
+    #[serde(default)]
+    pub disk: Option<Disk>,
 }
 
 /// Listens on `<directory>/<name>.sock`, however long the directory's path is.
@@ -118,6 +125,13 @@ pub fn status(directory: &Path, name: &str) -> std::io::Result<ShimStatus> {
 pub fn stop(directory: &Path, name: &str) -> std::io::Result<()> {
     let mut line = String::new();
     BufReader::new(call(directory, name, &Request::Stop)?).read_line(&mut line)?;
+    Ok(())
+}
+
+/// Tells a shim to kill its workload and to throw away what it wrote into `/app`.
+pub fn evict(directory: &Path, name: &str, reason: &str) -> std::io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(call(directory, name, &Request::Evict { reason: reason.into() })?).read_line(&mut line)?;
     Ok(())
 }
 

@@ -63,6 +63,11 @@ const ETC: &[&str] = &[
     "fonts",
 ];
 
+/// Bytes of `/tmp` and of the home directory, each, where no limit is given.
+const TEMPORARY: u64 = 1 << 30;
+/// Bytes of `/dev/shm` at the most.
+const SHARED_MEMORY: u64 = 256 << 20;
+
 /// The role's entry: never returns, the exit code is the workload's.
 #[must_use]
 pub fn run() -> i32 {
@@ -169,7 +174,7 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(at("making mounts private"))?;
     let root = spec.run_directory.join("root");
     let _ = std::fs::create_dir(&root);
-    tmpfs(&root, "mode=755,size=16m")?;
+    tmpfs(&root, "mode=755,size=16m,nr_inodes=4096")?;
     let inside = |path: &str| root.join(path.trim_start_matches('/'));
 
     bind(Path::new("/usr"), &inside("/usr"), false)?;
@@ -211,14 +216,15 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
         symlink(target, dev.join(name)).map_err(at(name))?;
     }
     make_dir(&dev.join("shm"))?;
-    tmpfs(&dev.join("shm"), "mode=1777,size=256m")?;
+    let temporary = spec.limits.temporary.unwrap_or(TEMPORARY);
+    tmpfs(&dev.join("shm"), &format!("mode=1777,{}", size(temporary.min(SHARED_MEMORY))))?;
     make_dir(&inside("/tmp"))?;
-    tmpfs(&inside("/tmp"), "mode=1777,size=2g")?;
+    tmpfs(&inside("/tmp"), &format!("mode=1777,{}", size(temporary)))?;
     make_dir(&inside("/var"))?;
     symlink("/tmp", inside("/var/tmp")).map_err(at("/var/tmp"))?;
     make_dir(&inside("/run"))?;
     make_dir(&inside("/home/app"))?;
-    tmpfs(&inside("/home/app"), &format!("mode=700,size=1g,uid={user},gid={user}"))?;
+    tmpfs(&inside("/home/app"), &format!("mode=700,{},uid={user},gid={user}", size(temporary)))?;
     make_dir(&inside("/proc"))?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), &inside("/proc"), Some("proc"), quiet, none).map_err(at("/proc"))?;
@@ -256,6 +262,11 @@ fn bind(source: &Path, target: &Path, writable: bool) -> Result<(), SetupError> 
         flags |= MsFlags::MS_RDONLY;
     }
     mount(none, target, none, flags, none).map_err(at(format!("{} with its flags", target.display())))
+}
+
+/// The options that bound a file system of memory, with one inode for every 8 KiB.
+fn size(bytes: u64) -> String {
+    format!("size={bytes},nr_inodes={}", (bytes >> 13).max(1024))
 }
 
 fn tmpfs(target: &Path, options: &str) -> Result<(), SetupError> {

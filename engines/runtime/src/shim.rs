@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Groups;
+use crate::disk::{self, Disk, Enforcement, Schedule};
+use crate::layers::Layers;
 use crate::logs::{LINE_BYTES, Stream, Writer};
 use crate::mask::Mask;
 use crate::network;
@@ -22,10 +24,13 @@ use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
 use crate::spec::{Network, Spec};
 use crate::throttle::{GAP, Throttle};
+use crate::trees::Usage;
 use crate::uplink::Uplink;
 
 /// What the shim prints once its socket answers and the workload is being started.
 pub const READY: &str = "ready";
+/// What the shim of a workload that runs once prints before the reason for which it was stopped, if it was.
+pub const STOPPED: &str = "stopped: ";
 
 /// A workload that ran this long is taken to be well again: delays begin anew.
 const WELL: Duration = Duration::from_secs(60);
@@ -44,8 +49,10 @@ struct Shared {
     privileged: bool,
     groups: Groups,
     warnings: Vec<String>,
+    enforcement: Enforcement,
     mask: Mask,
     log: Mutex<Log>,
+    layers: Mutex<Layers>,
     life: Mutex<Life>,
     changed: Condvar,
 }
@@ -72,6 +79,9 @@ struct Life {
     restarts: u32,
     last_exit: Option<String>,
     stopping: bool,
+    usage: Usage,
+    /// Why it is being killed: it exceeded a limit.
+    evicted: Option<String>,
 }
 
 /// The role's entry. Reads the [`Spec`] as one line from standard input; the exit code is that of
@@ -103,6 +113,8 @@ fn start() -> Result<i32, String> {
         enter_user_namespace()
             .map_err(|error| format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})"))?;
     }
+    // Before there is any other thread: mounts are a thread's own.
+    let layers = Layers::mount(&spec, privileged)?;
     let mut groups = Groups::create(&spec.id, &spec.limits);
     let helpers = [Some(std::process::id()), uplink.as_ref().map(Uplink::pid)];
     groups.take_in(helpers.into_iter().flatten());
@@ -111,6 +123,9 @@ fn start() -> Result<i32, String> {
     let mut warnings =
         network::enter(spec.network, uplink.as_mut()).map_err(|error| format!("no network of its own: {error}"))?;
     warnings.extend(groups.warnings.iter().cloned());
+    if layers.is_copy() {
+        warnings.push("/app is a copy of the release, since this host mounts no overlays".into());
+    }
     let log = Writer::open(&spec.log_directory).map_err(|error| format!("{}: {error}", spec.log_directory.display()))?;
     let listener =
         protocol::listen(&spec.run_directory, &spec.id).map_err(|error| format!("{}: {error}", spec.run_directory.display()))?;
@@ -121,9 +136,19 @@ fn start() -> Result<i32, String> {
         privileged,
         groups,
         warnings,
+        enforcement: layers.enforcement(),
         mask,
         log: Mutex::new(Log { writer: log, throttle: Throttle::new(Instant::now()) }),
-        life: Mutex::new(Life { pid: None, started_at: now(), restarts: 0, last_exit: None, stopping: false }),
+        layers: Mutex::new(layers),
+        life: Mutex::new(Life {
+            pid: None,
+            started_at: now(),
+            restarts: 0,
+            last_exit: None,
+            stopping: false,
+            usage: Usage::NOTHING,
+            evicted: None,
+        }),
         changed: Condvar::new(),
     });
     let server = shared.clone();
@@ -149,8 +174,13 @@ fn start() -> Result<i32, String> {
             })?;
         }
     }
+    if let Some(limit) = shared.spec.limits.disk {
+        let server = shared.clone();
+        thread(move || server.watch_disk(limit))?;
+    }
     println!("{READY}");
     let code = shared.supervise();
+    shared.layers().remove();
     shared.groups.remove();
     let _ = std::fs::remove_file(shared.spec.run_directory.join(format!("{}.sock", shared.spec.id)));
     Ok(code)
@@ -205,16 +235,33 @@ impl Shared {
         loop {
             let began = Instant::now();
             let ended = self.run_once();
-            let text = match &ended {
-                Ok(status) => describe(*status),
-                Err(error) => format!("could not be started: {error}"),
+            let evicted = self.life().evicted.clone();
+            let text = match (&evicted, &ended) {
+                (Some(reason), _) => format!("was stopped: it {reason}"),
+                (None, Ok(status)) => describe(*status),
+                (None, Err(error)) => format!("could not be started: {error}"),
             };
             let mut life = self.life();
             life.pid = None;
             life.last_exit = Some(text.clone());
             self.changed.notify_all();
-            if life.stopping || self.spec.once {
+            if self.spec.once {
+                drop(life);
+                if let Some(reason) = evicted {
+                    self.say(&format!("stopped: it {reason}"));
+                    println!("{STOPPED}{reason}");
+                    return 137;
+                }
                 return ended.ok().and_then(|status| status.code()).unwrap_or(126);
+            }
+            if life.stopping {
+                return ended.ok().and_then(|status| status.code()).unwrap_or(126);
+            }
+            if evicted.is_some() {
+                drop(life);
+                self.clear_app();
+                life = self.life();
+                life.evicted = None;
             }
             life.restarts += 1;
             failures = if began.elapsed() >= WELL { 1 } else { failures + 1 };
@@ -225,6 +272,54 @@ impl Shared {
             if life.stopping {
                 return 0;
             }
+        }
+    }
+
+    fn layers(&self) -> MutexGuard<'_, Layers> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Throws away what an evicted workload wrote into `/app`: it would be evicted again at once.
+    fn clear_app(&self) {
+        match self.layers().clear() {
+            Ok(()) => self.say("what the process wrote into /app was removed"),
+            Err(error) => self.say(&format!("what the process wrote into /app could not be removed: {error}")),
+        }
+    }
+
+    /// Measures what the workload holds on disk for as long as this process lives, and evicts it at the limit.
+    fn watch_disk(&self, limit: Usage) {
+        // This thread's own: a workload that keeps every core busy does not keep it from being measured.
+        let _ = rustix::process::nice(-20);
+        let mut targets: Vec<_> = self.spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.target.clone()).collect();
+        targets.push("/app".into());
+        let mut schedule = Schedule::new(limit);
+        loop {
+            let (pid, is_evicted) = {
+                let life = self.life();
+                (life.pid, life.evicted.is_some())
+            };
+            if let Some(pid) = pid.filter(|_| !is_evicted) {
+                let layers = self.layers();
+                if schedule.is_due(&layers) {
+                    let began = Instant::now();
+                    match disk::measure(&layers, limit, Some(pid), &targets) {
+                        Ok(usage) => self.life().usage = usage,
+                        Err(excess) => self.evict(pid, excess.to_string()),
+                    }
+                    schedule.measured(began.elapsed(), &layers);
+                }
+            }
+            std::thread::sleep(disk::TICK);
+        }
+    }
+
+    /// Kills the workload's process `pid`, whose end is then told with this reason.
+    fn evict(&self, pid: u32, reason: String) {
+        let mut life = self.life();
+        if life.pid == Some(pid) && !life.stopping {
+            life.evicted.get_or_insert(reason);
+            signal(pid, Signal::SIGKILL);
         }
     }
 
@@ -343,6 +438,7 @@ impl Shared {
             last_exit: life.last_exit.clone(),
             memory: self.groups.memory_in_use(),
             warnings: self.warnings.clone(),
+            disk: self.spec.limits.disk.map(|limit| Disk { usage: life.usage, limit, enforcement: self.enforcement }),
         }
     }
 }
@@ -360,6 +456,13 @@ fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
         }
         Request::Stop => {
             shared.stop();
+            writer.write_all(b"ok\n")
+        }
+        Request::Evict { reason } => {
+            let pid = shared.life().pid;
+            if let Some(pid) = pid {
+                shared.evict(pid, reason);
+            }
             writer.write_all(b"ok\n")
         }
         Request::Connect { port } => protocol::hand_over(stream, connect_inside(port)),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::seccomp::Relaxation;
+use crate::trees::Usage;
 
 /// A workload: one command in one sandbox. Travels from the runtime to the shim over a pipe, never
 /// over a file, since its environment holds secrets.
@@ -17,6 +18,13 @@ pub struct Spec {
     pub command: String,
     /// The directory mounted as `/app`, where the command starts.
     pub directory: PathBuf,
+    /// Where what it writes into `/app` goes.
+    #[serde(default)]
+    pub writes: Writes,
+    /// A folder of its own on the same file system as `directory`, for what its mounts need. Who starts the
+    /// workload removes it once the workload has ended for good.
+    #[serde(default)]
+    pub layers: Option<PathBuf>,
     /// What else the workload sees of the host.
     pub mounts: Vec<Mount>,
     /// All of its environment.
@@ -41,6 +49,17 @@ pub struct Spec {
     pub relaxations: Vec<Relaxation>,
 }
 
+/// Where what a workload writes into `/app` goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Writes {
+    /// Into the directory itself: a build.
+    #[default]
+    Directory,
+    /// Into a layer above it, which stays through restarts; the directory stays as it is.
+    Layer,
+}
+
 /// A part of the host that a sandbox sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
@@ -62,6 +81,12 @@ pub struct Limits {
     pub seconds: Option<u64>,
     /// Whether it gives way to everything else that runs.
     pub low_priority: bool,
+    /// What it may hold on disk in all folders that it may write to, unlinked files included.
+    #[serde(default)]
+    pub disk: Option<Usage>,
+    /// Bytes of `/tmp` and of the home directory, each. They are memory.
+    #[serde(default)]
+    pub temporary: Option<u64>,
 }
 
 /// What a workload can reach.

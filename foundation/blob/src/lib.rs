@@ -10,10 +10,14 @@ use tokio::io::AsyncWriteExt;
 /// What nobody has written to for so long is not being written any more.
 const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// The free space of the disk is looked at whenever so many bytes were written.
+const CHECKED_EVERY: u64 = 4 << 20;
+
 /// A directory of blobs.
 #[derive(Clone, Debug)]
 pub struct Blobs {
     directory: PathBuf,
+    reserve: u64,
 }
 
 impl Blobs {
@@ -31,17 +35,34 @@ impl Blobs {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        Ok(Self { directory: directory.into() })
+        Ok(Self { directory: directory.into(), reserve: 0 })
+    }
+
+    /// Refuses to write when the disk has less than `reserve` bytes free.
+    #[must_use]
+    pub fn with_reserve(self, reserve: u64) -> Self {
+        Self { reserve, ..self }
     }
 
     /// Begins a blob. `name` tells it from others under way.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be made, or the reserve is reached: `StorageFull`.
     pub async fn begin(&self, name: &str) -> std::io::Result<Writer> {
         let path = self.directory.join("unfinished").join(name);
         let file = File::create(&path).await?;
-        Ok(Writer { directory: self.directory.clone(), path, file, digest: Sha256::new(), bytes: 0, kept: false })
+        let mut writer = Writer {
+            directory: self.directory.clone(),
+            path,
+            file,
+            digest: Sha256::new(),
+            bytes: 0,
+            kept: false,
+            reserve: self.reserve,
+            unchecked: 0,
+        };
+        writer.check_reserve()?;
+        Ok(writer)
     }
 
     /// Where a blob's bytes are. The digest must be 64 hexadecimal digits.
@@ -77,14 +98,28 @@ pub struct Writer {
     digest: Sha256,
     bytes: u64,
     kept: bool,
+    reserve: u64,
+    /// Bytes written since the free space was looked at.
+    unchecked: u64,
 }
 
 impl Writer {
+    fn check_reserve(&mut self) -> std::io::Result<()> {
+        self.unchecked = 0;
+        let free = rustix::fs::statvfs(&self.directory).map(|system| system.f_bavail.saturating_mul(system.f_frsize));
+        // Where it cannot be told, the disk itself is the limit.
+        if free.is_ok_and(|free| free < self.reserve) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     /// Adds bytes.
     ///
     /// # Errors
-    /// When the disk does not take them.
+    /// When the disk does not take them, or the reserve is reached: `StorageFull`.
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.unchecked += bytes.len() as u64;
+        if self.unchecked >= CHECKED_EVERY {
+            self.check_reserve()?;
+        }
         self.file.write_all(bytes).await?;
         self.digest.update(bytes);
         self.bytes += bytes.len() as u64;
@@ -138,5 +173,14 @@ mod tests {
         drop(dropped);
         assert_eq!(std::fs::read_dir(directory.path().join("unfinished")).expect("lists").count(), 0);
         blobs.path("../../etc/passwd").expect_err("no digest");
+    }
+
+    #[tokio::test]
+    async fn the_reserve_of_the_disk_is_not_given_away() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let blobs = Blobs::open(directory.path()).expect("opens").with_reserve(u64::MAX);
+        let error = blobs.begin("one").await.expect_err("no disk is that large");
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read_dir(directory.path().join("unfinished")).expect("lists").count(), 0);
     }
 }

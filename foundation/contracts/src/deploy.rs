@@ -285,8 +285,26 @@ pub struct Instance {
     pub started_at: Option<Timestamp>,
     /// Resident memory in bytes, where it can be told.
     pub memory_bytes: Option<u64>,
+    /// How it ended last, if it did: `exited with status 1`, or `was stopped: it exceeded its disk limit of 64 MiB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+    /// What it holds on disk, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUsage>,
     /// What could not be enforced on this host.
     pub warnings: Vec<String>,
+}
+
+/// What an instance wrote to disk, and the most that it may hold there.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub limit_bytes: u64,
+    /// Files and folders.
+    pub inodes: u64,
+    pub limit_inodes: u64,
+    /// `project quota`: the file system takes no more. `measured`: an instance that exceeds the limit is stopped.
+    pub enforcement: String,
 }
 
 /// The build log of a deployment, from its beginning; follows until it is settled if asked to.

@@ -113,6 +113,12 @@ impl Problem {
         Self::new("unavailable", 503, "Not available at the moment", detail).hint("Try again in a few seconds.")
     }
 
+    /// The server's disk is too full for this (507).
+    pub fn insufficient_storage(detail: impl Into<String>) -> Self {
+        Self::new("insufficient_storage", 507, "Not enough disk space", detail)
+            .hint("Try again later. An administrator can free space, or lower disk.reserve_mib.")
+    }
+
     /// No answer came before the deadline (504).
     pub fn deadline(subject: &str) -> Self {
         Self::new("deadline_exceeded", 504, "No answer in time", format!("{subject} was not answered before its deadline."))

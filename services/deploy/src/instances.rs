@@ -7,7 +7,7 @@ use std::time::Duration;
 use capsule_buildplan::{Kind, Plan};
 use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
-use capsule_runtime::{Limits, Network, Spec};
+use capsule_runtime::{Limits, Network, Spec, Writes};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
@@ -162,13 +162,14 @@ fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, insta
         memory: Some(memory_limit(&plan)),
         cpu_percent: plan.resources.cpu.limit.parse::<f64>().ok().map(|cores| (cores * 100.0) as u32),
         processes: Some(1024),
-        seconds: None,
-        low_priority: false,
+        ..deploys.options.run_limits
     };
     Ok(Spec {
         id: instance.id.clone(),
         command,
         directory: deploys.release_directory(deployment.release_id).join("app"),
+        writes: Writes::Layer,
+        layers: Some(deploys.builder.layers.join(&instance.id)),
         mounts: deploys.builder.toolchains.mounts().to_vec(),
         environment: environment(deploys, placement, deployment, Some(instance))?,
         uid: placement.uid.unsigned_abs(),

@@ -9,6 +9,7 @@ mod build_queue;
 mod commands;
 mod controller;
 mod deployments;
+mod disk;
 mod hosts;
 mod ingress;
 mod instances;
@@ -62,9 +63,12 @@ pub struct Options {
     pub trusted_proxies: Vec<IpNet>,
     /// What a build may use.
     pub build_limits: Limits,
-    /// The most bytes on disk of one build with its cache, and of all caches together.
-    pub build_disk_bytes: u64,
+    /// The most bytes on disk of all caches of builds together.
     pub build_cache_bytes: u64,
+    /// What an instance may use beyond what its plan says.
+    pub run_limits: Limits,
+    /// Bytes of the disk that are never given away.
+    pub disk_reserve_bytes: u64,
     /// How many builds run at a time.
     pub builds: usize,
     /// The most bytes of one upload.
@@ -168,7 +172,8 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .map_err(|error| failed("the run directory", &error))?;
     let toolchains = Toolchains::discover(&options.data.join("toolchains"), options.toolchains.clone())
         .map_err(|error| failed("the toolchains directory", &error))?;
-    let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits, disk: options.build_disk_bytes };
+    let layers = options.data.join("layers");
+    let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits, layers };
     let ingress = Ingress::new(&options);
     let controller = controller::Controller::new(options.builds);
     let deploys = Arc::new(Deploys {

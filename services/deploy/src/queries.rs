@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use capsule_bus::Call;
 use capsule_contracts::deploy::{
-    Deployment, DeploymentEvent, GetDeployment, GetServiceState, Instance, ListDeploymentEvents, ListDeployments, ServiceState,
+    Deployment, DeploymentEvent, DiskUsage, GetDeployment, GetServiceState, Instance, ListDeploymentEvents, ListDeployments, ServiceState,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_runtime::ShimState;
@@ -117,6 +117,14 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
             restarts: status.as_ref().map_or(0, |status| status.restarts),
             started_at: status.as_ref().map(|status| Timestamp(status.started_at)),
             memory_bytes: status.as_ref().and_then(|status| status.memory),
+            last_exit: status.as_ref().and_then(|status| status.last_exit.clone()),
+            disk: status.as_ref().and_then(|status| status.disk.as_ref()).map(|disk| DiskUsage {
+                bytes: disk.usage.bytes,
+                limit_bytes: disk.limit.bytes,
+                inodes: disk.usage.inodes,
+                limit_inodes: disk.limit.inodes,
+                enforcement: disk.enforcement.name().into(),
+            }),
             warnings: status.map(|status| status.warnings).unwrap_or_default(),
         });
     }

@@ -12,7 +12,7 @@ use capsule_store::{lease, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
-use crate::{Deploys, hosts, instances, quotas, routes, uploads};
+use crate::{Deploys, disk, hosts, instances, quotas, routes, uploads};
 
 /// Looks this often even if nobody signals.
 pub const PERIOD: Duration = Duration::from_secs(3);
@@ -54,6 +54,8 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
         retire(deploys, instance);
     }
     stop_strangers(deploys).await?;
+    disk::remove_layers(deploys).await?;
+    disk::keep_reserve(deploys).await;
     remove_files(deploys).await?;
     uploads::expire(deploys).await?;
     hosts::prune(&deploys.store).await?;

@@ -10,7 +10,7 @@ use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Deploys, quotas};
+use crate::{Deploys, disk, quotas};
 
 /// An upload may be deployed, again and again, for this long.
 const KEPT_SECONDS: i64 = 24 * 3600;
@@ -30,6 +30,7 @@ impl From<Row> for Upload {
 }
 
 pub async fn begin_upload(deploys: Arc<Deploys>, call: Call<BeginUpload>) -> Result<Upload, Problem> {
+    disk::check_reserve(&deploys)?;
     // Without an announcement, as much is counted as may come.
     let bytes = call.message.bytes.unwrap_or(deploys.options.upload_bytes).min(deploys.options.upload_bytes);
     let upload = Upload { id: new_id(), service_id: call.message.service_id, digest: None, bytes };

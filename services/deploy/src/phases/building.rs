@@ -4,7 +4,7 @@ use capsule_builder::{Job, say};
 use capsule_buildplan::{Folder, Kind, Options, Plan};
 
 use super::{Failure, files, host};
-use crate::Deploys;
+use crate::{Deploys, disk};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::quotas::{self, Load};
@@ -41,6 +41,7 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
     }
     check_quotas(deploys, placement, row, &plan).await?;
     let row = deployments::set_plan(deploys, row, &plan).await?;
+    disk::check_reserve(deploys).map_err(|problem| Failure::Failed(problem.to_string()))?;
     let environment = deployments::environment(deploys, &row)?;
     let job = Job {
         id: build_id(&row),

@@ -3,12 +3,13 @@
 use capsule_builder::{archive, trees};
 
 use super::{Failure, files, host};
-use crate::Deploys;
+use crate::{Deploys, disk};
 use crate::deployments::Row;
 
 pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     let archive =
         deploys.blobs.path(&row.upload_digest).map_err(|_| Failure::Failed("the uploaded source is not kept any more".into()))?;
+    disk::check_reserve(deploys).map_err(|problem| Failure::Failed(problem.to_string()))?;
     let work = deploys.work_directory(row.id);
     files(move || {
         trees::remove(&work).map_err(host)?;

@@ -1,0 +1,177 @@
+//! Files that have no name any more and still take room on disk, because a process has them open or mapped.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::trees::{Excess, Meter};
+
+/// So many descriptors and mappings are examined. A service with a thousand threads and a thousand open files
+/// stays below; a process that duplicates its descriptors to hide one does not.
+const MOST: usize = 4 << 20;
+
+/// File systems that are made of memory, which control groups and their own sizes limit.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// Adds the unlinked files that the processes hold which `proc` shows: the `/proc` of a workload's own PID
+/// namespace. `mounts` are the folders that it may write to, as seen from here.
+///
+/// # Errors
+/// When that is more than the limit, or cannot be measured.
+pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf]) -> Result<(), Excess> {
+    let mut scan = Scan { examined: 0, estimates: HashMap::new(), devices: devices(mounts) };
+    for process in numbered(proc) {
+        for name in ["exe", "cwd", "root"] {
+            scan.add_file(meter, &process.join(name))?;
+        }
+        // A thread may have a table of descriptors of its own.
+        for thread in numbered(&process.join("task")) {
+            for descriptor in numbered(&thread.join("fd")) {
+                scan.add_file(meter, &descriptor)?;
+            }
+        }
+        scan.add_mappings(meter, &process)?;
+    }
+    for (inode, bytes) in std::mem::take(&mut scan.estimates) {
+        meter.add_once(0, inode, bytes)?;
+    }
+    Ok(())
+}
+
+struct Scan {
+    examined: usize,
+    /// Bytes up to the end of what is mapped, by inode: of mapped files that cannot be looked at themselves.
+    estimates: HashMap<u64, u64>,
+    devices: Vec<String>,
+}
+
+impl Scan {
+    fn examine(&mut self) -> Result<(), Excess> {
+        self.examined += 1;
+        if self.examined > MOST { Err(Excess::Descriptors(MOST)) } else { Ok(()) }
+    }
+
+    /// Adds what a link of `/proc` leads to, if it has no name any more.
+    fn add_file(&mut self, meter: &mut Meter, link: &Path) -> Result<(), Excess> {
+        self.examine()?;
+        match std::fs::metadata(link) {
+            Ok(file) if is_unlinked_on_disk(&file, link) => meter.add_once(0, file.ino(), file.blocks() * 512),
+            _ => Ok(()),
+        }
+    }
+
+    /// A mapping outlives its descriptor.
+    fn add_mappings(&mut self, meter: &mut Meter, process: &Path) -> Result<(), Excess> {
+        let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
+        self.examined += maps.len() / 100;
+        for mapping in maps.lines().filter(|line| line.ends_with("(deleted)")).filter_map(Mapping::parse) {
+            self.examine()?;
+            let link = process.join("map_files").join(mapping.range);
+            match std::fs::metadata(&link) {
+                Ok(file) if is_unlinked_on_disk(&file, &link) => meter.add_once(0, file.ino(), file.blocks() * 512)?,
+                Ok(_) => {}
+                // Only root of the host may follow these links.
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    if self.devices.iter().any(|device| device == mapping.device) {
+                        let end = self.estimates.entry(mapping.inode).or_default();
+                        *end = mapping.end.max(*end);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line of `/proc/<pid>/maps`: `address perms offset device inode path`.
+struct Mapping<'a> {
+    range: &'a str,
+    device: &'a str,
+    inode: u64,
+    /// Up to which byte of the file it reaches.
+    end: u64,
+}
+
+impl<'a> Mapping<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace();
+        let range = words.next()?;
+        let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
+        let offset = hexadecimal(words.nth(1)?)?;
+        let device = words.next()?;
+        let inode = words.next()?.parse().ok()?;
+        let (from, to) = range.split_once('-')?;
+        let end = offset.saturating_add(hexadecimal(to)?.saturating_sub(hexadecimal(from)?));
+        Some(Self { range, device, inode, end })
+    }
+}
+
+fn is_unlinked_on_disk(file: &Metadata, link: &Path) -> bool {
+    if file.nlink() > 0 || !(file.is_file() || file.is_dir()) {
+        return false;
+    }
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "the type differs between architectures")]
+    let kind = rustix::fs::statfs(link).map(|system| system.f_type as u64 & 0xffff_ffff);
+    !matches!(kind, Ok(TMPFS_MAGIC | HUGETLBFS_MAGIC))
+}
+
+/// The devices of folders, as `/proc/<pid>/maps` writes them.
+fn devices(folders: &[PathBuf]) -> Vec<String> {
+    let device = |folder: &PathBuf| {
+        let device = std::fs::metadata(folder).ok()?.dev();
+        Some(format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device)))
+    };
+    folders.iter().filter_map(device).collect()
+}
+
+/// The entries of a folder whose names are numbers.
+fn numbered(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mapping, add};
+    use crate::trees::{Excess, Meter, Usage};
+    use std::io::Write;
+    use std::path::Path;
+
+    #[test]
+    fn an_unlinked_file_counts_for_as_long_as_it_is_open() {
+        // A `/proc` with this process only.
+        let proc = tempfile::tempdir().expect("a folder");
+        std::os::unix::fs::symlink(format!("/proc/{}", std::process::id()), proc.path().join("1")).expect("linked");
+        let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+        let held = |most| {
+            let mut meter = Meter::new(Usage { bytes: most, inodes: u64::MAX });
+            (add(&mut meter, proc.path(), &[folder.path().to_owned()]), meter.usage().bytes)
+        };
+        let (_, before) = held(u64::MAX);
+        let mut file = std::fs::File::create_new(folder.path().join("large")).expect("made");
+        file.write_all(&vec![1; 64 << 20]).expect("written");
+        let again = file.try_clone().expect("cloned");
+        let room = 32 << 20;
+        assert!(held(u64::MAX).1 < before + room, "it has a name");
+        std::fs::remove_file(folder.path().join("large")).expect("removed");
+        assert!(held(u64::MAX).1 > before + room);
+        assert_eq!(held(1 << 20).0, Err(Excess::Bytes(1 << 20)));
+        drop(file);
+        assert!(held(u64::MAX).1 > before + room, "another descriptor has it open");
+        drop(again);
+        assert!(held(u64::MAX).1 < before + room);
+    }
+
+    #[test]
+    fn a_mapping_says_which_file_it_holds_and_how_much_of_it() {
+        let line = "7f0000000000-7f0000002000 rw-s 00001000 00:27 4242                       /app/big file (deleted)";
+        let mapping = Mapping::parse(line).expect("a mapping");
+        assert_eq!((mapping.range, mapping.device), ("7f0000000000-7f0000002000", "00:27"));
+        assert_eq!((mapping.inode, mapping.end), (4242, 0x3000));
+        assert!(Mapping::parse("nonsense").is_none());
+        assert!(Path::new("/proc/self/maps").exists());
+    }
+}
