@@ -218,6 +218,7 @@ pub fn remove(path: &Path) -> std::io::Result<()> {
                     folders.push(name.to_owned());
                     continue;
                 }
+                let mut unlocked = false;
                 let new = loop {
                     moved += 1;
                     let new = CString::new(format!(".removed-{moved}")).unwrap_or_default();
@@ -225,6 +226,8 @@ pub fn remove(path: &Path) -> std::io::Result<()> {
                     match renameat(folder, name, &top, &new) {
                         Ok(()) => break new,
                         Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+                        // A folder that its owner closed to itself cannot be moved.
+                        Err(Errno::ACCESS) if !std::mem::replace(&mut unlocked, true) => unlock(folder, name)?,
                         Err(error) => return Err(error.into()),
                     }
                 };
@@ -254,14 +257,25 @@ fn open(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
 /// Opens a folder that is to be emptied. Without root, its owner may have closed it to itself.
 fn open_to_empty(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     match open(&at, name) {
+        Ok(folder) => {
+            // Readable is not enough to remove what is in it; what cannot be changed fails there.
+            if fstat(&folder).is_ok_and(|stat| stat.st_mode & 0o300 != 0o300) {
+                let _ = rustix::fs::fchmod(&folder, Mode::RWXU);
+            }
+            Ok(folder)
+        }
         Err(Errno::ACCESS) => {
-            let closed =
-                openat(&at, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::fs::chmod(format!("/proc/self/fd/{}", closed.as_raw_fd()), Mode::RWXU)?;
+            unlock(&at, name)?;
             open(at, name)
         }
-        opened => opened,
+        Err(error) => Err(error),
     }
+}
+
+/// Lets the owner of a folder read and change it. A link is not followed.
+fn unlock(at: impl AsFd, name: &CStr) -> Result<(), Errno> {
+    let folder = openat(at, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
 }
 
 /// What is gone already is removed.
