@@ -98,7 +98,11 @@ fn layers() -> Finding {
     let look = "while read -r line; do case $line in *' /app '*' - overlay '*) exit 0;; esac; done </proc/self/mountinfo; exit 3";
     match try_sandbox(look) {
         Ok(0) => finding("layers", "ok", "applications write into an overlay above their release, which stays as it was built"),
-        _ => finding("layers", "warning", "overlays cannot be mounted here: each instance gets a copy of its release to write into"),
+        _ => finding(
+            "layers",
+            "warning",
+            "overlays cannot be mounted here: each instance gets a copy of its release to write into",
+        ),
     }
 }
 

@@ -57,9 +57,10 @@ fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
             })
             .collect();
         sections.push(table(&["INSTANCE", "PROCESS", "STATE", "PID", "MEMORY", "DISK", "RESTARTS", "AGE"], &rows));
-        let ends = state.instances.iter().filter_map(|instance| {
-            Some(format!("{} {} {}", instance.process, instance.id, instance.last_exit.as_ref()?))
-        });
+        let ends = state
+            .instances
+            .iter()
+            .filter_map(|instance| Some(format!("{} {} {}", instance.process, instance.id, instance.last_exit.as_ref()?)));
         sections.extend(ends);
         sections.extend(state.instances.iter().find_map(|instance| instance.disk.as_ref()).map(disk_limit));
         let mut warnings: Vec<&String> = state.instances.iter().flat_map(|instance| &instance.warnings).collect();

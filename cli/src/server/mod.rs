@@ -287,10 +287,7 @@ fn deploy_options(
             temporary: Some(u64::from(build.tmp_mib) << 20),
         },
         run_limits: Limits {
-            disk: Some(Usage {
-                bytes: u64::from(run.disk_mib) << 20,
-                inodes: configuration::inodes(run.inodes, run.disk_mib),
-            }),
+            disk: Some(Usage { bytes: u64::from(run.disk_mib) << 20, inodes: configuration::inodes(run.inodes, run.disk_mib) }),
             temporary: Some(u64::from(run.tmp_mib) << 20),
             ..Limits::default()
         },

@@ -97,10 +97,8 @@ fn free(layers: &Layers) -> Option<Usage> {
 /// When it holds more than `limit`.
 pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathBuf]) -> Result<Usage, Excess> {
     let allowance = layers.allowance();
-    let most = Usage {
-        bytes: limit.bytes.saturating_add(allowance.bytes),
-        inodes: limit.inodes.saturating_add(allowance.inodes),
-    };
+    let most =
+        Usage { bytes: limit.bytes.saturating_add(allowance.bytes), inodes: limit.inodes.saturating_add(allowance.inodes) };
     let mut meter = Meter::new(most);
     let mut measure = || -> Result<(), Excess> {
         layers.each(|folder| meter.add_tree(folder, layers.depth()))?;

@@ -82,7 +82,8 @@ impl Layers {
         unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("no mount namespace: {error}"))?;
         let none: Option<&str> = None;
         // What the host unmounts goes here, too.
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(|error| format!("no mounts of its own: {error}"))?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+            .map_err(|error| format!("no mounts of its own: {error}"))?;
         let empty = make(folder, "empty", None)?;
         for (number, other) in spec.mounts.iter().enumerate() {
             // What is seen under its own path says nothing new; what cannot be an overlay is bound as it is.

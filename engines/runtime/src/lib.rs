@@ -33,12 +33,12 @@ mod throttle;
 pub mod trees;
 pub mod uplink;
 
-pub use quota::is_available as has_project_quotas;
 pub use cgroup::{Watch, unenforced};
 pub use disk::{Disk, Enforcement};
 pub use mask::Mask;
 pub use network::{keep_host_prepared, prepare_host};
 pub use process::{Ended, Once, ProcessRuntime, RuntimeError};
 pub use protocol::{ShimState, ShimStatus, connect, hand_over, listen};
+pub use quota::is_available as has_project_quotas;
 pub use seccomp::Relaxation;
 pub use spec::{Limits, Mount, Network, Spec, Writes};

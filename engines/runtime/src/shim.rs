@@ -291,7 +291,8 @@ impl Shared {
     fn watch_disk(&self, limit: Usage) {
         // This thread's own: a workload that keeps every core busy does not keep it from being measured.
         let _ = rustix::process::nice(-20);
-        let mut targets: Vec<_> = self.spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.target.clone()).collect();
+        let mut targets: Vec<_> =
+            self.spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.target.clone()).collect();
         targets.push("/app".into());
         let mut schedule = Schedule::new(limit);
         loop {

@@ -119,7 +119,8 @@ impl Meter {
         let Ok(top) = fstat(&folder) else { return Ok(()) };
         self.add_stat(&top)?;
         let folder = open(folder, c".").map_err(|_| Excess::Unmeasurable)?;
-        let mut levels = vec![Level { id: (top.st_dev, top.st_ino), inner: self.add_entries(&folder, &top)?, folder: Some(folder) }];
+        let mut levels =
+            vec![Level { id: (top.st_dev, top.st_ino), inner: self.add_entries(&folder, &top)?, folder: Some(folder) }];
         while let Some(level) = levels.last_mut() {
             let Some(folder) = &level.folder else { return Err(Excess::Unmeasurable) };
             if let Some(name) = level.inner.pop() {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use capsule_bus::Call;
 use capsule_contracts::deploy::{
-    Deployment, DeploymentEvent, DiskUsage, GetDeployment, GetServiceState, Instance, ListDeploymentEvents, ListDeployments, ServiceState,
+    Deployment, DeploymentEvent, DiskUsage, GetDeployment, GetServiceState, Instance, ListDeploymentEvents, ListDeployments,
+    ServiceState,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_runtime::ShimState;

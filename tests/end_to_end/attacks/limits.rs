@@ -53,7 +53,8 @@ fn stopped(server: &Server, folder: &Path, attack: &str, reason: &str) -> Value 
 
 /// Each hides 64 MiB or 60,000 files from whoever looks at the folders only.
 const VISIBLE: &str = "open('/app/large', 'wb').write(bytes(64 << 20))";
-const UNLINKED: &str = "import os\nheld.append(open('/app/large', 'wb'))\nos.unlink('/app/large')\nheld[-1].write(bytes(64 << 20))";
+const UNLINKED: &str =
+    "import os\nheld.append(open('/app/large', 'wb'))\nos.unlink('/app/large')\nheld[-1].write(bytes(64 << 20))";
 const MAPPED: &str = "import mmap, os\nf = open('/app/large', 'w+b')\nf.truncate(64 << 20)\nheld.append(mmap.mmap(f.fileno(), 64 << 20))\n\
     os.unlink('/app/large')\nf.close()\nfor at in range(0, 64 << 20, 1 << 20): held[-1][at:at + (1 << 20)] = b'x' * (1 << 20)";
 const EMPTY: &str = "import os\nos.makedirs('/app/many')\nfor n in range(60000): open(f'/app/many/{n}', 'w')";
@@ -66,7 +67,11 @@ fn instances() {
     for place in ["/tmp", "/home/app", "/dev/shm"] {
         let full = python(&server, HOST, &format!("open('{place}/large', 'wb').write(bytes(64 << 20))")).expect_err(place);
         assert!(full.contains("No space left"), "{full}");
-        let full = python(&server, HOST, &format!("import os\nos.unlink('{place}/large')\nfor n in range(60000): open(f'{place}/{{n}}', 'w')"));
+        let full = python(
+            &server,
+            HOST,
+            &format!("import os\nos.unlink('{place}/large')\nfor n in range(60000): open(f'{place}/{{n}}', 'w')"),
+        );
         assert!(full.expect_err(place).contains("No space left"));
     }
     // As if it had been there before: the limit is on what is written, not on the release.
@@ -82,10 +87,11 @@ fn instances() {
         let instance = stopped(&server, folder.path(), attack, reason);
         assert_eq!(instance["disk"]["limit_bytes"], 32 << 20, "{instance}");
         // It is started again after a pause, without what it wrote, and is not stopped again.
-        eventually("it answers again", || {
-            server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one").map(|_| ())
-        });
-        assert_eq!(python(&server, HOST, "import os\nanswer = os.path.exists('/app/large') or os.path.exists('/app/many')"), Ok("False".into()));
+        eventually("it answers again", || server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one").map(|_| ()));
+        assert_eq!(
+            python(&server, HOST, "import os\nanswer = os.path.exists('/app/large') or os.path.exists('/app/many')"),
+            Ok("False".into())
+        );
         let shown = server.capsule(&["status", text_of(folder.path())]).ok().out;
         assert!(shown.contains(reason) && shown.contains("disk limit of an instance: 32 MiB"), "{shown}");
         let log = server.capsule(&["logs", text_of(folder.path())]).ok().out;
@@ -148,7 +154,9 @@ fn assert_no_host_path(server: &Server, mountinfo: &str) {
 
 fn layers() {
     let mut server = Server::default();
-    let folder = with("[build]\nbuild = \"mkdir data && echo built >data/file && cat /proc/self/mountinfo\"\nrelease = \"echo migrated >released\"");
+    let folder = with(
+        "[build]\nbuild = \"mkdir data && echo built >data/file && cat /proc/self/mountinfo\"\nrelease = \"echo migrated >released\"",
+    );
     let built = server.deploy(folder.path(), "app").ok();
     assert_no_host_path(&server, &built.err);
     assert_no_host_path(&server, &python(&server, HOST, "answer = open('/proc/self/mountinfo').read()").expect("read"));
@@ -209,7 +217,8 @@ fn layers_without_root() {
     let read = "answer = open('/app/own').read()";
     eventually("it is there after a crash", || (python(&server, HOST, read).as_deref() == Ok("kept")).then_some(()));
     // A folder that its owner cannot read is measured all the same, and removed.
-    let closed = "import os\nos.mkdir('/app/closed')\nopen('/app/closed/large', 'wb').write(bytes(64 << 20))\nos.chmod('/app/closed', 0)";
+    let closed =
+        "import os\nos.mkdir('/app/closed')\nopen('/app/closed/large', 'wb').write(bytes(64 << 20))\nos.chmod('/app/closed', 0)";
     for attack in [closed, UNLINKED] {
         let _ = python(&server, HOST, attack);
         stopped(&server, folder.path(), attack, "exceeded its disk limit of 32 MiB");

@@ -4,10 +4,10 @@ use capsule_builder::{Job, say};
 use capsule_buildplan::{Folder, Kind, Options, Plan};
 
 use super::{Failure, files, host};
-use crate::{Deploys, disk};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::quotas::{self, Load};
+use crate::{Deploys, disk};
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
     let source = deploys.work_directory(row.id).join("source");

@@ -3,8 +3,8 @@
 use capsule_builder::{archive, trees};
 
 use super::{Failure, files, host};
-use crate::{Deploys, disk};
 use crate::deployments::Row;
+use crate::{Deploys, disk};
 
 pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     let archive =
