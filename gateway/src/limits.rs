@@ -54,7 +54,7 @@ pub async fn check_account(
     subject: &str,
     message: &[u8],
 ) -> Result<Option<Attempt>, Problem> {
-    let Ok(Tried { email, password, current_password }) = serde_json::from_slice(message) else { return Ok(None) };
+    let Ok(PasswordFields { email, password, current_password }) = serde_json::from_slice(message) else { return Ok(None) };
     if let (Principal::User { id, .. }, true) = (context.principal, password.is_some() || current_password.is_some()) {
         let verdict = gateway.limiter.take(&format!("password:{id}"), gateway.limits.sign_ins).await;
         return match verdict {
@@ -82,9 +82,9 @@ pub async fn remember(gateway: &Gateway, attempt: &Attempt) {
     gateway.limiter.mark(&attempt.known, KNOWN_ADDRESS).await;
 }
 
-/// What of a message is about a password.
+/// The fields of a message by which a password is tried.
 #[derive(Deserialize)]
-struct Tried {
+struct PasswordFields {
     email: Option<String>,
     password: Option<String>,
     current_password: Option<String>,
@@ -106,8 +106,8 @@ pub fn address(parts: &Parts) -> String {
     }
 }
 
-/// Tells the client where it stands (the IETF's RateLimit header fields).
-pub fn tell(response: &mut Response, verdict: &Verdict) {
+/// Sets the IETF's RateLimit header fields.
+pub fn set_rate_limit_headers(response: &mut Response, verdict: &Verdict) {
     for (name, value) in [
         ("ratelimit-limit", u64::from(verdict.limit)),
         ("ratelimit-remaining", u64::from(verdict.remaining)),

@@ -80,7 +80,7 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
         Err(problem) => problem_response(problem, &correlation_id),
     };
     if let Some(verdict) = &verdict {
-        limits::tell(&mut response, verdict);
+        limits::set_rate_limit_headers(&mut response, verdict);
     }
     let status = response.status().as_str().to_owned();
     tracing::Span::current().record("status", status.as_str());

@@ -1,8 +1,10 @@
-//! Who asks: the address of the client, and how it reached the first proxy. What a visitor says of that itself
-//! is removed; what a trusted proxy says of its visitor is believed.
+//! The address of the client, and the scheme by which it reached the first proxy. What a visitor sends about that
+//! is removed; what a trusted proxy sends about its client is used.
 
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::request::Host;
@@ -13,7 +15,7 @@ const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REAL: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Further headers by which proxies, frameworks and content delivery networks say who asks, for what, and how.
+/// Further headers by which proxies, frameworks and content delivery networks identify the client, the host, or the path.
 const CLAIMS: [&str; 27] = [
     "ali-cdn-real-ip",
     "cf-connecting-ip",
@@ -43,7 +45,7 @@ const CLAIMS: [&str; 27] = [
     "x-remote-ip",
     "x-rewrite-url",
 ];
-/// So begin many more.
+/// Prefixes of many more.
 const CLAIM_PREFIXES: [&str; 8] =
     ["x-forwarded", "x-real-", "x-originating-", "x-envoy-", "x-azure-", "x-appengine-", "x-proxyuser-", "x-url-scheme"];
 /// Headers of which no other spelling may reach a backend that takes `_` and the like for `-`, as CGI does.
@@ -61,14 +63,14 @@ const GUARDED: [&str; 11] = [
     "x-correlation-id",
 ];
 
-/// Whether a header, in lower case, says who asks, for what, and how.
+/// Whether a header, in lower case, identifies the client, the host, or the path.
 pub fn is_claim(name: &str) -> bool {
     // Nearly all begin with one of these letters: a request has a dozen headers, and most are none of these.
     matches!(name.as_bytes().first(), Some(b'x' | b'f' | b'c' | b't' | b'p' | b'w' | b'h' | b'a'))
         && (CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || CLAIMS.binary_search(&name).is_ok())
 }
 
-/// Whether a header must not come from a visitor: it says who asks, or looks like one that matters.
+/// Whether a header must not come from a visitor: it identifies the client, or is a look-alike of one that matters.
 fn is_forged(name: &str, from_proxy: bool) -> bool {
     if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return !from_proxy && is_claim(name);
@@ -77,7 +79,7 @@ fn is_forged(name: &str, from_proxy: bool) -> bool {
     is_claim(&usual) || GUARDED.contains(&usual.as_str())
 }
 
-/// A visitor, as far as it can be known.
+/// The client of a request, as far as it can be known.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Client {
     /// The client, and the proxies between it and the ingress.
@@ -112,49 +114,58 @@ impl Client {
         client
     }
 
-    /// Puts the headers that say who asks in place of those that came.
-    pub fn tell(&self, headers: &mut HeaderMap, host: &Host) {
-        let from_proxy = self.chain.len() > 1;
-        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str(), from_proxy)).cloned().collect();
+    /// Replaces the headers that identify the client and the host.
+    pub fn write_headers(&self, headers: &mut HeaderMap, host: &Host) {
+        let is_proxied = self.chain.len() > 1;
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str(), is_proxied)).cloned().collect();
         for name in &forged {
             headers.remove(name);
         }
         let client = self.chain.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        let addresses: Vec<String> = self.chain.iter().map(IpAddr::to_string).collect();
+        let address = value(client.to_string());
+        let chain = match is_proxied {
+            true => value(self.chain.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")),
+            false => address.clone(),
+        };
         let (proto, usual) = if self.is_https { ("https", 443) } else { ("http", 80) };
         let authority = host.authority();
-        let mut put = |name: HeaderName, text: &str| {
-            if let Ok(value) = HeaderValue::from_str(text) {
-                headers.insert(name, value);
-            }
-        };
-        put(REAL, &client.to_string());
-        put(FOR, &addresses.join(", "));
-        put(PROTO, proto);
-        put(PORT, &host.port.unwrap_or(usual).to_string());
+        headers.insert(header::FORWARDED, value(self.forwarded(&authority, proto)));
+        headers.insert(REAL, address);
+        headers.insert(FOR, chain);
+        headers.insert(PROTO, HeaderValue::from_static(proto));
+        headers.insert(PORT, HeaderValue::from(host.port.unwrap_or(usual)));
         if authority.is_empty() {
             headers.remove(HOST);
         } else {
-            put(HOST, &authority);
-            put(header::HOST, &authority);
+            let authority = value(authority);
+            headers.insert(HOST, authority.clone());
+            headers.insert(header::HOST, authority);
         }
-        let mut elements = self.chain.iter().map(|address| match address {
-            IpAddr::V4(address) => format!("for={address}"),
-            IpAddr::V6(address) => format!("for=\"[{address}]\""),
-        });
-        let first = elements.next().unwrap_or_default();
-        let mut text = format!("{first};host=\"{authority}\";proto={proto}");
-        for element in elements {
-            text.push_str(", ");
-            text.push_str(&element);
+    }
+
+    /// The header of RFC 7239.
+    fn forwarded(&self, authority: &str, proto: &str) -> String {
+        let mut text = String::with_capacity(96);
+        for (at, address) in self.chain.iter().enumerate() {
+            let separator = if at > 0 { ", " } else { "" };
+            let _ = match address {
+                IpAddr::V4(address) => write!(text, "{separator}for={address}"),
+                IpAddr::V6(address) => write!(text, "{separator}for=\"[{address}]\""),
+            };
+            if at == 0 {
+                let _ = write!(text, ";host=\"{authority}\";proto={proto}");
+            }
         }
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            headers.insert(header::FORWARDED, value);
-        }
+        text
     }
 }
 
-/// What one proxy said of whom it got a request from.
+/// Addresses and names of hosts are always well formed.
+fn value(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// What one proxy reports of its client.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Hop {
     address: Option<IpAddr>,
@@ -238,7 +249,7 @@ mod tests {
             ["10.0.0.0/8", "fd00::/8"].iter().map(|network| network.parse().expect("a network")).collect();
         let trusts = |address: IpAddr| proxies.iter().any(|network| network.contains(&address));
         let client = Client::find(&headers, peer.parse().expect("an address"), trusts);
-        client.tell(&mut headers, &Host { name: "a.test".into(), port: None });
+        client.write_headers(&mut headers, &Host { name: "a.test".into(), port: None });
         headers
     }
 

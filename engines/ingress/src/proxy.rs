@@ -81,14 +81,14 @@ impl Proxy {
         }
     }
 
-    /// Makes a visitor's request one to the backend: its address, and the headers that say who asks.
+    /// Makes a visitor's request one to the backend: its address, and the headers that identify the client.
     fn prepare(&self, request: &mut Request<Incoming>, peer: IpAddr, host: &Host, websocket: bool) {
         let headers = request.headers_mut();
         remove_hop_by_hop(headers);
         if websocket {
             upgrade_to_websocket(headers);
         }
-        Client::find(headers, peer, |address| self.balancer.trusts(address)).tell(headers, host);
+        Client::find(headers, peer, |address| self.balancer.trusts(address)).write_headers(headers, host);
         if !headers.contains_key(&CORRELATION)
             && let Ok(id) = HeaderValue::from_str(&Uuid::now_v7().to_string())
         {

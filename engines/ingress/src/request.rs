@@ -1,5 +1,5 @@
-//! What a request must be before it goes anywhere: for one host, of one length, and without words that this
-//! ingress and a backend could understand differently (RFC 9112).
+//! Checks of a request before it is forwarded: it has one host and one length, and nothing that the ingress and a
+//! backend could parse differently (RFC 9112).
 
 use std::net::Ipv6Addr;
 
@@ -62,7 +62,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// Headers that are for the other end, whatever `Connection` says of them. So are all that say who asks.
+/// Headers that are end-to-end even if `Connection` names them. So are all that identify the client.
 const END_TO_END: [&str; 20] = [
     "accept-encoding",
     "authorization",

@@ -161,7 +161,7 @@ async fn serve(site: &Site, request: &Request<hyper::body::Incoming>) -> Respons
                 let value = if forever { "public, max-age=31536000, immutable" } else { "public, max-age=0, must-revalidate" };
                 response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
             }
-            say_charset(response.headers_mut());
+            add_charset(response.headers_mut());
             keep_on_site(response.headers_mut());
             response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             response
@@ -196,7 +196,7 @@ fn may_be_served(root: &Path, path: &str) -> bool {
 }
 
 /// Text without a charset is read as the browser likes, or as an attacker does: as UTF-7, say.
-fn say_charset(headers: &mut HeaderMap) {
+fn add_charset(headers: &mut HeaderMap) {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return };
     let (essence, parameters) = kind.split_once(';').unwrap_or((kind, ""));
     let essence = essence.trim().to_ascii_lowercase();
@@ -244,7 +244,7 @@ fn is_fingerprinted(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_fingerprinted, keep_on_site, may_be_served, say_charset};
+    use super::{add_charset, is_fingerprinted, keep_on_site, may_be_served};
     use http::{HeaderMap, HeaderValue, header};
 
     #[test]
@@ -306,7 +306,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-            say_charset(&mut headers);
+            add_charset(&mut headers);
             assert_eq!(headers[header::CONTENT_TYPE], told);
         }
     }
