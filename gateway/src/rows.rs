@@ -3,8 +3,8 @@
 
 use axum::http::{Method, StatusCode};
 use capsule_contracts::deploy::{
-    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy, Restart, Rollback,
-    Start, Stop, StreamDeploymentLog, StreamServiceLog,
+    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy,
+    RemoveFromEnvironment, Restart, Rollback, Start, Stop, StreamDeploymentLog, StreamServiceLog,
 };
 use capsule_contracts::identity::{
     DeleteProfile, GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession,
@@ -180,6 +180,7 @@ pub fn all() -> &'static [Row] {
             begin::<Stop>("/services/{id}/stop"),
             begin::<Start>("/services/{id}/start"),
             get::<GetServiceState>("/services/{id}/state"),
+            delete::<RemoveFromEnvironment>("/services/{id}/environments/{environment}"),
             get::<ListDeployments>("/deployments"),
             get::<GetDeployment>("/deployments/{id}"),
             begin::<Redeploy>("/deployments/{id}/redeploy"),

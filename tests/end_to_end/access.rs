@@ -231,7 +231,12 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
         Some("auth") => &fixture.session,
         _ => &fixture.viewer,
     };
-    let mut path = row.path.replace("{id}", own_id).replace("{user_id}", &fixture.viewer).replace("{name}", "TOKEN");
+    let mut path = row
+        .path
+        .replace("{id}", own_id)
+        .replace("{user_id}", &fixture.viewer)
+        .replace("{name}", "TOKEN")
+        .replace("{environment}", "production");
     let inside: Vec<&str> = row.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
     let RefOr::T(Schema::Object(schema)) = &row.message.schema else { panic!("{} is no object", row.subject) };
     let mut members = Map::new();

@@ -143,7 +143,7 @@ pub struct Evidence {
     pub line: Option<usize>,
     pub reason: String,
     /// 1 is certain.
-    pub confidence: f32,
+    pub confidence: f64,
 }
 
 /// A doubt, and what settles it.
@@ -209,7 +209,7 @@ impl<'a> Source<'a> {
 
 impl Draft {
     /// Records why `field` has `value`. Earlier evidence for the same field gives way, but for lists, which grow.
-    pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f32) {
+    pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f64) {
         let grows = matches!(field, "needs" | "system_packages" | "members");
         self.plan.evidence.retain(|known| known.field != field || (grows && known.value != value));
         self.plan.evidence.push(Evidence {
@@ -258,12 +258,12 @@ impl Draft {
         self.because("build.release", command, source, reason, 1.0);
     }
 
-    pub fn output(&mut self, folder: &str, source: Source<'_>, reason: &str, confidence: f32) {
+    pub fn output(&mut self, folder: &str, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.build.output = Some(folder.into());
         self.because("build.output", folder, source, reason, confidence);
     }
 
-    pub fn process(&mut self, name: &str, command: &str, source: Source<'_>, reason: &str, confidence: f32) {
+    pub fn process(&mut self, name: &str, command: &str, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.processes.insert(name.into(), command.into());
         self.because(&format!("processes.{name}"), command, source, reason, confidence);
     }
@@ -289,7 +289,7 @@ impl Draft {
         self.because("detection.build_tool", tool, source, reason, 1.0);
     }
 
-    pub fn health_check(&mut self, path: &str, source: Source<'_>, reason: &str, confidence: f32) {
+    pub fn health_check(&mut self, path: &str, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.networking.health_check = Some(path.into());
         self.plan.networking.readiness_probe = Some(path.into());
         self.because("networking.health_check", path, source, reason, confidence);
@@ -323,7 +323,7 @@ impl Draft {
         self.port(port, source, &reason, 0.7);
     }
 
-    pub fn port(&mut self, port: u16, source: Source<'_>, reason: &str, confidence: f32) {
+    pub fn port(&mut self, port: u16, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.networking.port = Some(port);
         self.because("networking.port", &port.to_string(), source, reason, confidence);
     }

@@ -22,6 +22,8 @@ pub struct Hello {
     /// The address it listens on, with the real port.
     pub listen: String,
     pub revision: u64,
+    /// See [`crate::build`]; empty from one that does not tell.
+    pub build: String,
 }
 
 impl Client {
@@ -50,7 +52,7 @@ impl Client {
     /// When none answers.
     pub async fn hello(&self) -> std::io::Result<Hello> {
         let reply = self.call(&Command::Hello, Duration::from_secs(2)).await?;
-        Ok(Hello { pid: reply.pid, listen: reply.listen, revision: reply.revision })
+        Ok(Hello { pid: reply.pid, listen: reply.listen, revision: reply.revision, build: reply.build })
     }
 
     /// Puts a table in force; returns the revision in force then.

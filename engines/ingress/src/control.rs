@@ -39,6 +39,9 @@ pub struct Reply {
     pub pid: u32,
     #[serde(default)]
     pub listen: String,
+    /// See [`crate::build`].
+    #[serde(default)]
+    pub build: String,
     /// The revision in force.
     #[serde(default)]
     pub revision: u64,
@@ -57,6 +60,7 @@ pub struct Control {
     pub balancer: Arc<Balancer>,
     pub probes: Arc<Pool>,
     pub listen: String,
+    pub build: String,
     pub file: std::path::PathBuf,
     pub shutdown: tokio::sync::Notify,
 }
@@ -80,6 +84,7 @@ impl Control {
         let mut reply = Reply {
             pid: std::process::id(),
             listen: self.listen.clone(),
+            build: self.build.clone(),
             revision: self.balancer.revision(),
             ..Reply::default()
         };

@@ -10,6 +10,7 @@ mod client;
 mod control;
 mod cookies;
 mod forwarded;
+mod identity;
 mod pages;
 mod pool;
 mod proxy;
@@ -22,5 +23,6 @@ mod upstream;
 mod visitor;
 
 pub use client::{Client, Hello};
+pub use identity::build;
 pub use serve::{Options, run};
 pub use table::{Route, Site, State, Table, Target};

@@ -78,6 +78,7 @@ async fn accept(options: Options) -> std::io::Result<()> {
         balancer,
         probes: Pool::new(connector, options.timeout),
         listen: address.to_string(),
+        build: crate::build(),
         file: options.table,
         shutdown: tokio::sync::Notify::new(),
     });

@@ -192,6 +192,16 @@ pub struct Start {
 }
 message!(Start, command "deploy.start", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
 
+/// Deletes what runs of a service in one environment, with its releases and its host. The service stays, and what
+/// runs of it in other environments.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RemoveFromEnvironment {
+    pub id: Uuid,
+    /// The environment's name.
+    pub environment: String,
+}
+message!(RemoveFromEnvironment, command "deploy.remove_from_environment", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
+
 /// The deployments of a service, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListDeployments {

@@ -81,6 +81,12 @@ impl Ingress {
         self.port.load(Ordering::Relaxed)
     }
 
+    /// How the ingress that runs differs from the one that would be started now: it outlives the server, its settings
+    /// and its binary.
+    pub async fn outdated(&self) -> Option<String> {
+        self.client.hello().await.ok()?.outdated(self.listen, &capsule_ingress::build())
+    }
+
     /// Makes sure that it runs.
     ///
     /// # Errors
@@ -97,8 +103,8 @@ impl Ingress {
         }
         std::fs::create_dir_all(self.data.join("logs"))?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.data.join("logs/ingress.log"))?;
-        // The port it had before stays its port, so that addresses given out stay true.
-        let listen = SocketAddr::new(self.listen.ip(), self.port());
+        // Where any port will do, the one it had before stays its port, so that addresses given out stay true.
+        let listen = if self.listen.port() == 0 { SocketAddr::new(self.listen.ip(), self.port()) } else { self.listen };
         let mut child = Command::new(&self.program)
             .arg("ingress")
             .arg("--data")

@@ -208,6 +208,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(queries::get_service_state)
         .handle(removal::count_placements)
         .handle(quotas::count_use)
+        .handle(removal::remove_from_environment)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
         .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))
@@ -257,6 +258,11 @@ impl Deploys {
     /// What a service may do beyond the filter of system calls: its instances, builds and release commands.
     fn relaxations(&self, service: Uuid) -> Vec<Relaxation> {
         self.options.relaxations.get(&service).cloned().unwrap_or_default()
+    }
+
+    /// How the ingress that runs differs from the one that this server would start; nothing if it does not.
+    pub async fn outdated_ingress(&self) -> Option<String> {
+        self.ingress.outdated().await
     }
 
     /// Where a host answers.

@@ -81,6 +81,11 @@ pub async fn ensure(
         configuration.environment_id
     );
     if let Some(placement) = tx.read().first::<Placement>(known).await? {
+        // Its files and instances are still being removed, under the same host and user id.
+        if placement.wanted == "removed" {
+            return Err(Problem::conflict(format!("The service is being deleted from {}.", configuration.environment_name))
+                .hint("Try again in a few seconds."));
+        }
         return Ok(placement);
     }
     let placement = Placement {

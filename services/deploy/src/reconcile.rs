@@ -193,8 +193,12 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         .await?;
         tx.run(scoped!(
             &grant,
-            "DELETE FROM uploads WHERE organization_id = :tenant AND service_id = $1 AND digest IS NOT NULL",
-            service
+            // Where the service stays in other environments, one may be about to be deployed there.
+            "DELETE FROM uploads WHERE organization_id = :tenant AND service_id = $1 AND digest IS NOT NULL \
+             AND NOT EXISTS (SELECT 1 FROM placements WHERE service_id = $2 AND environment_id <> $3)",
+            service,
+            service,
+            environment
         ))
         .await?;
         if placement.former_host.is_none() {

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use capsule_bus::{Call, SystemGrant};
-use capsule_contracts::deploy::CountPlacements;
+use capsule_contracts::deploy::{CountPlacements, RemoveFromEnvironment, ServiceState};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::ServicesRemoved;
-use capsule_contracts::{Count, Problem};
+use capsule_contracts::{Count, Problem, Uuid};
 use capsule_store::{Transaction, scoped};
+use sea_orm::FromQueryResult;
 
-use crate::{Deploys, placements, routes};
+use crate::{Deploys, placements, queries, routes};
 
 pub async fn services(deploys: &Deploys, tx: &Transaction<'_>, event: ServicesRemoved) -> Result<(), Problem> {
     let grant = SystemGrant::new(event.organization_id, "services were removed");
@@ -23,6 +24,45 @@ pub async fn services(deploys: &Deploys, tx: &Transaction<'_>, event: ServicesRe
     routes::raise(tx).await?;
     deploys.controller.reconcile();
     Ok(())
+}
+
+pub async fn remove_from_environment(deploys: Arc<Deploys>, call: Call<RemoveFromEnvironment>) -> Result<ServiceState, Problem> {
+    let Call { message, proof, .. } = call;
+    let placement = placements::by_name(&deploys, &proof, message.id, &message.environment).await?;
+    let placement = placement.ok_or_else(|| {
+        Problem::conflict(format!("The service is not deployed to {}.", message.environment))
+            .hint("`capsule status -e NAME` shows it in another environment.")
+    })?;
+    let tx = deploys.store.begin().await?;
+    placements::remove(&deploys, &tx, &proof, |row| {
+        (row.service_id, row.environment_id) == (placement.service_id, placement.environment_id)
+    })
+    .await?;
+    let unsettled = scoped!(
+        &proof,
+        "SELECT id FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
+        placement.service_id,
+        placement.environment_id
+    );
+    let unsettled: Vec<Id> = tx.read().all(unsettled).await?;
+    tx.run(scoped!(
+        &proof,
+        "UPDATE deployments SET cancelling = TRUE \
+         WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
+        placement.service_id,
+        placement.environment_id
+    ))
+    .await?;
+    routes::raise(&tx).await?;
+    tx.commit().await?;
+    unsettled.iter().for_each(|row| deploys.controller.cancel(row.id));
+    deploys.controller.reconcile();
+    queries::state(&deploys, &proof, message.id, &message.environment).await
+}
+
+#[derive(FromQueryResult)]
+struct Id {
+    id: Uuid,
 }
 
 pub async fn organization(deploys: &Deploys, tx: &Transaction<'_>, event: OrganizationDeleted) -> Result<(), Problem> {

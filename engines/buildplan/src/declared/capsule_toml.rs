@@ -12,7 +12,8 @@ use crate::tree::Repo;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Declared {
-    /// What the CLI remembers: where this folder is deployed to.
+    /// What the CLI remembers: where this folder is deployed to. The organization by its slug.
+    pub organization: Option<String>,
     pub project: Option<String>,
     pub service: Option<String>,
     pub environment: Option<String>,
