@@ -362,6 +362,41 @@ impl Server {
         command.spawn().expect("the binary runs")
     }
 
+    /// Begins a command of the CLI whose standard error is read while it runs.
+    #[must_use]
+    pub fn begin_told(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("the binary runs")
+    }
+
+    /// Runs a command of the CLI in a folder, without a terminal.
+    #[must_use]
+    pub fn capsule_in(&self, folder: &Path, arguments: &[&str]) -> Ran {
+        Ran::new(&self.command().args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("the binary runs"))
+    }
+
+    /// Runs a command of the CLI as a user without rights, who is not the server's.
+    #[must_use]
+    pub fn capsule_as_nobody(&self, arguments: &[&str]) -> Ran {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let copy = folder.path().join("capsule");
+        std::fs::copy(binary(), &copy).expect("the binary can be copied");
+        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("it takes root");
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]).arg(&copy);
+        command.env("HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path()).env("CAPSULE_DATA", self.data());
+        Ran::new(&command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
+    }
+
+    /// Puts another file in the place of the binary of an unprivileged server, as an upgrade does.
+    pub fn upgrade(&self) {
+        let path = self.unprivileged.as_ref().expect("a copy of the binary");
+        let new = path.with_extension("new");
+        std::fs::copy(path, &new).expect("the binary can be copied");
+        std::fs::rename(new, path).expect("renamed");
+    }
+
     /// As [`Server::capsule`], with a text at its standard input, and variables.
     #[must_use]
     pub fn capsule_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> Ran {

@@ -8,15 +8,18 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "capsule", version, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
-    /// The server to talk to, such as https://capsule.example.com [default: the one of this host, or the one signed in to last]
+    /// The server to talk to, such as capsule.example.com: https, unless it is of this host [default: the one of this host, or the one signed in to last]
     #[arg(long, global = true, env = "CAPSULE_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// The data directory of this host's server [default: /var/lib/capsule for root, ~/.local/share/capsule for others]
     #[arg(long, global = true, env = "CAPSULE_DATA", value_name = "DIRECTORY")]
     pub data: Option<PathBuf>,
-    /// Print results as JSON
+    /// Print results as JSON, and an error as a JSON object on the last line of standard error
     #[arg(long, global = true)]
     pub json: bool,
+    /// Talk to a server elsewhere over http, where passwords and sessions can be read on the way; kept for its session
+    #[arg(long, global = true, env = "CAPSULE_INSECURE_HTTP", value_parser = clap::builder::FalseyValueParser::new())]
+    pub insecure_http: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -57,17 +60,8 @@ pub enum Command {
     },
     /// Build an image of a folder with Docker Engine
     Build(Build),
-    /// Deploy a folder
-    Deploy {
-        #[command(flatten)]
-        at: At,
-        /// Do not wait for the deployment's end
-        #[arg(long)]
-        detach: bool,
-        /// Take the proposed name of whatever is not given, without asking
-        #[arg(long, short)]
-        yes: bool,
-    },
+    /// Deploy a folder: the one with the nearest capsule.toml, here or above
+    Deploy(Deploy),
     /// Show how a service is
     Status(At),
     /// Show what a service's instances print, or the log of a deployment
@@ -102,16 +96,17 @@ pub enum Command {
         #[command(flatten)]
         at: Place,
     },
+    /// Cancel a deployment that is under way; what ran before keeps running
+    Cancel {
+        /// The number of the deployment [default: the one under way]
+        number: Option<i64>,
+        #[command(flatten)]
+        at: Place,
+    },
     /// Open a service's address in the browser
     Open(At),
-    /// Delete a service with all that runs of it
-    Destroy {
-        #[command(flatten)]
-        at: At,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
+    /// Delete a service's deployment in one environment (-e), or the service with all of them
+    Destroy(Destroy),
     /// Show what an organization may use, and how much of it is used
     Quotas {
         /// The organization, by its slug [default: your own]
@@ -177,12 +172,14 @@ impl Part {
 pub enum ServerCommand {
     /// Stop the server, every instance and the ingress; data stays
     Down,
-    /// Tell whether the process with these private pages can do its work
+    /// Tell whether the server can do its work
     Health {
-        /// Its private address
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081", env = "CAPSULE_PRIVATE_LISTEN")]
-        at: String,
+        /// The private address of a process [default: those of this host with the data directory]
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        at: Option<String>,
     },
+    /// End the ingress; the server starts another with its settings and of its build. Connections may end
+    ReplaceIngress,
 }
 
 #[derive(Debug, Subcommand)]
@@ -358,6 +355,33 @@ pub enum EnvCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub struct Deploy {
+    #[command(flatten)]
+    pub at: At,
+    /// Do not wait for the deployment's end
+    #[arg(long)]
+    pub detach: bool,
+    /// Create project and service if they are missing, with the folder's name where none is given, without asking
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Create the environment if it is missing
+    #[arg(long)]
+    pub create: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Destroy {
+    #[command(flatten)]
+    pub at: At,
+    /// Delete the service with its deployments in all environments
+    #[arg(long, conflicts_with = "environment")]
+    pub all_environments: bool,
+    /// Do not ask; for the whole service, only together with --all-environments
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
 /// A folder, and the service it is.
 #[derive(Clone, Debug, Args)]
 pub struct At {
@@ -384,10 +408,10 @@ impl From<Place> for At {
     }
 }
 
-/// Which service in which environment; what is not given is in the folder's `capsule.toml`.
+/// Which service in which environment; what is not given is in the nearest `capsule.toml`, here or above.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Names {
-    /// The organization, by its slug
+    /// The organization, by its slug [default: your own]
     #[arg(long, short = 'o', value_name = "SLUG")]
     pub organization: Option<String>,
     /// The project, by its slug
@@ -462,7 +486,7 @@ pub struct Build {
 }
 
 /// What is planned.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct PlanOf {
     /// The folder to look at, or an archive of it (tar, tar.gz, zip)
     #[arg(default_value = ".")]

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 /// Takes the role that the first argument names, if it names one.
 pub fn take() -> Option<ExitCode> {
-    match std::env::args().nth(1).as_deref() {
+    match std::env::args_os().nth(1).as_ref().and_then(|role| role.to_str()) {
         Some("shim") => Some(alone(capsule_runtime::shim::run)),
         Some("sandbox") => Some(alone(capsule_runtime::sandbox::run)),
         Some("uplink") => Some(alone(capsule_runtime::uplink::run)),
         Some("ingress") => Some(alone(|| match ingress() {
             Ok(()) => 0,
             Err(error) => {
-                eprintln!("{error}");
+                crate::terminal::log_error(&error.to_string());
                 1
             }
         })),
@@ -27,7 +27,7 @@ fn alone(role: impl FnOnce() -> i32) -> ExitCode {
     let status = match capsule_runtime::descriptors::close_inherited() {
         Ok(()) => role(),
         Err(error) => {
-            eprintln!("inherited descriptors cannot be closed: {error}");
+            crate::terminal::log_error(&format!("inherited descriptors cannot be closed: {error}"));
             126
         }
     };
@@ -57,11 +57,11 @@ fn raise_open_files() -> u64 {
 fn ingress() -> std::io::Result<()> {
     let mut data = None;
     let mut listen = None;
-    let mut arguments = std::env::args().skip(2);
+    let mut arguments = std::env::args_os().skip(2);
     while let Some(name) = arguments.next() {
-        match name.as_str() {
-            "--data" => data = arguments.next().map(PathBuf::from),
-            "--listen" => listen = arguments.next().and_then(|address| address.parse().ok()),
+        match name.to_str() {
+            Some("--data") => data = arguments.next().map(PathBuf::from),
+            Some("--listen") => listen = arguments.next().and_then(|address| address.to_str()?.parse().ok()),
             _ => {}
         }
     }

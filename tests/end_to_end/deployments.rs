@@ -189,7 +189,7 @@ fn destroyed() {
     let (server, folder) = deployed("one");
     let refused = server.capsule(&["destroy", at(&folder)]).refused();
     assert!(refused.err.contains("--yes"), "{refused:?}");
-    server.capsule(&["destroy", at(&folder), "--yes"]).ok();
+    server.capsule(&["destroy", at(&folder), "--all-environments", "--yes"]).ok();
     eventually("releases, caches, logs and sockets are gone", || {
         let folders = ["releases", "work", "cache", "logs/instances", "logs/deployments", "apps"];
         let left: Vec<&str> = folders.into_iter().filter(|folder| server.entries(folder, "") > 0).collect();
@@ -346,7 +346,7 @@ fn bottomless() {
     write(&folder, "capsule.toml", &declared.replace("exec", "python3 dig.py /app; exec"));
     let _ = server.deploy(folder.path(), "app").ok();
     assert_eq!(server.get(HOST, "/").body, "version one");
-    server.capsule(&["destroy", at(&folder), "--yes"]).ok();
+    server.capsule(&["destroy", at(&folder), "--all-environments", "--yes"]).ok();
     eventually("the release is gone", || (server.entries("releases", "") == 0).then_some(()));
     eventually("what it wrote is gone", || (server.entries("layers", "") == 0).then_some(()));
     assert_eq!(server.get(HOST, "/").status, 404);

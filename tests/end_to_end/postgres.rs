@@ -45,7 +45,7 @@ fn moves_over() {
     let service = server.service(&token, "mine");
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
-    assert!(move_over(&server).refused().err.contains("runs in"), "not while a server writes");
+    assert!(move_over(&server).refused().err.contains("already: process"), "not while a server writes");
     server.stop();
     assert!(server.capsule(&["migrate", "to-postgres"]).refused().err.contains("set database.url"));
     let moved = move_over(&server).ok().json();

@@ -1,13 +1,14 @@
 //! The API as the commands call it. Signs in again by itself where it can.
 
+mod address;
 mod local;
 mod session;
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use capsule_contracts::Problem;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +16,24 @@ use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
+use crate::server::data;
+use crate::terminal::{self, Failure};
+
+pub use address::web_page;
+
+use address::Address;
 use session::Tokens;
+
+/// Which server is meant, as the command line and the environment say.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// `--server`
+    pub server: Option<String>,
+    /// `--data`
+    pub data: Option<PathBuf>,
+    /// `--insecure-http`
+    pub insecure_http: bool,
+}
 
 /// A server, and who we are there.
 pub struct Client {
@@ -26,6 +44,10 @@ pub struct Client {
     name: String,
     tokens: Option<Tokens>,
     local_token: Option<String>,
+    /// The data directory of a local server.
+    directory: Option<PathBuf>,
+    /// Sessions may be sent without encryption.
+    insecure_http: bool,
 }
 
 /// A request that the server refused.
@@ -58,32 +80,68 @@ pub fn is_not_found(error: &anyhow::Error) -> bool {
 }
 
 impl Client {
-    /// The server that was named, or the one of this host's data directory, or the one signed in to
-    /// last.
-    pub fn find(server: Option<&str>, data: &Path) -> anyhow::Result<Self> {
-        let agent: Agent =
-            Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(10))).build().into();
-        if let Some(server) = server {
-            let server = normal(server)?;
-            let local = local::find(data).filter(|local| local.url == server || local.address == server);
-            let (address, local_token) = match local {
-                Some(local) => (local.address, Some(local.token)),
-                None => (server.clone(), None),
+    /// The server that was named, or else the one of the data directory. Only where neither is given, and no server
+    /// runs with this user's data directory, is it the one signed in to last: what was named never falls back.
+    pub fn find(choice: &Choice) -> anyhow::Result<Self> {
+        let directory = choice.data.clone().unwrap_or_else(data::default_directory);
+        let local = local::find(&directory);
+        if let Some(server) = &choice.server {
+            let address = Address::parse(server)?;
+            return match local.filter(|local| local.url == address.url || local.address == address.url) {
+                Some(local) => Ok(Self::local(&directory, local, session::load(&address.url)?, Some(address.url))),
+                None => Self::remote(&address, session::load(&address.url)?, choice),
             };
-            return Ok(Self { agent, tokens: session::load(&server)?, server: address, name: server, local_token });
         }
-        if let Some(local) = local::find(data) {
+        if let Some(local) = local {
             let tokens = session::load(&local.url)?;
-            return Ok(Self { agent, server: local.address, name: local.url, tokens, local_token: Some(local.token) });
+            return Ok(Self::local(&directory, local, tokens, None));
+        }
+        if choice.data.is_some() {
+            return Err(local::why_not(&directory).into());
         }
         match session::last()? {
-            Some((name, tokens)) => Ok(Self { agent, server: name.clone(), name, tokens: Some(tokens), local_token: None }),
-            None => bail!(
-                "no server runs with the data directory {}, and you are signed in nowhere\n\
-                 Start a server with `capsule server`, or sign in to one with `capsule login --server URL`",
-                data.display()
-            ),
+            Some((name, tokens)) => Self::remote(&Address::parse(&name)?, Some(tokens), choice),
+            None => Err(Failure::new(
+                "no_server",
+                format!("No server runs with the data directory {}, and you are not signed in to any.", directory.display()),
+            )
+            .hint("Start a server with `capsule server`, or sign in to one with `capsule login --server URL`.")
+            .into()),
         }
+    }
+
+    fn local(directory: &Path, local: local::Local, tokens: Option<Tokens>, name: Option<String>) -> Self {
+        Self {
+            // What is of this host is reached without a proxy.
+            agent: agent(false, false),
+            server: local.address,
+            name: name.unwrap_or(local.url),
+            tokens,
+            local_token: Some(local.token),
+            directory: Some(directory.into()),
+            insecure_http: false,
+        }
+    }
+
+    fn remote(address: &Address, tokens: Option<Tokens>, choice: &Choice) -> anyhow::Result<Self> {
+        // Who signed in this way goes on this way.
+        let insecure_http = choice.insecure_http || tokens.as_ref().is_some_and(|tokens| tokens.insecure_http);
+        address.permit(insecure_http)?;
+        if address.is_in_clear() {
+            terminal::warn(&format!(
+                "{} is reached without encryption: passwords and sessions can be read on the way.",
+                address.url
+            ));
+        }
+        Ok(Self {
+            agent: agent(address.is_https, !address.is_loopback),
+            server: address.url.clone(),
+            name: address.url.clone(),
+            tokens,
+            local_token: None,
+            directory: None,
+            insecure_http: address.is_in_clear(),
+        })
     }
 
     /// The server's URL, for people.
@@ -94,6 +152,11 @@ impl Client {
     /// Whether the server is of this host and can be signed in to without a password.
     pub fn is_local(&self) -> bool {
         self.local_token.is_some()
+    }
+
+    /// The data directory, where the server is of this host.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
@@ -186,7 +249,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> anyhow::Error {
-        anyhow!("the server at {} does not answer: {error}", self.name)
+        let hint = match &self.directory {
+            Some(directory) => format!("Look into its log, or start it: capsule server --data {}", directory.display()),
+            None => "Check the URL and whether the server runs; a server of this host is started by `capsule server`.".into(),
+        };
+        Failure::new("unreachable", format!("The server at {} does not answer: {error}.", self.name)).hint(hint).into()
     }
 
     /// Exchanges the refresh token, or else uses the local one.
@@ -213,7 +280,9 @@ impl Client {
                 let response = self.send("POST", "/auth/local", Some(json!({"token": token}).to_string().as_bytes()))?;
                 self.keep(accepted(response)?)
             }
-            None => bail!("you are not signed in to {0}\nSign in with `capsule login --server {0}`", self.name),
+            None => Err(Failure::new("not_signed_in", format!("You are not signed in to {}.", self.name))
+                .hint(format!("Sign in with `capsule login --server {}`.", self.name))
+                .into()),
         }
     }
 
@@ -225,8 +294,9 @@ impl Client {
     }
 
     fn keep(&mut self, mut response: Response<Body>) -> anyhow::Result<()> {
-        let tokens: Tokens =
+        let mut tokens: Tokens =
             serde_json::from_str(&response.body_mut().read_to_string()?).context("the server's answer is unknown")?;
+        tokens.insecure_http = self.insecure_http;
         session::keep(&self.name, &tokens)?;
         self.tokens = Some(tokens);
         Ok(())
@@ -247,14 +317,18 @@ impl Client {
     }
 }
 
-fn normal(server: &str) -> anyhow::Result<String> {
-    let server = server.trim_end_matches('/');
-    let server = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    let uri: ureq::http::Uri = server.parse().with_context(|| format!("`{server}` is no URL"))?;
-    match (uri.scheme_str(), uri.host(), uri.path()) {
-        (Some("http" | "https"), Some(_), "/" | "") => Ok(server),
-        _ => bail!("`{server}` is no server's URL; give one such as https://capsule.example.com"),
+/// How servers are reached. Redirects are not followed: they could lead a password or a session elsewhere, or to
+/// where it is read on the way.
+fn agent(is_https: bool, through_proxies: bool) -> Agent {
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(Duration::from_secs(10)))
+        .max_redirects(0)
+        .https_only(is_https);
+    if !through_proxies {
+        config = config.proxy(None);
     }
+    config.build().into()
 }
 
 /// A refusal is an error.
@@ -263,9 +337,15 @@ fn accepted(mut response: Response<Body>) -> anyhow::Result<Response<Body>> {
         return Ok(response);
     }
     let status = response.status();
+    if status.is_redirection() {
+        let to = response.headers().get("location").and_then(|to| to.to_str().ok()).unwrap_or("another address");
+        return Err(Failure::new("redirected", format!("The server redirects to {to}. Nothing was sent there."))
+            .hint("If that is your server, name it with --server URL.")
+            .into());
+    }
     let text = response.body_mut().read_to_string().unwrap_or_default();
     match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Err(Refused(problem).into()),
-        Err(_) => bail!("the server answered with {status}; is it a Capsule server?"),
+        Err(_) => bail!("The server answered with {status}. Is it a Capsule server?"),
     }
 }

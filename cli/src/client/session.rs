@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 pub struct Tokens {
     pub access_token: String,
     pub refresh_token: String,
+    /// Whether the one who signed in asked for a connection without encryption.
+    #[serde(default)]
+    pub insecure_http: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -4,11 +4,19 @@ use capsule_contracts::Page;
 use capsule_contracts::operations::{DeadLetter, Saga};
 use serde_json::json;
 
-use crate::arguments::{AdminCommand, DeadLettersCommand, SagasCommand};
+use crate::arguments::{AdminCommand, DeadLettersCommand, QuotasCommand, SagasCommand};
 use crate::client::Client;
 use crate::terminal::{Terminal, table};
 
 pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow::Result<()> {
+    let is_change = matches!(
+        command,
+        AdminCommand::DeadLetters { command: DeadLettersCommand::Replay { .. } | DeadLettersCommand::Discard { .. } }
+            | AdminCommand::Quotas { command: QuotasCommand::Set { .. } }
+    );
+    if is_change {
+        terminal.say(&format!("Server {}", client.name()));
+    }
     match command {
         AdminCommand::DeadLetters { command } => dead_letters(client, *command, terminal),
         AdminCommand::Sagas { command } => sagas(client, *command, terminal),

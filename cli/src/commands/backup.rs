@@ -9,9 +9,11 @@ use crate::arguments::{BackupCommand, BackupPlace};
 use crate::server::backup_key;
 use crate::server::backups::installation;
 use crate::server::configuration::{self, Configuration};
+use crate::server::data;
 use crate::terminal::{Terminal, table};
 
 pub fn run(directory: &Path, command: &BackupCommand, terminal: Terminal) -> anyhow::Result<()> {
+    data::accessible(directory, "backup")?;
     let asynchronous = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     asynchronous.block_on(async {
         match command {

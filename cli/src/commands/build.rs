@@ -1,7 +1,7 @@
 //! `capsule build`: an image of a folder, made by Docker Engine.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -13,12 +13,18 @@ use serde_json::json;
 
 use super::plan::{base_images, of};
 use crate::arguments::Build;
+use crate::folder::Application;
 use crate::terminal::Terminal;
 
 pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
-    let plan = of(&build.folder)?;
+    // Where no folder is named, it is the application's.
+    let folder = match &build.folder {
+        here if here == Path::new(".") => Application::of(here)?.folder,
+        named => named.clone(),
+    };
+    let plan = of(&folder)?;
     let context = match &plan.build.dockerfile {
-        Some(file) => Context::of(&build.folder, file)?,
+        Some(file) => Context::of(&folder, file)?,
         None => {
             let options = ImageOptions {
                 images: base_images(&build.images)?,
@@ -34,9 +40,8 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
                 arguments: build.arguments.clone(),
                 opentelemetry: build.opentelemetry,
             };
-            let image =
-                capsule_buildplan::dockerfile(&Folder::new(&build.folder), &plan, &options).map_err(|error| anyhow!(error))?;
-            Context::with(&build.folder, &image.dockerfile, &image.dockerignore)?
+            let image = capsule_buildplan::dockerfile(&Folder::new(&folder), &plan, &options).map_err(|error| anyhow!(error))?;
+            Context::with(&folder, &image.dockerfile, &image.dockerignore)?
         }
     };
     let method = if build.classic { Method::Classic } else { Method::BuildKit };
@@ -56,13 +61,15 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
         disk: build.size_mib.map(|mib| mib << 20),
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tell = |event: &Event| match event {
-        // One line for each, on standard error: the result alone is on standard output.
-        event if terminal.json => eprintln!("{}", serde_json::to_string(event).unwrap_or_default()),
-        Event::Step { step, name } => eprintln!("#{step} {name}"),
-        Event::Output { step, text } => eprintln!("#{step} │ {text}"),
-        Event::Done { step, cached: true, .. } => eprintln!("#{step} done before"),
-        Event::Done { step, seconds, .. } => eprintln!("#{step} done in {seconds:.1} s"),
+    // On standard error: the result alone is on standard output.
+    let tell = |event: &Event| {
+        let text = match event {
+            Event::Step { step, name } => format!("#{step} {name}"),
+            Event::Output { step, text } => format!("#{step} │ {text}"),
+            Event::Done { step, cached: true, .. } => format!("#{step} done before"),
+            Event::Done { step, seconds, .. } => format!("#{step} done in {seconds:.1} s"),
+        };
+        terminal.event(event, &text);
     };
     let built = asynchronous.block_on(async {
         let engine = Engine::at(&build.engine).await?;
@@ -75,7 +82,7 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
         if let Some(keep) = build.keep_mib {
             // The image is there all the same.
             if let Err(error) = engine.evict(keep << 20).await {
-                eprintln!("warning: the cache was not kept within {keep} MiB: {error}");
+                terminal.say(&format!("warning: the cache was not kept within {keep} MiB: {error}"));
             }
         }
         anyhow::Ok(built)

@@ -1,57 +1,70 @@
 //! `capsule deploy`: from the folder to the URL.
 
-use std::io::{IsTerminal, Read, Seek};
+use std::io::{Read, Seek};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
 use capsule_buildplan::Kind;
 use capsule_contracts::deploy::{Deployment, LogLine, Status, Upload};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::service;
-use crate::arguments::At;
+use super::interrupt::Watch;
+use super::prepare::prepare;
+use crate::arguments::Deploy;
 use crate::client::Client;
-use crate::terminal::{Terminal, harmless};
+use crate::folder::Wanted;
+use crate::terminal::{Failure, Progress, Terminal, bytes};
 use crate::{folder, pack};
 
-pub fn deploy(mut client: Client, at: &At, detach: bool, yes: bool, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let wanted = folder::known_or_asked(at, yes)?;
-    let plan = super::plan::of(&at.folder)?;
-    terminal.say(&format!("Found {}", super::plan::summary(&plan)));
-    if plan.kind != Kind::Static && plan.processes.is_empty() {
-        let question = plan.questions.first();
-        let why = question.map_or("it is not clear how it is started".into(), |question| question.text.clone());
-        let answer = question.map_or("[processes]\nweb = \"…\"".into(), |question| question.answer_with.clone());
-        bail!("there is nothing to run in {}: {why}\nSay how in capsule.toml, such as\n\n{answer}", at.folder.display());
+pub fn deploy(mut client: Client, arguments: &Deploy, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let chosen = folder::chosen(&arguments.at, arguments.yes)?;
+    let folder = &chosen.folder;
+    if *folder != arguments.at.folder {
+        terminal.say(&format!("Deploying {}, where capsule.toml is", folder.display()));
     }
-    let found = service::find_or_create(&mut client, &wanted, terminal)?;
-    if folder::remember(&at.folder, &wanted)? {
-        terminal.say("Remembered project and service in capsule.toml");
+    plan(folder, terminal)?;
+    let found = prepare(&mut client, &chosen, arguments, terminal)?;
+    let pinned = Wanted { organization: Some(found.organization.slug.clone()), ..chosen.wanted.clone() };
+    if folder::remember(folder, &pinned)? {
+        terminal.say("Kept organization, project and service in capsule.toml");
     }
-    let packed = pack::pack(&at.folder)?;
-    let upload = send(&mut client, &found.service.id.to_string(), &packed)?;
-    let body = json!({"upload_id": upload.id, "environment": wanted.environment});
+    let packed = pack::pack(folder)?;
+    let upload = send(&mut client, &found.service.id.to_string(), &packed, terminal)?;
+    let body = json!({"upload_id": upload.id, "environment": found.environment});
     let deployment: Deployment = client.post(&format!("/services/{}/deploy", found.service.id), &body)?;
-    if detach {
+    if arguments.detach {
         terminal.show(&deployment, |deployment| format!("Deployment {} has begun.", deployment.number))?;
         return Ok(ExitCode::SUCCESS);
     }
     follow(&mut client, &deployment, terminal)
 }
 
-fn send(client: &mut Client, service: &str, packed: &pack::Packed) -> anyhow::Result<Upload> {
-    let bar = ProgressBar::new(packed.bytes);
-    bar.set_style(style("{spinner} Uploading {bytes} of {total_bytes} {wide_bar}"));
+/// Fails early where there is nothing to run.
+fn plan(folder: &Path, terminal: Terminal) -> anyhow::Result<()> {
+    let plan = super::plan::of(folder)?;
+    terminal.say(&format!("Found {}", super::plan::summary(&plan)));
+    if plan.kind != Kind::Static && plan.processes.is_empty() {
+        let question = plan.questions.first();
+        let why = question.map_or("it is not clear how it is started".into(), |question| question.text.clone());
+        let answer = question.map_or("[processes]\nweb = \"…\"".into(), |question| question.answer_with.clone());
+        return Err(Failure::new("nothing_to_run", format!("There is nothing to run in {}: {why}", folder.display()))
+            .hint(format!("Say how in capsule.toml, such as\n\n{answer}"))
+            .into());
+    }
+    Ok(())
+}
+
+fn send(client: &mut Client, service: &str, packed: &pack::Packed, terminal: Terminal) -> anyhow::Result<Upload> {
+    let progress = Progress::bytes(packed.bytes, "Uploading");
     let upload = client.upload(&format!("/uploads?service_id={service}"), packed.bytes, || {
         let mut file = packed.file.try_clone()?;
         file.rewind()?;
-        Ok(bar.wrap_read(file).take(packed.bytes))
+        Ok(progress.read(file).take(packed.bytes))
     });
-    bar.finish_and_clear();
+    progress.finish();
     let upload = upload?;
-    eprintln!("Uploaded {} file(s), {}", packed.files, indicatif::HumanBytes(packed.bytes));
+    terminal.say(&format!("Uploaded {} file(s), {}", packed.files, bytes(packed.bytes)));
     Ok(upload)
 }
 
@@ -59,10 +72,8 @@ fn send(client: &mut Client, service: &str, packed: &pack::Packed) -> anyhow::Re
 pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) -> anyhow::Result<ExitCode> {
     let id = deployment.id;
     let began = std::time::Instant::now();
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(style("{spinner} {msg} {elapsed}"));
-    bar.set_message(format!("Deployment {}", deployment.number));
-    bar.enable_steady_tick(Duration::from_millis(120));
+    let progress = Progress::spinner(&format!("Deployment {}", deployment.number));
+    let watch = Watch::begin(terminal, &progress, how_to_cancel(deployment));
     let mut shown = 0;
     let settled = loop {
         // A server that restarts meanwhile goes on with the deployment; so do we.
@@ -71,7 +82,7 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
                 for (index, line) in lines.enumerate() {
                     let Ok(line) = line else { break };
                     if index >= shown {
-                        show(&bar, &line);
+                        show(&progress, &line);
                         shown = index + 1;
                     }
                 }
@@ -84,41 +95,50 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
             Ok(now) if now.status.is_settled() => break now,
             Ok(_) => {}
             Err(error) if error.is::<crate::client::Refused>() => return Err(error),
-            Err(_) => bar.set_message("Waiting for the server to come back"),
+            Err(_) => progress.message("Waiting for the server to come back"),
         }
         std::thread::sleep(Duration::from_millis(200));
     };
-    bar.finish_and_clear();
+    drop(watch);
+    progress.finish();
     terminal.show(&settled, |settled| match settled.status {
         Status::Running => {
             format!("Deployment {} is running after {:.1} s\n{}", settled.number, began.elapsed().as_secs_f64(), settled.url)
         }
         Status::Superseded => format!("Deployment {} gave way to a newer one", settled.number),
         Status::Cancelled => format!("Deployment {} was cancelled", settled.number),
-        _ => format!(
-            "Deployment {} failed: {}\nWhat ran before keeps running.",
-            settled.number,
-            settled.error.as_deref().unwrap_or("the reason is not known")
-        ),
+        _ => format!("{}\nWhat ran before keeps running.", failure_of(settled)),
     })?;
-    Ok(if settled.status == Status::Running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn show(bar: &ProgressBar, line: &LogLine) {
-    let said = harmless(&line.text);
-    let text = if line.stream == "capsule" {
-        bar.set_message(said.clone());
-        format!("▸ {said}")
-    } else {
-        format!("  {said}")
-    };
-    if std::io::stderr().is_terminal() {
-        bar.println(text);
-    } else {
-        eprintln!("{text}");
+    if settled.status == Status::Running {
+        return Ok(ExitCode::SUCCESS);
     }
+    let (code, message) = match settled.status {
+        Status::Superseded => ("superseded", format!("Deployment {} gave way to a newer one.", settled.number)),
+        Status::Cancelled => ("cancelled", format!("Deployment {} was cancelled.", settled.number)),
+        _ => ("deployment_failed", failure_of(&settled)),
+    };
+    terminal.report(&Failure::new(code, message).hint("What ran before keeps running."));
+    Ok(ExitCode::FAILURE)
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+fn failure_of(settled: &Deployment) -> String {
+    format!("Deployment {} failed: {}", settled.number, settled.error.as_deref().unwrap_or("the reason is not known"))
+}
+
+fn how_to_cancel(deployment: &Deployment) -> String {
+    let doing = if matches!(deployment.trigger.as_str(), "upload" | "redeploy") { "building" } else { "deploying" };
+    let place = match deployment.environment_name.as_str() {
+        "production" => String::new(),
+        environment => format!(" -e {environment}"),
+    };
+    format!("Still {doing}. `capsule cancel {}{place}` stops it.", deployment.number)
+}
+
+fn show(progress: &Progress, line: &LogLine) {
+    if line.stream == "capsule" {
+        progress.message(&line.text);
+        progress.log_line(&format!("▸ {}", line.text));
+    } else {
+        progress.log_line(&format!("  {}", line.text));
+    }
 }

@@ -9,6 +9,7 @@ use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, Writes, has_project
 use serde::Serialize;
 
 use crate::client::Client;
+use crate::server::outdated_ingress;
 use crate::terminal::Terminal;
 
 #[derive(Debug, Serialize)]
@@ -25,6 +26,7 @@ fn finding(name: &'static str, state: &'static str, text: impl Into<String>) -> 
 
 pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Terminal) -> anyhow::Result<ExitCode> {
     let mut findings = vec![server(client), sandbox(), limits(), layers(), quotas(directory), network(), space(directory)];
+    findings.extend(outdated_ingress(directory).map(|outdated| finding("ingress", "warning", outdated)));
     findings.extend(toolchains());
     let broken = findings.iter().any(|finding| finding.state == "problem");
     terminal.show(&findings, |findings| {

@@ -1,9 +1,8 @@
-//! A service's instances replaced, stopped, started, taken back; the service ended.
+//! A service's instances replaced, stopped, started, taken back.
 
 use std::process::ExitCode;
 
 use anyhow::bail;
-use capsule_contracts::Empty;
 use capsule_contracts::deploy::Deployment;
 use serde_json::json;
 
@@ -12,7 +11,7 @@ use super::service;
 use crate::arguments::At;
 use crate::client::Client;
 use crate::folder;
-use crate::terminal::{Terminal, confirm};
+use crate::terminal::Terminal;
 
 pub fn restart(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
     run_anew(client, at, "restart", terminal)
@@ -24,7 +23,8 @@ pub fn start(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<Exit
 
 /// Tells the server to run a service's release anew, and shows the deployment that this makes.
 fn run_anew(mut client: Client, at: &At, verb: &str, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
+    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+    found.announce(&client, terminal);
     found.tell(&mut client, verb)?;
     match found.deployments(&mut client, 1)?.first() {
         Some(deployment) => follow(&mut client, deployment, terminal),
@@ -33,24 +33,16 @@ fn run_anew(mut client: Client, at: &At, verb: &str, terminal: Terminal) -> anyh
 }
 
 pub fn stop(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
+    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+    found.announce(&client, terminal);
     let state = found.tell(&mut client, "stop")?;
     terminal.show(&state, |_| format!("Stopped {} in {}.", found.service.name, found.environment))
 }
 
 pub fn rollback(mut client: Client, at: &At, number: Option<i64>, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
+    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+    found.announce(&client, terminal);
     let body = json!({"environment": found.environment, "number": number});
     let deployment: Deployment = client.post(&format!("/services/{}/rollback", found.service.id), &body)?;
     follow(&mut client, &deployment, terminal)
-}
-
-pub fn destroy(mut client: Client, at: &At, yes: bool, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
-    let question = format!("Delete the service {} of {} with all that runs of it?", found.service.name, found.project.slug);
-    if !confirm(&question, yes)? {
-        bail!("nothing was deleted");
-    }
-    let _: Empty = client.delete(&format!("/services/{}", found.service.id))?;
-    terminal.show(&json!({"deleted": found.service.id}), |_| format!("Deleted {}.", found.service.name))
 }

@@ -4,12 +4,18 @@ mod account;
 mod admin;
 mod backup;
 mod build;
+mod cancel;
 mod deploy;
+mod destroy;
 mod doctor;
+mod health;
+mod interrupt;
 mod lifecycle;
 mod logs;
+mod open;
 mod operator;
 mod plan;
+mod prepare;
 mod quotas;
 mod service;
 mod status;
@@ -20,16 +26,16 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::arguments::{Arguments, Command};
-use crate::client::Client;
+use crate::client::{Choice, Client};
 use crate::server::data;
-use crate::terminal::Terminal;
+use crate::terminal::{self, Terminal};
 
 /// Carries out what the command line says.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let terminal = Terminal { json: arguments.json };
+    let choice = Choice { server: arguments.server, data: arguments.data.clone(), insecure_http: arguments.insecure_http };
     let directory = arguments.data.unwrap_or_else(data::default_directory);
-    let server = arguments.server.as_deref();
-    let client = || Client::find(server, &directory);
+    let client = || Client::find(&choice);
     match arguments.command {
         Command::Server(server) => operator::server(&directory, server, terminal),
         Command::Config { command } => operator::config(&directory, command, terminal),
@@ -41,7 +47,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Init(at) => plan::init(&at, terminal),
         Command::Plan { of, image } => plan::plan(&of, &image, terminal),
         Command::Build(build) => build::build(&build, terminal),
-        Command::Deploy { at, detach, yes } => return deploy::deploy(client()?, &at, detach, yes, terminal),
+        Command::Deploy(arguments) => return deploy::deploy(client()?, &arguments, terminal),
         Command::Status(at) => status::status(client()?, &at, terminal),
         Command::Logs { at, follow, tail, deployment } => logs::logs(client()?, &at, follow, tail, deployment, terminal),
         Command::Env { command } => variables::env(client()?, command, terminal),
@@ -49,14 +55,16 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Stop(at) => lifecycle::stop(client()?, &at, terminal),
         Command::Start(at) => return lifecycle::start(client()?, &at, terminal),
         Command::Rollback { number, at } => return lifecycle::rollback(client()?, &at.into(), number, terminal),
-        Command::Open(at) => status::open(client()?, &at, terminal),
-        Command::Destroy { at, yes } => lifecycle::destroy(client()?, &at, yes, terminal),
+        Command::Cancel { number, at } => cancel::cancel(client()?, &at.into(), number, terminal),
+        Command::Open(at) => open::open(client()?, &at, terminal),
+        Command::Destroy(arguments) => destroy::destroy(client()?, &arguments, terminal),
         Command::Quotas { organization } => quotas::quotas(client()?, organization.as_deref(), terminal),
         Command::Admin { command } => admin::run(client()?, &command, terminal),
         Command::Doctor => return doctor::doctor(client(), &directory, terminal),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "capsule", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "capsule", &mut script);
+            terminal::print(&String::from_utf8_lossy(&script))
         }
     }
     .map(|()| ExitCode::SUCCESS)

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use capsule_store::{Databases, StepState, Store, copy};
 
 use serde_json::json;
 
+use super::health;
 use crate::arguments::{ConfigCommand, MigrateCommand, Server, ServerCommand};
-use crate::server::data::{Claim, Data};
+use crate::server::data::{self, Claim, Data};
 use crate::server::{self, DATABASES, configuration};
 use crate::terminal::{Terminal, table};
 
@@ -21,31 +21,35 @@ pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow
             return terminal
                 .show(&json!({"instances": ended}), |_| format!("Stopped the server, the ingress and {ended} instance(s)."));
         }
-        Some(ServerCommand::Health { at }) => return health(&at, terminal),
+        Some(ServerCommand::Health { at }) => return health::health(directory, at.as_deref(), terminal),
+        Some(ServerCommand::ReplaceIngress) => return replace_ingress(directory, terminal),
         None => {}
     }
+    data::accessible(directory, "server")?;
     let mut flags = arguments.set;
     flags.extend(arguments.listen.map(|listen| ("listen".to_owned(), listen)));
     let loaded = configuration::load(directory, arguments.config.as_deref(), &flags)?;
-    server::run(directory, loaded.configuration, &arguments.only)
+    server::run(directory, loaded, &arguments.only)
 }
 
-/// Asks a process for its health; fails with what is missing.
-fn health(at: &str, terminal: Terminal) -> anyhow::Result<()> {
-    let address = at.replace("0.0.0.0:", "127.0.0.1:");
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).http_status_as_error(false).build().into();
-    let mut answer = agent.get(format!("http://{address}/health/ready")).call().map_err(|error| anyhow!("{address}: {error}"))?;
-    let told: serde_json::Value = answer.body_mut().read_json()?;
-    if answer.status() == 200 {
-        return terminal.show(&told, |_| "Everything it needs is there.".into());
-    }
-    let dependencies = told["dependencies"].as_object().into_iter().flatten();
-    let missing: Vec<&str> = dependencies.filter(|(_, state)| *state != "ok").map(|(name, _)| name.as_str()).collect();
-    bail!("{address} is not ready; missing: {}", missing.join(", "))
+fn replace_ingress(directory: &Path, terminal: Terminal) -> anyhow::Result<()> {
+    terminal.say(
+        "Replacing the ingress: requests under way are finished, connections that last longer than 30 s end, and for a \
+         few seconds new ones are refused.",
+    );
+    let replaced = server::replace_ingress(directory)?;
+    terminal.show(&replaced, |replaced| match (&replaced.ended, &replaced.pid, &replaced.listen) {
+        (_, Some(pid), Some(listen)) => format!("The ingress is process {pid} now, and listens on {listen}."),
+        (Some(pid), ..) => format!(
+            "The ingress (process {pid}) has ended. Start the server, which starts another: capsule server --data {}",
+            directory.display()
+        ),
+        _ => "No ingress runs. The server starts one.".into(),
+    })
 }
 
 pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> anyhow::Result<()> {
+    data::accessible(directory, "config check")?;
     let ConfigCommand::Check(arguments) = command;
     let loaded = configuration::load(directory, arguments.config.as_deref(), &arguments.set)?;
     let settings = serde_json::to_value(&loaded.configuration)?;
@@ -114,6 +118,7 @@ pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -
     | MigrateCommand::Validate(arguments)
     | MigrateCommand::Repair(arguments)
     | MigrateCommand::ToPostgres(arguments)) = command;
+    data::accessible(directory, "migrate")?;
     let loaded = configuration::load(directory, arguments.config.as_deref(), &arguments.set)?;
     let databases = server::databases(directory, &loaded.configuration);
     // Nobody else may write meanwhile; looking is always allowed.

@@ -9,10 +9,21 @@ use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan, PlanError, Tre
 use serde_json::json;
 
 use crate::arguments::{At, PlanImage, PlanOf};
+use crate::folder::Application;
 use crate::terminal::{Terminal, table};
 use crate::{folder, git};
 
 pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Result<()> {
+    // A folder is planned as it would be deployed.
+    let is_folder = of.folder.is_dir() && of.commit.is_none() && of.since.is_none() && of.changed.is_empty();
+    let mut of = of.clone();
+    if is_folder {
+        let application = Application::of(&of.folder)?;
+        if application.is_above {
+            terminal.say(&format!("Planning {}, where capsule.toml is", application.folder.display()));
+            of.folder = application.folder;
+        }
+    }
     let tree = tree(&of.folder, of.commit.as_deref())?;
     let failed = |error: PlanError| anyhow!("{}/{error}", of.folder.display());
     let mut changed = of.changed.clone();
@@ -67,7 +78,7 @@ pub fn base_images(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>>
 
 /// Writes a `capsule.toml` that says where the folder is deployed to.
 pub fn init(at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let wanted = folder::known_or_asked(at, false)?;
+    let wanted = folder::for_init(at)?;
     let plan = of(&at.folder)?;
     let written = folder::remember(&at.folder, &wanted)? | folder::annotate(&at.folder, &found(&plan))?;
     let result = json!({"project": wanted.project, "service": wanted.service, "written": written, "plan": plan});

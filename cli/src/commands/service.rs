@@ -1,27 +1,36 @@
-//! A service in an environment: found by its names, or made.
+//! A service in an environment: found by its names.
 
 use anyhow::bail;
+use capsule_contracts::Page;
 use capsule_contracts::deploy::{Deployment, ServiceState};
 use capsule_contracts::organization::Organization;
 use capsule_contracts::project::{Environment, Project, Service};
-use capsule_contracts::{Page, Uuid};
 use serde_json::json;
 
 use crate::client::Client;
 use crate::folder::Wanted;
-use crate::terminal::Terminal;
+use crate::nearest::did_you_mean;
+use crate::terminal::{Failure, Terminal};
 
 /// What was found of the names.
 pub struct Found {
-    pub service: Service,
+    pub organization: Organization,
     pub project: Project,
+    pub service: Service,
+    /// The environment's name.
     pub environment: String,
+    pub environments: Vec<Environment>,
 }
 
 impl Found {
     /// How the service is in its environment.
     pub fn state(&self, client: &mut Client) -> anyhow::Result<ServiceState> {
-        client.get(&format!("/services/{}/state?environment={}", self.service.id, self.environment))
+        self.state_in(client, &self.environment)
+    }
+
+    /// How the service is in another of its project's environments.
+    pub fn state_in(&self, client: &mut Client, environment: &str) -> anyhow::Result<ServiceState> {
+        client.get(&format!("/services/{}/state?environment={environment}", self.service.id))
     }
 
     /// Its newest deployments here.
@@ -35,107 +44,162 @@ impl Found {
         client.post(&format!("/services/{}/{verb}", self.service.id), &json!({"environment": self.environment}))
     }
 
-    /// The id of the environment.
-    pub fn environment_id(&self, client: &mut Client) -> anyhow::Result<Uuid> {
-        match environment(client, &self.project, &self.environment)? {
-            Some(environment) => Ok(environment.id),
-            None => bail!("the project {} has no environment {}", self.project.slug, self.environment),
-        }
+    /// The environment. It is there: [`find`] has looked.
+    pub fn environment(&self) -> anyhow::Result<&Environment> {
+        in_environment(&self.environments, &self.project, &self.environment)
+    }
+
+    /// Says what a command is about to change.
+    pub fn announce(&self, client: &Client, terminal: Terminal) {
+        announce(client, &self.organization, &self.project.slug, &self.service.name, Some(&self.environment), terminal);
     }
 }
 
-/// Finds a service.
-pub fn find(client: &mut Client, wanted: &Wanted) -> anyhow::Result<Found> {
-    let Some(project) = project(client, wanted)? else {
-        bail!("there is no project {} at {}; `capsule deploy` makes it", wanted.project, client.name());
+/// Says, in one line, what a command is about to change.
+pub fn announce(
+    client: &Client,
+    organization: &Organization,
+    project: &str,
+    service: &str,
+    environment: Option<&str>,
+    terminal: Terminal,
+) {
+    let server = client.name();
+    let environment = environment.map_or_else(|| "all environments".into(), |name| format!("environment {name}"));
+    terminal.say(&format!(
+        "Server {server}, organization {}, project {project}, service {service}, {environment}",
+        organization.slug
+    ));
+}
+
+/// Finds a service in an environment that is there.
+pub fn find(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> anyhow::Result<Found> {
+    let found = find_in_any(client, wanted, terminal)?;
+    found.environment()?;
+    Ok(found)
+}
+
+/// Finds a service, whether or not there is the environment.
+pub fn find_in_any(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> anyhow::Result<Found> {
+    let organization = organization(client, wanted, terminal)?;
+    let projects = projects(client, &organization)?;
+    let Some(project) = projects.iter().find(|project| project.slug == wanted.project).cloned() else {
+        return Err(no_project(client, wanted, &organization, &projects)?.into());
     };
-    match service(client, &project, &wanted.service)? {
-        Some(service) => Ok(Found { service, project, environment: wanted.environment.clone() }),
-        None => bail!("the project {} has no service {}; `capsule deploy` makes it", project.slug, wanted.service),
-    }
-}
-
-/// Finds a service, or makes it with all that it needs.
-pub fn find_or_create(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> anyhow::Result<Found> {
-    let project = match project(client, wanted)? {
-        Some(project) => project,
-        None => {
-            let organization = organization(client, wanted)?;
-            terminal.say(&format!("Creating the project {} in {}", wanted.project, organization.name));
-            let body = json!({"organization_id": organization.id, "name": wanted.project, "slug": wanted.project});
-            client.post("/projects", &body)?
-        }
+    let services = services(client, &project)?;
+    let Some(service) = services.iter().find(|service| service.name == wanted.service).cloned() else {
+        return Err(no_service(wanted, &project, &services).into());
     };
-    if environment(client, &project, &wanted.environment)?.is_none() {
-        terminal.say(&format!("Creating the environment {}", wanted.environment));
-        let kind = match wanted.environment.as_str() {
-            "production" => "production",
-            "staging" => "staging",
-            "development" | "dev" => "development",
-            _ => "custom",
-        };
-        let _: Environment =
-            client.post(&format!("/projects/{}/environments", project.id), &json!({"name": wanted.environment, "kind": kind}))?;
-    }
-    let service = match service(client, &project, &wanted.service)? {
-        Some(service) => service,
-        None => {
-            terminal.say(&format!("Creating the service {}", wanted.service));
-            client.post("/services", &json!({"project_id": project.id, "name": wanted.service}))?
-        }
-    };
-    Ok(Found { service, project, environment: wanted.environment.clone() })
+    let environments = environments(client, &project)?;
+    Ok(Found { organization, project, service, environment: wanted.environment.clone(), environments })
 }
 
-fn organizations(client: &mut Client, wanted: &Wanted) -> anyhow::Result<Vec<Organization>> {
-    let all = client.get::<Page<Organization>>("/organizations")?.items;
-    let Some(slug) = &wanted.organization else { return Ok(all) };
-    let known = all.iter().map(|organization| organization.slug.clone()).collect::<Vec<_>>().join(", ");
-    match all.into_iter().find(|organization| organization.slug == *slug) {
-        Some(organization) => Ok(vec![organization]),
-        None => bail!("you are in no organization {slug}; you are in {known}"),
-    }
-}
-
-/// Where something new belongs: the organization that was named, or one's own.
-fn organization(client: &mut Client, wanted: &Wanted) -> anyhow::Result<Organization> {
+/// The organization that a folder or a command names, or else one's own.
+pub fn organization(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> anyhow::Result<Organization> {
     // One's own is made by an event right after registration.
     for _ in 0..50 {
-        let mut all = organizations(client, wanted)?;
-        if let Some(index) =
-            all.iter().position(|organization| organization.personal).or(if all.is_empty() { None } else { Some(0) })
-        {
-            return Ok(all.swap_remove(index));
+        let all = client.get::<Page<Organization>>("/organizations")?.items;
+        if let Some(slug) = &wanted.organization {
+            return named_organization(slug, wanted, all);
+        }
+        let count = all.len();
+        if let Some(own) = all.into_iter().find(|organization| organization.personal) {
+            if count > 1 {
+                terminal.say(&format!("Using your own organization {}; --organization names another.", own.slug));
+            }
+            return Ok(own);
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    bail!("you are in no organization yet")
+    Err(Failure::new("no_organization", "You have no organization of your own.").hint("Name one with --organization.").into())
 }
 
-fn project(client: &mut Client, wanted: &Wanted) -> anyhow::Result<Option<Project>> {
-    let mut found = Vec::new();
-    for organization in organizations(client, wanted)? {
-        let page: Page<Project> = client.get(&format!("/projects?organization_id={}", organization.id))?;
-        found.extend(
-            page.items
-                .into_iter()
-                .filter(|project| project.slug == wanted.project)
-                .map(|project| (organization.slug.clone(), project)),
-        );
+fn named_organization(slug: &str, wanted: &Wanted, all: Vec<Organization>) -> anyhow::Result<Organization> {
+    let known = all.iter().map(|organization| organization.slug.clone()).collect::<Vec<_>>();
+    match all.into_iter().find(|organization| organization.slug == slug) {
+        Some(organization) => Ok(organization),
+        None => Err(Failure::new(
+            "not_a_member",
+            format!(
+                "You are not a member of the organization {slug}, which {}.{}",
+                wanted.organization_from,
+                did_you_mean(slug, known.iter().map(String::as_str))
+            ),
+        )
+        .hint(format!("You are a member of {}. Ask its owner to add you, or name another with --organization.", known.join(", ")))
+        .into()),
     }
-    if found.len() > 1 {
-        let slugs = found.iter().map(|(slug, _)| slug.as_str()).collect::<Vec<_>>().join(", ");
-        bail!("there is a project {} in {slugs}: say which with --organization", wanted.project);
+}
+
+pub fn projects(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Project>> {
+    Ok(client.get::<Page<Project>>(&format!("/projects?organization_id={}", organization.id))?.items)
+}
+
+pub fn services(client: &mut Client, project: &Project) -> anyhow::Result<Vec<Service>> {
+    Ok(client.get::<Page<Service>>(&format!("/services?project_id={}", project.id))?.items)
+}
+
+pub fn environments(client: &mut Client, project: &Project) -> anyhow::Result<Vec<Environment>> {
+    Ok(client.get::<Page<Environment>>(&format!("/projects/{}/environments", project.id))?.items)
+}
+
+/// Why there is no such project, with the one that was probably meant.
+pub fn no_project(
+    client: &mut Client,
+    wanted: &Wanted,
+    organization: &Organization,
+    projects: &[Project],
+) -> anyhow::Result<Failure> {
+    let near = did_you_mean(&wanted.project, projects.iter().map(|project| project.slug.as_str()));
+    let message = format!("There is no project {} in {} at {}.{near}", wanted.project, organization.slug, client.name());
+    // Nothing is done in another organization unasked; but that it has one may be what was forgotten.
+    let mut others = Vec::new();
+    if wanted.organization.is_none() {
+        for other in client.get::<Page<Organization>>("/organizations")?.items {
+            if other.id != organization.id && self::projects(client, &other)?.iter().any(|project| project.slug == wanted.project)
+            {
+                others.push(other.slug);
+            }
+        }
     }
-    Ok(found.pop().map(|(_, project)| project))
+    let hint = match others.as_slice() {
+        [] => "`capsule deploy --yes` creates it.".into(),
+        others => format!("There is one in {}: name it with --organization, or in capsule.toml.", others.join(", ")),
+    };
+    Ok(Failure::new("no_such_project", message).hint(hint))
 }
 
-fn service(client: &mut Client, project: &Project, name: &str) -> anyhow::Result<Option<Service>> {
-    let page: Page<Service> = client.get(&format!("/services?project_id={}", project.id))?;
-    Ok(page.items.into_iter().find(|service| service.name == name))
+/// Why there is no such service, with the one that was probably meant.
+pub fn no_service(wanted: &Wanted, project: &Project, services: &[Service]) -> Failure {
+    let near = did_you_mean(&wanted.service, services.iter().map(|service| service.name.as_str()));
+    Failure::new("no_such_service", format!("The project {} has no service {}.{near}", project.slug, wanted.service))
+        .hint("`capsule deploy --yes` creates it.")
 }
 
-fn environment(client: &mut Client, project: &Project, name: &str) -> anyhow::Result<Option<Environment>> {
-    let page: Page<Environment> = client.get(&format!("/projects/{}/environments", project.id))?;
-    Ok(page.items.into_iter().find(|environment| environment.name == name))
+/// The environment of this name.
+///
+/// # Errors
+/// When there is none, with the one that was probably meant.
+pub fn in_environment<'a>(all: &'a [Environment], project: &Project, name: &str) -> anyhow::Result<&'a Environment> {
+    match all.iter().find(|environment| environment.name == name) {
+        Some(environment) => Ok(environment),
+        None => Err(no_environment(all, &project.slug, name).into()),
+    }
+}
+
+/// Why there is no such environment, with the one that was probably meant.
+pub fn no_environment(all: &[Environment], project: &str, name: &str) -> Failure {
+    let known: Vec<&str> = all.iter().map(|environment| environment.name.as_str()).collect();
+    let near = did_you_mean(name, known.iter().copied());
+    Failure::new("no_such_environment", format!("The project {project} has no environment {name}.{near}"))
+        .hint(format!("It has {}. `capsule deploy --create` creates another.", known.join(", ")))
+}
+
+/// The newest deployment of this number, or the newest of all for 0.
+pub fn deployment(client: &mut Client, found: &Found, number: i64) -> anyhow::Result<Deployment> {
+    let known = found.deployments(client, 100)?;
+    let Some(deployment) = known.into_iter().find(|known| number == 0 || known.number == number) else {
+        bail!("{} has no such deployment in {}", found.service.name, found.environment);
+    };
+    Ok(deployment)
 }

@@ -10,16 +10,24 @@ use super::service;
 use crate::arguments::At;
 use crate::client::Client;
 use crate::folder;
+use crate::server::outdated_ingress;
 use crate::terminal::{Terminal, table};
 
 pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
+    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
     let state = found.state(&mut client)?;
     let deployments = found.deployments(&mut client, 5)?;
+    // Who can read the data directory can replace the ingress, too.
+    let warnings: Vec<String> = client.directory().and_then(outdated_ingress).into_iter().collect();
+    for warning in &warnings {
+        crate::terminal::warn(warning);
+    }
     // A server of an earlier version has none, and without them there is still a status.
     let quotas = client.get::<OrganizationQuotas>(&format!("/organizations/{}/quotas", found.service.organization_id));
     let quotas = quotas.map(|quotas| quotas.items).unwrap_or_default();
-    let shown = json!({"service": found.service, "state": state, "deployments": deployments, "quotas": quotas});
+    let shown = json!({
+        "service": found.service, "state": state, "deployments": deployments, "quotas": quotas, "warnings": warnings,
+    });
     terminal.show(&shown, |_| {
         let mut all = format!(
             "{} in {}: {}\n{}\n{}",
@@ -105,22 +113,4 @@ fn age(at: Timestamp) -> String {
         7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
-}
-
-pub fn open(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?)?;
-    let url = found.state(&mut client)?.url;
-    let opened = !terminal.json && browse(&url);
-    terminal.show(&json!({"url": url, "opened": opened}), |_| url.clone())
-}
-
-/// Asks the desktop to show a page; says whether there is one that could.
-fn browse(url: &str) -> bool {
-    let desktop = std::env::var_os("DISPLAY").is_some() || std::env::var_os("WAYLAND_DISPLAY").is_some();
-    let programs: &[&str] = if cfg!(target_os = "macos") { &["open"] } else { &["xdg-open", "wslview"] };
-    (desktop || cfg!(target_os = "macos"))
-        && programs.iter().any(|program| {
-            let quiet = std::process::Stdio::null;
-            std::process::Command::new(program).arg(url).stdout(quiet()).stderr(quiet()).spawn().is_ok()
-        })
 }

@@ -17,8 +17,11 @@ const WHEN: &str = "It takes effect with the next deployment: capsule deploy";
 
 pub fn env(mut client: Client, command: EnvCommand, terminal: Terminal) -> anyhow::Result<()> {
     let (EnvCommand::List(place) | EnvCommand::Set { at: place, .. } | EnvCommand::Unset { at: place, .. }) = &command;
-    let found = service::find(&mut client, &folder::known(&At::from(place.clone()))?)?;
-    let id = found.environment_id(&mut client)?;
+    let found = service::find(&mut client, &folder::known(&At::from(place.clone()))?, terminal)?;
+    let id = found.environment()?.id;
+    if !matches!(command, EnvCommand::List(_)) {
+        found.announce(&client, terminal);
+    }
     match command {
         EnvCommand::List(_) => {
             let all: Variables = client.get(&format!("/environments/{id}/variables"))?;

@@ -406,6 +406,9 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     }
     configuration.public_url()?;
     configuration.trusted_proxies()?;
+    if configuration.listen == configuration.private_listen && configuration.listen.port() != 0 {
+        bail!("listen and private_listen are both {}: health and metrics take an address of their own", configuration.listen);
+    }
     let url = &configuration.database.url;
     let host = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     if !url.is_empty()

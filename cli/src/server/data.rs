@@ -2,12 +2,14 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+
+use crate::terminal::Failure;
 
 /// What a running process tells those who can read its data directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +23,11 @@ pub struct Running {
     pub private: String,
     /// Where applications and the API are reached, if this process keeps the ingress.
     pub public: Option<Public>,
+    /// The setting `listen`, and the build of Capsule: what an ingress of this process would have.
+    #[serde(default)]
+    pub listen: String,
+    #[serde(default)]
+    pub build: String,
 }
 
 /// Where applications and the API are reached.
@@ -66,6 +73,7 @@ pub enum Claim {
 impl Data {
     /// Makes the directory if it is not there, and claims it.
     pub fn claim(directory: &Path, claim: Claim) -> anyhow::Result<Self> {
+        accessible(directory, "server")?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("the data directory {} cannot be made", directory.display()))?;
         let directory = directory.canonicalize()?;
@@ -81,14 +89,17 @@ impl Data {
         for inner in ["keys", "run", "run/gateways", "run/processes", "logs"] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory.join(inner))?;
         }
-        let lock = lock_file(&directory)?;
+        let mut lock = lock_file(&directory)?;
         let operation = match claim {
             Claim::Alone => FlockOperation::NonBlockingLockExclusive,
             Claim::Shared => FlockOperation::NonBlockingLockShared,
         };
         if rustix::fs::flock(&lock, operation).is_err() {
-            bail!("a server runs in {} already; `capsule server down` stops it", directory.display());
+            return Err(in_use(&directory, &mut lock).into());
         }
+        // For the message to the next who tries; the lock is what counts.
+        lock.set_len(0)?;
+        lock.write_all(std::process::id().to_string().as_bytes())?;
         let name = random::<4>()?;
         Ok(Self { directory, name, _lock: lock, announced: None })
     }
@@ -152,7 +163,66 @@ pub fn host() -> String {
 }
 
 fn lock_file(directory: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("server.lock"))
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(directory.join("server.lock"))
+}
+
+/// The error of whoever finds a data directory in use.
+fn in_use(directory: &Path, lock: &mut File) -> Failure {
+    let mut pids: Vec<String> = running(directory).iter().map(|process| process.pid.to_string()).collect();
+    if pids.is_empty() {
+        // One that is just starting is not announced yet.
+        let mut pid = String::new();
+        let _ = lock.read_to_string(&mut pid);
+        pids.extend(pid.parse::<u32>().ok().map(|pid| pid.to_string()));
+    }
+    let who = match pids.as_slice() {
+        [] => String::new(),
+        [pid] => format!(": process {pid}"),
+        pids => format!(": processes {}", pids.join(", ")),
+    };
+    Failure::new("data_directory_in_use", format!("A server runs with the data directory {} already{who}.", directory.display()))
+        .hint(format!(
+            "Stop it with `capsule server down --data {0}`, or use another directory with --data.",
+            directory.display()
+        ))
+}
+
+/// Fails for a user to whom the data directory is closed, with how its owner runs `capsule <command>`.
+pub fn accessible(directory: &Path, command: &str) -> Result<(), Failure> {
+    let me = rustix::process::geteuid();
+    // The directory itself, or the nearest above it that may be looked at: it is the one that is closed.
+    let Some((at, metadata)) = directory
+        .ancestors()
+        .find_map(|at| match std::fs::metadata(at) {
+            Ok(metadata) => Some(Some((at, metadata))),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+            Err(_) => Some(None),
+        })
+        .flatten()
+    else {
+        return Ok(());
+    };
+    let is_open = at == directory && metadata.uid() == me.as_raw();
+    let is_below_open = at != directory && rustix::fs::access(at, rustix::fs::Access::EXEC_OK).is_ok();
+    if me.is_root() || is_open || is_below_open {
+        return Ok(());
+    }
+    let (owner, user) = (user_name(metadata.uid()), user_name(me.as_raw()));
+    let sudo = if metadata.uid() == 0 { "sudo".into() } else { format!("sudo -u {owner}") };
+    Err(Failure::new(
+        "not_your_data_directory",
+        format!("The data directory {} belongs to {owner}, and you are {user}.", directory.display()),
+    )
+    .hint(format!(
+        "Run it as {owner}: {sudo} capsule {command} --data {0}\nYour own server takes a directory of yours: --data DIRECTORY",
+        directory.display()
+    )))
+}
+
+/// The name of a user, or the number where there is no name.
+fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| format!("user {uid}"), |user| user.name)
 }
 
 /// The processes that use a data directory.
@@ -179,4 +249,25 @@ pub fn is_claimed(directory: &Path) -> bool {
 /// The local token of a data directory, for those who can read it.
 pub fn local_token(directory: &Path) -> Option<String> {
     std::fs::read_to_string(directory.join("local-token")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Claim, Data, accessible};
+
+    #[test]
+    fn whoever_finds_a_data_directory_in_use_is_told_the_process() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let _held = Data::claim(folder.path(), Claim::Alone).expect("free");
+        let told = Data::claim(folder.path(), Claim::Alone).err().expect("in use").to_string();
+        assert!(told.contains(&format!("process {}", std::process::id())), "{told}");
+        assert!(told.contains("capsule server down --data"), "{told}");
+    }
+
+    #[test]
+    fn ones_own_directory_and_one_that_is_not_there_are_accessible() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(accessible(folder.path(), "server").is_ok());
+        assert!(accessible(&folder.path().join("not/there"), "server").is_ok());
+    }
 }

@@ -8,21 +8,30 @@ use capsule_runtime::ProcessRuntime;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::data;
+use crate::terminal::Failure;
 
 /// A server may take this long to say goodbye.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ends everything that runs out of a data directory; its data stays. Returns how many instances ended.
 pub fn down(directory: &Path) -> anyhow::Result<usize> {
+    data::accessible(directory, "server down")?;
     let directory = directory.canonicalize().with_context(|| format!("there is no data directory {}", directory.display()))?;
     for process in data::running(&directory).into_iter().filter(|process| process.host == data::host()) {
         let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).context("the server's process id is malformed")?;
-        kill_process(pid, Signal::TERM).context("the server cannot be told to stop")?;
+        kill_process(pid, Signal::TERM).map_err(|error| {
+            Failure::new("not_your_server", format!("Process {} cannot be told to stop: {error}.", process.pid)).hint(format!(
+                "It runs as another user. Stop it as root: sudo capsule server down --data {}",
+                directory.display()
+            ))
+        })?;
     }
     let deadline = Instant::now() + PATIENCE;
     while data::is_claimed(&directory) {
         if Instant::now() > deadline {
-            bail!("the server does not stop");
+            bail!(
+                "The server does not stop. See its log, or end it with SIGKILL: applications go on, and the next start goes on from there."
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }

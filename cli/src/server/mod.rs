@@ -4,10 +4,11 @@ pub mod backups;
 pub mod configuration;
 pub mod data;
 mod down;
+mod ingress;
+mod listeners;
 mod quotas;
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -33,12 +34,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use down::down;
+pub use ingress::{outdated_ingress, replace_ingress};
 
-use configuration::{Configuration, LogFormat};
+use configuration::{Configuration, Loaded, LogFormat};
 use data::{Claim, Data, Public, Running};
 
 use crate::arguments::Part;
+use crate::terminal;
 
+/// How often the address of the ingress is looked at.
+const LOOK: Duration = Duration::from_secs(2);
 /// Requests under way may take this long once the server is told to stop.
 const GOODBYE: Duration = Duration::from_secs(10);
 
@@ -52,7 +57,8 @@ pub const DATABASES: [(&str, Migrations); 4] = [
 
 /// Runs a server, or `only` these parts of one, until it is told to stop. Applications and the ingress go on
 /// without it.
-pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> anyhow::Result<()> {
+pub fn run(directory: &Path, loaded: Loaded, only: &[Part]) -> anyhow::Result<()> {
+    let configuration = &loaded.configuration;
     // What its caller left open is for none of the programs that it starts.
     capsule_runtime::descriptors::close_on_exec();
     let format = match configuration.log.format {
@@ -84,19 +90,22 @@ pub fn run(directory: &Path, configuration: Configuration, only: &[Part]) -> any
         );
     }
     let data = Data::claim(directory, claim)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(data, configuration, &parts))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(data, loaded, &parts))
 }
 
-async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> anyhow::Result<()> {
+async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result<()> {
+    let Loaded { configuration, origins } = loaded;
+    let origin = |setting: &str| origins.get(setting).map_or("default", String::as_str);
     let metrics = capsule_observe::metrics().map_err(|error| anyhow!(error))?;
     let directory = data.path().to_owned();
     let local_token = data.local_token()?;
     let keyring = Keyring::open(&directory.join("keys/master.key")).context("the master key cannot be read or made")?;
     let blobs = Blobs::open(&directory.join("blobs")).context("the directory of blobs cannot be opened")?;
     let blobs = blobs.with_reserve(u64::from(configuration.disk.reserve_mib) << 20);
-    let private = TcpListener::bind(configuration.private_listen)
+    let address = configuration.private_listen;
+    let private = TcpListener::bind(address)
         .await
-        .with_context(|| format!("private_listen: cannot listen on {}", configuration.private_listen))?;
+        .map_err(|error| listeners::cannot_listen("private_listen", address, origin("private_listen"), &error))?;
     let private_address = private.local_addr()?;
     let bus = bus(&configuration, &keyring, private_address, parts)?;
     let databases = databases(&directory, &configuration);
@@ -115,7 +124,7 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     // The gateway's socket is there before the ingress is: nobody meets a closed door.
     let socket = data.gateway_socket();
     let door = parts.contains(&Part::Gateway).then(|| listen(&socket)).transpose()?;
-    let mut public = None;
+    let (mut public, mut deploying) = (None, None);
     for part in parts {
         let failed = |error| anyhow!("{error}");
         let store = match part {
@@ -135,11 +144,15 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
             Part::Project => capsule_project::start(&databases, &bus, keyring.clone()).await.map_err(failed)?.store().clone(),
             Part::Deploy => {
                 let options = deploy_options(&directory, databases.clone(), &configuration)?;
-                let deploys = capsule_deploy::start(options, &bus, keyring.clone(), blobs.clone()).await.map_err(failed)?;
+                let started = capsule_deploy::start(options, &bus, keyring.clone(), blobs.clone()).await;
+                let deploys = started.map_err(|error| match listeners::try_listen(configuration.listen) {
+                    // It is the ingress that could not be started.
+                    Err(why) => listeners::cannot_listen("listen", configuration.listen, origin("listen"), &why).into(),
+                    Ok(()) => failed(error),
+                })?;
                 let address = deploys.listen().await.context("the ingress does not answer")?;
-                let own = || url(&configuration.base_domain, address);
-                let url = configuration.public_url()?.map_or_else(own, |public| public.to_string());
-                public = Some(Public { url, address: reachable(address) });
+                public = Some(reached(&configuration, address));
+                deploying = Some(deploys.clone());
                 let asked = deploys.clone();
                 checks.push(check("ingress".into(), move || {
                     let deploys = asked.clone();
@@ -188,19 +201,44 @@ async fn serve(mut data: Data, configuration: Configuration, parts: &[Part]) -> 
     // Told to the very end: whoever fetches a stream is still there.
     tokio::spawn(axum::serve(private, pages).into_future());
 
-    let running = Running {
+    let mut running = Running {
         pid: std::process::id(),
         host: data::host(),
         parts: parts.iter().map(|part| part.name().to_owned()).collect(),
         private: private_address.to_string(),
         public,
+        listen: configuration.listen.to_string(),
+        build: capsule_ingress::build(),
     };
     data.announce(&running)?;
     greet(&data, &running);
+    if let Some(deploys) = &deploying
+        && let Some(outdated) = deploys.outdated_ingress().await
+    {
+        let replace = ingress::how_to_replace(&directory);
+        tracing::warn!("{outdated} {replace}");
+        if terminal::is_watched() {
+            let _ = terminal::print(&format!("warning: {outdated}\n{replace}"));
+        }
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // An ingress that was replaced may listen elsewhere.
+            _ = look.tick(), if deploying.is_some() => {
+                let Some(deploys) = &deploying else { continue };
+                let Ok(address) = deploys.listen().await else { continue };
+                let now = reached(&configuration, address);
+                if running.public.as_ref().is_none_or(|public| public.address != now.address) {
+                    running.public = Some(now);
+                    data.announce(&running)?;
+                }
+            }
+        }
     }
     tracing::info!("stopping; applications keep running");
     stopping.cancel();
@@ -320,6 +358,14 @@ fn url(domain: &str, address: SocketAddr) -> String {
     }
 }
 
+/// Where an ingress at this address is reached.
+fn reached(configuration: &Configuration, address: SocketAddr) -> Public {
+    // Checked when it was read.
+    let public = configuration.public_url().ok().flatten();
+    let url = public.map_or_else(|| url(&configuration.base_domain, address), |public| public.to_string());
+    Public { url, address: reachable(address) }
+}
+
 /// Where a program of this host reaches a listener.
 fn reachable(address: SocketAddr) -> String {
     let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
@@ -329,11 +375,13 @@ fn reachable(address: SocketAddr) -> String {
 fn greet(data: &Data, running: &Running) {
     let url = running.public.as_ref().map_or("", |public| public.url.as_str());
     tracing::info!(url, parts = running.parts.join(","), private = running.private, data = %data.path().display(), "Capsule is ready");
-    if std::io::stdout().is_terminal() && !url.is_empty() {
-        println!("Capsule is ready at {url}\n  API documentation  {url}/api/documentation/");
-        println!("  health, metrics    http://{}/metrics", running.private);
-        println!("  data               {}", data.path().display());
-        println!("  set-up token       in {}", data.path().join("local-token").display());
-        println!("In another terminal, in your application's folder: capsule deploy");
+    if terminal::is_watched() && !url.is_empty() {
+        let _ = terminal::print(&format!(
+            "Capsule is ready at {url}\n  API documentation  {url}/api/documentation/\n  health, metrics    http://{}/metrics\n  \
+             data               {}\n  set-up token       in {}\nIn another terminal, in your application's folder: capsule deploy",
+            running.private,
+            data.path().display(),
+            data.path().join("local-token").display()
+        ));
     }
 }
