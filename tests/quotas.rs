@@ -113,6 +113,18 @@ async fn races(folder: &Path, databases: &Databases) {
     // One was made for this.
     assert_eq!(world.race((0..8).map(|n| CreateOrganization { name: format!("O{n}"), slug: None })).await, 2);
 
+    // What administrators see and set, and what is counted, on this engine as well.
+    let ask = InspectOrganizations { slug: Some(world.organization.slug.clone()), cursor: None };
+    assert_eq!(world.bus.request(&world.administrator, &ask).await.expect("found").items.len(), 1);
+    world.set(&[("projects", 3), ("services", 4), ("members", 5)]).await;
+    let shown = world.bus.request(&world.administrator, &InspectQuotas { id: organization_id }).await.expect("shown");
+    let shown = |name: &str| shown.items.iter().find(|quota| quota.name == name).map(|quota| (quota.used, quota.limit));
+    assert_eq!(shown("environments_per_project"), Some((Some(2), 2)));
+    assert_eq!((shown("services"), shown("members")), (Some((Some(4), 4)), Some((Some(1), 5))));
+    let environments = world.ask(&ListEnvironments { id: one }).await.expect("listed");
+    let secret = PutSecret { id: environments.items[0].id, name: "S".into(), value: "x".into() };
+    world.ask(&secret).await.expect("kept");
+
     // What is given back may be used again.
     world.ask(&DeleteProject { id: two }).await.expect("deleted");
     assert_eq!(world.race((20..24).map(project)).await, 1);

@@ -102,7 +102,9 @@ fn whatever_dies(mut broker: Broker) {
         "limits" => format!("limits.requests_per_minute={value}"),
         name => format!("{name}.url={value}"),
     });
-    let server = everywhere(&Shape::doubled(settings.to_vec()), || Server::with(&[]));
+    // As many organizations and builds as there is time for.
+    let quotas = ["limits.organizations_per_user=100000", "quotas.builds_per_hour=100000", "quotas.builds_per_day=100000"];
+    let server = everywhere(&Shape::doubled(settings.to_vec()), || Server::with(&quotas));
     let token = server.register("faults@example.com");
     let folder = probe("zero");
     let service = server.service(&token, "app");

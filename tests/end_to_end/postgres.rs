@@ -3,6 +3,7 @@
 use capsule_tests::{Postgres, Server, Shape, eventually, everywhere, probe};
 use libtest_mimic::Trial;
 
+use crate::attacks::quotas;
 use crate::{access, commands, crashes, deployments, test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
@@ -22,6 +23,12 @@ pub fn trials() -> Vec<Trial> {
         }),
         on("a server killed after active ends the deployment when it is back", || {
             with_postgres(|| crashes::killed_in("active", "after"));
+        }),
+        on("quotas hold, and hosts are kept for their organizations", || {
+            with_postgres(|| {
+                quotas::bounded();
+                quotas::hosts();
+            });
         }),
         on("an embedded installation moves over, and goes on as it was", || everywhere(&Shape::default(), moves_over)),
         on("a pool that is used up is told of, and frees itself", pool_is_used_up),

@@ -234,7 +234,15 @@ async fn permit_to_build(deploys: &Deploys, row: &Row) -> Result<Option<Permit>,
     loop {
         let limits = quotas::of(deploys, row.organization_id).await?;
         let limit = usize::try_from(limits.limit(Quantity::ConcurrentBuilds)).unwrap_or(1);
-        let permit = deploys.controller.builds.acquire(row.organization_id, row.id, limit).await;
+        let mut acquiring = std::pin::pin!(deploys.controller.builds.acquire(row.organization_id, row.id, limit));
+        let permit = match tokio::time::timeout(PERIOD, &mut acquiring).await {
+            Ok(permit) => permit,
+            Err(_) => {
+                let why = "waiting for other builds to end: as many run as may run at a time, of your organization or of all";
+                let _ = capsule_builder::say(&deploys.build_log(row.id), why);
+                acquiring.await
+            }
+        };
         let now = deployments::get(deploys, &row.grant(), row.id).await?;
         if permit.is_some() || now.finished_at.is_some() {
             return Ok(permit.filter(|_| now.finished_at.is_none()));

@@ -2,7 +2,7 @@
 //! under its name is it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsule_buildplan::{Kind, Plan};
 use capsule_contracts::quotas::Quotas;
@@ -55,6 +55,8 @@ pub async fn of(deploys: &Deploys, placement: &Placement) -> Result<Vec<Row>, Pr
 
 /// How often instances that have to wait for others to drain look again.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
+/// How long an instance may take to stop once it has drained.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The candidates of a deployment, made now unless a run before this one made them. They count towards the quotas
 /// of their organization from here on.
@@ -72,9 +74,14 @@ pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &D
         return Ok(known);
     }
     let limits = quotas::of(deploys, placement.organization_id).await?;
+    let deadline = Instant::now() + Duration::from_secs(deploys.options.drain_seconds) + STOP_TIMEOUT;
     loop {
         if let Some(rows) = make_candidates(deploys, placement, deployment, &plan, &limits).await? {
             return Ok(rows);
+        }
+        if Instant::now() > deadline {
+            let why = "too many instances of earlier deployments of the organization have not stopped yet; deploy again later";
+            return Err(Failure::Failed(why.into()));
         }
         tokio::time::sleep(DRAIN_POLL).await;
     }

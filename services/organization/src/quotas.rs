@@ -148,16 +148,18 @@ pub async fn check_members(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Qu
     quotas.check(Quantity::Members, members, members + more)
 }
 
-/// Counts the organizations that a user has made and that are not wholly deleted, in the transaction that makes
-/// another.
+/// Counts the organizations that a user has made, in the transaction that makes another: those that are not wholly
+/// deleted, and those of the last 24 hours in any case. Each has quotas of its own: whoever could make and delete
+/// them without end would have no quota.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
 pub async fn check_organizations(service: &Organizations, tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     let made = unscoped!(
         "what one user has made, over all organizations",
-        "SELECT COUNT(*) FROM organizations WHERE created_by = $1 AND personal_of IS NULL AND deleted_at IS NULL",
-        user
+        "SELECT COUNT(*) FROM organizations WHERE created_by = $1 AND personal_of IS NULL AND (deleted_at IS NULL OR created_at > $2)",
+        user,
+        Timestamp::now().plus_seconds(-24 * 3600).0
     );
     let made = tx.read().value::<i64>(made).await?.unwrap_or_default();
     let most = service.limits.organizations_per_user;
@@ -165,8 +167,8 @@ pub async fn check_organizations(service: &Organizations, tx: &Transaction<'_>, 
         return Ok(());
     }
     Err(Problem::quota_exceeded(format!("You have made {made} organizations; one user may make {most}.")).hint(
-        "Delete an organization that is not needed, or ask an administrator of the installation to raise the setting \
-         limits.organizations_per_user.",
+        "Delete an organization that is not needed (one that was made within the last 24 hours counts all the same), or ask \
+         an administrator of the installation to raise the setting limits.organizations_per_user.",
     ))
 }
 

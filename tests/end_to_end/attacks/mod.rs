@@ -6,7 +6,7 @@ mod data;
 mod ingress;
 mod limits;
 mod plans;
-mod quotas;
+pub mod quotas;
 mod sandbox;
 mod terminal;
 

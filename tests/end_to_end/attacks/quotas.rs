@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
             bounded,
         ),
         test("a host that was given up is kept for its organization", hosts),
+        test_of_processes("many builds of one organization do not keep another's waiting", builds_take_turns),
     ]
 }
 
@@ -23,7 +24,7 @@ fn set(server: &Server, organization: &str, quotas: Value) {
     assert_eq!(set["organization_id"], organization, "{set}");
 }
 
-fn bounded() {
+pub fn bounded() {
     let server = Server::with(&["quotas.instances=4", "quotas.projects=9"]);
     let admin = server.admin();
     let deploy = |folder: &std::path::Path, name: &str| server.deploy(folder, name);
@@ -108,12 +109,55 @@ fn bounded() {
     }
 }
 
+/// An archive of a site whose build does nothing for so many seconds.
+fn slow_site(seconds: u32) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let declared = format!("kind = \"static\"\n[build]\nbuild = \"sleep {seconds}\"\noutput = \".\"\n");
+    for (name, content) in [("index.html", "hi"), ("capsule.toml", declared.as_str())] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, content.as_bytes()).expect("appended");
+    }
+    archive.into_inner().expect("finished")
+}
+
+fn builds_take_turns() {
+    let server = Server::with(&["build.concurrent=1"]);
+    let (crowd, single) = (server.register("crowd@example.com"), server.register("single@example.com"));
+    let begin = |token: &str, name: &str| {
+        let service = server.service(token, name);
+        let path = format!("/uploads?service_id={service}");
+        let upload = server.api_raw("POST", &path, Some(token), "application/x-tar", Some(slow_site(1))).ok();
+        let body = json!({"upload_id": upload["id"]});
+        text(&server.api("POST", &format!("/services/{service}/deploy"), Some(token), Some(&body)).ok(), "id")
+    };
+    let crowded: Vec<String> = (0..5).map(|n| begin(&crowd, &format!("site-{n}"))).collect();
+    let own = begin(&single, "own");
+    let get = |token: &str, id: &str| server.api("GET", &format!("/deployments/{id}"), Some(token), None).ok();
+    let finished = |token: &str, id: &str| !get(token, id)["finished_at"].is_null();
+    eventually("the other organization's build is done", || (get(&single, &own)["status"] == "running").then_some(()));
+    let late = crowded.iter().filter(|id| !finished(&crowd, id)).count();
+    assert!(late >= 2, "it waited behind all but {late}");
+    // Who waits has not begun, and can be cancelled or replaced at no cost.
+    let waiting = crowded.iter().rev().find(|id| get(&crowd, id)["status"] == "pending").expect("one waits");
+    server.api("POST", &format!("/deployments/{waiting}/cancel"), Some(&crowd), None).ok();
+    eventually("it is cancelled", || (get(&crowd, waiting)["status"] == "cancelled").then_some(()));
+    for id in crowded.iter().filter(|id| *id != waiting) {
+        eventually("it runs", || (get(&crowd, id)["status"] == "running").then_some(()));
+    }
+}
+
 /// A site of this name, of whoever has the token: its service and its host.
 fn site(server: &Server, token: &str, name: &str) -> (String, String) {
-    let service = server.service(token, name);
+    site_of(server, token, server.service(token, name), "production")
+}
+
+/// A site in an environment, of a service that is there: it, and its host.
+fn site_of(server: &Server, token: &str, service: String, environment: &str) -> (String, String) {
     let path = format!("/uploads?service_id={service}");
     let upload = server.api_raw("POST", &path, Some(token), "application/x-tar", Some(archive_of_page("hi"))).ok();
-    let body = json!({"upload_id": upload["id"]});
+    let body = json!({"upload_id": upload["id"], "environment": environment});
     let deployment = server.api("POST", &format!("/services/{service}/deploy"), Some(token), Some(&body)).ok();
     let url = text(&deployment, "url");
     let host = url.trim_start_matches("http://").split(':').next().expect("a host").to_owned();
@@ -124,7 +168,7 @@ fn site(server: &Server, token: &str, name: &str) -> (String, String) {
     (service, host)
 }
 
-fn hosts() {
+pub fn hosts() {
     let server = Server::default();
     let (ada, eve) = (server.register("ada@example.com"), server.register("eve@example.com"));
     let gone = |host: &str| eventually("it is gone", || (server.get(host, "/").status == 404).then_some(()));
@@ -158,4 +202,23 @@ fn hosts() {
         gone(host);
     }
     assert_eq!(site(&server, &eve, "shop").1, strangers, "its own again, not the other's");
+
+    // And when an environment goes, or a whole organization.
+    let post = |token: &str, path: &str, body: Value| server.api("POST", path, Some(token), Some(&body)).ok();
+    let organization = text(&post(&ada, "/organizations", json!({"name": "Acme"})), "id");
+    let project = text(&post(&ada, "/projects", json!({"organization_id": organization, "name": "p"})), "id");
+    let staging = post(&ada, &format!("/projects/{project}/environments"), json!({"name": "staging", "kind": "staging"}));
+    let service = text(&post(&ada, "/services", json!({"project_id": project, "name": "desk"})), "id");
+    let (_, first) = site_of(&server, &ada, service.clone(), "staging");
+    let (_, second) = site_of(&server, &ada, service, "production");
+    assert_eq!((first.as_str(), second.as_str()), ("desk-staging.localhost", "desk-production.localhost"));
+    server.api("DELETE", &format!("/environments/{}", text(&staging, "id")), Some(&ada), None).ok();
+    gone(&first);
+    server.api("DELETE", &format!("/organizations/{organization}"), Some(&ada), None).ok();
+    gone(&second);
+    let strangers = server.service(&eve, "desk");
+    let project = text(&server.api("GET", &format!("/services/{strangers}"), Some(&eve), None).ok(), "project_id");
+    post(&eve, &format!("/projects/{project}/environments"), json!({"name": "staging", "kind": "staging"}));
+    assert_eq!(site_of(&server, &eve, strangers.clone(), "staging").1, "desk-staging-2.localhost");
+    assert_eq!(site_of(&server, &eve, strangers, "production").1, "desk-production-2.localhost");
 }
