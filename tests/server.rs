@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -22,6 +23,8 @@ pub struct Server {
     processes: Vec<Process>,
     port: u16,
     agent: Agent,
+    /// Made before any other account is registered: it administers the installation.
+    first: OnceLock<()>,
     /// A copy of the binary that a user without rights may run as such.
     unprivileged: Option<PathBuf>,
     /// Last: what it stands on ends after it.
@@ -79,7 +82,8 @@ impl Server {
         Self {
             data: folder("cap-"),
             home: folder("home-"),
-            settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0"]
+            // Tests register whomever they need; what a server does by default is tested by itself.
+            settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0", "registration=open"]
                 .iter()
                 .chain(settings)
                 .map(|setting| (*setting).to_owned())
@@ -102,6 +106,7 @@ impl Server {
                 .max_redirects(0)
                 .build()
                 .into(),
+            first: OnceLock::new(),
             unprivileged: None,
             _ground: ground,
         }
@@ -484,6 +489,14 @@ impl Server {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let answer = match body {
+            Some(body) if method == "DELETE" => {
+                let (parts, ()) = request.body(()).expect("a request").into_parts();
+                let mut request = self.agent.delete(parts.uri);
+                for (name, value) in &parts.headers {
+                    request = request.header(name, value);
+                }
+                request.header("content-type", kind).force_send_body().send(&body)
+            }
             Some(body) => self.agent.run(request.header("content-type", kind).body(body).expect("a request")),
             None => self.agent.run(request.body(()).expect("a request")),
         };
@@ -506,17 +519,39 @@ impl Server {
         text(&self.api("POST", "/auth/local", None, Some(&body)).ok(), "access_token")
     }
 
-    /// An access token of a new user.
+    /// An access token of a new user, who does not administer the installation.
     #[must_use]
     pub fn register(&self, email: &str) -> String {
-        // The first user of an installation is its administrator.
-        let _ = self.admin();
+        self.first_account();
         let body = serde_json::json!({"email": email, "password": "a long enough one 1"});
         text(&self.api("POST", "/auth/register", None, Some(&body)).ok(), "access_token")
     }
 }
 
 impl Server {
+    /// Makes the first account with a password, unless it was: it takes the set-up token.
+    pub fn first_account(&self) {
+        self.first.get_or_init(|| {
+            let _ = self.admin();
+            let body = serde_json::json!({
+                "email": "first@example.com", "password": "a long enough one 1", "setup_token": self.local_token()
+            });
+            self.api("POST", "/auth/register", None, Some(&body)).ok();
+        });
+    }
+
+    /// Adds a registered user to an organization, and accepts for them. What adding them was answered with.
+    pub fn add_member(&self, owner: &str, organization: &str, email: &str, role: &str, member: &str) -> Value {
+        let body = serde_json::json!({"email": email, "role": role});
+        let added = self.api("POST", &format!("/organizations/{organization}/members"), Some(owner), Some(&body)).ok();
+        let invitations = self.api("GET", "/invitations", Some(member), None).ok();
+        let invitations = invitations["items"].as_array().cloned().unwrap_or_default();
+        let invitation = invitations.iter().find(|invitation| invitation["organization_id"] == organization);
+        let id = text(invitation.expect("the invitation is there"), "id");
+        self.api("POST", &format!("/invitations/{id}/accept"), Some(member), Some(&serde_json::json!({}))).ok();
+        added
+    }
+
     /// A new service of this name, in a project of this name in the personal organization of whoever
     /// has the token.
     #[must_use]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, header};
 use capsule_bus::{Bus, Context, Principal};
 use capsule_cache::{Cache, revocation};
-use capsule_contracts::identity::{TokenStatus, ValidateToken};
+use capsule_contracts::identity::{CheckSessions, TokenStatus, ValidateToken};
 use capsule_contracts::{Problem, Timestamp};
 use capsule_store::{DerivedKey, Keyring};
 use sha2::{Digest, Sha256};
@@ -80,6 +80,22 @@ impl Authenticator {
             known.insert(token, (Instant::now(), principal));
         }
         Ok(principal)
+    }
+
+    /// What tells one message from another, and nothing about either.
+    pub fn fingerprint(&self, message: &[u8]) -> String {
+        self.key.sign(message)
+    }
+
+    /// Fails unless the session of this request lives still: the request may have taken long.
+    pub async fn recheck(&self, context: &Context) -> Result<(), Problem> {
+        let Principal::User { session, .. } = context.principal else { return Ok(()) };
+        let ask = Context::new(context.correlation_id.clone(), Principal::Service("gateway"));
+        let live = self.bus.request(&ask, &CheckSessions { ids: vec![session] }).await?;
+        match live.ids.contains(&session) {
+            true => Ok(()),
+            false => Err(Problem::unauthenticated("The session ended while the request was sent.")),
+        }
     }
 
     /// What another gateway was answered, if the session was not revoked since.

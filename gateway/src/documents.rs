@@ -177,6 +177,10 @@ fn access_text(access: Access) -> String {
         Access::PlatformAdmin => "Takes an administrator of the installation.".into(),
         Access::Internal => "For services of the platform only.".into(),
         Access::Granted(permission) => format!("Takes the permission {}.", permission.name()),
+        Access::GrantedAndDeploy(permission) => format!(
+            "Takes the permission {}, and deploy:production, deploy:staging or deploy:dev for every environment that it reaches.",
+            permission.name()
+        ),
         Access::GrantedDeploy => "Takes deploy:production, deploy:staging or deploy:dev, by the kind of environment.".into(),
     }
 }

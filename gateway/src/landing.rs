@@ -5,3 +5,8 @@ use axum::response::Html;
 pub async fn page() -> Html<&'static str> {
     Html(include_str!("landing.html"))
 }
+
+/// Where registration links lead. The secret in them follows the `#`, which no browser sends.
+pub async fn register() -> Html<&'static str> {
+    Html(include_str!("register.html"))
+}

@@ -103,6 +103,7 @@ pub fn router(options: Options, checks: Vec<Check>) -> Router {
         .merge(capsule_observe::health(checks))
         .route("/.well-known/jwks.json", get(move |request: Request| request::call(gateway, rows::keys(), request)))
         .route("/", get(landing::page))
+        .route("/register", get(landing::register))
         .fallback(any(request::no_such_endpoint))
         .layer(middleware::from_fn(harden))
 }

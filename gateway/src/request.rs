@@ -63,7 +63,7 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
         let message = message(row, parts, &body).await?;
         attempt = limits::check_account(&gateway, &context, &client, row.subject, &message).await?;
         let context = match key {
-            Some(key) => remembered(context, row.subject, &key, &message),
+            Some(key) => remembered(&gateway, context, row.subject, &key, &message),
             None => context,
         };
         match row.everywhere {
@@ -151,13 +151,14 @@ fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
 }
 
 /// The same request, known by its sender, its subject and the key; nobody else's key is the same.
-fn remembered(context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
+fn remembered(gateway: &Gateway, context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
     let Principal::User { id, .. } = context.principal else { return context };
     let mut digest = Sha256::new_with_prefix(id.as_bytes());
     digest.update(format!("\0{subject}\0{key}"));
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest.finalize()[..16]);
-    context.once(Uuid::from_bytes(bytes), hex::encode(Sha256::digest(message)))
+    // Keyed, for it is stored: from a plain digest, a password in the message could be guessed.
+    context.once(Uuid::from_bytes(bytes), gateway.authenticator.fingerprint(message))
 }
 
 /// The caller's correlation id if it is a decent one, or a new one.

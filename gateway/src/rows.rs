@@ -7,13 +7,13 @@ use capsule_contracts::deploy::{
     RemoveFromEnvironment, Restart, Rollback, Start, Stop, StreamDeploymentLog, StreamServiceLog,
 };
 use capsule_contracts::identity::{
-    DeleteProfile, GetKeys, GetProfile, ListSessions, LocalLogin, Login, Logout, RefreshToken, Register, RevokeSession,
-    RevokeSessions, UpdateProfile, ValidateToken,
+    ChangePassword, DeleteProfile, DeleteUser, GetKeys, GetProfile, ListSessions, ListUsers, LocalLogin, Login, Logout,
+    RefreshToken, Register, RevokeSession, RevokeSessions, UpdateProfile, UpdateUser, ValidateToken,
 };
 use capsule_contracts::operations::{DiscardDeadLetter, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter};
 use capsule_contracts::organization::{
-    AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, ListMembers, ListOrganizations,
-    ListPermissions, RemoveMember, UpdateOrganization,
+    AcceptInvitation, AddMember, ChangeRole, CreateOrganization, DeleteOrganization, GetOrganization, LeaveOrganization,
+    ListInvitations, ListMembers, ListOrganizations, ListPermissions, RejectInvitation, RemoveMember, UpdateOrganization,
 };
 use capsule_contracts::project::{
     ArchiveProject, ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteEnvironment, DeleteProject,
@@ -140,6 +140,7 @@ pub fn all() -> &'static [Row] {
             get::<GetProfile>("/auth/me"),
             patch::<UpdateProfile>("/auth/me"),
             delete::<DeleteProfile>("/auth/me").answers(StatusCode::ACCEPTED),
+            post::<ChangePassword>("/auth/password/change"),
             get::<ListSessions>("/auth/sessions"),
             delete::<RevokeSessions>("/auth/sessions"),
             delete::<RevokeSession>("/auth/sessions/{id}"),
@@ -153,6 +154,10 @@ pub fn all() -> &'static [Row] {
             patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
             delete::<RemoveMember>("/organizations/{id}/members/{user_id}"),
             get::<GetQuotas>("/organizations/{id}/quotas"),
+            post::<LeaveOrganization>("/organizations/{id}/leave"),
+            get::<ListInvitations>("/invitations"),
+            post::<AcceptInvitation>("/invitations/{id}/accept"),
+            post::<RejectInvitation>("/invitations/{id}/reject"),
             get::<ListPermissions>("/permissions"),
             get::<ListProjects>("/projects"),
             create::<CreateProject>("/projects"),
@@ -189,6 +194,9 @@ pub fn all() -> &'static [Row] {
             get::<InspectOrganizations>("/admin/organizations"),
             get::<InspectQuotas>("/admin/organizations/{id}/quotas"),
             put::<SetQuotas>("/admin/organizations/{id}/quotas"),
+            get::<ListUsers>("/admin/users"),
+            patch::<UpdateUser>("/admin/users/{id}"),
+            delete::<DeleteUser>("/admin/users/{id}").answers(StatusCode::ACCEPTED),
             get::<ListDeadLetters>("/admin/dead-letters").everywhere(),
             get::<GetDeadLetter>("/admin/dead-letters/{id}").everywhere(),
             post::<ReplayDeadLetter>("/admin/dead-letters/{id}/replay").everywhere(),

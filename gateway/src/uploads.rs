@@ -67,7 +67,7 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_
         .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
     let bytes = body.size_hint().exact();
     let upload = gateway.bus.request(&context, &BeginUpload { service_id: parameters.service_id, bytes }).await?;
-    let kept = keep(gateway, &upload, body).await;
+    let kept = keep(gateway, &context, &upload, body).await;
     // Sending the bytes may have taken longer than a request's patience.
     let context = Context::new(context.correlation_id, context.principal);
     match kept {
@@ -83,7 +83,7 @@ async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_
     }
 }
 
-async fn keep(gateway: &Gateway, upload: &Upload, body: &mut Body) -> Result<(String, u64), Problem> {
+async fn keep(gateway: &Gateway, context: &Context, upload: &Upload, body: &mut Body) -> Result<(String, u64), Problem> {
     let disk = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::StorageFull {
             return Problem::insufficient_storage("The server keeps the rest of its disk in reserve and takes no upload now.");
@@ -112,5 +112,7 @@ async fn keep(gateway: &Gateway, upload: &Upload, body: &mut Body) -> Result<(St
             Problem::bad_request("The upload is empty.").hint("Send a tar, tar.gz or zip archive of the folder as the body.")
         );
     }
+    // Sending it may have taken long. That the sender is a member still is checked with what follows.
+    gateway.authenticator.recheck(context).await?;
     writer.keep().await.map_err(disk)
 }

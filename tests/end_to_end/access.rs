@@ -84,12 +84,13 @@ struct Fixture {
     deployment: String,
     viewer: String,
     session: String,
+    invitation: String,
 }
 
 impl World {
     fn new() -> Self {
-        // One person makes an organization for every row.
-        let server = Server::with(&["limits.organizations_per_user=1000"]);
+        // One person makes an organization for every row, and everybody is registered from one address.
+        let server = Server::with(&["limits.organizations_per_user=1000", "limits.sign_ins_per_minute=0"]);
         let members = ROLES
             .iter()
             .map(|(role, _)| {
@@ -109,11 +110,8 @@ impl World {
     fn fixture(&self) -> Fixture {
         let post = |path: &str, body: Value| self.server.api("POST", path, Some(self.owner()), Some(&body)).ok();
         let organization = text(&post("/organizations", json!({"name": "Fixture"})), "id");
-        for (role, _) in &ROLES[..3] {
-            post(
-                &format!("/organizations/{organization}/members"),
-                json!({"email": format!("{role}@example.com"), "role": role}),
-            );
+        for ((role, _), (token, _)) in ROLES.iter().zip(&self.members).take(3) {
+            self.server.add_member(self.owner(), &organization, &format!("{role}@example.com"), role, token);
         }
         let project = text(&post("/projects", json!({"organization_id": organization, "name": "Fixture"})), "id");
         let environments = self.server.api("GET", &format!("/projects/{project}/environments"), Some(self.owner()), None).ok();
@@ -136,7 +134,27 @@ impl World {
         }
         let sessions = self.server.api("GET", "/auth/sessions", Some(self.owner()), None).ok();
         let session = text(&sessions["items"][0], "id");
-        Fixture { organization, project, environment, service, upload, deployment, viewer: self.members[0].1.clone(), session }
+        Fixture {
+            organization,
+            project,
+            environment,
+            service,
+            upload,
+            deployment,
+            viewer: self.members[0].1.clone(),
+            session,
+            invitation: Fixture::nothing().invitation,
+        }
+    }
+
+    /// An invitation that waits for the answer of whoever has this token.
+    fn invitation(&self, token: &str) -> String {
+        let email = text(&self.server.api("GET", "/auth/me", Some(token), None).ok(), "email");
+        let body = json!({"name": "Inviting"});
+        let organization = text(&self.server.api("POST", "/organizations", Some(self.owner()), Some(&body)).ok(), "id");
+        let body = json!({"email": email, "role": "viewer"});
+        self.server.api("POST", &format!("/organizations/{organization}/members"), Some(self.owner()), Some(&body)).ok();
+        text(&self.server.api("GET", "/invitations", Some(token), None).ok()["items"][0], "id")
     }
 
     fn send(&self, method: &str, token: Option<&str>, (path, body): (String, Body)) -> Reply {
@@ -150,13 +168,14 @@ impl World {
     /// Nobody, a foreigner, and each role without the right are refused, in this order; then the least
     /// role with the right is let in.
     fn check(&self, method: &str, subject: &str, access: Access, request: impl Fn(&Fixture) -> (String, Body)) {
-        let permission = match access {
+        let taken = match access {
             Access::Public => return,
             Access::SignedIn => {
                 // Somebody's own: made for this, since their sessions may end by it.
                 let token = self.server.register(&format!("{}@example.com", unique()));
                 let session = text(&self.server.api("GET", "/auth/sessions", Some(&token), None).ok()["items"][0], "id");
-                let fixture = Fixture { session, ..Fixture::nothing() };
+                let invitation = self.invitation(&token);
+                let fixture = Fixture { session, invitation, ..Fixture::nothing() };
                 assert_eq!(self.send(method, None, request(&fixture)).status, 401);
                 let answer = self.send(method, Some(&token), request(&fixture));
                 assert!((200..300).contains(&answer.status), "a signed-in user: {answer:?}");
@@ -168,8 +187,10 @@ impl World {
                 assert_eq!(self.send(method, Some(self.owner()), request(&fixture)).status, 403);
                 return;
             }
-            Access::Granted(permission) => permission.name(),
-            Access::GrantedDeploy => "deploy:production",
+            Access::Granted(permission) => vec![permission.name()],
+            // The fixture's environment is one of production.
+            Access::GrantedDeploy => vec!["deploy:production"],
+            Access::GrantedAndDeploy(permission) => vec![permission.name(), "deploy:production"],
             Access::Internal => panic!("no door leads to an internal message"),
         };
         let fixture = self.fixture();
@@ -186,14 +207,16 @@ impl World {
         for ((role, more), (token, _)) in ROLES.iter().zip(&self.members) {
             permitted.extend(*more);
             let answer = self.send(method, Some(token), request(&fixture));
-            if permitted.contains(&permission) && (*role == "owner" || !OWNER_ONLY.contains(&subject)) {
+            if taken.iter().all(|permission| permitted.contains(permission))
+                && (*role == "owner" || !OWNER_ONLY.contains(&subject))
+            {
                 // What is in conflict with the state was let in, too.
-                assert!(matches!(answer.status, 200..=299 | 409), "{role} has {permission}: {answer:?}");
+                assert!(matches!(answer.status, 200..=299 | 409), "{role} has {taken:?}: {answer:?}");
                 return;
             }
-            assert_eq!(answer.status, 403, "{role} lacks {permission}: {answer:?}");
+            assert_eq!(answer.status, 403, "{role} lacks some of {taken:?}: {answer:?}");
         }
-        panic!("no role has {permission}");
+        panic!("no role has {taken:?}");
     }
 }
 
@@ -210,6 +233,7 @@ impl Fixture {
             deployment: id(),
             viewer: id(),
             session: id(),
+            invitation: id(),
         }
     }
 }
@@ -229,6 +253,7 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
         Some("services") => &fixture.service,
         Some("deployments") => &fixture.deployment,
         Some("auth") => &fixture.session,
+        Some("invitations") => &fixture.invitation,
         _ => &fixture.viewer,
     };
     let mut path = row
@@ -253,9 +278,15 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
             "variables" => json!({"A": "1"}),
             "quotas" => json!({"projects": 7}),
             "email" => json!("outsider@example.com"),
+            "platform_admin" => json!(true),
+            "new_password" => json!("another long one 2"),
             other => panic!("{} wants {other}: say here what to send", row.subject),
         };
         members.insert(name.clone(), value);
+    }
+    // Not required, for without it the answer says what is missing.
+    if schema.properties.contains_key("password") {
+        members.insert("password".into(), json!("a long enough one 1"));
     }
     if row.method == "GET" {
         let query: Vec<String> =

@@ -46,7 +46,7 @@ fn idempotency() {
     let rename =
         |token: &str| server.api_header("PUT", &path, token, ("idempotency-key", "key-4"), Some(&json!({"name": "New"})));
     rename(&one).ok();
-    server.api("DELETE", &path, Some(&one), None).ok();
+    server.api("DELETE", &path, Some(&one), Some(&json!({"password": "a long enough one 1"}))).ok();
     assert_eq!(rename(&one).status, 404);
 }
 
@@ -173,8 +173,7 @@ fn members() {
     let id = text(&organization, "id");
     let projects = |token: &str| server.api("GET", &format!("/projects?organization_id={id}"), Some(token), None).status;
     assert_eq!(projects(&member), 404);
-    let body = json!({"email": "member@example.com", "role": "viewer"});
-    let added = server.api("POST", &format!("/organizations/{id}/members"), Some(&owner), Some(&body)).ok();
+    let added = server.add_member(&owner, &id, "member@example.com", "viewer", &member);
     assert_eq!(projects(&member), 200, "a member just added is refused");
     let user = text(&added, "user_id");
     server.api("DELETE", &format!("/organizations/{id}/members/{user}"), Some(&owner), None).ok();

@@ -234,7 +234,7 @@ fn malformed() {
 fn account() {
     let server = Server::default();
     let url = format!("http://localhost:{}", server.port());
-    let _ = server.admin();
+    server.first_account();
     // Another data directory: the server is no local one any more.
     let elsewhere: &[(&str, &str)] = &[("CAPSULE_DATA", "/nowhere")];
     let address = format!("http://127.0.0.1:{}", server.port());

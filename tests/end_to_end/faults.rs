@@ -340,7 +340,8 @@ fn replaced() {
         "limits.sign_ins_per_minute=0".into(),
     ];
     let server = everywhere(&Shape::split(settings), Server::default);
-    let (_, port) = (server.admin(), server.port());
+    server.first_account();
+    let port = server.port();
     let server = Mutex::new(server);
     let over = AtomicBool::new(false);
     let registered = std::thread::scope(|scope| {

@@ -93,6 +93,11 @@ fn organization(server: &Server, token: &str, name: &str) -> (String, String) {
     (organization, host)
 }
 
+/// What confirms a dangerous act of somebody who was registered by the test.
+fn confirmed() -> Value {
+    json!({"password": "a long enough one 1"})
+}
+
 fn saga(server: &Server, name: &str) -> Option<Value> {
     let all = server.capsule(&["admin", "sagas", "list", "--json"]).ok().json();
     all.as_array()?.iter().find(|saga| saga["name"] == name).cloned()
@@ -108,7 +113,7 @@ fn deletion() {
     let token = server.register("owner@example.com");
     let (id, host) = organization(&server, &token, "doomed");
     let path = format!("/organizations/{id}");
-    assert_eq!(server.api("DELETE", &path, Some(&token), None).status, 202);
+    assert_eq!(server.api("DELETE", &path, Some(&token), Some(&confirmed())).status, 202);
     // Nobody finds it any more, whatever is still to be done.
     assert_eq!(server.api("GET", &path, Some(&token), None).status, 404);
     server.kill();
@@ -128,10 +133,9 @@ fn erasure() {
     let (alone, host) = organization(&server, &token, "alone");
     let shared = text(&server.api("POST", "/organizations", Some(&friend), Some(&json!({"name": "Shared"}))).ok(), "id");
     let members = format!("/organizations/{shared}/members");
-    let body = json!({"email": "leaver@example.com", "role": "admin"});
-    server.api("POST", &members, Some(&friend), Some(&body)).ok();
+    server.add_member(&friend, &shared, "leaver@example.com", "admin", &token);
 
-    assert_eq!(server.api("DELETE", "/auth/me", Some(&token), None).status, 202);
+    assert_eq!(server.api("DELETE", "/auth/me", Some(&token), Some(&confirmed())).status, 202);
     let login = json!({"email": "leaver@example.com", "password": "a long enough one 1"});
     assert_eq!(server.api("POST", "/auth/login", None, Some(&login)).status, 401);
     ended_well(&server, "user_erasure");
@@ -152,13 +156,12 @@ fn erasure() {
 fn last_ones() {
     let server = Server::default();
     let admin = server.admin();
-    let refused = server.api("DELETE", "/auth/me", Some(&admin), None);
+    let refused = server.api("DELETE", "/auth/me", Some(&admin), Some(&json!({"password": server.local_token()})));
     assert!(refused.status == 409 && refused.body.contains("only administrator"), "{refused:?}");
-    let (owner, _) = (server.register("owner@example.com"), server.register("member@example.com"));
+    let (owner, member) = (server.register("owner@example.com"), server.register("member@example.com"));
     let id = text(&server.api("POST", "/organizations", Some(&owner), Some(&json!({"name": "Ours"}))).ok(), "id");
-    let body = json!({"email": "member@example.com", "role": "viewer"});
-    server.api("POST", &format!("/organizations/{id}/members"), Some(&owner), Some(&body)).ok();
-    let refused = server.api("DELETE", "/auth/me", Some(&owner), None);
+    server.add_member(&owner, &id, "member@example.com", "viewer", &member);
+    let refused = server.api("DELETE", "/auth/me", Some(&owner), Some(&confirmed()));
     assert!(refused.status == 409 && refused.body.contains("only owner of Ours"), "{refused:?}");
     assert_eq!(server.api("GET", "/auth/me", Some(&owner), None).status, 200, "nothing has changed");
 }

@@ -79,6 +79,11 @@ pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == "not_found")
 }
 
+/// Whether an error is the server's answer that the act takes the password once more.
+pub fn takes_password(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == "reauthentication_required")
+}
+
 impl Client {
     /// The server that was named, or else the one of the data directory. Only where neither is given, and no server
     /// runs with this user's data directory, is it the one signed in to last: what was named never falls back.
@@ -159,6 +164,11 @@ impl Client {
         self.directory.as_deref()
     }
 
+    /// The secret that signs the owner of this host's server in, if this is that server.
+    pub fn local_token(&self) -> Option<&str> {
+        self.local_token.as_deref()
+    }
+
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
         self.call("GET", path, None)
     }
@@ -177,6 +187,11 @@ impl Client {
 
     pub fn delete<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
         self.call("DELETE", path, None)
+    }
+
+    /// As [`Client::delete`], with a body: what must not be in an address.
+    pub fn delete_with<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        self.call("DELETE", path, Some(&serde_json::to_vec(body)?))
     }
 
     fn call<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: Option<&[u8]>) -> anyhow::Result<T> {
@@ -238,6 +253,13 @@ impl Client {
             request = request.header("authorization", authorization);
         }
         let sent = match body {
+            Some(body) if method == "DELETE" => {
+                let mut request = self.agent.delete(format!("{}/api/v1{path}", self.server));
+                if let Some(authorization) = self.authorization() {
+                    request = request.header("authorization", authorization);
+                }
+                request.header("content-type", "application/json").force_send_body().send(body)
+            }
             Some(body) => self.agent.run(request.header("content-type", "application/json").body(body)?),
             None => self.agent.run(request.body(())?),
         };
@@ -291,6 +313,13 @@ impl Client {
         let _turn = session::lock()?;
         let response = self.send("POST", path, Some(body.to_string().as_bytes()))?;
         self.keep(accepted(response)?)
+    }
+
+    /// Forgets a session that the server has ended.
+    pub fn forget(&mut self) -> anyhow::Result<()> {
+        let _turn = session::lock()?;
+        self.tokens = None;
+        session::forget(&self.name)
     }
 
     fn keep(&mut self, mut response: Response<Body>) -> anyhow::Result<()> {

@@ -1,33 +1,84 @@
-//! Who is signed in.
+//! Who is signed in, and their account.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use capsule_contracts::Empty;
 use capsule_contracts::identity::User;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::arguments::Login;
-use crate::client::Client;
-use crate::terminal::{Terminal, ask, ask_password};
+use crate::arguments::{AccountCommand, Login, Register};
+use crate::client::{Client, takes_password};
+use crate::terminal::{Terminal, ask, ask_password, can_ask, confirm};
 
 pub fn login(mut client: Client, arguments: Login, terminal: Terminal) -> anyhow::Result<()> {
-    if client.is_local() && arguments.email.is_none() && !arguments.register {
+    if arguments.register {
+        let register = Register { email: arguments.email, name: arguments.name, token_stdin: false };
+        return enter(client, register, None, terminal);
+    }
+    if client.is_local() && arguments.email.is_none() {
         // The server is of this host, and its data directory can be read: no password is needed.
         return whoami(client, terminal);
     }
-    let email = match arguments.email {
+    let email = email(arguments.email)?;
+    let password = ask_password("Password", false)?;
+    client.enter("/auth/login", &json!({"email": email, "password": password}))?;
+    whoami(client, terminal)
+}
+
+/// Makes an account. A registration link says at which server, unless one is named.
+pub fn register(
+    client: impl Fn(Option<&str>) -> anyhow::Result<Client>,
+    named: Option<&str>,
+    arguments: Register,
+    terminal: Terminal,
+) -> anyhow::Result<()> {
+    let link = link(arguments.token_stdin)?;
+    let (server, token) = match link.rsplit_once('#') {
+        Some((page, token)) => (page.strip_suffix("/register"), token),
+        None => (None, link.as_str()),
+    };
+    let client = client(named.or(server))?;
+    enter(client, arguments, Some(token).filter(|token| !token.is_empty()), terminal)
+}
+
+/// The registration link or token: a secret, so it is asked for or read, and never an argument.
+fn link(stdin: bool) -> anyhow::Result<String> {
+    if stdin {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).context("the registration link cannot be read from standard input")?;
+        return Ok(line.trim().to_owned());
+    }
+    if !can_ask() {
+        return Ok(String::new());
+    }
+    let prompt = inquire::Password::new("Registration link (empty if you have none)").without_confirmation();
+    Ok(prompt.prompt()?.trim().to_owned())
+}
+
+fn enter(mut client: Client, arguments: Register, token: Option<&str>, terminal: Terminal) -> anyhow::Result<()> {
+    let email = email(arguments.email)?;
+    let password = ask_password("Password", true)?;
+    // The first account takes the set-up token. Whoever can read the data directory has it already.
+    let setup = std::env::var("CAPSULE_SETUP_TOKEN").ok().or_else(|| client.local_token().map(str::to_owned));
+    let body: Value = json!({
+        "email": email,
+        "password": password,
+        "name": arguments.name,
+        "setup_token": setup.as_deref().or(token),
+        "registration_token": token,
+    });
+    client.enter("/auth/register", &body)?;
+    whoami(client, terminal)
+}
+
+fn email(given: Option<String>) -> anyhow::Result<String> {
+    let email = match given {
         Some(email) => email,
         None => ask("E-mail", None, "give your e-mail address with --email")?,
     };
     if email.trim().is_empty() {
         bail!("an e-mail address is needed");
     }
-    let password = ask_password("Password", arguments.register)?;
-    if arguments.register {
-        let body = json!({"email": email, "password": password, "name": arguments.name, "setup_token": arguments.setup_token});
-        client.enter("/auth/register", &body)?;
-    } else {
-        client.enter("/auth/login", &json!({"email": email, "password": password}))?;
-    }
-    whoami(client, terminal)
+    Ok(email)
 }
 
 pub fn logout(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
@@ -41,4 +92,42 @@ pub fn whoami(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
         let rank = if user.platform_admin { ", administrator of the installation" } else { "" };
         format!("{} <{}>{rank}\nat {}", user.name, user.email, client.name())
     })
+}
+
+/// Does what takes the password once more. For the local administrator, the server's local token does.
+pub fn confirmed<T>(client: &mut Client, act: impl Fn(&mut Client, &str) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    if let Some(token) = client.local_token().map(str::to_owned) {
+        match act(client, &token) {
+            Err(error) if takes_password(&error) => {}
+            done => return done,
+        }
+    }
+    let password = ask_password("Your password, to confirm", false)?;
+    act(client, &password)
+}
+
+pub fn password(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
+    let user: User = client.get("/auth/me")?;
+    // From a pipe: the present password, then the new one, each on a line.
+    let present = ask_password("Present password (empty for the local administrator)", false);
+    let present = match (present, client.local_token()) {
+        (Ok(present), _) if !present.is_empty() => present,
+        (_, Some(token)) => token.to_owned(),
+        (present, None) => present?,
+    };
+    let new = ask_password("New password", true)?;
+    let _: Empty = client.post("/auth/password/change", &json!({"password": present, "new_password": new}))?;
+    terminal.show(&json!({"user": user}), |_| format!("Changed the password of {}. Every other session has ended.", user.email))
+}
+
+pub fn account(mut client: Client, command: &AccountCommand, terminal: Terminal) -> anyhow::Result<()> {
+    let AccountCommand::Delete { yes } = command;
+    let user: User = client.get("/auth/me")?;
+    let question = format!("Erase the account {} at {}, with every organization that is yours alone?", user.email, client.name());
+    if !confirm(&question, *yes)? {
+        bail!("nothing was changed");
+    }
+    let _: Empty = confirmed(&mut client, |client, password| client.delete_with("/auth/me", &json!({"password": password})))?;
+    client.forget()?;
+    terminal.show(&json!({"user": user}), |_| format!("The account {} is being erased.", user.email))
 }

@@ -1,27 +1,90 @@
 //! For administrators of the installation: what could not be handled, and what is under way.
 
-use capsule_contracts::Page;
+use anyhow::{anyhow, bail};
+use capsule_contracts::identity::User;
 use capsule_contracts::operations::{DeadLetter, Saga};
+use capsule_contracts::{Empty, Page};
 use serde_json::json;
 
-use crate::arguments::{AdminCommand, DeadLettersCommand, QuotasCommand, SagasCommand};
+use super::account::confirmed;
+use crate::arguments::{AdminCommand, DeadLettersCommand, QuotasCommand, SagasCommand, UsersCommand};
 use crate::client::Client;
-use crate::terminal::{Terminal, table};
+use crate::terminal::{Terminal, confirm, table};
 
 pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow::Result<()> {
     let is_change = matches!(
         command,
         AdminCommand::DeadLetters { command: DeadLettersCommand::Replay { .. } | DeadLettersCommand::Discard { .. } }
             | AdminCommand::Quotas { command: QuotasCommand::Set { .. } }
+            | AdminCommand::Users {
+                command: UsersCommand::Grant { .. } | UsersCommand::Revoke { .. } | UsersCommand::Delete { .. }
+            }
     );
     if is_change {
         terminal.say(&format!("Server {}", client.name()));
     }
     match command {
+        AdminCommand::Users { command } => users(client, command, terminal),
         AdminCommand::DeadLetters { command } => dead_letters(client, *command, terminal),
         AdminCommand::Sagas { command } => sagas(client, *command, terminal),
         AdminCommand::Quotas { command } => super::quotas::administer(client, command, terminal),
     }
+}
+
+fn all_users(client: &mut Client) -> anyhow::Result<Vec<User>> {
+    let (mut all, mut path) = (Vec::new(), "/admin/users".to_owned());
+    loop {
+        let page: Page<User> = client.get(&path)?;
+        all.extend(page.items);
+        match page.next_cursor {
+            Some(cursor) => path = format!("/admin/users?cursor={cursor}"),
+            None => return Ok(all),
+        }
+    }
+}
+
+fn user(client: &mut Client, email: &str) -> anyhow::Result<User> {
+    let wanted = email.trim().to_lowercase();
+    all_users(client)?
+        .into_iter()
+        .find(|user| user.email == wanted)
+        .ok_or_else(|| anyhow!("no account has the address {email}; `capsule admin users list` shows those that there are"))
+}
+
+fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyhow::Result<()> {
+    let (email, platform_admin) = match command {
+        UsersCommand::List => {
+            return terminal.show(&all_users(&mut client)?, |users| {
+                let rows: Vec<_> = users
+                    .iter()
+                    .map(|user| {
+                        let rank = if user.platform_admin { "administrator" } else { "" };
+                        vec![user.email.clone(), user.name.clone(), user.created_at.to_string(), rank.to_owned()]
+                    })
+                    .collect();
+                table(&["EMAIL", "NAME", "CREATED", ""], &rows)
+            });
+        }
+        UsersCommand::Delete { email, yes } => {
+            let user = user(&mut client, email)?;
+            if !confirm(&format!("Erase the account {}, with every organization that is theirs alone?", user.email), *yes)? {
+                bail!("nothing was changed");
+            }
+            let path = format!("/admin/users/{}", user.id);
+            let _: Empty = confirmed(&mut client, |client, password| client.delete_with(&path, &json!({"password": password})))?;
+            return terminal.show(&user, |user| format!("The account {} is being erased.", user.email));
+        }
+        UsersCommand::Grant { email } => (email, true),
+        UsersCommand::Revoke { email } => (email, false),
+    };
+    let path = format!("/admin/users/{}", user(&mut client, email)?.id);
+    let changed: User = confirmed(&mut client, |client, password| {
+        client.patch(&path, &json!({"platform_admin": platform_admin, "password": password}))
+    })?;
+    terminal.show(&changed, |user| match user.platform_admin {
+        true => format!("{} administers the installation now.", user.email),
+        false => format!("{} does not administer the installation any more.", user.email),
+    })
 }
 
 fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Terminal) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ mod lifecycle;
 mod logs;
 mod open;
 mod operator;
+mod organizations;
 mod plan;
 mod prepare;
 mod quotas;
@@ -42,6 +43,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Migrate { command } => operator::migrate(&directory, &command, terminal),
         Command::Backup { command } => backup::run(&directory, &command, terminal),
         Command::Login(login) => account::login(client()?, login, terminal),
+        Command::Register(register) => account::register(|named| Client::find(named, &directory), server, register, terminal),
+        Command::Password => account::password(client()?, terminal),
+        Command::Account { command } => account::account(client()?, &command, terminal),
+        Command::Org { command } => organizations::run(client()?, command, terminal),
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),
         Command::Init(at) => plan::init(&at, terminal),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use capsule_contracts::Uuid;
+use capsule_contracts::identity::Registration;
 use capsule_contracts::quotas::Quotas;
 use capsule_deploy::PublicUrl;
 use capsule_runtime::Relaxation;
@@ -30,6 +31,9 @@ pub struct Configuration {
     /// The addresses of such proxies, as `10.0.0.0/8` or `127.0.0.1`: what they say of their visitors in
     /// `X-Forwarded-For` and `X-Forwarded-Proto` is believed. Nobody else's word is.
     pub trusted_proxies: Vec<String>,
+    /// Who can make an account: `closed` is nobody, `invited` whoever a member has added to an organization, `open`
+    /// anybody. The first account takes the set-up token in any case.
+    pub registration: Registration,
     pub log: Log,
     pub traces: Traces,
     /// Where other processes of the installation reach this one's private pages, as `host:port`; the private
@@ -238,6 +242,7 @@ impl Default for Configuration {
             base_domain: "localhost".into(),
             public_url: String::new(),
             trusted_proxies: Vec::new(),
+            registration: Registration::Invited,
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
             traces: Traces { endpoint: String::new(), percent: 100 },
             advertise: String::new(),
@@ -530,6 +535,7 @@ mod tests {
         assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
         assert!(told("public_url = \"apps.example.com\"", &[], &[]).contains("public_url must look like https://"));
         assert!(told("", &[("CAPSULE_TRUSTED_PROXIES", "10.0.0.0/8, everybody")], &[]).contains("not `everybody`"));
+        assert!(told("registration = \"everybody\"", &[], &[]).contains("`closed`, `invited`, `open`"));
         let quota = told("[quotas]\nprojects = 5\nprojetcs = 5", &[], &[]);
         assert!(quota.contains("capsule.toml:3: quotas.projetcs") && quota.contains("memory_mib"), "{quota}");
         assert!(told("", &[("CAPSULE_QUOTAS_CONCURRENT_BUILDS", "0")], &[]).contains("at least 1"));

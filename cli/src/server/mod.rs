@@ -129,8 +129,8 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
         let failed = |error| anyhow!("{error}");
         let store = match part {
             Part::Identity => {
-                let started =
-                    capsule_identity::start(&databases, &bus, cache.clone(), keyring.clone(), local_token.clone()).await;
+                let (cache, keyring, token) = (cache.clone(), keyring.clone(), local_token.clone());
+                let started = capsule_identity::start(&databases, &bus, cache, keyring, token, configuration.registration).await;
                 started.map_err(failed)?.store().clone()
             }
             Part::Organization => {

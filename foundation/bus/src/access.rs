@@ -2,7 +2,8 @@
 
 use std::future::Future;
 
-use capsule_contracts::access::rule;
+use capsule_contracts::access::{EnvironmentKind, rule};
+use capsule_contracts::project::Place;
 use capsule_contracts::{Access, Message, Permission, Problem, Role, Uuid};
 use capsule_store::Scope;
 
@@ -47,6 +48,8 @@ pub struct Tenant {
     organization: Uuid,
     user: Uuid,
     role: Role,
+    /// The least role that may do it.
+    least: Role,
 }
 
 impl Tenant {
@@ -90,9 +93,25 @@ impl Scope for SystemGrant {
     }
 }
 
+/// What must go on holding while something lasts that a proof allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    None,
+    /// That the session lives.
+    Session,
+    /// That the session lives, and its user administers the installation.
+    PlatformAdmin,
+    /// That the session lives, and its user has at least this role in this organization.
+    Member { organization: Uuid, least: Role },
+}
+
 /// Turns an access rule into the proof that its handlers take.
 pub trait Prove {
     type Proof: std::fmt::Debug + Send + Sync + 'static;
+
+    /// What must hold for as long as the proof is used.
+    fn condition(proof: &Self::Proof) -> Condition;
 
     /// Checks the rule.
     fn prove<S: Service, M: Message>(
@@ -105,6 +124,10 @@ pub trait Prove {
 impl Prove for rule::Public {
     type Proof = ();
 
+    fn condition((): &()) -> Condition {
+        Condition::None
+    }
+
     async fn prove<S: Service, M: Message>(_: &S, _: &Context, _: &M) -> Result<(), Problem> {
         Ok(())
     }
@@ -113,6 +136,10 @@ impl Prove for rule::Public {
 impl Prove for rule::SignedIn {
     type Proof = Caller;
 
+    fn condition(_: &Caller) -> Condition {
+        Condition::Session
+    }
+
     async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
         Caller::of(context)
     }
@@ -120,6 +147,10 @@ impl Prove for rule::SignedIn {
 
 impl Prove for rule::PlatformAdmin {
     type Proof = Caller;
+
+    fn condition(_: &Caller) -> Condition {
+        Condition::PlatformAdmin
+    }
 
     async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
         let caller = Caller::of(context)?;
@@ -134,6 +165,10 @@ impl Prove for rule::PlatformAdmin {
 impl Prove for rule::Internal {
     type Proof = ();
 
+    fn condition((): &()) -> Condition {
+        Condition::None
+    }
+
     async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<(), Problem> {
         match context.principal {
             Principal::Service(_) => Ok(()),
@@ -142,31 +177,65 @@ impl Prove for rule::Internal {
     }
 }
 
+/// The permissions that a rule takes at a place.
+fn permissions(access: Access, place: &Place) -> Result<Vec<Permission>, Problem> {
+    let reached = place.environment.iter().chain(&place.environments).map(|kind| EnvironmentKind::deploy_permission(*kind));
+    match access {
+        Access::Granted(permission) => Ok(vec![permission]),
+        // What is in no environment may be in any.
+        Access::GrantedDeploy => {
+            Ok(vec![place.environment.map_or(Permission::DeployProduction, EnvironmentKind::deploy_permission)])
+        }
+        Access::GrantedAndDeploy(permission) => Ok(std::iter::once(permission).chain(reached).collect()),
+        Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Internal => Err(Problem::internal()),
+    }
+}
+
 impl Prove for rule::Granted {
     type Proof = Tenant;
+
+    fn condition(proof: &Tenant) -> Condition {
+        Condition::Member { organization: proof.organization, least: proof.least }
+    }
 
     async fn prove<S: Service, M: Message>(service: &S, context: &Context, message: &M) -> Result<Tenant, Problem> {
         let caller = Caller::of(context)?;
         let target = message.target().ok_or_else(Problem::internal)?;
         let place = service.locate(&target).await?.ok_or_else(|| Problem::not_found("thing"))?;
-        let permission = match M::ACCESS {
-            Access::Granted(permission) => permission,
-            Access::GrantedDeploy => place
-                .environment
-                .map_or(Permission::DeployProduction, capsule_contracts::access::EnvironmentKind::deploy_permission),
-            Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Internal => return Err(Problem::internal()),
-        };
+        let permissions = permissions(M::ACCESS, &place)?;
+        let missing = |role: Role| permissions.iter().copied().find(|permission| !role.allows(*permission));
         let cached = service.cached_role(place.organization_id, caller.user).await?;
         let role = match cached {
-            Some(role) if role.allows(permission) => role,
+            Some(role) if missing(role).is_none() => role,
             // Before refusing, the owner of the fact is asked: the cache may not have heard yet.
             _ => service.true_role(place.organization_id, caller.user).await?.ok_or_else(|| Problem::not_found("thing"))?,
         };
-        if role.allows(permission) {
-            Ok(Tenant { organization: place.organization_id, user: caller.user, role })
-        } else {
-            Err(Problem::forbidden(format!("This takes the permission {}; your role is {}.", permission.name(), role.name()))
-                .hint("Ask an owner or admin of the organization."))
+        if let Some(permission) = missing(role) {
+            return Err(Problem::forbidden(format!(
+                "You need the {} permission here; your role is {}.",
+                permission.name(),
+                role.name()
+            ))
+            .hint("Ask an owner or admin of the organization."));
         }
+        let least = Role::ALL.into_iter().find(|role| missing(*role).is_none()).unwrap_or(role);
+        Ok(Tenant { organization: place.organization_id, user: caller.user, role, least })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::permissions;
+    use capsule_contracts::access::EnvironmentKind as Kind;
+    use capsule_contracts::project::Place;
+    use capsule_contracts::{Access, Permission, Uuid};
+
+    #[test]
+    fn what_reaches_several_environments_takes_the_deploy_permission_of_each() {
+        let place = Place { environments: vec![Kind::Staging, Kind::Production], ..Place::of(Uuid::nil()) };
+        let taken = permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &place).expect("a rule of members");
+        assert_eq!(taken, [Permission::ServiceManage, Permission::DeployStaging, Permission::DeployProduction]);
+        let nowhere = permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &Place::of(Uuid::nil()));
+        assert_eq!(nowhere.expect("a rule of members"), [Permission::ServiceManage]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod access;
 mod context;
+mod erasure;
 mod events;
 mod operations;
 mod quotas;
@@ -13,6 +14,7 @@ pub mod saga;
 mod service;
 mod streams;
 pub mod transport;
+mod watch;
 mod wire;
 
 use std::collections::HashMap;
@@ -22,11 +24,11 @@ use std::time::Instant;
 use capsule_contracts::{Access, EventEnvelope, Kind, Message, Problem, StreamMessage, new_id};
 use capsule_store::{Keyring, Migration};
 use futures_util::future::{BoxFuture, try_join_all};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use access::{Caller, Prove, SystemGrant, Tenant};
+pub use access::{Caller, Condition, Prove, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
 pub use events::emit;
 pub use quotas::quotas;
@@ -34,6 +36,7 @@ pub use service::{Call, Items, Router, Service};
 
 use streams::Streams;
 use transport::{Outgoing, Refusal, Served, Transport};
+use watch::Watch;
 use wire::Wire;
 
 /// The tables every service's database has for events and memberships.
@@ -82,7 +85,9 @@ pub struct Bus {
     table: Arc<RwLock<Table>>,
     remote: Option<Arc<Remote>>,
     /// Whether every service of this process is on the bus.
-    complete: Arc<watch::Sender<bool>>,
+    complete: Arc<tokio::sync::watch::Sender<bool>>,
+    /// The open streams of this process, whoever serves them.
+    watch: Arc<Watch>,
 }
 
 impl std::fmt::Debug for Bus {

@@ -6,9 +6,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use capsule_contracts::identity::Session;
+use capsule_contracts::identity::{InvitedUser, Session, UserErased};
 use capsule_contracts::operations::addressed;
-use capsule_contracts::organization::{GetMembership, MembershipChanged};
+use capsule_contracts::organization::{AddedMember, GetMembership, MembershipChanged};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid};
 use capsule_store::{Store, Transaction, lease, remembered, unscoped};
@@ -20,7 +20,8 @@ use tracing::field::Empty;
 use crate::access::Prove;
 use crate::context::{Command, Context};
 use crate::saga::{self, Saga};
-use crate::{Bus, Inbox, Route, STREAM_CREDIT, events, operations};
+use crate::watch::Watch;
+use crate::{Bus, Inbox, Route, STREAM_CREDIT, erasure, events, operations};
 
 /// A membership is taken for true so long, in seconds, after its owner last confirmed it: a process that hears
 /// of no change any more must not go by what it knew for ever.
@@ -108,7 +109,7 @@ pub struct Router<S: Service> {
     service: Arc<S>,
     subjects: Vec<&'static str>,
     sagas: Vec<&'static Saga<S>>,
-    consumers: HashMap<&'static str, Consumer<S>>,
+    consumers: HashMap<&'static str, Vec<Consumer<S>>>,
 }
 
 impl<S: Service> std::fmt::Debug for Router<S> {
@@ -118,12 +119,13 @@ impl<S: Service> std::fmt::Debug for Router<S> {
 }
 
 impl<S: Service> Router<S> {
-    /// A router that keeps the service's membership cache and nothing else yet.
+    /// A router that keeps the service's membership cache, forgets erased users, and does nothing else yet.
     #[must_use]
     pub fn new(service: Arc<S>) -> Self {
         let router = Self { service, subjects: Vec::new(), sagas: Vec::new(), consumers: HashMap::new() };
         operations::serve(router)
             .consume::<MembershipChanged>(|_, tx, event| Box::pin(async move { events::remember(tx, &event.membership).await }))
+            .consume::<UserErased>(|_, tx, event| Box::pin(erasure::erase(tx, event.user_id)))
     }
 
     /// Serves a message. The proof in its [`Call`] follows from its access rule.
@@ -186,7 +188,8 @@ impl<S: Service> Router<S> {
         self
     }
 
-    /// Serves a stream. The rule is checked before the first item.
+    /// Serves a stream. The rule is checked before the first item, and for as long as the stream is open: it ends within
+    /// a second of the loss of the right to read it.
     #[must_use]
     pub fn stream<M, F, Fut>(mut self, handler: F) -> Self
     where
@@ -202,9 +205,19 @@ impl<S: Service> Router<S> {
                 let call = admit::<S, M>(&service, context, &payload).await?;
                 let (channel, items) = mpsc::channel(STREAM_CREDIT);
                 let sink = Items { channel, item: std::marker::PhantomData };
+                let watched = Watch::begin(service.bus(), &call.context, M::Rule::condition(&call.proof));
                 tokio::spawn(async move {
-                    if let Err(problem) = handler(service, call, sink).await {
-                        tracing::warn!(subject = M::SUBJECT, %problem, "a stream ended early");
+                    let lost = async {
+                        match watched {
+                            Some(mut watched) => watched.lost().await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        outcome = handler(service, call, sink) => if let Err(problem) = outcome {
+                            tracing::warn!(subject = M::SUBJECT, %problem, "a stream ended early");
+                        },
+                        () = lost => tracing::info!(subject = M::SUBJECT, "a stream ended: its reader lost the right to read it"),
                     }
                 });
                 Ok(items)
@@ -216,7 +229,7 @@ impl<S: Service> Router<S> {
         self
     }
 
-    /// Consumes an event. What the consumer writes and the mark that the event was handled are one
+    /// Consumes an event, beside whoever else of the service does. What the consumers write and the mark that the event was handled are one
     /// transaction; an error makes it come again later, and in the end a dead letter.
     #[must_use]
     pub fn consume<E: Event>(
@@ -229,7 +242,7 @@ impl<S: Service> Router<S> {
                 Err(Problem::bad_request(format!("{} is not understood: {}: {}", E::TYPE, cause.path(), cause.inner())))
             }),
         });
-        self.consumers.insert(E::TYPE, run);
+        self.consumers.entry(E::TYPE).or_default().push(run);
         self
     }
 
@@ -299,9 +312,9 @@ where
     }
 }
 
-/// A session's tokens are given out once, and never kept.
+/// Tokens are given out once, and never kept.
 fn holds_credentials<M: Message>() -> bool {
-    TypeId::of::<M::Reply>() == TypeId::of::<Session>()
+    [TypeId::of::<Session>(), TypeId::of::<InvitedUser>(), TypeId::of::<AddedMember>()].contains(&TypeId::of::<M::Reply>())
 }
 
 /// The reply of a command that was carried out before; waits for it where that is not over yet.
@@ -342,7 +355,7 @@ where
 
 struct ServiceInbox<S: Service> {
     service: Arc<S>,
-    consumers: HashMap<&'static str, Consumer<S>>,
+    consumers: HashMap<&'static str, Vec<Consumer<S>>>,
     arrived: Notify,
 }
 
@@ -395,10 +408,14 @@ impl<S: Service> ServiceInbox<S> {
             if !events::done(&tx, row.id).await? {
                 return Ok(());
             }
-            if let Some(consumer) = self.consumers.get(row.kind.as_str()) {
-                consumer(&self.service, &tx, envelope.data).await?;
+            for consumer in self.consumers.get(row.kind.as_str()).into_iter().flatten() {
+                consumer(&self.service, &tx, envelope.data.clone()).await?;
             }
-            tx.commit().await
+            tx.commit().await?;
+            if row.kind == UserErased::TYPE {
+                store.scrub().await;
+            }
+            Ok(())
         }
         .await;
         if let Err(problem) = outcome {

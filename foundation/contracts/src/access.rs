@@ -134,7 +134,7 @@ impl std::str::FromStr for Role {
 }
 
 /// What kind of environment it is; deploying to it takes the permission that fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EnvironmentKind {
     Development,
@@ -166,6 +166,10 @@ pub enum Target {
     Service(Uuid),
     /// A service in the environment of its project that has this name.
     ServiceIn(Uuid, String),
+    /// A service with every environment that it runs in.
+    ServiceEverywhere(Uuid),
+    /// A project with every environment that it has.
+    ProjectEverywhere(Uuid),
     Deployment(Uuid),
     Upload(Uuid),
 }
@@ -185,6 +189,8 @@ pub enum Access {
     Granted(Permission),
     /// Members who may deploy to the kind of environment that the target lies in.
     GrantedDeploy,
+    /// Members with this permission who may also deploy to every environment that the target lies in or reaches.
+    GrantedAndDeploy(Permission),
 }
 
 /// Marker types that give each rule a type of its own, so that a handler's signature follows from
@@ -202,7 +208,7 @@ pub mod rule {
     /// See [`super::Access::Internal`].
     #[derive(Debug)]
     pub enum Internal {}
-    /// See [`super::Access::Granted`] and [`super::Access::GrantedDeploy`].
+    /// See [`super::Access::Granted`], [`super::Access::GrantedDeploy`] and [`super::Access::GrantedAndDeploy`].
     #[derive(Debug)]
     pub enum Granted {}
 }

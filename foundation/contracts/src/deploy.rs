@@ -376,6 +376,29 @@ pub struct ForgetUpload {
 }
 message!(ForgetUpload, command "deploy.forget_upload", Granted(ServiceManage) at Upload(id) => Empty);
 
+/// The environments that a service runs in, or was told to: asked by the project service, which knows their kinds.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ListServiceEnvironments {
+    pub service_id: Uuid,
+}
+message!(ListServiceEnvironments, query "deploy.list_service_environments", Internal => ServiceEnvironments);
+
+/// Environments, by their ids.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ServiceEnvironments {
+    pub environment_ids: Vec<Uuid>,
+}
+
+/// Refuses every further deployment of a service that is about to be deleted, unless it runs in an environment
+/// that is not listed: who deletes it may not be allowed to deploy there.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CloseService {
+    pub organization_id: Uuid,
+    pub service_id: Uuid,
+    pub environment_ids: Vec<Uuid>,
+}
+message!(CloseService, command "deploy.close_service", Internal => Empty);
+
 /// How many services of an organization are deployed somewhere, those that are being removed among them.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CountPlacements {

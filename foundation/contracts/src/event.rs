@@ -20,6 +20,9 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     }
 }
 
+/// The types of events whose payload tells who a person is; whoever keeps one drops it when that person is erased.
+pub const PERSONAL: [&str; 2] = [crate::identity::UserRegistered::TYPE, crate::organization::OrganizationCreated::TYPE];
+
 /// An event on its way: `CloudEvents` 1.0 attributes around the payload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EventEnvelope {

@@ -28,8 +28,25 @@ pub struct Session {
     pub refresh_token: String,
 }
 
-/// Creates an account. On a fresh installation the first one becomes platform administrator and
-/// must give the set-up token that the server keeps in its data directory.
+/// How an installation lets people make accounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Registration {
+    /// Nobody, but for the first account.
+    Closed,
+    /// Whoever holds a registration token, made when an organization adds an address that has no account.
+    #[default]
+    Invited,
+    /// Anybody.
+    Open,
+}
+
+/// How long an invitation, and the registration token that belongs to it, can be used, in seconds.
+pub const INVITATION_SECONDS: i64 = 7 * 24 * 3600;
+
+/// Creates an account. The first account with a password becomes platform administrator and
+/// takes the set-up token that the server keeps in its data directory; whether others take a registration
+/// token is a setting of the installation.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Register {
     pub email: String,
@@ -37,9 +54,14 @@ pub struct Register {
     pub password: String,
     #[serde(default)]
     pub name: Option<String>,
-    /// Needed for the first user of an installation only.
+    /// Needed for the first account of an installation only.
     #[serde(default)]
+    #[schema(format = Password)]
     pub setup_token: Option<String>,
+    /// What follows the `#` in a registration link. It works once, for the address that was invited.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub registration_token: Option<String>,
 }
 message!(Register, command "auth.register", Public => Session, |m, check| {
     check_email(check, &m.email);
@@ -120,8 +142,88 @@ message!(UpdateProfile, command "auth.update_profile", SignedIn => User, |m, che
 /// Erases the signed-in user's account: they leave every organization, those that are theirs alone are
 /// deleted with all that runs in them, and nothing is kept that tells who they were.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct DeleteProfile {}
+pub struct DeleteProfile {
+    /// Confirms the act: the account's password, or the local token where the account has none.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub password: Option<String>,
+}
 message!(DeleteProfile, command "auth.delete_profile", SignedIn => Empty);
+
+/// Changes the signed-in user's password, and ends their other sessions.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangePassword {
+    /// The password until now, or the local token where the account has none.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub password: Option<String>,
+    #[schema(format = Password)]
+    pub new_password: String,
+}
+message!(ChangePassword, command "auth.change_password", SignedIn => Empty, |m, check| {
+    check_password(check, "new_password", &m.new_password, "");
+});
+
+/// The accounts of the installation, the oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ListUsers {
+    /// At most this many, 1 to 100.
+    #[serde(default)]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default)]
+    pub cursor: Option<Uuid>,
+}
+message!(ListUsers, query "auth.list_users", PlatformAdmin => crate::Page<User>, |m, check| {
+    check.that(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
+});
+
+/// Makes a user an administrator of the installation, or ends that; never of the last one.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpdateUser {
+    pub id: Uuid,
+    pub platform_admin: bool,
+    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub password: Option<String>,
+}
+message!(UpdateUser, command "auth.update_user", PlatformAdmin => User);
+
+/// Erases a user's account, as they could themselves.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeleteUser {
+    pub id: Uuid,
+    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub password: Option<String>,
+}
+message!(DeleteUser, command "auth.delete_user", PlatformAdmin => Empty);
+
+/// Checks that the bearer of a user's session knows the user's password: asked by services before a dangerous act.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reauthenticate {
+    pub user_id: Uuid,
+    #[schema(format = Password)]
+    pub password: Option<String>,
+}
+message!(Reauthenticate, query "auth.reauthenticate", Internal => Empty);
+
+/// Which of these sessions are live: asked about those that have a stream open.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckSessions {
+    pub ids: Vec<Uuid>,
+}
+message!(CheckSessions, query "auth.check_sessions", Internal => LiveSessions);
+
+/// The live ones of several sessions.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct LiveSessions {
+    pub ids: Vec<Uuid>,
+    /// Those of them whose user administers the installation.
+    pub platform_admins: Vec<Uuid>,
+}
 
 /// A user's account was erased.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -173,14 +275,37 @@ pub struct KeySet {
     pub keys: Vec<serde_json::Value>,
 }
 
-/// Finds the user with this e-mail address; asked by the organization service to add a member.
+/// Invites an address that has no account: reserves the id that its account will have, and makes a token that
+/// the account can be registered with. An earlier token for the same organization holds no longer.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct FindUser {
+pub struct InviteUser {
     pub email: String,
+    pub organization_id: Uuid,
 }
-message!(FindUser, query "auth.find_user", Internal => User);
+message!(InviteUser, command "auth.invite_user", Internal => InvitedUser, |m, check| {
+    check_email(check, &m.email);
+});
 
-/// Names the users with these ids.
+/// Somebody who can register.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct InvitedUser {
+    /// The id that the account will have.
+    pub user_id: Uuid,
+    /// As it is stored.
+    pub email: String,
+    /// Kept nowhere; absent where the address has an account already.
+    pub registration_token: Option<String>,
+}
+
+/// Voids the registration token that was made for an organization to add somebody.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RevokeInvitation {
+    pub user_id: Uuid,
+    pub organization_id: Uuid,
+}
+message!(RevokeInvitation, command "auth.revoke_invitation", Internal => Empty);
+
+/// Names the users with these ids, those that were invited and have not registered yet among them.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetUsers {
     pub ids: Vec<Uuid>,
@@ -258,7 +383,7 @@ mod tests {
     use crate::Message;
 
     fn register(email: &str, password: &str) -> Register {
-        Register { email: email.into(), password: password.into(), name: None, setup_token: None }
+        Register { email: email.into(), password: password.into(), name: None, setup_token: None, registration_token: None }
     }
 
     #[test]

@@ -180,6 +180,10 @@ macro_rules! message {
         $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedDeploy, $reply,
             |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
     };
+    ($name:ident, $kind:ident $subject:literal, GrantedAndDeploy($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedAndDeploy($crate::Permission::$permission), $reply,
+            |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
+    };
     ($name:ident, $kind:ident $subject:literal, $rule:ident => $reply:ty $(, $check:expr)?) => {
         $crate::message!(@impl $name, $kind, $subject, $rule, $crate::Access::$rule, $reply, |_: &$name| None $(, $check)?);
     };

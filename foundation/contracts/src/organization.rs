@@ -63,6 +63,10 @@ message!(UpdateOrganization, command "organization.update_organization", Granted
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteOrganization {
     pub id: Uuid,
+    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    #[serde(default)]
+    #[schema(format = Password)]
+    pub password: Option<String>,
 }
 message!(DeleteOrganization, command "organization.delete_organization", Granted(OrgManage) at Organization(id) => Empty);
 
@@ -73,26 +77,48 @@ pub struct Member {
     pub email: String,
     pub name: String,
     pub role: Role,
+    /// Whether the person has not accepted yet: a pending member has no rights.
+    #[serde(default)]
+    pub pending: bool,
+    /// Since when they are a member, or are pending.
     pub joined_at: Timestamp,
 }
 
-/// The members of an organization.
+/// The members of an organization, and those who have not accepted yet.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListMembers {
     pub id: Uuid,
 }
 message!(ListMembers, query "organization.list_members", Granted(OrgView) at Organization(id) => Page<Member>);
 
-/// Adds a registered user to an organization.
+/// Invites a person to an organization. They are a pending member, without rights, until they accept. For an address
+/// that has no account, the reply has a registration token, which is shown this once.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AddMember {
     pub id: Uuid,
     pub email: String,
     pub role: Role,
 }
-message!(AddMember, command "organization.add_member", Granted(OrgManage) at Organization(id) => Member);
+message!(AddMember, command "organization.add_member", Granted(OrgManage) at Organization(id) => AddedMember);
 
-/// Changes a member's role. Only an owner makes or unmakes owners; the last owner stays one.
+/// A person who was invited to an organization.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AddedMember {
+    pub user_id: Uuid,
+    pub email: String,
+    pub role: Role,
+    /// Always true: the person has not accepted yet.
+    pub pending: bool,
+    /// Until when they can accept.
+    pub expires_at: Timestamp,
+    /// What the person registers with, where the address has no account: it works once, for this address. Give it to
+    /// them in a link, after the `#`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = Password)]
+    pub registration_token: Option<String>,
+}
+
+/// Changes a member's role, pending or not. Only an owner makes or unmakes owners; the last owner stays one.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangeRole {
     pub id: Uuid,
@@ -101,13 +127,55 @@ pub struct ChangeRole {
 }
 message!(ChangeRole, command "organization.change_role", Granted(OrgManage) at Organization(id) => Empty);
 
-/// Removes a member from an organization.
+/// Removes a member, pending or not, from an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RemoveMember {
     pub id: Uuid,
     pub user_id: Uuid,
 }
 message!(RemoveMember, command "organization.remove_member", Granted(OrgManage) at Organization(id) => Empty);
+
+/// Leaves an organization; its last owner cannot.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LeaveOrganization {
+    pub id: Uuid,
+}
+message!(LeaveOrganization, command "organization.leave_organization", Granted(OrgView) at Organization(id) => Empty);
+
+/// The invitations that wait for the caller's answer.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ListInvitations {}
+message!(ListInvitations, query "organization.list_invitations", SignedIn => Page<Invitation>);
+
+/// An invitation to an organization. Nothing follows from it before it is accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Invitation {
+    pub id: Uuid,
+    pub organization_id: Uuid,
+    pub organization_name: String,
+    pub organization_slug: String,
+    /// The role that the caller will have.
+    pub role: Role,
+    /// The e-mail address of whoever invited; absent if their account is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invited_by: Option<String>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+/// Accepts an invitation: the caller becomes a member.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AcceptInvitation {
+    pub id: Uuid,
+}
+message!(AcceptInvitation, command "organization.accept_invitation", SignedIn => Organization);
+
+/// Rejects an invitation.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RejectInvitation {
+    pub id: Uuid,
+}
+message!(RejectInvitation, command "organization.reject_invitation", SignedIn => Empty);
 
 /// What each role may do.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -122,7 +190,7 @@ pub struct RolePermissions {
 }
 
 /// A user's place in an organization, asked by a service whose own cache does not know it.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct GetMembership {
     pub organization_id: Uuid,
     pub user_id: Uuid,
@@ -139,6 +207,13 @@ pub struct Membership {
     /// Rises with each change; a lower one is older.
     pub sequence: i64,
 }
+
+/// Several users' places in organizations: asked about those that have a stream open.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct GetMemberships {
+    pub wanted: Vec<GetMembership>,
+}
+message!(GetMemberships, query "organization.get_memberships", Internal => Page<Membership>);
 
 /// A membership came to be, changed or ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]

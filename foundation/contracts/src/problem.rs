@@ -77,6 +77,12 @@ impl Problem {
             .hint("Run `capsule login`, or send `Authorization: Bearer <access token>`.")
     }
 
+    /// The caller must confirm with a password that the act is theirs (403).
+    pub fn reauthentication_required(detail: impl Into<String>) -> Self {
+        Self::new("reauthentication_required", 403, "Confirm with your password", detail)
+            .hint("Send your password as `password`; the local administrator sends the local token of the server.")
+    }
+
     /// The caller may see the thing, but not do this to it (403).
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new("forbidden", 403, "Not allowed", detail)

@@ -68,21 +68,21 @@ message!(UpdateProject, command "project.update_project", Granted(ServiceManage)
 pub struct DeleteProject {
     pub id: Uuid,
 }
-message!(DeleteProject, command "project.delete_project", Granted(ProjectDelete) at Project(id) => Empty);
+message!(DeleteProject, command "project.delete_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Empty);
 
 /// Puts a project aside: it stays, but nothing can be deployed in it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ArchiveProject {
     pub id: Uuid,
 }
-message!(ArchiveProject, command "project.archive_project", Granted(ProjectDelete) at Project(id) => Project);
+message!(ArchiveProject, command "project.archive_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Project);
 
 /// Takes an archived project back into use.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RestoreProject {
     pub id: Uuid,
 }
-message!(RestoreProject, command "project.restore_project", Granted(ProjectDelete) at Project(id) => Project);
+message!(RestoreProject, command "project.restore_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Project);
 
 /// A place where a project's services run, with its own variables and secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -125,7 +125,7 @@ message!(GetEnvironment, query "project.get_environment", Granted(ProjectView) a
 pub struct DeleteEnvironment {
     pub id: Uuid,
 }
-message!(DeleteEnvironment, command "project.delete_environment", Granted(ProjectDelete) at Environment(id) => Empty);
+message!(DeleteEnvironment, command "project.delete_environment", GrantedAndDeploy(ServiceManage) at Environment(id) => Empty);
 
 /// The variables of an environment, and the names of its secrets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -148,7 +148,7 @@ pub struct ReplaceVariables {
     pub id: Uuid,
     pub variables: BTreeMap<String, String>,
 }
-message!(ReplaceVariables, command "project.replace_variables", Granted(ServiceManage) at Environment(id) => Variables, |m, check| {
+message!(ReplaceVariables, command "project.replace_variables", GrantedDeploy at Environment(id) => Variables, |m, check| {
     for (name, value) in &m.variables {
         check.variable_name(&format!("variables.{name}"), name);
         check.variable_value(&format!("variables.{name}"), value);
@@ -161,7 +161,7 @@ pub struct ChangeVariables {
     pub id: Uuid,
     pub variables: BTreeMap<String, Option<String>>,
 }
-message!(ChangeVariables, command "project.change_variables", Granted(ServiceManage) at Environment(id) => Variables, |m, check| {
+message!(ChangeVariables, command "project.change_variables", GrantedDeploy at Environment(id) => Variables, |m, check| {
     for (name, value) in &m.variables {
         check.variable_name(&format!("variables.{name}"), name);
         check.variable_value(&format!("variables.{name}"), value.as_deref().unwrap_or_default());
@@ -176,7 +176,7 @@ pub struct PutSecret {
     #[schema(format = Password)]
     pub value: String,
 }
-message!(PutSecret, command "project.put_secret", Granted(ServiceManage) at Environment(id) => Empty, |m, check| {
+message!(PutSecret, command "project.put_secret", GrantedDeploy at Environment(id) => Empty, |m, check| {
     check.variable_name("name", &m.name);
     check.variable_value("value", &m.value);
 });
@@ -187,7 +187,7 @@ pub struct DeleteSecret {
     pub id: Uuid,
     pub name: String,
 }
-message!(DeleteSecret, command "project.delete_secret", Granted(ServiceManage) at Environment(id) => Empty);
+message!(DeleteSecret, command "project.delete_secret", GrantedDeploy at Environment(id) => Empty);
 
 /// A deployable part of a project.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -229,7 +229,7 @@ message!(GetService, query "project.get_service", Granted(ServiceView) at Servic
 pub struct DeleteService {
     pub id: Uuid,
 }
-message!(DeleteService, command "project.delete_service", Granted(ServiceManage) at Service(id) => Empty);
+message!(DeleteService, command "project.delete_service", GrantedAndDeploy(ServiceManage) at ServiceEverywhere(id) => Empty);
 
 /// Where a service stands, and with which configuration it would be deployed: asked by the deploy
 /// service, which seals what it keeps of it.
@@ -266,11 +266,22 @@ pub struct Locate {
 message!(Locate, query "project.locate", Internal => Place);
 
 /// Where a thing stands in the tree of organizations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Place {
     pub organization_id: Uuid,
     /// The kind of environment it lies in, where it lies in one.
     pub environment: Option<EnvironmentKind>,
+    /// The kinds of the environments that it reaches, where it reaches several.
+    #[serde(default)]
+    pub environments: Vec<EnvironmentKind>,
+}
+
+impl Place {
+    /// Of an organization, in no environment.
+    #[must_use]
+    pub fn of(organization_id: Uuid) -> Self {
+        Self { organization_id, environment: None, environments: Vec::new() }
+    }
 }
 
 /// A project came to be.

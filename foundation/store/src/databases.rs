@@ -107,6 +107,8 @@ async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<D
             .foreign_keys(true)
             .busy_timeout(PATIENCE)
             .pragma("cache_size", "-512")
+            // What is deleted is overwritten: an erased person is in no free page either.
+            .pragma("secure_delete", "ON")
     });
     Database::connect(options).await.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
 }

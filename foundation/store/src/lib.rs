@@ -154,6 +154,16 @@ impl Store {
         self.committed.notified().await;
     }
 
+    /// Writes what was changed into the database itself and empties the log of changes, so that what was erased is in
+    /// neither. Nothing is to be done on a server, which reclaims by itself.
+    pub async fn scrub(&self) {
+        if self.writer.get_database_backend() == DatabaseBackend::Sqlite
+            && let Err(cause) = self.writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await
+        {
+            tracing::warn!(service = self.name, %cause, "the log of changes could not be emptied; it is overwritten later");
+        }
+    }
+
     /// Whether the database answers, and has a connection free to do so with.
     pub async fn is_ready(&self) -> bool {
         self.count_connections();

@@ -88,6 +88,33 @@ pub async fn forget_old(tx: &Transaction<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
+#[derive(FromQueryResult)]
+struct Kept {
+    id: Uuid,
+    reply: Vec<u8>,
+}
+
+/// Drops the replies that name a user who is erased; their commands are not carried out again.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn erase(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+    let name = user.to_string();
+    let kept = unscoped!("commands belong to the service", "SELECT id, reply FROM commands WHERE reply IS NOT NULL");
+    for kept in tx.read().all::<Kept>(kept).await? {
+        // One that does not open helps nobody either.
+        let names = match tx.keyring().open_sealed(&context(kept.id), &kept.reply) {
+            Ok(reply) => reply.windows(name.len()).any(|window| window == name.as_bytes()),
+            Err(_) => true,
+        };
+        if names {
+            tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = NULL WHERE id = $1", kept.id))
+                .await?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the id of the command that runs, if one does and it is not written yet, in the transaction
 /// that is about to be committed.
 pub(crate) async fn mark(tx: &Transaction<'_>) -> Result<(), Problem> {

@@ -6,6 +6,7 @@
 //! be killed at any instant.
 
 mod build_queue;
+mod closing;
 mod commands;
 mod controller;
 mod deployments;
@@ -149,7 +150,15 @@ pub const NAME: &str = "deploy";
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations = &[
     ("bus", capsule_bus::MIGRATIONS),
-    (NAME, capsule_store::migrations![1 "create_deployments", 2 "count_user_ids", 3 "count_use_and_quarantine_hosts"]),
+    (
+        NAME,
+        capsule_store::migrations![
+            1 "create_deployments",
+            2 "count_user_ids",
+            3 "count_use_and_quarantine_hosts",
+            4 "close_services"
+        ],
+    ),
 ];
 
 /// Opens the service's database, finds the ingress and the instances that run, puts the service on
@@ -209,6 +218,8 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(removal::count_placements)
         .handle(quotas::count_use)
         .handle(removal::remove_from_environment)
+        .handle(closing::list_service_environments)
+        .handle(closing::close_service)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
         .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))

@@ -5,7 +5,7 @@ use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Deploys, hosts, user_ids};
+use crate::{Deploys, closing, hosts, user_ids};
 
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct Placement {
@@ -74,6 +74,7 @@ pub async fn ensure(
     scope: &impl Scope,
     configuration: &Configuration,
 ) -> Result<Placement, Problem> {
+    closing::check(tx, scope, configuration.service_id).await?;
     let known = scoped!(
         scope,
         "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",

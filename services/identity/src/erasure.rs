@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_bus::saga::{self, Run, Saga, Step};
-use capsule_bus::{Call, emit};
+use capsule_bus::{Call, Context, emit};
 use capsule_contracts::identity::{DeleteProfile, UserErased};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use serde::{Deserialize, Serialize};
 
-use crate::{Identity, sessions};
+use crate::{Identity, administration, profile, reauthentication, sessions};
 
 #[derive(Serialize, Deserialize)]
 struct Input {
@@ -41,24 +41,36 @@ pub static ERASURE: Saga<Identity> = Saga {
 };
 
 pub async fn delete_profile(identity: Arc<Identity>, call: Call<DeleteProfile>) -> Result<Empty, Problem> {
-    let user_id = call.proof.user();
+    let user = call.proof.user();
+    reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
+    begin(&identity, &call.context, user, None).await?;
+    Ok(Empty {})
+}
+
+/// Begins the erasure of a user, for an administrator where one is given.
+pub async fn begin(identity: &Identity, context: &Context, user_id: Uuid, by: Option<Uuid>) -> Result<(), Problem> {
     // Told at once, where it can be; it is checked again once the account is closed.
-    identity.bus.request(&call.context.on_behalf("identity"), &CheckLeaving { user_id }).await?;
+    identity.bus.request(&context.on_behalf("identity"), &CheckLeaving { user_id }).await?;
     let tx = identity.store.begin().await?;
-    let others = unscoped!(
+    if let Some(admin) = by {
+        administration::still_admin(&tx, admin).await?;
+    }
+    let user = profile::by_id(&tx, user_id).await?.ok_or_else(|| Problem::not_found("user"))?;
+    let closed = unscoped!(
         "users belong to no tenant",
-        "SELECT COUNT(*) FROM users WHERE platform_admin AND closed_at IS NULL AND id <> $1",
+        "UPDATE users SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL AND (NOT platform_admin OR EXISTS \
+         (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> $3))",
+        Timestamp::now().0,
+        user_id,
         user_id
     );
-    if call.proof.platform_admin() && tx.read().value::<i64>(others).await?.unwrap_or_default() == 0 {
-        return Err(Problem::conflict("You are the only administrator of this installation.")
-            .hint("Make somebody else one before you go."));
+    if tx.run(closed).await? == 0 {
+        return Err(Problem::conflict(format!("{} is the only administrator of this installation.", user.email))
+            .hint("Make somebody else one first: capsule admin users grant EMAIL"));
     }
-    close(&tx, user_id, Some(Timestamp::now().0)).await?;
-    sessions::end_all(&tx, &call.context, user_id).await?;
-    saga::begin(&tx, &call.context, &ERASURE, &Input { user_id }).await?;
-    tx.commit().await?;
-    Ok(Empty {})
+    sessions::end_all(&tx, context, user_id).await?;
+    saga::begin(&tx, context, &ERASURE, &Input { user_id }).await?;
+    tx.commit().await
 }
 
 async fn close(tx: &Transaction<'_>, user: Uuid, at: Option<i64>) -> Result<(), Problem> {
@@ -103,13 +115,7 @@ async fn erase(identity: &Identity, run: &Run) -> Result<(), Problem> {
         user_id
     ))
     .await?;
-    // What was told of them when they came is not kept either.
-    let told = unscoped!(
-        "the outbox belongs to the service",
-        "DELETE FROM outbox WHERE relayed_at IS NOT NULL AND envelope LIKE $1",
-        format!("%{user_id}%")
-    );
-    tx.run(told).await?;
+    // Every service, this one among them, drops what else it has of them when it hears of it.
     emit(&tx, &run.context(), &UserErased { user_id }).await?;
     tx.commit().await
 }

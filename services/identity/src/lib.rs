@@ -3,10 +3,13 @@
 //! Access tokens are JWTs (Ed25519) of 15 minutes; refresh tokens live 7 days and work once. A
 //! refresh token that comes a second time was stolen from somebody: its whole session ends.
 
+mod administration;
 mod erasure;
+mod invitations;
 mod login;
 mod password;
 mod profile;
+mod reauthentication;
 mod register;
 mod revocations;
 mod sessions;
@@ -16,6 +19,8 @@ use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
 use capsule_cache::Cache;
+use capsule_contracts::identity::Registration;
+use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Target};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError};
@@ -32,6 +37,7 @@ pub struct Identity {
     passwords: password::Hasher,
     /// Proves that its bearer owns the server's data directory.
     local_token: String,
+    registration: Registration,
 }
 
 impl Service for Identity {
@@ -52,11 +58,13 @@ impl Service for Identity {
 pub const NAME: &str = "identity";
 
 /// The migrations of its database.
-pub const MIGRATIONS: Migrations =
-    &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_users_and_sessions", 2 "erase_users"])];
+pub const MIGRATIONS: Migrations = &[
+    ("bus", capsule_bus::MIGRATIONS),
+    (NAME, capsule_store::migrations![1 "create_users_and_sessions", 2 "erase_users", 3 "invite_users"]),
+];
 
 /// Opens the service's database and puts the service on the bus. `local_token` is the
-/// secret that the first administrator must know.
+/// secret that the first administrator must know; `registration` says who else can make an account.
 ///
 /// # Errors
 /// When its database cannot be opened.
@@ -66,6 +74,7 @@ pub async fn start(
     cache: Cache,
     keyring: Keyring,
     local_token: String,
+    registration: Registration,
 ) -> Result<Arc<Identity>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
@@ -76,6 +85,7 @@ pub async fn start(
         signer,
         passwords: password::Hasher::default(),
         local_token,
+        registration,
     });
     Router::new(identity.clone())
         .handle(register::register)
@@ -89,9 +99,17 @@ pub async fn start(
         .handle(sessions::revoke_sessions)
         .handle(profile::get_profile)
         .handle(profile::update_profile)
+        .handle(reauthentication::change_password)
+        .handle(reauthentication::reauthenticate)
+        .handle(sessions::check_sessions)
+        .handle(administration::list_users)
+        .handle(administration::update_user)
+        .handle(administration::delete_user)
         .handle(erasure::delete_profile)
         .saga(&erasure::ERASURE)
-        .handle(profile::find_user)
+        .handle(invitations::invite_user)
+        .handle(invitations::revoke_invitation)
+        .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(invitations::organization_deleted(tx, event.organization_id)))
         .handle(profile::get_users)
         .handle(tokens::get_keys)
         .start_with(|identity| Box::pin(async move { revocations::keep(&identity).await }));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use capsule_bus::{Call, emit};
-use capsule_contracts::Problem;
-use capsule_contracts::identity::{LocalLogin, Login, Session, UserLoggedIn};
+use capsule_contracts::identity::{LocalLogin, Login, Session, User, UserLoggedIn};
+use capsule_contracts::{Problem, Timestamp, new_id};
 use capsule_store::unscoped;
 
 use crate::profile::{self, UserRow};
@@ -21,11 +21,20 @@ pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session
         }
         None => None,
     };
-    let holds = identity.passwords.verify(call.message.password, hash).await?;
+    let holds = identity.passwords.verify(call.message.password, hash.clone()).await?;
     let (Some(user), true) = (user, holds) else {
         return Err(Problem::unauthenticated("The e-mail address and the password do not belong together.").hint("Check both."));
     };
     let tx = identity.store.begin().await?;
+    // It may have been changed, or the account closed, while it was verified: whoever did that has ended every session.
+    let present = unscoped!(
+        "credentials belong to a user",
+        "SELECT c.password_hash FROM credentials c JOIN users u ON u.id = c.user_id WHERE u.id = $1 AND u.closed_at IS NULL",
+        user.id
+    );
+    if tx.read().value::<String>(present).await? != hash {
+        return Err(Problem::unauthenticated("The password was changed just now.").hint("Sign in with the new one."));
+    }
     let session = sessions::open(&identity, &tx, &call.context, user).await?;
     let event = UserLoggedIn { user_id: session.user.id, session_id: sessions::id_of(&identity, &session)? };
     emit(&tx, &call.context, &event).await?;
@@ -47,7 +56,17 @@ pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Res
     );
     let user = match tx.read().first::<UserRow>(first_admin).await? {
         Some(row) => row.into(),
-        None => register::create_user(&tx, &call.context, "admin@localhost".into(), "Local administrator".into(), true).await?,
+        None => {
+            let user = User {
+                id: new_id(),
+                email: "admin@localhost".into(),
+                name: "Local administrator".into(),
+                platform_admin: true,
+                created_at: Timestamp::now(),
+            };
+            register::create_user(&tx, &call.context, &user).await?;
+            user
+        }
     };
     let session = sessions::open(&identity, &tx, &call.context, user).await?;
     tx.commit().await?;

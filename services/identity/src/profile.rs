@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use capsule_bus::Call;
-use capsule_contracts::identity::{FindUser, GetProfile, GetUsers, UpdateProfile, User};
+use capsule_contracts::identity::{GetProfile, GetUsers, UpdateProfile, User};
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Identity;
+use crate::{Identity, invitations};
 
 #[derive(FromQueryResult)]
 pub struct UserRow {
@@ -41,8 +41,11 @@ pub async fn by_email(identity: &Identity, email: &str) -> Result<Option<User>, 
 }
 
 pub async fn by_id(tx: &Transaction<'_>, id: Uuid) -> Result<Option<User>, Problem> {
-    let row =
-        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    let row = unscoped!(
+        "users belong to no tenant",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1 AND closed_at IS NULL",
+        id
+    );
     Ok(tx.read().first::<UserRow>(row).await?.map(User::from))
 }
 
@@ -71,16 +74,21 @@ pub async fn update_profile(identity: Arc<Identity>, call: Call<UpdateProfile>) 
     get(&identity, call.proof.user()).await
 }
 
-pub async fn find_user(identity: Arc<Identity>, call: Call<FindUser>) -> Result<User, Problem> {
-    by_email(&identity, &call.message.email.trim().to_lowercase()).await?.ok_or_else(|| Problem::not_found("user"))
-}
-
 pub async fn get_users(identity: Arc<Identity>, call: Call<GetUsers>) -> Result<Page<User>, Problem> {
     let mut users = Vec::with_capacity(call.message.ids.len());
     for id in call.message.ids {
         match get(&identity, id).await {
             Ok(user) => users.push(user),
-            Err(problem) if problem.code == "not_found" => {}
+            Err(problem) if problem.code == "not_found" => {
+                let invited = invitations::named(&identity, id).await?;
+                users.extend(invited.map(|invited| User {
+                    id,
+                    email: invited.email,
+                    name: String::new(),
+                    platform_admin: false,
+                    created_at: Timestamp::default(),
+                }));
+            }
             Err(problem) => return Err(problem),
         }
     }

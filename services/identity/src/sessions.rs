@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Context, emit};
 use capsule_contracts::identity::{
-    ListSessions, Logout, RefreshToken, RevokeSession, RevokeSessions, Session, SessionInfo, SessionRevoked, TokenStatus, User,
-    ValidateToken,
+    CheckSessions, ListSessions, LiveSessions, Logout, RefreshToken, RevokeSession, RevokeSessions, Session, SessionInfo,
+    SessionRevoked, TokenStatus, User, ValidateToken,
 };
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, unscoped};
@@ -120,12 +120,17 @@ async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid)
 
 /// Ends every session of a user.
 pub async fn end_all(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
+    end_others(tx, context, user, Uuid::nil()).await
+}
+
+/// Ends every session of a user but this one.
+pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, kept: Uuid) -> Result<(), Problem> {
     let live = unscoped!(
         "sessions belong to a user",
         "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = $1 AND revoked_at IS NULL",
         user
     );
-    for session in tx.read().all::<SessionRow>(live).await? {
+    for session in tx.read().all::<SessionRow>(live).await?.into_iter().filter(|session| session.id != kept) {
         end(tx, context, user, session.id).await?;
     }
     Ok(())
@@ -205,20 +210,45 @@ pub async fn validate_token(identity: Arc<Identity>, call: Call<ValidateToken>) 
     let Some(claims) = identity.signer.verify(&call.message.token) else {
         return Ok(unknown);
     };
-    let session = unscoped!(
+    // Asked anew: what the token says of its user may not hold any more.
+    let admin = unscoped!(
         "sessions belong to a user",
-        "SELECT id FROM sessions WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL",
+        "SELECT u.platform_admin FROM sessions s JOIN users u ON u.id = s.user_id \
+         WHERE s.id = $1 AND s.user_id = $2 AND s.revoked_at IS NULL AND u.closed_at IS NULL",
         claims.sid,
         claims.sub
     );
-    if identity.store.read().value::<Uuid>(session).await?.is_none() {
+    let Some(platform_admin) = identity.store.read().value::<bool>(admin).await? else {
         return Ok(unknown);
-    }
+    };
     Ok(TokenStatus {
         active: true,
         user_id: Some(claims.sub),
         session_id: Some(claims.sid),
-        platform_admin: claims.adm,
+        platform_admin,
         expires_at: Some(Timestamp(claims.exp * 1_000_000)),
     })
+}
+
+#[derive(FromQueryResult)]
+struct LiveRow {
+    platform_admin: bool,
+}
+
+pub async fn check_sessions(identity: Arc<Identity>, call: Call<CheckSessions>) -> Result<LiveSessions, Problem> {
+    let (mut live, now) = (LiveSessions::default(), Timestamp::now().0);
+    for id in call.message.ids {
+        let row = unscoped!(
+            "sessions belong to a user",
+            "SELECT u.platform_admin FROM sessions s JOIN users u ON u.id = s.user_id \
+             WHERE s.id = $1 AND s.revoked_at IS NULL AND s.expires_at > $2 AND u.closed_at IS NULL",
+            id,
+            now
+        );
+        if let Some(row) = identity.store.read().first::<LiveRow>(row).await? {
+            live.ids.push(id);
+            live.platform_admins.extend(row.platform_admin.then_some(id));
+        }
+    }
+    Ok(live)
 }

@@ -42,28 +42,47 @@ pub static DELETION: Saga<Organizations> = Saga {
 
 /// Closes an organization and begins its deletion, in one transaction.
 pub async fn begin(tx: &Transaction<'_>, context: &capsule_bus::Context, organization_id: Uuid) -> Result<(), Problem> {
-    set_closed(tx, organization_id, Some(Timestamp::now().0)).await?;
+    set_closed(tx, context, organization_id, Some(Timestamp::now().0)).await?;
     capsule_bus::saga::begin(tx, context, &DELETION, &Input { organization_id }).await?;
     Ok(())
 }
 
-async fn set_closed(tx: &Transaction<'_>, organization: Uuid, at: Option<i64>) -> Result<(), Problem> {
+/// Closes an organization or opens it again. Its members have no role in a closed one, here and in every cache.
+async fn set_closed(
+    tx: &Transaction<'_>,
+    context: &capsule_bus::Context,
+    organization: Uuid,
+    at: Option<i64>,
+) -> Result<(), Problem> {
     let grant = SystemGrant::new(organization, "the organization is deleted");
-    tx.run(scoped!(&grant, "UPDATE organizations SET closed_at = $1 WHERE id = :tenant AND deleted_at IS NULL", at)).await?;
+    let change = match at {
+        Some(at) => scoped!(
+            &grant,
+            "UPDATE organizations SET closed_at = $1 WHERE id = :tenant AND closed_at IS NULL AND deleted_at IS NULL",
+            at
+        ),
+        None => scoped!(
+            &grant,
+            "UPDATE organizations SET closed_at = NULL WHERE id = :tenant AND closed_at IS NOT NULL AND deleted_at IS NULL"
+        ),
+    };
+    if tx.run(change).await? == 1 {
+        members::announce_all(tx, context, &grant, at.is_some()).await?;
+    }
     Ok(())
 }
 
 async fn close(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
     let input: Input = run.input()?;
     let tx = organizations.store.begin().await?;
-    set_closed(&tx, input.organization_id, Some(Timestamp::now().0)).await?;
+    set_closed(&tx, &run.context(), input.organization_id, Some(Timestamp::now().0)).await?;
     tx.commit().await
 }
 
 async fn reopen(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
     let input: Input = run.input()?;
     let tx = organizations.store.begin().await?;
-    set_closed(&tx, input.organization_id, None).await?;
+    set_closed(&tx, &run.context(), input.organization_id, None).await?;
     tx.commit().await
 }
 
@@ -78,17 +97,20 @@ async fn remove(organizations: &Organizations, run: &Run) -> Result<(), Problem>
     let grant = SystemGrant::new(organization_id, "the organization is deleted");
     let context = run.context();
     let tx = organizations.store.begin().await?;
+    // Its row is kept for what still refers to it, without a name: that may be a person's.
     let gone = scoped!(
         &grant,
-        "UPDATE organizations SET deleted_at = $1, personal_of = NULL WHERE id = :tenant AND deleted_at IS NULL",
+        "UPDATE organizations SET deleted_at = $1, personal_of = NULL, name = 'deleted', slug = 'deleted' \
+         WHERE id = :tenant AND deleted_at IS NULL",
         Timestamp::now().0
     );
     if tx.run(gone).await? == 0 {
         return Ok(());
     }
-    for member in members::all_of(&tx, &grant).await? {
+    for member in members::of(&tx, &grant).await? {
         members::set(&tx, &context, organization_id, member.user_id, None).await?;
     }
+    tx.run(scoped!(&grant, "DELETE FROM invitations WHERE organization_id = :tenant")).await?;
     capsule_bus::emit(&tx, &context, &OrganizationDeleted { organization_id }).await?;
     tx.commit().await
 }

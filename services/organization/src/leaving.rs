@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, SystemGrant};
+use capsule_bus::{Call, Context, SystemGrant};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Count, Empty, Problem, Role, Uuid};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, deletion, members};
+use crate::{Organizations, deletion, invitations, members, personal};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -33,7 +33,7 @@ pub async fn check_leaving(organizations: Arc<Organizations>, call: Call<CheckLe
     for organization in of(&tx, call.message.user_id).await? {
         let grant = SystemGrant::new(organization.id, "a member's account is erased");
         let others: Vec<_> =
-            members::all_of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != call.message.user_id).collect();
+            members::of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != call.message.user_id).collect();
         if !others.is_empty() && others.iter().all(|row| row.role != Role::Owner.name()) {
             return Err(Problem::conflict(format!("You are the only owner of {}, and it has other members.", organization.name))
                 .hint("Make one of them an owner, or delete the organization."));
@@ -43,23 +43,29 @@ pub async fn check_leaving(organizations: Arc<Organizations>, call: Call<CheckLe
 }
 
 pub async fn leave_organizations(organizations: Arc<Organizations>, call: Call<LeaveOrganizations>) -> Result<Empty, Problem> {
-    let user = call.message.user_id;
     let tx = organizations.store.begin().await?;
-    for organization in of(&tx, user).await? {
+    leave(&tx, &call.context, call.message.user_id).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+/// Takes a user out of every organization, and forgets what waits for them. May be run twice.
+pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
+    for organization in of(tx, user).await? {
         let grant = SystemGrant::new(organization.id, "a member's account is erased");
-        let others: Vec<_> = members::all_of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != user).collect();
+        let others: Vec<_> = members::of(tx, &grant).await?.into_iter().filter(|row| row.user_id != user).collect();
         let Some(oldest) = others.first() else {
-            deletion::begin(&tx, &call.context, organization.id).await?;
+            deletion::begin(tx, context, organization.id).await?;
             continue;
         };
         // Somebody may have lost that role since it was checked.
         if others.iter().all(|row| row.role != Role::Owner.name()) {
-            members::set(&tx, &call.context, organization.id, oldest.user_id, Some(Role::Owner)).await?;
+            members::set(tx, context, organization.id, oldest.user_id, Some(Role::Owner)).await?;
         }
-        members::set(&tx, &call.context, organization.id, user, None).await?;
+        members::set(tx, context, organization.id, user, None).await?;
     }
-    tx.commit().await?;
-    Ok(Empty {})
+    invitations::forget_user(tx, user).await?;
+    personal::detach(tx, user).await
 }
 
 /// How many organizations a user is in, or has left and that are still being deleted for it.

@@ -2,6 +2,7 @@
 //! services keep caches of them, fed by [`MembershipChanged`](capsule_contracts::organization::MembershipChanged).
 
 mod deletion;
+mod invitations;
 mod leaving;
 mod members;
 mod organizations;
@@ -10,8 +11,8 @@ mod quotas;
 
 use std::sync::Arc;
 
-use capsule_bus::{Bus, Router, Service};
-use capsule_contracts::identity::UserRegistered;
+use capsule_bus::{Bus, Context, Router, Service};
+use capsule_contracts::identity::{UserErased, UserRegistered};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Problem, Role, Target, Uuid};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
@@ -45,7 +46,7 @@ impl Service for Organizations {
             *id
         );
         let known = self.store.read().value::<Uuid>(known).await?;
-        Ok(known.map(|organization_id| Place { organization_id, environment: None }))
+        Ok(known.map(Place::of))
     }
 
     /// This service owns the fact: there is no cache to ask.
@@ -64,7 +65,10 @@ pub const NAME: &str = "organization";
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations = &[
     ("bus", capsule_bus::MIGRATIONS),
-    (NAME, capsule_store::migrations![1 "create_organizations", 2 "close_organizations", 3 "set_quotas"]),
+    (
+        NAME,
+        capsule_store::migrations![1 "create_organizations", 2 "close_organizations", 3 "set_quotas", 4 "invite_members"],
+    ),
 ];
 
 /// Opens the service's database and puts the service on the bus.
@@ -81,7 +85,11 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, limits: L
         .handle(organizations::update_organization)
         .handle(organizations::delete_organization)
         .handle(members::list_members)
-        .handle(members::add_member)
+        .handle(invitations::add_member)
+        .handle(invitations::list_invitations)
+        .handle(invitations::accept_invitation)
+        .handle(invitations::reject_invitation)
+        .handle(members::leave_organization)
         .handle(members::change_role)
         .handle(members::remove_member)
         .handle(members::list_permissions)
@@ -91,10 +99,15 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, limits: L
         .handle(quotas::set_quotas)
         .handle(quotas::inspect_organizations)
         .handle(quotas::confirm_quotas)
+        .handle(members::get_memberships)
         .handle(leaving::check_leaving)
         .handle(leaving::leave_organizations)
         .handle(leaving::count_memberships)
         .saga(&deletion::DELETION)
+        // They have left before; this is for what was heard of them since.
+        .consume::<UserErased>(|_, tx, event| {
+            Box::pin(async move { leaving::leave(tx, &Context::background(NAME), event.user_id).await })
+        })
         .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::ensure(tx, &event.user).await }))
         .start();
     Ok(organizations)

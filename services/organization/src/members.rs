@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use capsule_bus::{Call, Context, Tenant, emit};
-use capsule_contracts::identity::{FindUser, GetUsers};
+use capsule_contracts::identity::GetUsers;
 use capsule_contracts::organization::{
-    AddMember, ChangeRole, GetMembership, ListMembers, ListPermissions, Member, Membership, MembershipChanged, RemoveMember,
-    RolePermissions,
+    ChangeRole, GetMembership, GetMemberships, LeaveOrganization, ListMembers, ListPermissions, Member, Membership,
+    MembershipChanged, RemoveMember, RolePermissions,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
+use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, quotas};
+use crate::{Organizations, invitations};
 
 /// Gives a user a role in an organization, or takes it, and tells of it.
 pub async fn set(
@@ -46,73 +46,63 @@ pub struct MemberRow {
     pub joined_at: i64,
 }
 
-/// The members of the organization that the proof is for.
-pub async fn of(tx: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<MemberRow>, Problem> {
-    all_of(tx, tenant).await
+fn rows(scope: &impl Scope) -> Statement {
+    scoped!(
+        scope,
+        "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL ORDER BY joined_at, user_id"
+    )
 }
 
-/// As [`of`], for whatever gives leave; who joined first comes first.
-pub async fn all_of(tx: &Transaction<'_>, tenant: &impl Scope) -> Result<Vec<MemberRow>, Problem> {
-    tx.read()
-        .all(scoped!(
-            tenant,
-            "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL ORDER BY joined_at, user_id"
-        ))
-        .await
+/// The members of an organization; who joined first comes first.
+pub async fn of(tx: &Transaction<'_>, scope: &impl Scope) -> Result<Vec<MemberRow>, Problem> {
+    tx.read().all(rows(scope)).await
 }
 
 pub async fn list_members(service: Arc<Organizations>, call: Call<ListMembers>) -> Result<Page<Member>, Problem> {
-    let rows = scoped!(
-        &call.proof,
-        "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL ORDER BY joined_at, user_id"
-    );
-    let rows = service.store.read().all::<MemberRow>(rows).await?;
-    let ask = GetUsers { ids: rows.iter().map(|row| row.user_id).collect() };
+    let rows = service.store.read().all::<MemberRow>(rows(&call.proof)).await?;
+    let pending = service.store.read().all::<invitations::Pending>(invitations::rows(&call.proof)).await?;
+    let joined = rows.into_iter().map(|row| (row.user_id, row.role, false, row.joined_at));
+    let pending = pending.into_iter().map(|row| (row.user_id, row.role, true, row.created_at));
+    let rows: Vec<_> = joined.chain(pending).collect();
+    let ask = GetUsers { ids: rows.iter().map(|row| row.0).collect() };
     let users = service.bus.request(&call.context.on_behalf("organization"), &ask).await?;
     let mut members = Vec::with_capacity(rows.len());
-    for row in rows {
-        if let Some(user) = users.items.iter().find(|user| user.id == row.user_id) {
+    for (user_id, role, pending, since) in rows {
+        if let Some(user) = users.items.iter().find(|user| user.id == user_id) {
             members.push(Member {
-                user_id: row.user_id,
+                user_id,
                 email: user.email.clone(),
-                name: user.name.clone(),
-                role: row.role.parse()?,
-                joined_at: Timestamp(row.joined_at),
+                // Whoever has not accepted has not told this organization their name either.
+                name: if pending { String::new() } else { user.name.clone() },
+                role: role.parse()?,
+                pending,
+                joined_at: Timestamp(since),
             });
         }
     }
     Ok(Page::whole(members))
 }
 
-pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> Result<Member, Problem> {
-    guard_owners(&call.proof, call.message.role)?;
-    let ask = FindUser { email: call.message.email.clone() };
-    let user = service.bus.request(&call.context.on_behalf("organization"), &ask).await.map_err(|problem| {
-        if problem.code == "not_found" {
-            Problem::invalid_field("email", "nobody is registered here with this address").hint("Ask them to register first.")
-        } else {
-            problem
-        }
-    })?;
-    let organization = call.message.id;
-    if membership(&service, organization, user.id).await?.role.is_some() {
-        return Err(Problem::conflict("This user is a member already.").hint("Change their role instead."));
-    }
-    let limits = quotas::of(&service, organization).await?;
-    let tx = service.store.begin().await?;
-    quotas::check_members(&tx, &call.proof, &limits, 1).await?;
-    set(&tx, &call.context, organization, user.id, Some(call.message.role)).await?;
-    tx.commit().await?;
-    Ok(Member { user_id: user.id, email: user.email, name: user.name, role: call.message.role, joined_at: Timestamp::now() })
-}
-
 pub async fn change_role(service: Arc<Organizations>, call: Call<ChangeRole>) -> Result<Empty, Problem> {
     guard_owners(&call.proof, call.message.role)?;
+    let tx = service.store.begin().await?;
+    if invitations::change_role(&tx, &call.proof, call.message.user_id, call.message.role).await? {
+        tx.commit().await?;
+        return Ok(Empty {});
+    }
+    drop(tx);
     replace(&service, &call.context, &call.proof, (call.message.id, call.message.user_id), Some(call.message.role)).await
 }
 
 pub async fn remove_member(service: Arc<Organizations>, call: Call<RemoveMember>) -> Result<Empty, Problem> {
+    if invitations::remove(&service, &call).await? {
+        return Ok(Empty {});
+    }
     replace(&service, &call.context, &call.proof, (call.message.id, call.message.user_id), None).await
+}
+
+pub async fn leave_organization(service: Arc<Organizations>, call: Call<LeaveOrganization>) -> Result<Empty, Problem> {
+    replace(&service, &call.context, &call.proof, (call.message.id, call.proof.user()), None).await
 }
 
 async fn replace(
@@ -137,7 +127,8 @@ async fn replace(
     Ok(Empty {})
 }
 
-fn guard_owners(tenant: &Tenant, role: Role) -> Result<(), Problem> {
+/// Only owners make or unmake owners.
+pub fn guard_owners(tenant: &Tenant, role: Role) -> Result<(), Problem> {
     if role == Role::Owner && tenant.role() != Role::Owner {
         return Err(Problem::forbidden("Only an owner makes or unmakes owners."));
     }
@@ -150,11 +141,13 @@ struct MembershipRow {
     sequence: i64,
 }
 
-/// A user's place in an organization. Sequence 0 where there never was one.
+/// A user's place in an organization. Sequence 0 where there never was one; no role where the organization is being
+/// deleted.
 pub async fn membership(service: &Organizations, organization_id: Uuid, user_id: Uuid) -> Result<Membership, Problem> {
     let row = unscoped!(
         "decides who may act for a tenant",
-        "SELECT role, sequence FROM members WHERE organization_id = $1 AND user_id = $2",
+        "SELECT CASE WHEN o.closed_at IS NULL THEN m.role END AS role, m.sequence \
+         FROM members m JOIN organizations o ON o.id = m.organization_id WHERE m.organization_id = $1 AND m.user_id = $2",
         organization_id,
         user_id
     );
@@ -165,6 +158,34 @@ pub async fn membership(service: &Organizations, organization_id: Uuid, user_id:
 
 pub async fn get_membership(service: Arc<Organizations>, call: Call<GetMembership>) -> Result<Membership, Problem> {
     membership(&service, call.message.organization_id, call.message.user_id).await
+}
+
+pub async fn get_memberships(service: Arc<Organizations>, call: Call<GetMemberships>) -> Result<Page<Membership>, Problem> {
+    let mut known = Vec::with_capacity(call.message.wanted.len());
+    for wanted in call.message.wanted {
+        known.push(membership(&service, wanted.organization_id, wanted.user_id).await?);
+    }
+    Ok(Page::whole(known))
+}
+
+/// Tells every cache what the members' places are now that the organization was closed, or opened again.
+pub async fn announce_all(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, closed: bool) -> Result<(), Problem> {
+    tx.run(scoped!(scope, "UPDATE members SET sequence = sequence + 1 WHERE organization_id = :tenant AND role IS NOT NULL"))
+        .await?;
+    let rows = scoped!(scope, "SELECT user_id, role, sequence FROM members WHERE organization_id = :tenant AND role IS NOT NULL");
+    for row in tx.read().all::<Announced>(rows).await? {
+        let role = if closed { None } else { Some(row.role.parse()?) };
+        let membership = Membership { organization_id: scope.organization(), user_id: row.user_id, role, sequence: row.sequence };
+        emit(tx, context, &MembershipChanged { membership }).await?;
+    }
+    Ok(())
+}
+
+#[derive(FromQueryResult)]
+struct Announced {
+    user_id: Uuid,
+    role: String,
+    sequence: i64,
 }
 
 pub async fn list_permissions(_: Arc<Organizations>, _: Call<ListPermissions>) -> Result<Page<RolePermissions>, Problem> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use capsule_bus::{Call, Context, Tenant, emit};
-use capsule_contracts::identity::GetUsers;
+use capsule_contracts::identity::{GetUsers, Reauthenticate};
 use capsule_contracts::message::to_label;
 use capsule_contracts::organization::{
     CreateOrganization, DeleteOrganization, GetOrganization, ListOrganizations, Organization, OrganizationCreated,
@@ -68,6 +68,12 @@ async fn list(service: &Organizations, user: Uuid) -> Result<Vec<Organization>, 
         user
     );
     service.store.read().all::<Row>(rows).await?.into_iter().map(TryInto::try_into).collect()
+}
+
+/// One of a user's own organizations.
+pub async fn of_user(service: &Organizations, user: Uuid, id: Uuid) -> Result<Organization, Problem> {
+    let mine = list(service, user).await?;
+    mine.into_iter().find(|organization| organization.id == id).ok_or_else(|| Problem::not_found("organization"))
 }
 
 /// An organization about to be made.
@@ -159,6 +165,8 @@ pub async fn delete_organization(service: Arc<Organizations>, call: Call<DeleteO
     if organization.personal {
         return Err(Problem::conflict("A personal organization goes with its user's account only."));
     }
+    let confirm = Reauthenticate { user_id: call.proof.user(), password: call.message.password };
+    service.bus.request(&call.context.on_behalf("organization"), &confirm).await?;
     let tx = service.store.begin().await?;
     deletion::begin(&tx, &call.context, organization.id).await?;
     tx.commit().await?;

@@ -2,9 +2,9 @@
 //! heard of, or when its owner asks before that: whichever comes first.
 
 use capsule_bus::Context;
-use capsule_contracts::Problem;
 use capsule_contracts::identity::User;
 use capsule_contracts::message::to_label;
+use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Transaction, unscoped};
 
 use crate::organizations::{self, New};
@@ -19,5 +19,21 @@ pub async fn ensure(tx: &Transaction<'_>, user: &User) -> Result<(), Problem> {
     let slug = organizations::free_slug(tx, &wanted).await?;
     let new = New { name: user.name.clone(), slug, owner: user.id, personal: true };
     organizations::insert(tx, &Context::background("organization"), new).await?;
+    Ok(())
+}
+
+/// Makes a personal organization one like any other, without the name and the slug that were made from its person's:
+/// their account is erased, and others may be members of it.
+pub async fn detach(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+    let own = unscoped!("one per user", "SELECT id FROM organizations WHERE personal_of = $1", user);
+    if let Some(id) = tx.read().value::<Uuid>(own).await? {
+        tx.run(unscoped!(
+            "one per user",
+            "UPDATE organizations SET name = 'Former personal organization', slug = $1, personal_of = NULL WHERE id = $2",
+            format!("former-{}", id.simple()),
+            id
+        ))
+        .await?;
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod configuration;
 mod environments;
 mod projects;
 mod quotas;
+mod reach;
 mod services;
 mod variables;
 
@@ -43,7 +44,9 @@ impl Service for Projects {
     async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
         let found = match target {
             // Whether the organization exists is its members' affair: without one, nobody is let in.
-            Target::Organization(id) => return Ok(Some(Place { organization_id: *id, environment: None })),
+            Target::Organization(id) => return Ok(Some(Place::of(*id))),
+            Target::ServiceEverywhere(id) => return reach::service(self, *id).await,
+            Target::ProjectEverywhere(id) => return reach::project(self, *id).await,
             Target::Project(id) => {
                 unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM projects WHERE id = $1", *id)
             }
@@ -66,7 +69,7 @@ impl Service for Projects {
             return Ok(None);
         };
         let environment = found.kind.as_deref().map(environments::kind).transpose()?;
-        Ok(Some(Place { organization_id: found.organization_id, environment }))
+        Ok(Some(Place { environment, ..Place::of(found.organization_id) }))
     }
 }
 

@@ -13,7 +13,7 @@ use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, environments, quotas};
+use crate::{Projects, environments, quotas, reach};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -120,6 +120,7 @@ pub async fn restore_project(projects: Arc<Projects>, call: Call<RestoreProject>
 
 pub async fn delete_project(projects: Arc<Projects>, call: Call<DeleteProject>) -> Result<Empty, Problem> {
     let tx = projects.store.begin().await?;
+    reach::check_project(&tx, &call.proof, call.message.id).await?;
     remove(&tx, &call.context, &call.proof, call.message.id).await?;
     tx.commit().await?;
     Ok(Empty {})

@@ -8,7 +8,7 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, quotas};
+use crate::{Projects, quotas, reach};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -80,6 +80,7 @@ pub async fn get_service(projects: Arc<Projects>, call: Call<GetService>) -> Res
 
 pub async fn delete_service(projects: Arc<Projects>, call: Call<DeleteService>) -> Result<Empty, Problem> {
     let service = get(&projects, &call.proof, call.message.id).await?;
+    reach::close(&projects, &call.context, &call.proof, service.id, service.project_id).await?;
     let tx = projects.store.begin().await?;
     tx.run(scoped!(&call.proof, "DELETE FROM services WHERE organization_id = :tenant AND id = $1", service.id)).await?;
     let event = ServicesRemoved {

@@ -1,0 +1,161 @@
+//! `capsule org`: organizations, their members, and invitations.
+
+use anyhow::{anyhow, bail};
+use capsule_contracts::organization::{AddedMember, Invitation, Member, Organization};
+use capsule_contracts::{Empty, Page, Role};
+use serde_json::json;
+
+use super::account::confirmed;
+use crate::arguments::OrgCommand;
+use crate::client::Client;
+use crate::terminal::{Terminal, confirm, table};
+
+pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyhow::Result<()> {
+    match command {
+        OrgCommand::List => list(&mut client, terminal),
+        OrgCommand::Create { name, slug } => {
+            let made: Organization = client.post("/organizations", &json!({"name": name, "slug": slug}))?;
+            terminal.show(&made, |made| format!("Created the organization {} ({}).", made.name, made.slug))
+        }
+        OrgCommand::Members { organization } => {
+            let organization = find(&mut client, &organization)?;
+            let members = members(&mut client, &organization)?;
+            terminal.show(&members, |members| {
+                let rows: Vec<_> = members
+                    .iter()
+                    .map(|member| {
+                        let state = if member.pending { "pending" } else { "member" };
+                        vec![member.email.clone(), member.name.clone(), member.role.name().into(), state.into()]
+                    })
+                    .collect();
+                table(&["EMAIL", "NAME", "ROLE", "STATE"], &rows)
+            })
+        }
+        OrgCommand::Add { organization, email, role } => add(&mut client, &organization, &email, role, terminal),
+        OrgCommand::Role { organization, email, role } => {
+            let organization = find(&mut client, &organization)?;
+            let member = member(&mut client, &organization, &email)?;
+            let path = format!("/organizations/{}/members/{}/role", organization.id, member.user_id);
+            let _: Empty = client.patch(&path, &json!({"role": role}))?;
+            let done = Member { role, ..member };
+            terminal.show(&done, |done| format!("{} is {} in {} now.", done.email, role.name(), organization.slug))
+        }
+        OrgCommand::Remove { organization, email } => {
+            let organization = find(&mut client, &organization)?;
+            let member = member(&mut client, &organization, &email)?;
+            let _: Empty = client.delete(&format!("/organizations/{}/members/{}", organization.id, member.user_id))?;
+            terminal.show(&member, |member| format!("Removed {} from {}.", member.email, organization.slug))
+        }
+        OrgCommand::Accept { organization } => {
+            let invitation = invitation(&mut client, &organization)?;
+            let joined: Organization = client.post(&format!("/invitations/{}/accept", invitation.id), &json!({}))?;
+            terminal.show(&joined, |joined| {
+                format!(
+                    "You are {} in {} now. Deploy there with --organization {}.",
+                    joined.role.name(),
+                    joined.name,
+                    joined.slug
+                )
+            })
+        }
+        OrgCommand::Decline { organization } => {
+            let invitation = invitation(&mut client, &organization)?;
+            let _: Empty = client.post(&format!("/invitations/{}/reject", invitation.id), &json!({}))?;
+            terminal.show(&invitation, |invitation| format!("Declined the invitation to {}.", invitation.organization_name))
+        }
+        OrgCommand::Leave { organization, yes } => {
+            let organization = find(&mut client, &organization)?;
+            if !confirm(&format!("Leave {}?", organization.slug), yes)? {
+                bail!("nothing was changed");
+            }
+            let _: Empty = client.post(&format!("/organizations/{}/leave", organization.id), &json!({}))?;
+            terminal.show(&organization, |organization| format!("You are no member of {} any more.", organization.slug))
+        }
+        OrgCommand::Delete { organization, yes } => {
+            let organization = find(&mut client, &organization)?;
+            let question = format!("Delete {} with every project in it and all that runs there?", organization.slug);
+            if !confirm(&question, yes)? {
+                bail!("nothing was changed");
+            }
+            let path = format!("/organizations/{}", organization.id);
+            let _: Empty = confirmed(&mut client, |client, password| client.delete_with(&path, &json!({"password": password})))?;
+            terminal.show(&organization, |organization| format!("{} is being deleted.", organization.slug))
+        }
+    }
+}
+
+fn list(client: &mut Client, terminal: Terminal) -> anyhow::Result<()> {
+    let organizations = client.get::<Page<Organization>>("/organizations")?.items;
+    let invitations = client.get::<Page<Invitation>>("/invitations")?.items;
+    terminal.show(&json!({"organizations": organizations, "invitations": invitations}), |_| {
+        let own = organizations.iter().map(|organization| {
+            let state = if organization.personal { "member, personal" } else { "member" };
+            vec![organization.slug.clone(), organization.name.clone(), organization.role.name().into(), state.into()]
+        });
+        let pending = invitations.iter().map(|invitation| {
+            let by = invitation.invited_by.as_deref().unwrap_or("an account that is gone");
+            vec![
+                invitation.organization_slug.clone(),
+                invitation.organization_name.clone(),
+                invitation.role.name().into(),
+                format!("pending, invited by {by}"),
+            ]
+        });
+        let text = table(&["SLUG", "NAME", "ROLE", "STATE"], &own.chain(pending).collect::<Vec<_>>());
+        match invitations.first() {
+            Some(first) => format!("{text}\n\nAccept an invitation with: capsule org accept {}", first.organization_slug),
+            None => text,
+        }
+    })
+}
+
+fn add(client: &mut Client, organization: &str, email: &str, role: Role, terminal: Terminal) -> anyhow::Result<()> {
+    let organization = find(client, organization)?;
+    let path = format!("/organizations/{}/members", organization.id);
+    let added: AddedMember = client.post(&path, &json!({"email": email, "role": role}))?;
+    // The secret follows the #: no browser sends it, and no server logs it.
+    let link = added.registration_token.as_ref().map(|token| format!("{}/register#{token}", client.name()));
+    let mut shown = serde_json::to_value(&added)?;
+    if let Some(link) = &link {
+        shown["registration_link"] = json!(link);
+    }
+    terminal.show(&shown, |_| {
+        let invited = format!("Invited {} to {} as {}.", added.email, organization.slug, role.name());
+        let accept = format!("They become a member with: capsule org accept {}", organization.slug);
+        match link {
+            None => format!("{invited}\n{accept}"),
+            Some(link) => format!(
+                "{invited}\nThe address has no account here. Send them this link to make one; it is shown only now, works once, \
+                 and until {}:\n\n  {link}\n\nThey run: capsule register\n{accept}",
+                added.expires_at
+            ),
+        }
+    })
+}
+
+fn find(client: &mut Client, slug: &str) -> anyhow::Result<Organization> {
+    let all = client.get::<Page<Organization>>("/organizations")?.items;
+    let known = all.iter().map(|organization| organization.slug.clone()).collect::<Vec<_>>().join(", ");
+    all.into_iter()
+        .find(|organization| organization.slug == slug || organization.id.to_string() == slug)
+        .ok_or_else(|| anyhow!("you are in no organization {slug}; you are in {known}"))
+}
+
+fn invitation(client: &mut Client, slug: &str) -> anyhow::Result<Invitation> {
+    let all = client.get::<Page<Invitation>>("/invitations")?.items;
+    all.into_iter()
+        .find(|invitation| invitation.organization_slug == slug || invitation.id.to_string() == slug)
+        .ok_or_else(|| anyhow!("you have no invitation to {slug}; `capsule org list` shows those that you have"))
+}
+
+fn members(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Member>> {
+    Ok(client.get::<Page<Member>>(&format!("/organizations/{}/members", organization.id))?.items)
+}
+
+fn member(client: &mut Client, organization: &Organization, email: &str) -> anyhow::Result<Member> {
+    let wanted = email.trim().to_lowercase();
+    members(client, organization)?
+        .into_iter()
+        .find(|member| member.email == wanted)
+        .ok_or_else(|| anyhow!("{email} is no member of {}", organization.slug))
+}

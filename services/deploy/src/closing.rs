@@ -1,0 +1,110 @@
+//! The deletion of a service begins here, because only here is known where it runs: it is refused where its deleter may
+//! not deploy, and closed to deployments that begin meanwhile, in one transaction.
+
+use std::sync::Arc;
+
+use capsule_bus::{Call, SystemGrant};
+use capsule_contracts::deploy::{CloseService, ListServiceEnvironments, ServiceEnvironments};
+use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
+use capsule_store::{Scope, Transaction, scoped, unscoped};
+use sea_orm::FromQueryResult;
+
+use crate::Deploys;
+
+#[derive(FromQueryResult)]
+struct Row {
+    environment_id: Uuid,
+    environment_name: String,
+}
+
+pub async fn list_service_environments(
+    deploys: Arc<Deploys>,
+    call: Call<ListServiceEnvironments>,
+) -> Result<ServiceEnvironments, Problem> {
+    let rows = unscoped!(
+        "asked by the project service, to find out who may delete it",
+        "SELECT environment_id, environment_name FROM placements WHERE service_id = $1 AND wanted <> 'removed'",
+        call.message.service_id
+    );
+    let rows = deploys.store.read().all::<Row>(rows).await?;
+    Ok(ServiceEnvironments { environment_ids: rows.into_iter().map(|row| row.environment_id).collect() })
+}
+
+pub async fn close_service(deploys: Arc<Deploys>, call: Call<CloseService>) -> Result<Empty, Problem> {
+    let grant = SystemGrant::new(call.message.organization_id, "the service is being deleted");
+    let tx = deploys.store.begin().await?;
+    close(&tx, &grant, call.message.service_id, &call.message.environment_ids).await?;
+    tx.commit().await?;
+    Ok(Empty {})
+}
+
+/// Closes a service that runs in no other environments than these.
+async fn close(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid, environments: &[Uuid]) -> Result<(), Problem> {
+    let rows = scoped!(
+        scope,
+        "SELECT environment_id, environment_name FROM placements \
+         WHERE organization_id = :tenant AND service_id = $1 AND wanted <> 'removed'",
+        service
+    );
+    if let Some(row) = tx.read().all::<Row>(rows).await?.iter().find(|row| !environments.contains(&row.environment_id)) {
+        return Err(Problem::forbidden(format!("The service runs in {}, where you may not deploy.", row.environment_name))
+            .hint("Ask an owner or admin of the organization."));
+    }
+    tx.run(scoped!(
+        scope,
+        "INSERT INTO closed_services (service_id, organization_id, closed_at) VALUES ($1, :tenant, $2) \
+         ON CONFLICT (service_id) DO NOTHING",
+        service,
+        Timestamp::now().0
+    ))
+    .await?;
+    Ok(())
+}
+
+/// Refuses to go on where the service is being deleted.
+pub async fn check(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid) -> Result<(), Problem> {
+    let closed = scoped!(scope, "SELECT 1 FROM closed_services WHERE organization_id = :tenant AND service_id = $1", service);
+    match tx.read().exists(closed).await? {
+        true => Err(Problem::conflict("The service is being deleted.")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use capsule_bus::SystemGrant;
+    use capsule_contracts::Uuid;
+    use capsule_store::{Databases, Keyring, Store, unscoped};
+
+    #[tokio::test]
+    async fn a_service_is_closed_only_by_who_may_deploy_wherever_it_runs_and_then_to_everybody() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
+        let databases = Databases::Embedded(folder.path().into());
+        let store = Store::open(&databases, crate::NAME, keyring, crate::MIGRATIONS).await.expect("opens");
+        let [organization, service, staging, production] = [1, 2, 3, 4].map(Uuid::from_u128);
+        let grant = SystemGrant::new(organization, "test");
+        let tx = store.begin().await.expect("begins");
+        for (number, environment) in [(1, staging), (2, production)] {
+            tx.run(unscoped!(
+                "test",
+                "INSERT INTO placements (service_id, environment_id, organization_id, project_id, service_name, \
+                 environment_name, host, uid, wanted) VALUES ($1, $2, $3, $4, 'web', $5, $6, $7, 'running')",
+                service,
+                environment,
+                organization,
+                Uuid::from_u128(9),
+                format!("environment-{number}"),
+                format!("host-{number}"),
+                number
+            ))
+            .await
+            .expect("made");
+        }
+        let refused = super::close(&tx, &grant, service, &[staging]).await.expect_err("it runs in production");
+        assert!(refused.code == "forbidden" && refused.detail.contains("environment-2"), "{refused}");
+        super::check(&tx, &grant, service).await.expect("nothing was closed");
+        super::close(&tx, &grant, service, &[staging, production]).await.expect("closes");
+        assert_eq!(super::check(&tx, &grant, service).await.expect_err("closed").code, "conflict");
+    }
+}
