@@ -55,7 +55,7 @@ pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> R
         return Err(full());
     }
     let limits = quotas::of(&service, message.id).await?;
-    let invite = InviteUser { email: message.email, organization_id: message.id };
+    let invite = InviteUser { email: message.email.trim().to_owned(), organization_id: message.id };
     let invited = service.bus.request(&context.on_behalf("organization"), &invite).await?;
     let (now, tx) = (Timestamp::now(), service.store.begin().await?);
     if members::of(&tx, &proof).await?.iter().any(|row| row.user_id == invited.user_id) {
