@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_bus::{Bus, Context, Principal};
+use capsule_cache::Cache;
 use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::identity::{Register, Registration};
 use capsule_contracts::organization::{CreateOrganization, DeleteOrganization, Organization};
 use capsule_contracts::project::{
     ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteProject, ListEnvironments, ListProjects,
@@ -257,7 +259,24 @@ async fn variables_and_secrets_count_together_and_may_shrink_above_a_quota() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_that_is_deleted_counts_until_it_is_gone() {
-    let (_folder, world) = embedded(&[]).await;
+    let (folder, mut world) = embedded(&[]).await;
+    // Deleting one takes the password of an account.
+    let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
+    let databases = Databases::Embedded(folder.path().into());
+    let (cache, registration) = (Cache::none(), Registration::Open);
+    capsule_identity::start(&databases, &world.bus, cache, keyring, "set-up".into(), registration).await.expect("starts");
+    let register = Register {
+        email: "ada@example.com".into(),
+        password: "a long enough one 1".into(),
+        name: None,
+        setup_token: Some("set-up".into()),
+        registration_token: None,
+    };
+    let session = world.bus.request(&Context::new("test".into(), Principal::Anonymous), &register).await.expect("registered");
+    let principal = Principal::User { id: session.user.id, session: session.user.id, platform_admin: false };
+    let own = Arc::get_mut(&mut world).expect("nobody else has it");
+    own.user = Context::new("test".into(), principal);
+    own.organization = own.ask(&CreateOrganization { name: "One".into(), slug: None }).await.expect("made");
     let make = |name: &str| CreateOrganization { name: name.into(), slug: None };
     let mut last = world.organization.id;
     for name in ["Two", "Three"] {
@@ -266,6 +285,6 @@ async fn an_organization_that_is_deleted_counts_until_it_is_gone() {
     let refused = world.ask(&make("Four")).await.expect_err("refused");
     assert!(refused.code == "quota_exceeded" && refused.detail.contains("one user may make 3"), "{refused}");
     // Its deletion waits for the deploy service, which is not there: closed is not gone.
-    world.ask(&DeleteOrganization { id: last }).await.expect("begun");
+    world.ask(&DeleteOrganization { id: last, password: Some("a long enough one 1".into()) }).await.expect("begun");
     assert_eq!(world.ask(&make("Four")).await.expect_err("refused").code, "quota_exceeded");
 }

@@ -177,12 +177,8 @@ struct Accepted {
 
 pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
     let (id, user) = (call.message.id, call.proof.user());
-    let organization = unscoped!(
-        "a user's own invitation",
-        "SELECT organization_id FROM invitations WHERE id = $1 AND user_id = $2",
-        id,
-        user
-    );
+    let organization =
+        unscoped!("a user's own invitation", "SELECT organization_id FROM invitations WHERE id = $1 AND user_id = $2", id, user);
     let organization = service.store.read().value::<Uuid>(organization).await?;
     let limits = quotas::of(&service, organization.ok_or_else(|| Problem::not_found("invitation"))?).await?;
     let tx = service.store.begin().await?;
