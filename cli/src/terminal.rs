@@ -178,6 +178,16 @@ pub fn ask_password(question: &str, again: bool) -> anyhow::Result<String> {
     Ok(if again { prompt.prompt()? } else { prompt.without_confirmation().prompt()? })
 }
 
+/// Asks for a secret that may be left out; with `stdin`, the next line of standard input is it.
+pub fn ask_secret(question: &str, stdin: bool) -> anyhow::Result<String> {
+    if stdin {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        return Ok(line);
+    }
+    Ok(inquire::Password::new(&clean_line(question)).without_confirmation().prompt()?)
+}
+
 /// Asks for a name to be typed; says whether it was this one.
 pub fn type_name(question: &str, name: &str) -> anyhow::Result<bool> {
     let question = clean_line(question);

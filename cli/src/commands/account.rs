@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{AccountCommand, Login, Register};
 use crate::client::{Client, takes_password};
-use crate::terminal::{Terminal, ask, ask_password, can_ask, confirm};
+use crate::terminal::{Terminal, ask, ask_password, ask_secret, can_ask, confirm};
 
 pub fn login(mut client: Client, arguments: Login, terminal: Terminal) -> anyhow::Result<()> {
     if arguments.register {
@@ -42,16 +42,11 @@ pub fn register(
 
 /// The registration link or token: a secret, so it is asked for or read, and never an argument.
 fn link(stdin: bool) -> anyhow::Result<String> {
-    if stdin {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).context("the registration link cannot be read from standard input")?;
-        return Ok(line.trim().to_owned());
-    }
-    if !can_ask() {
+    if !stdin && !can_ask() {
         return Ok(String::new());
     }
-    let prompt = inquire::Password::new("Registration link (empty if you have none)").without_confirmation();
-    Ok(prompt.prompt()?.trim().to_owned())
+    let link = ask_secret("Registration link (empty if you have none)", stdin).context("the registration link cannot be read")?;
+    Ok(link.trim().to_owned())
 }
 
 fn enter(mut client: Client, arguments: Register, token: Option<&str>, terminal: Terminal) -> anyhow::Result<()> {

@@ -43,7 +43,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Migrate { command } => operator::migrate(&directory, &command, terminal),
         Command::Backup { command } => backup::run(&directory, &command, terminal),
         Command::Login(login) => account::login(client()?, login, terminal),
-        Command::Register(register) => account::register(|named| Client::find(named, &directory), server, register, terminal),
+        Command::Register(register) => {
+            let client = |server: Option<&str>| {
+                Client::find(&Choice { server: server.map(str::to_owned).or_else(|| choice.server.clone()), ..choice.clone() })
+            };
+            account::register(client, choice.server.as_deref(), register, terminal)
+        }
         Command::Password => account::password(client()?, terminal),
         Command::Account { command } => account::account(client()?, &command, terminal),
         Command::Org { command } => organizations::run(client()?, command, terminal),
