@@ -25,10 +25,8 @@ pub fn trials() -> Vec<Trial> {
             with_postgres(|| crashes::killed_in("active", "after"));
         }),
         on("quotas hold, and hosts are kept for their organizations", || {
-            with_postgres(|| {
-                quotas::bounded();
-                quotas::hosts();
-            });
+            with_postgres(quotas::bounded);
+            with_postgres(quotas::hosts);
         }),
         on("an embedded installation moves over, and goes on as it was", || everywhere(&Shape::default(), moves_over)),
         on("a pool that is used up is told of, and frees itself", pool_is_used_up),
