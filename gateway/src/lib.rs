@@ -4,10 +4,12 @@
 //! in [`rows`] is all there is to an endpoint here; who may do what is decided where the data is.
 
 mod authenticate;
+mod concurrency;
 mod documents;
 mod everywhere;
 mod landing;
 mod limits;
+mod pace;
 mod request;
 pub mod rows;
 mod uploads;
@@ -30,6 +32,8 @@ use capsule_store::Keyring;
 pub use documents::openapi;
 
 use authenticate::Authenticator;
+use concurrency::Concurrency;
+use pace::Pace;
 
 /// What the gateway needs.
 pub struct Gateway {
@@ -40,6 +44,9 @@ pub struct Gateway {
     limits: Limits,
     /// The largest upload, in bytes.
     upload_bytes: u64,
+    upload_pace: Pace,
+    uploads: Concurrency,
+    streams: Concurrency,
 }
 
 /// What clients may ask of the gateway, in a minute unless it is said otherwise.
@@ -51,6 +58,9 @@ pub struct Limits {
     pub sign_ins: Rate,
     /// Attempts to sign in to one account in an hour, from addresses where nobody signed in to it lately.
     pub account: Rate,
+    /// Uploads, and streams, that one user has open at the same time; 0 is no limit.
+    pub concurrent_uploads: u32,
+    pub concurrent_streams: u32,
 }
 
 /// What a gateway is made of.
@@ -64,6 +74,9 @@ pub struct Options {
     pub limits: Limits,
     /// The largest upload, in bytes.
     pub upload_bytes: u64,
+    /// The slowest upload, in bytes a second, and the longest.
+    pub upload_bytes_per_second: u64,
+    pub upload_deadline: Duration,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -79,10 +92,20 @@ const REQUEST: Duration = Duration::from_secs(60);
 
 /// All that clients can reach.
 pub fn router(options: Options, checks: Vec<Check>) -> Router {
-    let Options { bus, blobs, keyring, cache, limits, upload_bytes } = options;
+    let Options { bus, blobs, keyring, cache, limits, upload_bytes, upload_bytes_per_second, upload_deadline } = options;
     let authenticator = Authenticator::new(bus.clone(), cache.clone(), &keyring);
     let limiter = Limiter::new(cache);
-    let gateway = Arc::new(Gateway { authenticator, bus, blobs, limiter, limits, upload_bytes });
+    let gateway = Arc::new(Gateway {
+        authenticator,
+        bus,
+        blobs,
+        limiter,
+        limits,
+        upload_bytes,
+        upload_pace: Pace::of_uploads(upload_bytes_per_second, upload_deadline),
+        uploads: Concurrency::new("uploads", limits.concurrent_uploads),
+        streams: Concurrency::new("streams", limits.concurrent_streams),
+    });
     let mut api = Router::new();
     for row in rows::all() {
         let gateway = gateway.clone();

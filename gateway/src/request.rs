@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body;
@@ -15,7 +15,6 @@ use bytes::Bytes;
 use capsule_bus::{Context, Principal};
 use capsule_contracts::{Access, Problem, Uuid, new_id};
 use futures_util::StreamExt;
-use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
@@ -23,11 +22,9 @@ use tracing::field::Empty;
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use crate::pace::{Pace, PacedBody};
 use crate::rows::Row;
 use crate::{BODY_BYTES, Gateway, REQUEST, everywhere, limits};
-
-/// How long a body that is too large is read before the connection is closed on it.
-const SWALLOW: Duration = Duration::from_secs(30);
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
@@ -102,12 +99,16 @@ pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) 
     let opened = async {
         let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
         limits::check(&gateway, &context, &parts, row.subject).await?;
+        let permit = gateway.streams.acquire(context.principal)?;
         let message = message(row, parts, &[]).await?;
-        gateway.bus.open_raw(&context, row.subject, message).await
+        Ok((gateway.bus.open_raw(&context, row.subject, message).await?, permit))
     };
     let response = match opened.await {
-        Ok(items) => {
-            let lines = futures_util::stream::unfold(items, |mut items| async move { Some((items.recv().await?, items)) });
+        Ok(opened) => {
+            // The permit lives as long as the stream.
+            let lines = futures_util::stream::unfold(opened, |(mut items, permit)| async move {
+                Some((items.recv().await?, (items, permit)))
+            });
             let lines = lines.map(move |item| {
                 let mut line = if events { b"data: ".to_vec() } else { Vec::new() };
                 line.extend_from_slice(&item);
@@ -226,11 +227,9 @@ fn body_object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, 
 
 async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Problem::bad_request(format!("The body was cut short: {error}.")))?;
-        if let Ok(data) = frame.into_data() {
-            bytes.extend_from_slice(&data);
-        }
+    let mut paced = PacedBody::new(&mut body, Pace::ORDINARY);
+    while let Some(data) = paced.data().await? {
+        bytes.extend_from_slice(&data);
         if bytes.len() > BODY_BYTES {
             swallow(&mut body).await;
             return Err(Problem::too_large(format!("The body is larger than {} MiB.", BODY_BYTES >> 20)));
@@ -240,9 +239,10 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
 }
 
 /// Reads the rest of a body that is not wanted: whoever still sends does not listen yet, and would find
-/// the connection closed instead of an answer.
+/// the connection closed instead of an answer. A body that arrives slowly is not worth it.
 pub async fn swallow(body: &mut Body) {
-    let _ = tokio::time::timeout(SWALLOW, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+    let mut paced = PacedBody::new(body, Pace::DISCARDED);
+    while let Ok(Some(_)) = paced.data().await {}
 }
 
 fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {

@@ -12,14 +12,12 @@ use axum::response::{IntoResponse, Response};
 use capsule_bus::Context;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Message, Problem, Uuid};
-use http_body_util::BodyExt;
 use serde::Deserialize;
 
 use crate::Gateway;
+use crate::concurrency::Permit;
+use crate::pace::PacedBody;
 use crate::request::{authenticate, correlation_id, problem_response, swallow, with_correlation};
-
-/// A client that sends nothing for this long is given up.
-const STALLED: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[derive(Deserialize)]
 struct Parameters {
@@ -31,7 +29,10 @@ pub async fn upload(gateway: Arc<Gateway>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     let id = correlation_id(&parts.headers);
     let response = match receive(&gateway, &parts, &mut body, &id).await {
-        Ok((_, upload)) => (StatusCode::CREATED, Json(upload)).into_response(),
+        Ok((received, upload)) => {
+            received.keep();
+            (StatusCode::CREATED, Json(upload)).into_response()
+        }
         Err(problem) => {
             swallow(&mut body).await;
             problem_response(problem, &id)
@@ -45,9 +46,9 @@ pub async fn plan(gateway: Arc<Gateway>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     let id = correlation_id(&parts.headers);
     let work = async {
-        let (context, upload) = receive(&gateway, &parts, &mut body, &id).await?;
-        let plan = gateway.bus.request(&context, &PlanUpload { upload_id: upload.id }).await;
-        gateway.bus.request(&context, &ForgetUpload { id: upload.id }).await?;
+        let (received, upload) = receive(&gateway, &parts, &mut body, &id).await?;
+        let plan = gateway.bus.request(&received.context, &PlanUpload { upload_id: upload.id }).await;
+        received.forget().await?;
         plan
     };
     let outcome: Result<Plan, Problem> = work.await;
@@ -61,23 +62,61 @@ pub async fn plan(gateway: Arc<Gateway>, request: Request) -> Response {
     with_correlation(response, &id)
 }
 
-async fn receive(gateway: &Gateway, parts: &Parts, body: &mut Body, correlation_id: &str) -> Result<(Context, Upload), Problem> {
+/// An upload under way. Dropped before it is kept, it is forgotten: a client that hangs up leaves nothing.
+struct Receiving {
+    gateway: Arc<Gateway>,
+    context: Context,
+    upload: Option<Uuid>,
+    _permit: Option<Permit>,
+}
+
+impl Receiving {
+    fn keep(mut self) {
+        self.upload = None;
+    }
+
+    async fn forget(mut self) -> Result<(), Problem> {
+        let Some(id) = self.upload.take() else { return Ok(()) };
+        self.gateway.bus.request(&self.context, &ForgetUpload { id }).await.map(|_| ())
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        let Some(id) = self.upload.take() else { return };
+        let (gateway, context) =
+            (self.gateway.clone(), Context::new(self.context.correlation_id.clone(), self.context.principal));
+        tokio::spawn(async move {
+            // What is not forgotten now expires.
+            let _ = gateway.bus.request(&context, &ForgetUpload { id }).await;
+        });
+    }
+}
+
+async fn receive(
+    gateway: &Arc<Gateway>,
+    parts: &Parts,
+    body: &mut Body,
+    correlation_id: &str,
+) -> Result<(Receiving, Upload), Problem> {
     let context = authenticate(gateway, parts, BeginUpload::ACCESS, correlation_id).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(&parts.uri)
         .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
+    let permit = gateway.uploads.acquire(context.principal)?;
     let bytes = body.size_hint().exact();
     let upload = gateway.bus.request(&context, &BeginUpload { service_id: parameters.service_id, bytes }).await?;
-    let kept = keep(gateway, &context, &upload, body).await;
+    let mut receiving = Receiving { gateway: gateway.clone(), context, upload: Some(upload.id), _permit: permit };
+    let kept = keep(gateway, &receiving.context, &upload, body).await;
     // Sending the bytes may have taken longer than a request's patience.
-    let context = Context::new(context.correlation_id, context.principal);
+    receiving.context = Context::new(receiving.context.correlation_id.clone(), receiving.context.principal);
     match kept {
         Ok((digest, bytes)) => {
             let complete = CompleteUpload { id: upload.id, digest, bytes };
-            let upload = gateway.bus.request(&context, &complete).await?;
-            Ok((context, upload))
+            let upload = gateway.bus.request(&receiving.context, &complete).await?;
+            Ok((receiving, upload))
         }
         Err(problem) => {
-            gateway.bus.request(&context, &ForgetUpload { id: upload.id }).await?;
+            receiving.forget().await?;
             Err(problem)
         }
     }
@@ -92,14 +131,8 @@ async fn keep(gateway: &Gateway, context: &Context, upload: &Upload, body: &mut 
         Problem::unavailable("The server cannot keep the upload: its disk does not take it.")
     };
     let mut writer = gateway.blobs.begin(&upload.id.to_string()).await.map_err(disk)?;
-    loop {
-        let frame = match tokio::time::timeout(STALLED, body.frame()).await {
-            Err(_) => return Err(Problem::bad_request(format!("The upload stalled for {} s.", STALLED.as_secs()))),
-            Ok(None) => break,
-            Ok(Some(Err(error))) => return Err(Problem::bad_request(format!("The upload was cut short: {error}."))),
-            Ok(Some(Ok(frame))) => frame,
-        };
-        let Ok(bytes) = frame.into_data() else { continue };
+    let mut paced = PacedBody::new(body, gateway.upload_pace);
+    while let Some(bytes) = paced.data().await? {
         // What was announced was counted.
         if writer.bytes() + bytes.len() as u64 > gateway.upload_bytes.min(upload.bytes) {
             return Err(Problem::too_large(format!("The upload is larger than {} MiB.", gateway.upload_bytes >> 20))

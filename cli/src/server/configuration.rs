@@ -138,7 +138,7 @@ pub struct Backup {
     pub keep_days: u32,
 }
 
-/// What clients may ask of the API. In a minute, 0 is no limit.
+/// What clients may ask of the API. In a minute, or at a time, 0 is no limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -150,12 +150,19 @@ pub struct Limits {
     pub organizations_per_user: u32,
     /// Attempts to sign in to one account in an hour from addresses where nobody signed in to it lately.
     pub sign_ins_per_account_and_hour: u32,
+    /// Uploads, and streams of logs, that one user may have open at the same time.
+    pub concurrent_uploads: u32,
+    pub concurrent_streams: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
     pub max_mib: u32,
+    /// An upload that arrives more slowly than this is ended.
+    pub min_kib_per_second: u32,
+    /// An upload that takes longer than this is ended.
+    pub max_seconds: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -255,9 +262,11 @@ impl Default for Configuration {
                 sign_ins_per_minute: 30,
                 sign_ins_per_account_and_hour: 100,
                 organizations_per_user: 20,
+                concurrent_uploads: 8,
+                concurrent_streams: 64,
             },
             quotas: Quotas::defaults(),
-            uploads: Uploads { max_mib: 512 },
+            uploads: Uploads { max_mib: 512, min_kib_per_second: 4, max_seconds: 3600 },
             disk: Disk { reserve_mib: 1024 },
             run: Run { disk_mib: 5120, inodes: 0, tmp_mib: 1024 },
             build: Build {
@@ -392,6 +401,7 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     }
     for (name, value) in [
         ("uploads.max_mib", configuration.uploads.max_mib),
+        ("uploads.max_seconds", configuration.uploads.max_seconds),
         ("build.concurrent", configuration.build.concurrent),
         ("build.memory_mib", configuration.build.memory_mib),
         ("build.disk_mib", configuration.build.disk_mib),

@@ -174,9 +174,20 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
             requests: Rate(configuration.limits.requests_per_minute),
             sign_ins: Rate(configuration.limits.sign_ins_per_minute),
             account: Rate(configuration.limits.sign_ins_per_account_and_hour),
+            concurrent_uploads: configuration.limits.concurrent_uploads,
+            concurrent_streams: configuration.limits.concurrent_streams,
         };
-        let upload_bytes = u64::from(configuration.uploads.max_mib) << 20;
-        let options = capsule_gateway::Options { bus: bus.clone(), blobs, keyring, cache: cache.clone(), limits, upload_bytes };
+        let uploads = &configuration.uploads;
+        let options = capsule_gateway::Options {
+            bus: bus.clone(),
+            blobs,
+            keyring,
+            cache: cache.clone(),
+            limits,
+            upload_bytes: u64::from(uploads.max_mib) << 20,
+            upload_bytes_per_second: u64::from(uploads.min_kib_per_second) << 10,
+            upload_deadline: Duration::from_secs(u64::from(uploads.max_seconds)),
+        };
         let gateway = capsule_gateway::router(options, checks.clone());
         let gateway = axum::serve(door, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
         let stopping = stopping.clone();

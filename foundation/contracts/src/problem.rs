@@ -104,6 +104,11 @@ impl Problem {
         Self::new("conflict", 409, "In conflict with the present state", detail)
     }
 
+    /// The request arrives too slowly (408).
+    pub fn too_slow(detail: impl Into<String>) -> Self {
+        Self::new("too_slow", 408, "The request arrives too slowly", detail).hint("Send it again over a faster connection.")
+    }
+
     /// The request is larger than allowed (413).
     pub fn too_large(detail: impl Into<String>) -> Self {
         Self::new("too_large", 413, "Too large", detail)

@@ -1,0 +1,83 @@
+//! How much one user has open at the same time, in this process: uploads and streams are held open for long, so a
+//! limit per minute does not bound them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use capsule_bus::Principal;
+use capsule_contracts::{Problem, Uuid};
+
+/// Counts what each user has open.
+#[derive(Clone, Debug)]
+pub struct Concurrency {
+    what: &'static str,
+    limit: u32,
+    open: Arc<Mutex<HashMap<Uuid, u32>>>,
+}
+
+impl Concurrency {
+    /// At most `limit` of `what` for each user; 0 is no limit.
+    pub fn new(what: &'static str, limit: u32) -> Self {
+        Self { what, limit, open: Arc::default() }
+    }
+
+    /// Counts one more, for as long as the permit lives.
+    ///
+    /// # Errors
+    /// When the user has too many open.
+    pub fn acquire(&self, principal: Principal) -> Result<Option<Permit>, Problem> {
+        let Principal::User { id, .. } = principal else { return Ok(None) };
+        if self.limit == 0 {
+            return Ok(None);
+        }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(id).or_default();
+        if *count >= self.limit {
+            metrics::counter!("capsule_requests_limited_total").increment(1);
+            let Self { limit, what, .. } = self;
+            return Err(Problem::too_many(format!("You have {limit} {what} open, which is the limit for one user."))
+                .hint("Wait until one of them has ended, or end it."));
+        }
+        *count += 1;
+        Ok(Some(Permit { open: self.open.clone(), user: id }))
+    }
+}
+
+/// One thing that a user has open.
+#[derive(Debug)]
+pub struct Permit {
+    open: Arc<Mutex<HashMap<Uuid, u32>>>,
+    user: Uuid,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Concurrency;
+    use capsule_bus::Principal;
+    use capsule_contracts::Uuid;
+
+    #[test]
+    fn each_user_has_a_limit_and_gets_back_what_was_closed() {
+        let user = |n| Principal::User { id: Uuid::from_u128(n), session: Uuid::nil(), platform_admin: false };
+        let uploads = Concurrency::new("uploads", 2);
+        let first = uploads.acquire(user(1)).expect("one");
+        let _second = uploads.acquire(user(1)).expect("two");
+        assert_eq!(uploads.acquire(user(1)).expect_err("three").status, 429);
+        let _other = uploads.acquire(user(2)).expect("another user");
+        drop(first);
+        let _third = uploads.acquire(user(1)).expect("two again");
+        assert_eq!(uploads.open.lock().expect("alive").len(), 2);
+    }
+}
