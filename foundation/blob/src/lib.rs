@@ -2,6 +2,7 @@
 //! directory. They never go over the bus; their digests do.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 use tokio::fs::File;
@@ -26,22 +27,33 @@ impl Blobs {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
-        let unfinished = directory.join("unfinished");
-        std::fs::create_dir_all(&unfinished)?;
-        for entry in std::fs::read_dir(unfinished)?.flatten() {
-            // Other processes may be writing theirs.
-            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
-            if age.is_some_and(|age| age > ABANDONED) {
-                let _ = std::fs::remove_file(entry.path());
-            }
+        std::fs::create_dir_all(directory.join("unfinished"))?;
+        let blobs = Self { directory: directory.into(), reserve: 0 };
+        // Other processes may be writing theirs.
+        if let Some(before) = SystemTime::now().checked_sub(ABANDONED) {
+            blobs.remove_unfinished(before);
         }
-        Ok(Self { directory: directory.into(), reserve: 0 })
+        Ok(blobs)
     }
 
     /// Refuses to write when the disk has less than `reserve` bytes free.
     #[must_use]
     pub fn with_reserve(self, reserve: u64) -> Self {
         Self { reserve, ..self }
+    }
+
+    /// Removes what was begun, never finished, and last written to before a moment.
+    pub fn remove_unfinished(&self, before: SystemTime) {
+        for path in old(&self.directory.join("unfinished"), before) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// The digests of blobs that were kept before a moment.
+    #[must_use]
+    pub fn older_than(&self, before: SystemTime) -> Vec<String> {
+        let names = old(&self.directory, before).into_iter();
+        names.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect()
     }
 
     /// Begins a blob. `name` tells it from others under way.
@@ -87,6 +99,16 @@ impl Blobs {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// The files of a directory that were last written to before a moment.
+fn old(directory: &Path, before: SystemTime) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_old = |entry: &std::fs::DirEntry| {
+        let kind = entry.metadata();
+        kind.is_ok_and(|kind| kind.is_file() && kind.modified().is_ok_and(|written| written < before))
+    };
+    entries.filter(is_old).map(|entry| entry.path()).collect()
 }
 
 /// A blob being written. Dropped before it is kept, it leaves nothing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use capsule_contracts::operations::{DeadLettered, Failure};
 use capsule_contracts::organization::Membership;
 use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Store, Transaction, remembered, unscoped};
+use capsule_store::{Store, Transaction, unscoped};
 use rand::RngExt;
 use sea_orm::FromQueryResult;
 
@@ -20,9 +20,6 @@ const MOST_ATTEMPTS: i32 = 10;
 
 /// The kind of what arrived and could not be read.
 pub const UNREADABLE: &str = "unreadable";
-
-/// Handled and relayed rows are kept this long, so that an event told twice is known.
-const KEEP_SECONDS: i64 = 7 * 24 * 3600;
 
 /// Writes `event` to the outbox, in the transaction that makes it true.
 ///
@@ -87,11 +84,6 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
             ))
             .await?;
         }
-        let old = now.plus_seconds(-KEEP_SECONDS).0;
-        tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", old)).await?;
-        tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", old))
-            .await?;
-        remembered::forget_old(&tx).await?;
         tx.commit().await?;
         metrics::counter!("capsule_events_relayed_total", "service" => store.name()).increment(rows.len() as u64);
     }

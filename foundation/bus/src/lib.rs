@@ -10,6 +10,7 @@ mod erasure;
 mod events;
 mod operations;
 mod quotas;
+pub mod retention;
 pub mod saga;
 mod service;
 mod streams;
@@ -43,7 +44,7 @@ use wire::Wire;
 pub const MIGRATIONS: &[Migration] = capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands", 3 "create_sagas_and_error_history", 4 "keep_quotas"];
 
 /// Items that a stream may run ahead of its reader.
-const STREAM_CREDIT: usize = 64;
+const STREAM_CREDIT: usize = 16;
 
 type Reply = Result<Vec<u8>, Problem>;
 /// Context, payload, and whether they came from another process.

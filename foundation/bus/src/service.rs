@@ -19,6 +19,7 @@ use tracing::field::Empty;
 
 use crate::access::Prove;
 use crate::context::{Command, Context};
+use crate::retention::{self, Purge};
 use crate::saga::{self, Saga};
 use crate::watch::Watch;
 use crate::{Bus, Inbox, Route, STREAM_CREDIT, erasure, events, operations};
@@ -109,6 +110,7 @@ pub struct Router<S: Service> {
     service: Arc<S>,
     subjects: Vec<&'static str>,
     sagas: Vec<&'static Saga<S>>,
+    purge: Option<Purge<S>>,
     consumers: HashMap<&'static str, Vec<Consumer<S>>>,
 }
 
@@ -122,7 +124,7 @@ impl<S: Service> Router<S> {
     /// A router that keeps the service's membership cache, forgets erased users, and does nothing else yet.
     #[must_use]
     pub fn new(service: Arc<S>) -> Self {
-        let router = Self { service, subjects: Vec::new(), sagas: Vec::new(), consumers: HashMap::new() };
+        let router = Self { service, subjects: Vec::new(), sagas: Vec::new(), purge: None, consumers: HashMap::new() };
         operations::serve(router)
             .consume::<MembershipChanged>(|_, tx, event| Box::pin(async move { events::remember(tx, &event.membership).await }))
             .consume::<UserErased>(|_, tx, event| Box::pin(erasure::erase(tx, event.user_id)))
@@ -253,6 +255,13 @@ impl<S: Service> Router<S> {
         self
     }
 
+    /// Deletes what this service keeps only for a while, periodically and with the present time.
+    #[must_use]
+    pub fn purge(mut self, purge: Purge<S>) -> Self {
+        self.purge = Some(purge);
+        self
+    }
+
     /// Puts the service on the bus: begins to consume events of others, and, whenever this process leads the
     /// service, to relay its own.
     pub fn start(self) {
@@ -261,7 +270,7 @@ impl<S: Service> Router<S> {
 
     /// As [`Router::start`], with other work that only the leader does.
     pub fn start_with(self, lead: impl Fn(Arc<S>) -> BoxFuture<'static, ()> + Send + Sync + 'static) {
-        let Self { service, subjects, sagas, consumers } = self;
+        let Self { service, subjects, sagas, purge, consumers } = self;
         let inbox = Arc::new(ServiceInbox { service: service.clone(), consumers, arrived: Notify::new() });
         let shared: Arc<dyn Inbox> = inbox.clone();
         service.bus().serve(service.store().name(), subjects, &shared);
@@ -270,7 +279,13 @@ impl<S: Service> Router<S> {
             let leading = || async {
                 let store = service.store();
                 let relay = events::relay(store, service.bus());
-                tokio::join!(relay, saga::run(&service, &sagas), operations::census(store), lead(service.clone()));
+                tokio::join!(
+                    relay,
+                    saga::run(&service, &sagas),
+                    operations::census(store),
+                    retention::run(&service, purge),
+                    lead(service.clone())
+                );
             };
             lease::lead(service.store().clone(), leading).await;
         });

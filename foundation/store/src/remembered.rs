@@ -78,12 +78,12 @@ fn context(id: Uuid) -> String {
     format!("commands/{id}")
 }
 
-/// Forgets commands that nobody will send again.
+/// Forgets commands that nobody will send again at `now`.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn forget_old(tx: &Transaction<'_>) -> Result<(), Problem> {
-    let old = Timestamp::now().plus_seconds(-KEPT_SECONDS).0;
+pub async fn forget_old(tx: &Transaction<'_>, now: Timestamp) -> Result<(), Problem> {
+    let old = now.plus_seconds(-KEPT_SECONDS).0;
     tx.run(unscoped!("commands belong to the service", "DELETE FROM commands WHERE done_at < $1", old)).await?;
     Ok(())
 }

@@ -112,6 +112,7 @@ pub async fn start(
         .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(invitations::organization_deleted(tx, event.organization_id)))
         .handle(profile::get_users)
         .handle(tokens::get_keys)
+        .purge(|identity, now| Box::pin(sessions::purge(identity, now)))
         .start_with(|identity| Box::pin(async move { revocations::keep(&identity).await }));
     Ok(identity)
 }

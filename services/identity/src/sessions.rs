@@ -15,6 +15,8 @@ use crate::{Identity, profile, tokens};
 
 /// How long a refresh token waits to be used, in seconds.
 const REFRESH_SECONDS: i64 = 7 * 24 * 3600;
+/// How long sessions that ended are kept, in seconds.
+const ENDED_SECONDS: i64 = 30 * 24 * 3600;
 
 /// Begins a session of `user`.
 pub async fn open(identity: &Identity, tx: &Transaction<'_>, context: &Context, user: User) -> Result<Session, Problem> {
@@ -134,6 +136,24 @@ pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, kep
         end(tx, context, user, session.id).await?;
     }
     Ok(())
+}
+
+/// Deletes sessions that ended long before `now`, with their tokens.
+pub async fn purge(identity: &Identity, now: Timestamp) -> Result<(), Problem> {
+    let old = now.plus_seconds(-ENDED_SECONDS).0;
+    let tx = identity.store.begin().await?;
+    tx.run(unscoped!(
+        "tokens belong to a session",
+        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE expires_at < $1 OR revoked_at < $2)",
+        old,
+        old
+    ))
+    .await?;
+    // A used token is remembered for as long as it would have been valid: its reuse ends the session.
+    tx.run(unscoped!("tokens belong to a session", "DELETE FROM refresh_tokens WHERE expires_at < $1", old)).await?;
+    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE expires_at < $1 OR revoked_at < $2", old, old))
+        .await?;
+    tx.commit().await
 }
 
 /// Forgets that a user ever had sessions.

@@ -11,7 +11,7 @@ use capsule_store::{Store, unscoped};
 
 use crate::open;
 
-struct Toy {
+pub struct Toy {
     store: Arc<Store>,
     bus: Bus,
 }
@@ -28,7 +28,7 @@ impl Service for Toy {
     }
 }
 
-async fn toy(directory: &std::path::Path, bus: &Bus, name: &'static str) -> Arc<Toy> {
+pub async fn toy(directory: &std::path::Path, bus: &Bus, name: &'static str) -> Arc<Toy> {
     Arc::new(Toy { store: open(directory, name).await, bus: bus.clone() })
 }
 

@@ -2,6 +2,7 @@
 
 mod events;
 mod quotas;
+mod retention;
 mod sagas;
 
 use std::path::Path;
