@@ -239,10 +239,13 @@ pub enum BackupCommand {
         #[command(flatten)]
         place: BackupPlace,
     },
-    /// Restore a backup into an empty data directory, and into empty databases
+    /// Restore a backup into the data directory, and into empty databases; the server must be stopped
     Restore {
         /// [default: the newest]
         id: Option<String>,
+        /// Replace what is in the data directory; it is kept beside it
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         place: BackupPlace,
     },

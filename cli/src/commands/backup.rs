@@ -1,9 +1,10 @@
 //! Backups of the installation itself: made, looked through, restored.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_backup::{BackupKey, Kind, Report, Repository};
+use capsule_backup::{BackupKey, Kind, Report, Repository, Staging};
 
 use crate::arguments::{BackupCommand, BackupPlace};
 use crate::server::backup_key;
@@ -20,7 +21,7 @@ pub fn run(directory: &Path, command: &BackupCommand, terminal: Terminal) -> any
             BackupCommand::Create { full, place } => create(directory, *full, place, terminal).await,
             BackupCommand::List { place } => list(directory, place, terminal).await,
             BackupCommand::Verify { id, place } => verify(directory, id.as_deref(), place, terminal).await,
-            BackupCommand::Restore { id, place } => restore(directory, id.as_deref(), place, terminal).await,
+            BackupCommand::Restore { id, replace, place } => restore(directory, id.as_deref(), *replace, place, terminal).await,
         }
     })
 }
@@ -85,19 +86,36 @@ async fn verify(directory: &Path, id: Option<&str>, place: &BackupPlace, termina
     })
 }
 
-async fn restore(directory: &Path, id: Option<&str>, place: &BackupPlace, terminal: Terminal) -> anyhow::Result<()> {
+/// Everything is restored into a fresh directory, which then takes the place of the data directory: until then,
+/// what is there stays as it is.
+async fn restore(
+    directory: &Path,
+    id: Option<&str>,
+    replace: bool,
+    place: &BackupPlace,
+    terminal: Terminal,
+) -> anyhow::Result<()> {
+    let _stopped = data::hold_stopped(directory)?;
     let key = key(directory, place)?;
     let (_, repository) = open(directory, place, &key)?;
     let stored = repository.find(id).await.map_err(|error| anyhow!("{error}"))?;
-    let restoring = repository.restore(&stored, directory).await.map_err(|error| anyhow!("{error}"))?;
+    let staging = Staging::begin(directory, replace).map_err(|error| anyhow!("{error}"))?;
+    let restoring = repository.restore(&stored, &staging).await.map_err(|error| anyhow!("{error}"))?;
     // Read again: the settings may be among what was restored.
-    let configuration = configuration::load(directory, place.config.as_deref(), &place.set)?.configuration;
+    let configuration = configuration::load(staging.path(), place.config.as_deref(), &place.set)?.configuration;
     let report: Report =
-        restoring.databases(&installation(directory, &configuration)).await.map_err(|error| anyhow!("{error}"))?;
-    std::fs::copy(&key, backup_key(directory))?;
+        restoring.databases(&installation(staging.path(), &configuration)).await.map_err(|error| anyhow!("{error}"))?;
+    let restored_key = backup_key(staging.path());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(restored_key.with_file_name(""))?;
+    capsule_store::make_secret_file(&restored_key, &std::fs::read_to_string(&key)?)?;
+    data::restrict(staging.path());
+    let kept = staging.swap().map_err(|error| anyhow!("{error}"))?;
     terminal.show(&report, |report| {
+        let kept = kept.as_ref().map_or_else(String::new, |kept| {
+            format!("\nWhat was there before is in {}; remove it when you do not need it any more.", kept.display())
+        });
         format!(
-            "Restored {}: {} rows and {} files. Start the server with `capsule server`.",
+            "Restored {}: {} rows and {} files. Start the server with `capsule server`.{kept}",
             report.id, report.rows, report.files
         )
     })

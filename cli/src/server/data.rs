@@ -81,12 +81,19 @@ impl Data {
         if directory.as_os_str().len() > 70 {
             bail!("the data directory's path is too long for Unix sockets: {} (at most 70 bytes)", directory.display());
         }
-        let metadata = std::fs::metadata(&directory)?;
-        if metadata.permissions().mode() & 0o077 != 0 {
-            std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o700))
-                .with_context(|| format!("others can read {}, and that cannot be changed", directory.display()))?;
+        if directory.join(capsule_backup::INSIDE).exists() {
+            bail!(
+                "a restore into {} was interrupted, so it is not whole. Run \"capsule backup restore --replace\" again",
+                directory.display()
+            );
         }
-        for inner in ["keys", "run", "run/gateways", "run/processes", "logs"] {
+        for (path, mode) in restrict(&directory) {
+            tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others could read this: its mode is repaired");
+        }
+        if std::fs::metadata(&directory)?.permissions().mode() & 0o077 != 0 {
+            bail!("others can read {}, and that cannot be changed", directory.display());
+        }
+        for inner in ["keys", "run", "run/gateways", "run/processes", "logs", "blobs"] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory.join(inner))?;
         }
         let mut lock = lock_file(&directory)?;
@@ -223,6 +230,52 @@ pub fn accessible(directory: &Path, command: &str) -> Result<(), Failure> {
 fn user_name(uid: u32) -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
     user.map_or_else(|| format!("user {uid}"), |user| user.name)
+}
+
+/// Takes from everybody else what only the owner of a data directory may have. Tells which modes were wrong.
+pub fn restrict(directory: &Path) -> Vec<(PathBuf, u32)> {
+    let mut paths: Vec<(PathBuf, u32)> = vec![(directory.into(), 0o077)];
+    let own = ["keys", "run", "run/gateways", "run/processes", "run/i", "logs", "blobs", "local-token", "server.lock"];
+    paths.extend(own.iter().map(|name| (directory.join(name), 0o077)));
+    // An operator may let a group read the settings.
+    paths.push((directory.join("capsule.toml"), 0o007));
+    let files = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.extend(files(&directory.join("keys")).map(|path| (path, 0o077)));
+    let is_database = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        [".db", ".db-wal", ".db-shm", ".db-journal"].iter().any(|end| name.ends_with(end))
+    };
+    paths.extend(files(directory).filter(is_database).map(|path| (path, 0o077)));
+    let mut wrong = Vec::new();
+    for (path, not_allowed) in paths {
+        let Ok(kind) = std::fs::metadata(&path) else { continue };
+        let mode = kind.permissions().mode() & 0o7777;
+        if mode & not_allowed == 0 {
+            continue;
+        }
+        match std::fs::set_permissions(&path, PermissionsExt::from_mode(mode & !not_allowed)) {
+            Ok(()) => wrong.push((path, mode)),
+            Err(error) => tracing::error!(path = %path.display(), %error, "others can read this, and that cannot be changed"),
+        }
+    }
+    wrong
+}
+
+/// Keeps servers from a data directory for as long as the returned file is open; nothing of it runs.
+pub fn hold_stopped(directory: &Path) -> anyhow::Result<Option<File>> {
+    let path = directory.join("server.lock");
+    let lock = match OpenOptions::new().write(true).open(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be opened", path.display())),
+    };
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("a server runs in {}; \"capsule server down\" stops it", directory.display());
+    }
+    if std::os::unix::net::UnixStream::connect(directory.join("run/ingress.sock")).is_ok() {
+        bail!("applications of {} still run; \"capsule server down\" stops them", directory.display());
+    }
+    Ok(Some(lock))
 }
 
 /// The processes that use a data directory.

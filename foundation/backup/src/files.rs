@@ -1,7 +1,8 @@
 //! The files of an installation: keys, settings, uploads, releases.
 
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -110,10 +111,11 @@ pub async fn restore(data: &Path, entries: &[Entry], repository: &Repository, ge
         let whole = data.join(&entry.path);
         let at = |error: std::io::Error| failed(&whole.display().to_string(), &error);
         match &entry.what {
-            What::Folder => std::fs::create_dir_all(&whole).map_err(at)?,
+            What::Folder => DirBuilder::new().mode(0o700).create(&whole).map_err(at)?,
             What::Link { to } => symlink(to, &whole).map_err(at)?,
             What::File { pieces } => {
-                let mut file = std::fs::File::create(&whole).map_err(at)?;
+                // Nobody else reads it before its mode is set, and nothing that is there is written into.
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&whole).map_err(at)?;
                 for piece in pieces {
                     file.write_all(&repository.piece(generation, piece).await?).map_err(at)?;
                 }

@@ -8,6 +8,7 @@
 
 mod files;
 mod repository;
+mod staging;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use capsule_store::{Databases, DerivedKey, Migrations};
 use serde::{Deserialize, Serialize};
 
 pub use repository::{Repository, Stored};
+pub use staging::{INSIDE, Staging};
 
 /// What went wrong, for people.
 #[derive(Debug)]
@@ -175,20 +177,13 @@ impl Repository {
         Ok(report)
     }
 
-    /// Restores a backup into an empty data directory, and into the databases that it names.
+    /// Restores the files of a backup into a fresh directory; the databases follow.
     ///
     /// # Errors
-    /// When either is not empty, or the backup is not whole.
-    pub async fn restore(&self, stored: &Stored, data: &Path) -> Result<Restoring<'_>> {
+    /// When the backup is not whole, or the files cannot be written.
+    pub async fn restore(&self, stored: &Stored, staging: &Staging) -> Result<Restoring<'_>> {
         let manifest = self.manifest(stored).await?;
-        if std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(BackupError(format!(
-                "{} is not empty: a backup is restored into a directory of its own",
-                data.display()
-            )));
-        }
-        std::fs::create_dir_all(data).map_err(|error| failed(&data.display().to_string(), &error))?;
-        files::restore(data, &manifest.files, self, &stored.generation).await?;
+        files::restore(staging.path(), &manifest.files, self, &stored.generation).await?;
         Ok(Restoring { repository: self, stored: stored.clone(), manifest })
     }
 

@@ -1,5 +1,6 @@
 //! Where the services' databases are, and how they are connected to.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,6 +100,9 @@ fn database(service: &str) -> String {
 
 async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
     let file = file(directory, service);
+    // Made here, for its owner alone; SQLite gives its other files the mode of this one.
+    let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&file);
+    made.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))?;
     let mut options = options(format!("sqlite://{}?mode=rwc", file.display()), connections);
     options.map_sqlx_sqlite_opts(|options| {
         options
