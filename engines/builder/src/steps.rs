@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use capsule_buildplan::Plan;
 use capsule_runtime::logs::{Stream, Writer};
-use capsule_runtime::{Limits, Mount, Network, ProcessRuntime, Relaxation, RuntimeError, Spec, Writes, trees};
+use capsule_runtime::{Limits, Mask, Mount, Network, ProcessRuntime, Relaxation, RuntimeError, Spec, Writes, trees};
 
 use crate::toolchains::Toolchains;
 
@@ -124,7 +124,8 @@ impl Builder {
         job: &Job,
         environment: BTreeMap<String, String>,
     ) -> Result<(), BuildError> {
-        say(&job.log, &format!("{step}: {command}"))?;
+        // A command may hold a secret in the clear.
+        say(&job.log, &Mask::new(&job.masked).text(&format!("{step}: {command}")))?;
         let began = Instant::now();
         match self.run(step, command, job, environment).await? {
             0 => Ok(say(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),

@@ -14,6 +14,10 @@ const SEGMENT_BYTES: u64 = 4 << 20;
 const SEGMENTS: usize = 8;
 /// A longer line is cut into pieces of this many bytes.
 pub const LINE_BYTES: usize = 16 << 10;
+/// The most bytes of a segment that are taken for one line: a text of [`LINE_BYTES`] and what is before it.
+const RECORD_BYTES: u64 = 64 << 10;
+/// Segments are searched from their end in blocks of this size.
+const BLOCK_BYTES: usize = 64 << 10;
 
 /// Who said a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,18 +69,31 @@ impl Writer {
         Ok(Self { directory: directory.into(), file, number, bytes: 0 })
     }
 
-    /// Writes one line. What is not UTF-8 is shown as the replacement character.
+    /// Writes one line; a long one in pieces. What is not UTF-8 is shown as the replacement character.
     ///
     /// # Errors
     /// When the disk does not take it.
     pub fn write(&mut self, stream: Stream, text: &[u8]) -> std::io::Result<()> {
+        let text = String::from_utf8_lossy(text);
+        let mut rest = text.trim_end_matches(['\r', '\n']);
+        loop {
+            let (piece, after) = rest.split_at(floor_char_boundary(rest, LINE_BYTES));
+            self.write_piece(stream, piece)?;
+            if after.is_empty() {
+                return Ok(());
+            }
+            rest = after;
+        }
+    }
+
+    fn write_piece(&mut self, stream: Stream, text: &str) -> std::io::Result<()> {
         let tag = match stream {
             Stream::Stdout => 'o',
             Stream::Stderr => 'e',
             Stream::Capsule => 'c',
         };
-        let text = String::from_utf8_lossy(text);
-        let line = format!("{}\t{tag}\t{}\n", now(), text.trim_end_matches(['\r', '\n']));
+        // One line of the file, whatever the text is.
+        let line = format!("{}\t{tag}\t{}\n", now(), text.replace('\n', " "));
         if self.bytes + line.len() as u64 > SEGMENT_BYTES && self.bytes > 0 {
             self.rotate()?;
         }
@@ -97,67 +114,130 @@ impl Writer {
     }
 }
 
+/// Whether a line is a piece of a longer one that goes on in the next line of the same stream.
+#[must_use]
+pub fn goes_on(line: &Line) -> bool {
+    line.text.len() > LINE_BYTES - 4
+}
+
 /// Reads a directory's lines in order, and goes on where it stopped when more were written.
 #[derive(Debug)]
 pub struct Reader {
     directory: PathBuf,
     number: u64,
     offset: u64,
+    /// The segment and the offset in it to stop at.
+    end: Option<(u64, u64)>,
+    /// Whether the rest of a line that is too long is still to be skipped.
+    is_skipping: bool,
 }
 
 impl Reader {
     /// Begins with the oldest line kept.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.into(), number: 0, offset: 0 }
+        Self { directory: directory.into(), number: 0, offset: 0, end: None, is_skipping: false }
     }
 
-    /// Up to `most` lines written since the last call. Where segments were dropped before they were
-    /// read, a line says so.
+    /// Begins with the last `lines` lines, or the oldest line kept if there are fewer. Tells how many there are.
+    ///
+    /// # Errors
+    /// When a segment cannot be read.
+    pub fn at_last(directory: &Path, lines: usize) -> std::io::Result<(Self, usize)> {
+        let mut reader = Self::new(directory);
+        let mut found = 0;
+        for number in list(directory)?.into_iter().rev() {
+            let mut file = match File::open(path(directory, number)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+                file => file?,
+            };
+            let mut block = vec![0; BLOCK_BYTES];
+            let mut at = file.metadata()?.len();
+            while at > 0 {
+                let bytes = usize::try_from(at).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+                at -= bytes as u64;
+                file.seek(SeekFrom::Start(at))?;
+                file.read_exact(&mut block[..bytes])?;
+                for place in (0..bytes).rev().filter(|place| block[*place] == b'\n') {
+                    // The newline before the first of the lines.
+                    if found == lines {
+                        (reader.number, reader.offset) = (number, at + place as u64 + 1);
+                        return Ok((reader, found));
+                    }
+                    found += 1;
+                }
+            }
+            (reader.number, reader.offset) = (number, 0);
+        }
+        Ok((reader, found))
+    }
+
+    /// Ends the reading with what is written by now, however much is written meanwhile.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn end_here(&mut self) -> std::io::Result<()> {
+        let last = list(&self.directory)?.last().copied().unwrap_or_default();
+        let bytes = std::fs::metadata(path(&self.directory, last)).map_or(0, |kind| kind.len());
+        self.end = Some((last, bytes));
+        Ok(())
+    }
+
+    /// Lines written since the last call: about `most` bytes of them at the most, and one at least if there is
+    /// any. Where segments were dropped before they were read, a line says so.
     ///
     /// # Errors
     /// When a segment cannot be read.
     pub fn read(&mut self, most: usize) -> std::io::Result<Vec<Line>> {
         let mut lines = Vec::new();
-        let all = match segments(&self.directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(lines),
-            all => all?,
-        };
-        for number in all {
+        let mut left = most;
+        for number in list(&self.directory)? {
             if number < self.number {
                 continue;
+            }
+            if self.end.is_some_and(|(last, _)| number > last) {
+                break;
             }
             if self.number != 0 && number > self.number + 1 {
                 let text = format!("{} log segments were dropped before they were read", number - self.number - 1);
                 lines.push(Line { at: now(), stream: Stream::Capsule, text });
             }
             if number != self.number {
-                (self.number, self.offset) = (number, 0);
+                (self.number, self.offset, self.is_skipping) = (number, 0, false);
             }
-            self.read_segment(most, &mut lines)?;
-            if lines.len() >= most {
+            self.read_segment(&mut left, &mut lines)?;
+            if left == 0 {
                 break;
             }
         }
         Ok(lines)
     }
 
-    fn read_segment(&mut self, most: usize, lines: &mut Vec<Line>) -> std::io::Result<()> {
+    fn read_segment(&mut self, left: &mut usize, lines: &mut Vec<Line>) -> std::io::Result<()> {
         let mut file = match File::open(path(&self.directory, self.number)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };
+        let end = match self.end {
+            Some((last, bytes)) if last == self.number => bytes,
+            _ => u64::MAX,
+        };
         file.seek(SeekFrom::Start(self.offset))?;
         let mut file = BufReader::new(file);
         let mut bytes = Vec::new();
-        while lines.len() < most {
+        while *left > 0 && self.offset < end {
             bytes.clear();
-            let read = file.by_ref().take(1 << 20).read_until(b'\n', &mut bytes)?;
-            if bytes.last() != Some(&b'\n') {
+            let read = file.by_ref().take(RECORD_BYTES).read_until(b'\n', &mut bytes)?;
+            let is_whole = bytes.last() == Some(&b'\n');
+            // No writer makes a longer line: the rest of it is skipped.
+            if !is_whole && (read as u64) < RECORD_BYTES {
                 break;
             }
             self.offset += read as u64;
-            lines.extend(parse(&String::from_utf8_lossy(&bytes)));
+            if !std::mem::replace(&mut self.is_skipping, !is_whole) {
+                *left = left.saturating_sub(read);
+                lines.extend(parse(&String::from_utf8_lossy(&bytes)));
+            }
         }
         Ok(())
     }
@@ -186,6 +266,22 @@ fn create(directory: &Path, number: u64) -> std::io::Result<File> {
     OpenOptions::new().create_new(true).append(true).open(path(directory, number))
 }
 
+/// The segments of a directory that may not be there yet.
+fn list(directory: &Path) -> std::io::Result<Vec<u64>> {
+    match segments(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        all => all,
+    }
+}
+
+/// The last boundary between characters at or before a byte.
+fn floor_char_boundary(text: &str, byte: usize) -> usize {
+    if byte >= text.len() {
+        return text.len();
+    }
+    (0..=byte).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
+}
+
 fn segments(directory: &Path) -> std::io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -200,7 +296,7 @@ fn segments(directory: &Path) -> std::io::Result<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Reader, SEGMENTS, Stream, Writer, segments};
+    use super::{LINE_BYTES, Reader, SEGMENTS, Stream, Writer, goes_on, segments};
 
     #[test]
     fn a_reader_sees_each_line_once_and_goes_on_where_it_stopped() {
@@ -234,5 +330,67 @@ mod tests {
         let lines = reader.read(1).expect("reads");
         assert_eq!(lines[0].stream, Stream::Capsule);
         assert!(lines[0].text.contains("dropped"), "{}", lines[0].text);
+    }
+
+    #[test]
+    fn a_read_is_bounded_in_bytes_and_so_is_a_line() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut writer = Writer::open(directory.path()).expect("opens");
+        writer.write(Stream::Stdout, "ö".repeat(40 * LINE_BYTES).as_bytes()).expect("writes");
+        writer.write(Stream::Stdout, b"two\nlines").expect("writes");
+        let mut reader = Reader::new(directory.path());
+        let mut text = String::new();
+        loop {
+            let lines = reader.read(50_000).expect("reads");
+            let bytes: usize = lines.iter().map(|line| line.text.len()).sum();
+            assert!(bytes <= 50_000 + LINE_BYTES, "{bytes} bytes at a time");
+            let Some(last) = lines.last() else { break };
+            assert_eq!(goes_on(&lines[0]), lines[0].text.len() >= LINE_BYTES);
+            text.extend(lines.iter().map(|line| line.text.as_str()));
+            assert!(last.text.len() <= LINE_BYTES);
+        }
+        assert_eq!(text, format!("{}two lines", "ö".repeat(40 * LINE_BYTES)));
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_read_into_memory() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut content = b"1\to\tfirst\n2\to\t".to_vec();
+        content.extend(vec![b'x'; 5 << 20]);
+        content.extend(b"\n3\to\tlast\n");
+        std::fs::write(directory.path().join("00000001.log"), content).expect("written");
+        let mut reader = Reader::new(directory.path());
+        let lines = reader.read(1 << 20).expect("reads");
+        let lengths: Vec<_> = lines.iter().map(|line| line.text.len()).collect();
+        assert!(lengths[0] == 5 && lengths[1] < 100_000 && lengths[2..] == [4], "{lengths:?}");
+    }
+
+    #[test]
+    fn the_last_lines_are_found_from_the_end() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut writer = Writer::open(directory.path()).expect("opens");
+        for n in 0..30_000 {
+            writer.write(Stream::Stdout, format!("{n:0300}").as_bytes()).expect("writes");
+        }
+        assert!(segments(directory.path()).expect("lists").len() > 1);
+        let read_all = |reader: &mut Reader| {
+            let mut read: Vec<u32> = Vec::new();
+            loop {
+                let lines = reader.read(1 << 20).expect("reads");
+                if lines.is_empty() {
+                    return read;
+                }
+                read.extend(lines.iter().map(|line| line.text.parse::<u32>().expect("a number")));
+            }
+        };
+        for most in [0, 1, 7, 20_000, 29_999, 30_000, 40_000] {
+            let (mut reader, found) = Reader::at_last(directory.path(), most).expect("found");
+            assert_eq!(found, most.min(30_000));
+            assert_eq!(read_all(&mut reader), (30_000 - u32::try_from(found).expect("few")..30_000).collect::<Vec<_>>());
+        }
+        let mut reader = Reader::new(directory.path());
+        reader.end_here().expect("ends");
+        writer.write(Stream::Stdout, b"30000").expect("writes");
+        assert_eq!(read_all(&mut reader).len(), 30_000);
     }
 }

@@ -1,47 +1,75 @@
-//! Text without the values that are not to be seen in it.
+//! Text without the values that must not be seen in it.
 
 use std::borrow::Cow;
+use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
+use crate::logs::LINE_BYTES;
 
 /// Shorter values would mask half of what is printed.
-const LEAST: usize = 4;
+const SHORTEST: usize = 4;
+/// Encoded forms of shorter values are found in ordinary text.
+const SHORTEST_ENCODED: usize = 8;
+/// `base64` breaks its output after so many bytes of input.
+const BASE64_LINE: usize = 57;
 /// What stands in the place of a value.
 const MASKED: &[u8] = b"***";
 
-/// Values that are not to be seen. Made once, and used for every line.
+/// Values that must not be seen. Made once, and used for every line.
 #[derive(Clone, Debug, Default)]
-pub struct Mask(Vec<Vec<u8>>);
+pub struct Mask {
+    patterns: Option<AhoCorasick>,
+    /// The length of the longest pattern, in bytes.
+    longest: usize,
+}
 
 impl Mask {
-    /// Of a value with several lines, each line is masked: output comes line by line.
+    /// Masks values as they are, as JSON and URLs write them, and in base64. Each line of a value that has
+    /// several is masked: output comes line by line.
     #[must_use]
     pub fn new<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> Self {
-        let lines = |value: T| value.as_ref().lines().map(|line| line.trim().as_bytes().to_vec()).collect::<Vec<_>>();
-        Self(values.into_iter().flat_map(lines).filter(|line| line.len() >= LEAST).collect())
+        let mut patterns: Vec<Vec<u8>> = Vec::new();
+        for value in values {
+            let value = value.as_ref().trim();
+            patterns.extend(value.lines().map(|line| line.trim().as_bytes().to_vec()).filter(|line| line.len() >= SHORTEST));
+            if value.len() >= SHORTEST_ENCODED {
+                patterns.extend(encoded(value).into_iter().filter(|form| form.len() >= SHORTEST_ENCODED));
+            }
+        }
+        patterns.sort_unstable();
+        patterns.dedup();
+        let longest = patterns.iter().map(Vec::len).max().unwrap_or_default();
+        let build = |patterns: &[Vec<u8>]| {
+            let built =
+                AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).match_kind(MatchKind::Standard).build(patterns);
+            built.expect("an environment is far smaller than what an automaton can index")
+        };
+        Self { patterns: (!patterns.is_empty()).then(|| build(&patterns)), longest }
     }
 
-    /// The line with `***` for every stretch that one value covers, or several do together.
-    #[must_use]
-    pub fn bytes<'a>(&self, line: &'a [u8]) -> Cow<'a, [u8]> {
-        let mut stretches: Vec<(usize, usize)> = Vec::new();
-        for value in &self.0 {
-            let places = line.windows(value.len()).enumerate().filter(|(_, part)| part == value);
-            stretches.extend(places.map(|(at, _)| (at, at + value.len())));
-        }
-        if stretches.is_empty() {
-            return line.into();
-        }
-        stretches.sort_unstable();
-        let (mut masked, mut seen) = (Vec::with_capacity(line.len()), 0);
-        for (from, to) in stretches {
-            // One that touches the stretch before it is part of that.
-            if from > seen || masked.is_empty() {
-                masked.extend_from_slice(&line[seen..from]);
-                masked.extend_from_slice(MASKED);
+    /// The stretches of the text that values cover, one after the other. Those that touch are one.
+    fn stretches(&self, text: &[u8]) -> Vec<Range<usize>> {
+        let Some(patterns) = &self.patterns else { return Vec::new() };
+        let mut found: Vec<_> = patterns.find_overlapping_iter(text).map(|found| (found.start(), found.end())).collect();
+        found.sort_unstable();
+        let mut stretches: Vec<Range<usize>> = Vec::new();
+        for (from, to) in found {
+            match stretches.last_mut() {
+                Some(last) if from <= last.end => last.end = last.end.max(to),
+                _ => stretches.push(from..to),
             }
-            seen = seen.max(to);
         }
-        masked.extend_from_slice(&line[seen..]);
-        masked.into()
+        stretches
+    }
+
+    /// The text with `***` for every stretch that one value covers, or several do together.
+    #[must_use]
+    pub fn bytes<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
+        let stretches = self.stretches(text);
+        if stretches.is_empty() { text.into() } else { replace(text, &stretches).into() }
     }
 
     /// The same of text.
@@ -52,11 +80,143 @@ impl Mask {
             Cow::Owned(masked) => String::from_utf8_lossy(&masked).into_owned().into(),
         }
     }
+
+    /// Masks output that arrives in pieces.
+    #[must_use]
+    pub fn output(&self) -> MaskedOutput {
+        MaskedOutput { mask: self.clone(), line: Vec::new(), covered: 0, is_continued: false }
+    }
+}
+
+fn replace(text: &[u8], stretches: &[Range<usize>]) -> Vec<u8> {
+    let (mut masked, mut seen) = (Vec::with_capacity(text.len()), 0);
+    for stretch in stretches {
+        masked.extend_from_slice(&text[seen..stretch.start]);
+        masked.extend_from_slice(MASKED);
+        seen = stretch.end;
+    }
+    masked.extend_from_slice(&text[seen..]);
+    masked
+}
+
+/// Lines with values masked, wherever the boundaries of reads and of a long line's pieces lie.
+#[derive(Debug)]
+pub struct MaskedOutput {
+    mask: Mask,
+    /// What was not written yet of the present line.
+    line: Vec<u8>,
+    /// So many bytes of it belong to a value whose beginning was written already.
+    covered: usize,
+    /// Whether a part of the line was written already.
+    is_continued: bool,
+}
+
+impl MaskedOutput {
+    /// Takes output, and writes the lines that are whole and what can be written of a long one.
+    pub fn push(&mut self, output: &[u8], mut write: impl FnMut(&[u8])) {
+        for part in output.split_inclusive(|byte| *byte == b'\n') {
+            for part in part.chunks(LINE_BYTES) {
+                self.line.extend_from_slice(part);
+                while self.line.len() > LINE_BYTES + self.mask.longest {
+                    self.write_piece(&mut write);
+                }
+            }
+            if self.line.last() == Some(&b'\n') {
+                self.end(&mut write);
+            }
+        }
+    }
+
+    /// Writes what is left: the line has ended.
+    pub fn end(&mut self, mut write: impl FnMut(&[u8])) {
+        let is_nothing = self.line.is_empty() || (self.is_continued && self.line == b"\n");
+        if !is_nothing {
+            let stretches = self.stretches();
+            write(&replace(&self.line, &stretches));
+        }
+        self.clear();
+    }
+
+    /// Drops what was not written yet: the rest of the line is not shown.
+    pub fn clear(&mut self) {
+        self.line.clear();
+        (self.covered, self.is_continued) = (0, false);
+    }
+
+    fn stretches(&self) -> Vec<Range<usize>> {
+        let mut stretches = self.mask.stretches(&self.line);
+        if self.covered > 0 {
+            let mut first = 0..self.covered;
+            stretches.retain(|stretch| {
+                let touches = stretch.start <= first.end;
+                if touches {
+                    first.end = first.end.max(stretch.end);
+                }
+                !touches
+            });
+            stretches.insert(0, first);
+        }
+        stretches
+    }
+
+    /// Writes the beginning of the line: as much as no value can reach into that is not complete yet.
+    fn write_piece(&mut self, write: &mut impl FnMut(&[u8])) {
+        // What begins before the cut has its end in the line.
+        let mut cut = (self.line.len() - self.mask.longest.saturating_sub(1)).min(LINE_BYTES);
+        while cut > 1 && self.line.get(cut).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            cut -= 1;
+        }
+        let mut stretches = self.stretches();
+        let mut covered = 0;
+        if let Some(across) = stretches.iter().find(|stretch| stretch.start < cut && cut < stretch.end) {
+            if across.start > 0 {
+                cut = across.start;
+            } else {
+                covered = across.end - cut;
+            }
+        }
+        stretches.retain(|stretch| stretch.start < cut);
+        if let Some(last) = stretches.last_mut() {
+            last.end = last.end.min(cut);
+        }
+        write(&replace(&self.line[..cut], &stretches));
+        self.line.drain(..cut);
+        (self.covered, self.is_continued) = (covered, true);
+    }
+}
+
+/// The forms that a value takes in JSON, in URLs and in base64.
+fn encoded(value: &str) -> Vec<Vec<u8>> {
+    let json = serde_json::to_string(value).unwrap_or_default();
+    let json = json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default();
+    let mut forms = vec![json.as_bytes().to_vec()];
+    for escape in [|byte| format!("%{byte:02X}"), |byte| format!("%{byte:02x}")] as [fn(u8) -> String; 2] {
+        let url = |byte: u8| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => (byte as char).to_string(),
+            _ => escape(byte),
+        };
+        let url: String = value.bytes().map(url).collect();
+        forms.push(url.replace("%20", "+").into_bytes());
+        forms.push(url.into_bytes());
+    }
+    for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+        // A group of base64 is of three bytes: where a value begins within one depends on what is before it.
+        for before in 0..3 {
+            let mut bytes = vec![0; before];
+            bytes.extend_from_slice(value.as_bytes());
+            let text = engine.encode(&bytes);
+            // Without the digits that the value's neighbours have a part in.
+            let (first, last) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
+            forms.push(text.as_bytes()[first..last].to_vec());
+        }
+        forms.extend(value.as_bytes().chunks(BASE64_LINE).map(|line| engine.encode(line).into_bytes()));
+    }
+    forms
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Mask;
+    use super::{LINE_BYTES, Mask};
 
     #[test]
     fn values_are_masked_wherever_they_stand() {
@@ -76,5 +236,79 @@ mod tests {
         }
         assert_eq!(*mask.bytes(b"\xffhunter22\xff"), *b"\xff***\xff");
         assert_eq!(Mask::default().text("hunter22"), "hunter22");
+    }
+
+    #[test]
+    fn encoded_values_are_masked_whatever_surrounds_them() {
+        use base64::Engine;
+        use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+        let secret = "p\"ss/w rd?ü+\\and\nmore";
+        let mask = Mask::new([secret]);
+        for before in ["", "u:", "user:", "name:"] {
+            for after in ["", "x", "@host"] {
+                let text = format!("{before}{secret}{after}");
+                for form in [STANDARD.encode(&text), URL_SAFE.encode(&text)] {
+                    let masked = mask.text(&form).into_owned();
+                    let shown = masked.replace("***", "").len();
+                    assert!(masked.contains("***") && shown <= before.len() * 2 + after.len() * 2 + 8, "{form}: {masked}");
+                }
+            }
+        }
+        assert_eq!(mask.text(r#"{"a":"p\"ss/w rd?ü+\\and\nmore"}"#), r#"{"a":"***"}"#);
+        assert_eq!(mask.text("?p=p%22ss%2Fw%20rd%3F%C3%BC%2B%5Cand%0Amore&x"), "?p=***&x");
+        assert_eq!(mask.text("?p=p%22ss%2Fw+rd%3F%C3%BC%2B%5Cand%0Amore&x"), "?p=***&x");
+        let long = "0123456789abcdef".repeat(20);
+        let wrapped = STANDARD.encode(&long);
+        let wrapped = wrapped.trim_end_matches('=');
+        let mask = Mask::new([&long]);
+        for line in wrapped.as_bytes().chunks(76) {
+            assert_eq!(*mask.bytes(line), *b"***");
+        }
+    }
+
+    /// What is written of these reads, as one text per line.
+    fn written(mask: &Mask, reads: &[&[u8]]) -> Vec<String> {
+        let mut output = mask.output();
+        let mut lines = Vec::new();
+        let mut write = |line: &[u8]| lines.push(String::from_utf8(line.to_vec()).expect("whole characters"));
+        reads.iter().for_each(|read| output.push(read, &mut write));
+        output.end(&mut write);
+        lines
+    }
+
+    #[test]
+    fn a_secret_is_masked_across_every_boundary_of_a_long_line() {
+        let secrets = ["hunter22-größer", "r22-gr", "hunter22-größer-and-longer"];
+        let mask = Mask::new(secrets);
+        let secret = secrets[2];
+        for at in (0..40).chain(LINE_BYTES - 60..LINE_BYTES + 80).chain(2 * LINE_BYTES - 60..2 * LINE_BYTES + 80) {
+            let text = format!("{}{secret}{}\nnext\n", "x".repeat(at), "y".repeat(LINE_BYTES));
+            let lines = written(&mask, &[text.as_bytes()]);
+            let expected = format!("{}***{}\nnext\n", "x".repeat(at), "y".repeat(LINE_BYTES));
+            assert_eq!(lines.concat(), expected, "at {at}");
+            assert!(lines.iter().all(|line| line.len() <= LINE_BYTES + 200), "a piece is bounded");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_masked_wherever_a_read_ends() {
+        let mask = Mask::new(["größer-22", "22-more", "line one\nline two"]);
+        let text = "x größer-22-more 22-mor größer\nline one\n  line two and\nlast".as_bytes();
+        let expected = ["x *** 22-mor größer\n", "***\n", "  *** and\n", "last"];
+        for split in 0..text.len() {
+            assert_eq!(written(&mask, &[&text[..split], &text[split..]]), expected, "split at {split}");
+        }
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(written(&mask, &bytes), expected);
+    }
+
+    #[test]
+    fn a_line_of_nothing_but_secrets_takes_bounded_memory_and_shows_nothing() {
+        let mask = Mask::new(["aaaaa"]);
+        let lines = written(&mask, &[&vec![b'a'; 5 * LINE_BYTES], b"b\n"]);
+        assert!(lines.len() > 3, "it is written in pieces");
+        assert_eq!(lines.concat().replace("***", ""), "b\n");
+        let lines = written(&Mask::default(), &[&vec![b'z'; 2 * LINE_BYTES], b"\n", b"\n"]);
+        assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES, LINE_BYTES, 1]);
     }
 }

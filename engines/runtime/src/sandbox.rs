@@ -108,7 +108,7 @@ fn start() -> Result<i32, SetupError> {
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).map_err(at("unshare"))?;
     nix::unistd::sethostname("capsule").map_err(at("hostname"))?;
-    build_root(&task)?;
+    build_root(&task).map_err(|error| SetupError(spec.without_host_paths(&error.0)))?;
 
     // Caught, not blocked: what is blocked would stay so in the workload.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD]).map_err(at("signals"))?;

@@ -126,9 +126,10 @@ fn start() -> Result<i32, String> {
     if layers.is_copy() {
         warnings.push("/app is a copy of the release, since this host mounts no overlays".into());
     }
-    let log = Writer::open(&spec.log_directory).map_err(|error| format!("{}: {error}", spec.log_directory.display()))?;
-    let listener =
-        protocol::listen(&spec.run_directory, &spec.id).map_err(|error| format!("{}: {error}", spec.run_directory.display()))?;
+    let log =
+        Writer::open(&spec.log_directory).map_err(|error| format!("no log: {}", spec.without_host_paths(&error.to_string())))?;
+    let listener = protocol::listen(&spec.run_directory, &spec.id)
+        .map_err(|error| format!("no socket: {}", spec.without_host_paths(&error.to_string())))?;
 
     let (once, mask) = (spec.once, Mask::new(&spec.masked));
     let shared = Arc::new(Shared {
@@ -204,13 +205,14 @@ impl Shared {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a line of the workload's, unless it prints more than it may; whether more is printed for now.
-    fn print(self: &Arc<Self>, stream: Stream, line: &[u8]) -> bool {
+    /// Writes a line of the workload's, masked already, unless it prints more than it may; whether more is printed for
+    /// now.
+    fn print(self: &Arc<Self>, stream: Stream, text: &[u8]) -> bool {
         let mut log = self.log();
         log.reopen(false);
-        let (was_closed, text) = (log.throttle.is_closed(), self.mask.bytes(line));
+        let was_closed = log.throttle.is_closed();
         if log.throttle.admit(text.len(), Instant::now()) {
-            let _ = log.writer.write(stream, &text);
+            let _ = log.writer.write(stream, text);
             return true;
         }
         drop(log);
@@ -226,7 +228,7 @@ impl Shared {
     }
 
     fn say(&self, text: &str) {
-        let _ = self.log().writer.write(Stream::Capsule, text.as_bytes());
+        let _ = self.log().writer.write(Stream::Capsule, &self.mask.bytes(text.as_bytes()));
     }
 
     /// Keeps the workload running until it is told to stop, or once if it is to run once.
@@ -357,17 +359,31 @@ impl Shared {
         let shared = self.clone();
         thread(move || {
             let mut pipe = BufReader::with_capacity(LINE_BYTES, pipe);
-            let mut line = Vec::new();
+            let mut output = shared.mask.output();
+            let mut is_printed = true;
             loop {
-                line.clear();
-                match pipe.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line) {
-                    Ok(0) | Err(_) => break,
-                    Ok(_) => {}
-                }
-                if !shared.print(stream, &line) && shared.skip(&mut pipe, line.ends_with(b"\n")).is_err() {
-                    break;
+                let (end, is_whole) = match pipe.fill_buf() {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Ok([]) | Err(_) => break,
+                    Ok(read) => {
+                        let newline = read.iter().position(|byte| *byte == b'\n');
+                        let end = newline.map_or(read.len(), |at| at + 1);
+                        output.push(&read[..end], |line| is_printed = shared.print(stream, line));
+                        (end, newline.is_some())
+                    }
+                };
+                pipe.consume(end);
+                if !std::mem::replace(&mut is_printed, true) {
+                    // The rest of the line is passed over with it.
+                    output.clear();
+                    if shared.skip(&mut pipe, is_whole).is_err() {
+                        break;
+                    }
                 }
             }
+            output.end(|line| {
+                shared.print(stream, line);
+            });
             shared.log().reopen(true);
         })
     }

@@ -60,6 +60,30 @@ pub enum Writes {
     Layer,
 }
 
+impl Spec {
+    /// A text without the paths of the host that this workload is made of: it ends in a log that its users read.
+    #[must_use]
+    pub fn without_host_paths(&self, text: &str) -> String {
+        let root = self.run_directory.join("root");
+        let mut names: Vec<(String, &str)> = vec![
+            (self.directory.to_string_lossy().into_owned(), "/app"),
+            (root.to_string_lossy().into_owned(), ""),
+            (self.run_directory.to_string_lossy().into_owned(), "the run directory"),
+            (self.log_directory.to_string_lossy().into_owned(), "the log directory"),
+        ];
+        names.extend(
+            self.mounts
+                .iter()
+                .filter(|mount| mount.source != mount.target)
+                .filter_map(|mount| Some((mount.source.to_string_lossy().into_owned(), mount.target.to_str()?))),
+        );
+        // The longest first: one may lie in another.
+        names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        let known = names.iter().filter(|(path, _)| path.len() > 1);
+        known.fold(text.to_owned(), |text, (path, name)| text.replace(path.as_str(), name))
+    }
+}
+
 /// A part of the host that a sandbox sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
