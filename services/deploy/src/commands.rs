@@ -7,13 +7,14 @@ use capsule_buildplan::Kind;
 use capsule_bus::{Call, Context, Tenant};
 use capsule_contracts::deploy::{CancelDeployment, Deploy, Deployment, Redeploy, Restart, Rollback, ServiceState, Start, Stop};
 use capsule_contracts::project::{Configuration, GetConfiguration};
+use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::scoped;
+use capsule_store::{Scope, Transaction, scoped};
 
 use crate::deployments::{self, Environment, New, Row, Sealed};
 use crate::placements::{self, Placement};
 use crate::quotas::Load;
-use crate::{Deploys, instances, queries, quotas, routes, uploads};
+use crate::{Deploys, queries, quotas, routes, uploads};
 
 async fn configuration(
     deploys: &Deploys,
@@ -35,12 +36,17 @@ async fn build(
     tenant: &Tenant,
     configuration: Configuration,
     trigger: &'static str,
+    upload: Option<Uuid>,
     upload_digest: String,
 ) -> Result<Deployment, Problem> {
     let limits = quotas::of(deploys, configuration.organization_id).await?;
     let tx = deploys.store.begin().await?;
     quotas::another_deployment(&tx, tenant, &limits, true).await?;
     let placement = placements::ensure(deploys, &tx, tenant, &configuration).await?;
+    if let Some(upload) = upload {
+        // It may have been forgotten meanwhile.
+        uploads::check(&tx, tenant, upload).await?;
+    }
     let new = New {
         trigger,
         upload_digest,
@@ -59,7 +65,7 @@ pub async fn deploy(deploys: Arc<Deploys>, call: Call<Deploy>) -> Result<Deploym
     let Call { message, proof, context } = call;
     let digest = uploads::digest_of(&deploys, &proof, message.upload_id, message.id).await?;
     let configuration = configuration(&deploys, &context, message.id, &message.environment).await?;
-    build(&deploys, &context, &proof, configuration, "upload", digest).await
+    build(&deploys, &context, &proof, configuration, "upload", Some(message.upload_id), digest).await
 }
 
 pub async fn redeploy(deploys: Arc<Deploys>, call: Call<Redeploy>) -> Result<Deployment, Problem> {
@@ -71,30 +77,31 @@ pub async fn redeploy(deploys: Arc<Deploys>, call: Call<Redeploy>) -> Result<Dep
         .map_err(|_| Problem::conflict("The source of this deployment is not kept any more."))?;
     let placement = placements::get(&deploys, &proof, earlier.service_id, earlier.environment_id).await?;
     let configuration = configuration(&deploys, &context, earlier.service_id, &placement.environment_name).await?;
-    build(&deploys, &context, &proof, configuration, "redeploy", earlier.upload_digest).await
+    build(&deploys, &context, &proof, configuration, "redeploy", None, earlier.upload_digest).await
 }
 
-/// Runs a release that is there already, with the configuration it was made with.
+/// Runs a release that is there already, with the configuration it was made with. Whatever it is decided by is read
+/// in the transaction.
 async fn reuse(
     deploys: &Deploys,
+    tx: &Transaction<'_>,
+    limits: &Quotas,
     context: &Context,
     tenant: &Tenant,
     placement: &Placement,
     earlier: Row,
     trigger: &'static str,
-) -> Result<Deployment, Problem> {
+) -> Result<Row, Problem> {
     if !deploys.release_directory(earlier.release_id).exists() {
         return Err(Problem::conflict(format!("The release of deployment {} is not kept any more.", earlier.number))
             .hint("Redeploy it: it will be built again."));
     }
-    let limits = quotas::of(deploys, placement.organization_id).await?;
     let plan = earlier.plan()?;
-    let tx = deploys.store.begin().await?;
-    quotas::another_deployment(&tx, tenant, &limits, false).await?;
+    quotas::another_deployment(tx, tenant, limits, false).await?;
     if plan.kind != Kind::Static {
         // Its instances count once they are made; what cannot succeed is refused at once.
         let place = (placement.service_id, placement.environment_id);
-        quotas::more_instances(&tx, tenant, &limits, place, Load::of(&plan)).await?;
+        quotas::more_instances(tx, tenant, limits, place, Load::of(&plan)).await?;
     }
     let new = New {
         trigger,
@@ -103,30 +110,24 @@ async fn reuse(
         environment: Environment::Of(Box::new(earlier)),
         created_by: tenant.user(),
     };
-    let row = deployments::insert(deploys, &tx, context, tenant, placement, new).await?;
-    routes::raise(&tx).await?;
-    tx.commit().await?;
-    deploys.controller.wake();
-    row.view(deploys, placement)
+    let row = deployments::insert(deploys, tx, context, tenant, placement, new).await?;
+    routes::raise(tx).await?;
+    Ok(row)
 }
 
-async fn placed(deploys: &Deploys, tenant: &Tenant, service: Uuid, environment: &str) -> Result<Placement, Problem> {
-    placements::by_name(deploys, tenant, service, environment)
-        .await?
-        .ok_or_else(|| Problem::conflict(format!("The service was never deployed to {environment}.")).hint("Deploy it first."))
-}
-
-async fn active(deploys: &Deploys, tenant: &Tenant, placement: &Placement) -> Result<Row, Problem> {
+async fn active(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<Row, Problem> {
     let active = placement
         .active_deployment_id
         .ok_or_else(|| Problem::conflict("No deployment of the service has succeeded yet.").hint("Deploy it first."))?;
-    deployments::get(deploys, tenant, active).await
+    deployments::read(tx, scope, active).await
 }
 
 pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Deployment, Problem> {
     let Call { message, proof, context } = call;
-    let placement = placed(&deploys, &proof, message.id, &message.environment).await?;
-    let active = active(&deploys, &proof, &placement).await?;
+    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let tx = deploys.store.begin().await?;
+    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
+    let active = active(&tx, &proof, &placement).await?;
     let earlier = match message.number {
         Some(number) => scoped!(
             &proof,
@@ -147,47 +148,54 @@ pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Dep
             active.release_id
         ),
     };
-    let earlier = deploys.store.read().first::<Row>(earlier).await?.ok_or_else(|| {
+    let earlier = tx.read().first::<Row>(earlier).await?.ok_or_else(|| {
         let which = message.number.map_or("earlier deployment".into(), |number| format!("deployment {number}"));
         Problem::conflict(format!("There is no {which} that once ran, to return to."))
             .hint("`capsule status` lists the deployments.")
     })?;
-    reuse(&deploys, &context, &proof, &placement, earlier, "rollback").await
+    let row = reuse(&deploys, &tx, &limits, &context, &proof, &placement, earlier, "rollback").await?;
+    tx.commit().await?;
+    deploys.controller.wake();
+    row.view(&deploys, &placement)
 }
 
 pub async fn restart(deploys: Arc<Deploys>, call: Call<Restart>) -> Result<ServiceState, Problem> {
     let Call { message, proof, context } = call;
-    let placement = placed(&deploys, &proof, message.id, &message.environment).await?;
-    let active = active(&deploys, &proof, &placement).await?;
-    reuse(&deploys, &context, &proof, &placement, active, "restart").await?;
+    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let tx = deploys.store.begin().await?;
+    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
+    let active = active(&tx, &proof, &placement).await?;
+    reuse(&deploys, &tx, &limits, &context, &proof, &placement, active, "restart").await?;
+    tx.commit().await?;
+    deploys.controller.wake();
     queries::state(&deploys, &proof, message.id, &message.environment).await
 }
 
 pub async fn start(deploys: Arc<Deploys>, call: Call<Start>) -> Result<ServiceState, Problem> {
     let Call { message, proof, context } = call;
-    let placement = placed(&deploys, &proof, message.id, &message.environment).await?;
-    if placement.wanted == "stopped" {
-        let active = active(&deploys, &proof, &placement).await?;
-        reuse(&deploys, &context, &proof, &placement, active, "start").await?;
+    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let tx = deploys.store.begin().await?;
+    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
+    if is_to_be_started(&tx, &proof, &placement).await? {
+        let active = active(&tx, &proof, &placement).await?;
+        reuse(&deploys, &tx, &limits, &context, &proof, &placement, active, "start").await?;
+        tx.commit().await?;
+        deploys.controller.wake();
+    } else {
+        drop(tx);
     }
     queries::state(&deploys, &proof, message.id, &message.environment).await
 }
 
+/// Whether a service is stopped and nothing is under way that starts it.
+pub async fn is_to_be_started(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<bool, Problem> {
+    let under_way = deployments::unsettled_of(tx, scope, placement).await?;
+    Ok(placement.wanted == "stopped" && under_way.iter().all(|row| row.cancelling))
+}
+
 pub async fn stop(deploys: Arc<Deploys>, call: Call<Stop>) -> Result<ServiceState, Problem> {
-    let Call { message, proof, .. } = call;
-    let placement = placed(&deploys, &proof, message.id, &message.environment).await?;
-    let serving: Vec<_> = instances::of(&deploys, &placement).await?.into_iter().filter(|row| row.role == "serving").collect();
-    let serving: Vec<&str> = serving.iter().map(|row| row.id.as_str()).collect();
-    let tx = deploys.store.begin().await?;
-    tx.run(scoped!(
-        &proof,
-        "UPDATE placements SET wanted = 'stopped' WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
-        placement.service_id,
-        placement.environment_id
-    ))
-    .await?;
-    instances::set_role(&tx, &serving, "retiring").await?;
-    tx.commit().await?;
+    let Call { message, proof, context } = call;
+    halt(&deploys, &context, &proof, message.id, &message.environment).await?;
     deploys.controller.reconcile();
     // Visitors are told at once; if that fails, the reconciler goes on trying.
     if let Err(problem) = routes::publish(&deploys).await {
@@ -196,15 +204,65 @@ pub async fn stop(deploys: Arc<Deploys>, call: Call<Stop>) -> Result<ServiceStat
     queries::state(&deploys, &proof, message.id, &message.environment).await
 }
 
+/// Stops a service: in one transaction, nothing of it serves any more and every deployment that would have started it
+/// again is cancelled. One that is asked for later starts it.
+pub async fn halt(
+    deploys: &Deploys,
+    context: &Context,
+    scope: &impl Scope,
+    service: Uuid,
+    environment: &str,
+) -> Result<(), Problem> {
+    let tx = deploys.store.begin().await?;
+    let placement = placements::read_by_name(&tx, scope, service, environment).await?;
+    let stopped = tx
+        .run(scoped!(
+            scope,
+            "UPDATE placements SET wanted = 'stopped' \
+             WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND wanted <> 'removed'",
+            placement.service_id,
+            placement.environment_id
+        ))
+        .await?;
+    if stopped != 1 {
+        return Err(Problem::not_found("service in that environment"));
+    }
+    let under_way = deployments::unsettled_of(&tx, scope, &placement).await?;
+    for row in &under_way {
+        // The one that serves already is only to be settled.
+        if placement.active_deployment_id != Some(row.id) {
+            deployments::cancel(deploys, &tx, context, &placement, row).await?;
+        }
+    }
+    tx.run(scoped!(
+        scope,
+        "UPDATE instances SET role = 'retiring' \
+         WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND role = 'serving'",
+        placement.service_id,
+        placement.environment_id
+    ))
+    .await?;
+    routes::raise(&tx).await?;
+    tx.commit().await?;
+    for row in under_way.iter().filter(|row| placement.active_deployment_id != Some(row.id)) {
+        deploys.controller.cancel(row.id);
+    }
+    Ok(())
+}
+
 pub async fn cancel_deployment(deploys: Arc<Deploys>, call: Call<CancelDeployment>) -> Result<Deployment, Problem> {
-    let row = deployments::get(&deploys, &call.proof, call.message.id).await?;
+    let tx = deploys.store.begin().await?;
+    let row = deployments::read(&tx, &call.proof, call.message.id).await?;
+    let placement = placements::read(&tx, &call.proof, row.service_id, row.environment_id).await?;
     if row.status()?.is_settled() {
         return Err(Problem::conflict(format!("Deployment {} is {} already.", row.number, row.status)));
     }
-    let placement = placements::get(&deploys, &call.proof, row.service_id, row.environment_id).await?;
-    let tx = deploys.store.begin().await?;
-    tx.run(scoped!(&call.proof, "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1", row.id))
-        .await?;
+    if placement.active_deployment_id == Some(row.id) {
+        return Err(Problem::conflict(format!("Deployment {} serves already.", row.number))
+            .hint("Roll back to an earlier one, or stop the service."));
+    }
+    deployments::cancel(&deploys, &tx, &call.context, &placement, &row).await?;
+    let row = deployments::read(&tx, &call.proof, row.id).await?;
     tx.commit().await?;
     deploys.controller.cancel(row.id);
     row.view(&deploys, &placement)

@@ -8,8 +8,8 @@ use std::time::Duration;
 use capsule_bus::Context;
 use capsule_contracts::deploy::{Phase, Status};
 use capsule_contracts::quotas::Quantity;
-use capsule_contracts::{Problem, Uuid};
-use capsule_store::lease;
+use capsule_contracts::{Problem, Timestamp, Uuid};
+use capsule_store::{lease, scoped};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use crate::build_queue::{BuildQueue, Permit};
 use crate::deployments::{self, Row};
 use crate::phases::Failure;
 use crate::placements::{self, Placement};
-use crate::{Deploys, instances, phases, quotas, routes};
+use crate::{Deploys, attempts, phases, quotas, reconcile, routes, texts};
 
 /// Looks for work this often even if nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -73,11 +73,6 @@ impl Controller {
         self.wake();
     }
 
-    /// Whether a worker is busy with this deployment.
-    pub fn works_on(&self, deployment: Uuid) -> bool {
-        self.running().workers.contains_key(&deployment)
-    }
-
     /// Marks an instance as being retired, for as long as the mark lives; not if it is marked already.
     pub fn retire(&self, instance: &str) -> Option<Retiring> {
         let mut marked = self.retiring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,12 +103,22 @@ pub async fn run(deploys: &Arc<Deploys>) {
         match deployments::unsettled(deploys).await {
             Ok(rows) => {
                 deploys.controller.builds.retain(|deployment| rows.iter().any(|row| row.id == deployment));
-                rows.into_iter().for_each(|row| start(deploys, row));
+                due(rows, Timestamp::now()).into_iter().for_each(|row| start(deploys, row));
             }
             Err(problem) => tracing::warn!(%problem, "deployments could not be looked for"),
         }
         let _ = tokio::time::timeout(PERIOD, deploys.controller.wake.notified()).await;
     }
+}
+
+/// Of each placement the oldest deployment, once it is time for its next attempt, and all that are to be cancelled.
+fn due(rows: Vec<Row>, now: Timestamp) -> Vec<Row> {
+    let mut placements = HashSet::new();
+    let is_due = |row: &Row| {
+        let is_oldest = placements.insert((row.service_id, row.environment_id));
+        row.cancelling || (is_oldest && row.next_attempt_at <= now.0)
+    };
+    rows.into_iter().filter(is_due).collect()
 }
 
 fn start(deploys: &Arc<Deploys>, row: Row) {
@@ -147,34 +152,39 @@ fn start(deploys: &Arc<Deploys>, row: Row) {
 
 async fn work(deploys: &Arc<Deploys>, row: Row, token: CancellationToken) -> Result<(), Problem> {
     let placement = placements::get(deploys, &row.grant(), row.service_id, row.environment_id).await?;
-    if placement.wanted == "removed" {
-        return settle(deploys, &placement, &row, Status::Cancelled, "the service was removed").await;
-    }
-    if row.cancelling && placement.active_deployment_id != Some(row.id) {
-        return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
-    }
     // Dropping the phases' future ends whatever step they are at.
     let outcome = tokio::select! {
         outcome = carry_out(deploys, &placement, row.clone()) => outcome,
-        () = token.cancelled() => {
-            let row = deployments::get(deploys, &row.grant(), row.id).await?;
-            let placement = placements::get(deploys, &row.grant(), row.service_id, row.environment_id).await?;
-            // Once it serves, there is nothing to cancel any more; the next worker settles it.
-            if row.finished_at.is_some() || placement.active_deployment_id == Some(row.id) {
-                return Ok(());
-            }
-            return settle(deploys, &placement, &row, Status::Cancelled, "cancelled").await;
-        }
+        () = token.cancelled() => Err(Failure::Cancelled),
     };
     match outcome {
         Ok(()) => Ok(()),
-        Err(Failure::Retry(problem)) => Err(problem),
-        Err(Failure::Failed(why)) => {
-            let row = deployments::get(deploys, &row.grant(), row.id).await?;
-            let _ = capsule_builder::say(&deploys.build_log(row.id), &why);
-            settle(deploys, &placement, &row, Status::Failed, &why).await
+        Err(Failure::Cancelled) => settle(deploys, &row, Status::Cancelled, "cancelled").await,
+        Err(Failure::Failed(why)) => fail(deploys, &row, &why).await,
+        Err(Failure::Retry(problem)) => {
+            tracing::warn!(deployment = %row.id, %problem, "an attempt was hindered");
+            match hinder(deploys, &row, &problem).await? {
+                Some(why) => fail(deploys, &row, &why).await,
+                None => Ok(()),
+            }
         }
     }
+}
+
+/// Sets the time of the next attempt, or says why there is none.
+async fn hinder(deploys: &Deploys, row: &Row, problem: &Problem) -> Result<Option<String>, Problem> {
+    let tx = deploys.store.begin().await?;
+    let row = deployments::read(&tx, &row.grant(), row.id).await?;
+    let given_up = attempts::hinder(&tx, &row, row.phase()?, problem).await?;
+    tx.commit().await?;
+    Ok(given_up)
+}
+
+/// Whatever failed may have named a secret or a path; users see neither.
+async fn fail(deploys: &Deploys, row: &Row, why: &str) -> Result<(), Problem> {
+    let why = texts::for_users(deploys, row, why);
+    let _ = capsule_builder::say(&deploys.build_log(row.id), &why);
+    settle(deploys, row, Status::Failed, &why).await
 }
 
 /// Runs the phases from the one on record to the last.
@@ -186,6 +196,7 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
     };
     // Held from the source to the release: what is unpacked and planned is bounded as well.
     let mut permit = None;
+    let mut complete = None;
     loop {
         match phase {
             Phase::PullingSource if permit.is_none() => match permit_to_build(deploys, &row).await? {
@@ -196,10 +207,8 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
             Phase::CopyingFiles => permit = None,
             _ => {}
         }
-        if phase != Phase::Queued {
-            row = deployments::enter(deploys, placement, &row, phase).await?;
-        }
-        failpoint(phase, "before");
+        row = deployments::enter(deploys, placement, &row, phase, complete).await?;
+        failpoint(phase, "before").await;
         let next = match phase {
             Phase::Queued if row.reuses_release() => Phase::UpdatingRoutes,
             Phase::Queued => Phase::PullingSource,
@@ -220,12 +229,12 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
             Phase::HealthCheck => phases::health_check::run(deploys, placement, &row).await.map(|()| Phase::Active)?,
             Phase::Active => {
                 phases::active::run(deploys, placement, &row).await?;
-                failpoint(phase, "after");
+                failpoint(phase, "after").await;
                 return Ok(());
             }
         };
-        failpoint(phase, "after");
-        phase = next;
+        failpoint(phase, "after").await;
+        complete = Some(std::mem::replace(&mut phase, next));
     }
 }
 
@@ -250,31 +259,72 @@ async fn permit_to_build(deploys: &Deploys, row: &Row) -> Result<Option<Permit>,
     }
 }
 
-/// Settles a deployment that does not come to serve: its candidates go, what served before goes on.
-async fn settle(deploys: &Deploys, placement: &Placement, row: &Row, status: Status, why: &str) -> Result<(), Problem> {
-    let candidates: Vec<_> = instances::of(deploys, placement)
-        .await?
-        .into_iter()
-        .filter(|instance| instance.deployment_id == row.id && instance.role == "candidate")
-        .collect();
-    let candidates: Vec<&str> = candidates.iter().map(|instance| instance.id.as_str()).collect();
+/// Settles a deployment that does not come to serve: its candidates go, what served before goes on. One that serves
+/// all the same is settled as what runs.
+pub async fn settle(deploys: &Deploys, row: &Row, status: Status, why: &str) -> Result<(), Problem> {
+    let grant = row.grant();
     let tx = deploys.store.begin().await?;
+    let row = deployments::read(&tx, &grant, row.id).await?;
+    let placement = placements::read(&tx, &grant, row.service_id, row.environment_id).await?;
+    if row.finished_at.is_some() {
+        return Ok(());
+    }
+    if placement.active_deployment_id == Some(row.id) && placement.wanted != "removed" {
+        drop(tx);
+        return phases::active::settle(deploys, &row).await;
+    }
     let error = (status == Status::Failed).then(|| why.to_owned());
-    deployments::finish(deploys, &tx, &Context::background("deploy"), placement, row, status, error).await?;
-    instances::set_role(&tx, &candidates, "retiring").await?;
+    deployments::finish(deploys, &tx, &Context::background("deploy"), &placement, &row, status, error).await?;
+    tx.run(scoped!(
+        &grant,
+        "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
+        row.id
+    ))
+    .await?;
+    routes::raise(&tx).await?;
     tx.commit().await?;
     tracing::info!(deployment = %row.id, status = status.name(), why, "deployment settled");
     deploys.controller.reconcile();
     let directory = deploys.work_directory(row.id);
     let _ = tokio::task::spawn_blocking(move || capsule_builder::trees::remove(&directory)).await;
+    reconcile::prune(deploys, &placement).await?;
     routes::publish(deploys).await
 }
 
-/// For tests: `CAPSULE_FAILPOINT=<phase>:before` (or `:after`) ends the process there, at once.
-fn failpoint(phase: Phase, moment: &str) {
-    if let Ok(wanted) = std::env::var("CAPSULE_FAILPOINT")
-        && wanted.split_once(':') == Some((phase.name(), moment))
-    {
-        std::process::abort();
+/// For tests: `CAPSULE_FAILPOINT=<phase>:before` (or `:after`) ends the process there, at once. With `=<file>` behind
+/// it, the worker makes `<file>.reached` and waits until there is `<file>`.
+async fn failpoint(phase: Phase, moment: &str) {
+    let Ok(wanted) = std::env::var("CAPSULE_FAILPOINT") else { return };
+    let (point, file) = wanted.split_once('=').map_or((wanted.as_str(), None), |(point, file)| (point, Some(file)));
+    if point.split_once(':') != Some((phase.name(), moment)) {
+        return;
+    }
+    let Some(file) = file else { std::process::abort() };
+    let _ = std::fs::write(format!("{file}.reached"), "");
+    while !std::path::Path::new(file).exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::due;
+    use crate::deployments::Row;
+    use crate::tests::row;
+    use capsule_contracts::{Timestamp, Uuid};
+
+    #[test]
+    fn a_deployment_in_back_off_holds_later_ones_of_its_service_back_and_no_others() {
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let rows = vec![
+            Row { next_attempt_at: 10, ..row(11, one) },
+            row(12, one),
+            Row { cancelling: true, ..row(13, one) },
+            row(14, two),
+            row(15, two),
+        ];
+        let at = |now: i64| due(rows.clone(), Timestamp(now)).iter().map(|row| row.id.as_u128()).collect::<Vec<_>>();
+        assert_eq!(at(9), [13, 14]);
+        assert_eq!(at(10), [11, 13, 14]);
     }
 }

@@ -10,8 +10,9 @@ use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 use serde::{Deserialize, Serialize};
 
-use crate::Deploys;
+use crate::phases::Failure;
 use crate::placements::Placement;
+use crate::{Deploys, attempts};
 
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct Row {
@@ -32,6 +33,8 @@ pub struct Row {
     pub created_by: Uuid,
     pub created_at: i64,
     pub finished_at: Option<i64>,
+    /// An attempt is not begun before.
+    pub next_attempt_at: i64,
 }
 
 impl Row {
@@ -90,6 +93,49 @@ pub fn read_plan(text: Option<&str>) -> Result<Plan, Problem> {
 pub async fn get(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
     let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
     deploys.store.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
+}
+
+/// The same, in the transaction that goes by it.
+pub async fn read(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
+    let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
+    tx.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
+}
+
+/// The deployments of a placement that are not settled, in the transaction that goes by it.
+pub async fn unsettled_of(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<Vec<Row>, Problem> {
+    let rows = scoped!(
+        scope,
+        "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
+         AND finished_at IS NULL ORDER BY id",
+        placement.service_id,
+        placement.environment_id
+    );
+    tx.read().all(rows).await
+}
+
+/// Cancels a deployment that does not serve. One that is queued is settled at once; the worker of any other settles
+/// it.
+pub async fn cancel(
+    deploys: &Deploys,
+    tx: &Transaction<'_>,
+    context: &Context,
+    placement: &Placement,
+    row: &Row,
+) -> Result<(), Problem> {
+    if row.phase()? == Phase::Queued {
+        return finish(deploys, tx, context, placement, row, Status::Cancelled, None).await;
+    }
+    let mark = scoped!(
+        &row.grant(),
+        "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL",
+        row.id
+    );
+    changed(tx.run(mark).await?)
+}
+
+/// An update must have met what it was decided by.
+fn changed(rows: u64) -> Result<(), Problem> {
+    if rows == 1 { Ok(()) } else { Err(Problem::conflict("The deployment changed in the meantime.").hint("Try again.")) }
 }
 
 /// Deployments that are not settled, oldest first.
@@ -179,6 +225,7 @@ pub async fn insert(
         created_by: new.created_by,
         created_at: Timestamp::now().0,
         finished_at: None,
+        next_attempt_at: 0,
     };
     let waiting = scoped!(
         scope,
@@ -223,8 +270,15 @@ fn sealing_context(id: Uuid) -> String {
     format!("deployments/{id}")
 }
 
-/// Moves a deployment to a phase, before the phase begins.
-pub async fn enter(deploys: &Deploys, placement: &Placement, row: &Row, phase: Phase) -> Result<Row, Problem> {
+/// Moves a deployment to a phase, before the phase begins; the one before it is complete. Not if it is cancelled or
+/// settled by then.
+pub async fn enter(
+    deploys: &Deploys,
+    placement: &Placement,
+    row: &Row,
+    phase: Phase,
+    complete: Option<Phase>,
+) -> Result<Row, Failure> {
     let status = match phase {
         Phase::Queued => Status::Pending,
         Phase::PullingSource | Phase::Building => Status::Building,
@@ -232,17 +286,41 @@ pub async fn enter(deploys: &Deploys, placement: &Placement, row: &Row, phase: P
     };
     let moved = Row { status: status.name().into(), phase: phase.name().into(), ..row.clone() };
     let tx = deploys.store.begin().await?;
-    tx.run(scoped!(
-        &row.grant(),
-        "UPDATE deployments SET status = $1, phase = $2 WHERE organization_id = :tenant AND id = $3 AND finished_at IS NULL",
-        moved.status.as_str(),
-        moved.phase.as_str(),
-        row.id
-    ))
-    .await?;
-    record(deploys, &tx, &Context::background("deploy"), placement, &moved, phase.name()).await?;
+    let entered = tx
+        .run(scoped!(
+            &row.grant(),
+            "UPDATE deployments SET status = $1, phase = $2 \
+             WHERE organization_id = :tenant AND id = $3 AND finished_at IS NULL AND NOT cancelling",
+            moved.status.as_str(),
+            moved.phase.as_str(),
+            row.id
+        ))
+        .await?;
+    if entered != 1 {
+        return Err(Failure::Cancelled);
+    }
+    if let Some(phase) = complete {
+        attempts::complete(&tx, row, phase).await?;
+    }
+    // Nothing happens in a queue that could end the server.
+    if phase != Phase::Queued {
+        if let Some(why) = attempts::begin(&tx, row, phase).await? {
+            return Err(Failure::Failed(why));
+        }
+        record(deploys, &tx, &Context::background("deploy"), placement, &moved, phase.name()).await?;
+    }
     tx.commit().await?;
     Ok(moved)
+}
+
+/// Whether a deployment is neither cancelled nor settled, in the transaction that goes on with it.
+pub async fn goes_on(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
+    let row = scoped!(
+        &row.grant(),
+        "SELECT 1 FROM deployments WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL AND NOT cancelling",
+        row.id
+    );
+    tx.read().exists(row).await
 }
 
 /// Keeps the plan that a release is built by.
@@ -251,16 +329,16 @@ pub async fn set_plan(deploys: &Deploys, row: &Row, plan: &Plan) -> Result<Row, 
     let tx = deploys.store.begin().await?;
     let keep = scoped!(
         &row.grant(),
-        "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2",
+        "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2 AND finished_at IS NULL",
         text.as_str(),
         row.id
     );
-    tx.run(keep).await?;
+    changed(tx.run(keep).await?)?;
     tx.commit().await?;
     Ok(Row { plan: Some(text), ..row.clone() })
 }
 
-/// Settles a deployment.
+/// Settles a deployment, which must be as it was read in this transaction.
 pub async fn finish(
     deploys: &Deploys,
     tx: &Transaction<'_>,
@@ -279,16 +357,19 @@ pub async fn finish(
         finished_at: Some(finished_at),
         ..row.clone()
     };
-    tx.run(scoped!(
+    let settle = scoped!(
         &row.grant(),
-        "UPDATE deployments SET status = $1, phase = $2, error = $3, finished_at = $4 WHERE organization_id = :tenant AND id = $5",
+        "UPDATE deployments SET status = $1, phase = $2, error = $3, finished_at = $4 \
+         WHERE organization_id = :tenant AND id = $5 AND status = $6 AND phase = $7",
         settled.status.as_str(),
         settled.phase.as_str(),
         error,
         finished_at,
-        row.id
-    ))
-    .await?;
+        row.id,
+        row.status.as_str(),
+        row.phase.as_str()
+    );
+    changed(tx.run(settle).await?)?;
     metrics::counter!("capsule_deployments_total", "status" => status.name()).increment(1);
     let message = settled.error.clone().unwrap_or_else(|| status.name().into());
     record(deploys, tx, context, placement, &settled, &message).await

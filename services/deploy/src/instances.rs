@@ -8,14 +8,14 @@ use capsule_buildplan::{Kind, Plan};
 use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_runtime::{Limits, Network, Spec, Writes};
-use capsule_store::{Transaction, scoped, unscoped};
+use capsule_store::{scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row as Deployment};
 use crate::phases::Failure;
 use crate::placements::Placement;
 use crate::quotas::{self, Load, Room};
-use crate::{Deploys, placements};
+use crate::{Deploys, placements, texts};
 
 /// The process type that takes requests.
 pub const WEB: &str = "web";
@@ -98,6 +98,9 @@ async fn make_candidates(
     let grant = deployment.grant();
     let memory = i64::try_from(memory_limit(plan)).unwrap_or(i64::MAX);
     let tx = deploys.store.begin().await?;
+    if !deployments::goes_on(&tx, deployment).await? {
+        return Err(Failure::Cancelled);
+    }
     let place = (placement.service_id, placement.environment_id);
     if quotas::more_instances(&tx, &grant, limits, place, Load::of(plan)).await? == Room::Later {
         return Ok(None);
@@ -142,12 +145,22 @@ fn instance_id() -> String {
     format!("i{}", &random[random.len() - 15..])
 }
 
-/// Gives instances another role; the routing table follows.
-pub async fn set_role(tx: &Transaction<'_>, ids: &[&str], role: &str) -> Result<(), Problem> {
-    for id in ids {
-        tx.run(unscoped!("the ids were read with proof", "UPDATE instances SET role = $1 WHERE id = $2", role, *id)).await?;
+/// Marks a retired instance as gone; the routing table follows.
+pub async fn set_gone(deploys: &Deploys, id: &str) -> Result<(), Problem> {
+    let tx = deploys.store.begin().await?;
+    let gone =
+        unscoped!("the id was read with proof", "UPDATE instances SET role = 'gone' WHERE id = $1 AND role = 'retiring'", id);
+    if tx.run(gone).await? == 1 {
+        crate::routes::raise(&tx).await?;
+        tx.commit().await?;
     }
-    crate::routes::raise(tx).await
+    Ok(())
+}
+
+/// Whether an instance is still to serve.
+pub async fn serves(deploys: &Deploys, id: &str) -> Result<bool, Problem> {
+    let row = unscoped!("the id was read with proof", "SELECT 1 FROM instances WHERE id = $1 AND role = 'serving'", id);
+    deploys.store.read().exists(row).await
 }
 
 /// Starts an instance, unless it runs.
@@ -158,7 +171,7 @@ pub async fn start(deploys: &Deploys, instance: &Row) -> Result<(), Problem> {
     let spec = spec(deploys, &placement, &deployment, instance)?;
     deploys.runtime.start(&spec).await.map_err(|error| {
         tracing::warn!(instance = instance.id, %error, "an instance could not be started");
-        Problem::unavailable(error.to_string())
+        Problem::unavailable(texts::without_paths(deploys, &error.to_string()))
     })
 }
 

@@ -5,6 +5,7 @@
 //! phase may be run twice without harm, and is recorded before it begins, so the control plane may
 //! be killed at any instant.
 
+mod attempts;
 mod build_queue;
 mod closing;
 mod commands;
@@ -23,6 +24,9 @@ mod quotas;
 mod reconcile;
 mod removal;
 mod routes;
+#[cfg(test)]
+mod tests;
+mod texts;
 mod uploads;
 mod user_ids;
 
@@ -156,7 +160,8 @@ pub const MIGRATIONS: Migrations = &[
             1 "create_deployments",
             2 "count_user_ids",
             3 "count_use_and_quarantine_hosts",
-            4 "close_services"
+            4 "close_services",
+            5 "count_attempts_and_remember_removals",
         ],
     ),
 ];
@@ -224,6 +229,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .stream(logs::stream_service_log)
         .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))
         .consume::<OrganizationDeleted>(|deploys, tx, event| Box::pin(removal::organization(deploys, tx, event)))
+        .purge(|deploys, now| Box::pin(reconcile::purge(deploys, now)))
         .start_with(|deploys| Box::pin(lead(deploys)));
     Ok(deploys)
 }

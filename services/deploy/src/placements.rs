@@ -56,6 +56,36 @@ pub async fn get(deploys: &Deploys, scope: &impl Scope, service: Uuid, environme
     deploys.store.read().first(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))
 }
 
+/// The same, in the transaction that goes by it.
+pub async fn read(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid, environment: Uuid) -> Result<Placement, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+        service,
+        environment
+    );
+    tx.read().first(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))
+}
+
+/// The placement of a service in the environment of this name, in the transaction that goes by it.
+pub async fn read_by_name(
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    service: Uuid,
+    environment: &str,
+) -> Result<Placement, Problem> {
+    let row = scoped!(
+        scope,
+        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_name = $2 AND wanted <> 'removed'",
+        service,
+        environment
+    );
+    tx.read()
+        .first(row)
+        .await?
+        .ok_or_else(|| Problem::conflict(format!("The service was never deployed to {environment}.")).hint("Deploy it first."))
+}
+
 /// The placements of a service, in whatever environment.
 pub async fn of_service(deploys: &Deploys, scope: &impl Scope, service: Uuid) -> Result<Vec<Placement>, Problem> {
     let rows = scoped!(scope, "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1", service);
@@ -67,7 +97,8 @@ pub async fn all(deploys: &Deploys) -> Result<Vec<Placement>, Problem> {
     deploys.store.read().all(unscoped!("reconciliation and routing are about all tenants", "SELECT * FROM placements")).await
 }
 
-/// The placement that a configuration is for; made at the first deployment.
+/// The placement that a configuration is for; made at the first deployment. Not once it was removed, or anything
+/// that it belongs to: the configuration was read before this transaction.
 pub async fn ensure(
     deploys: &Deploys,
     tx: &Transaction<'_>,
@@ -75,6 +106,17 @@ pub async fn ensure(
     configuration: &Configuration,
 ) -> Result<Placement, Problem> {
     closing::check(tx, scope, configuration.service_id).await?;
+    let removed = unscoped!(
+        "ids of all kinds are unique",
+        "SELECT 1 FROM removals WHERE id IN ($1, $2, $3, $4)",
+        configuration.service_id,
+        configuration.environment_id,
+        configuration.project_id,
+        configuration.organization_id
+    );
+    if tx.read().exists(removed).await? {
+        return Err(Problem::not_found("service in that environment"));
+    }
     let known = scoped!(
         scope,
         "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",

@@ -13,7 +13,7 @@ use capsule_store::{Scope, scoped};
 use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row};
-use crate::{Deploys, instances, placements};
+use crate::{Deploys, instances, placements, texts};
 
 pub async fn list_deployments(deploys: Arc<Deploys>, call: Call<ListDeployments>) -> Result<Page<Deployment>, Problem> {
     let message = call.message;
@@ -118,7 +118,7 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
             restarts: status.as_ref().map_or(0, |status| status.restarts),
             started_at: status.as_ref().map(|status| Timestamp(status.started_at)),
             memory_bytes: status.as_ref().and_then(|status| status.memory),
-            last_exit: status.as_ref().and_then(|status| status.last_exit.clone()),
+            last_exit: status.as_ref().and_then(|status| status.last_exit.as_deref()).map(|text| texts::without_paths(deploys, text)),
             disk: status.as_ref().and_then(|status| status.disk.as_ref()).map(|disk| DiskUsage {
                 bytes: disk.usage.bytes,
                 limit_bytes: disk.limit.bytes,
@@ -126,7 +126,9 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
                 limit_inodes: disk.limit.inodes,
                 enforcement: disk.enforcement.name().into(),
             }),
-            warnings: status.map(|status| status.warnings).unwrap_or_default(),
+            warnings: status.map_or_else(Vec::new, |status| {
+                status.warnings.iter().map(|warning| texts::without_paths(deploys, warning)).collect()
+            }),
         });
     }
     let active = match placement.active_deployment_id {

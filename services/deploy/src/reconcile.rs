@@ -1,23 +1,25 @@
 //! Puts right what is not as it ought to be: by a signal and a timer, over stored state only.
 //!
-//! Dead instances are started again, retiring ones are drained and stopped, strangers are stopped,
-//! removed placements lose their files, and a restarted ingress gets its table.
+//! Dead instances are started again, those of stopped and removed placements retire, retiring ones are drained and
+//! stopped, strangers are stopped, removed placements lose their files, and a restarted ingress gets its table.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsule_contracts::{Problem, Uuid};
+use capsule_contracts::{Problem, Timestamp, Uuid};
 use capsule_store::{lease, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
-use crate::{Deploys, disk, hosts, instances, quotas, routes, uploads};
+use crate::{Deploys, disk, hosts, instances, quotas, removal, routes, uploads};
 
 /// Looks this often even if nobody signals.
 pub const PERIOD: Duration = Duration::from_secs(3);
 /// So many releases of a placement are kept to return to, beside the one that serves.
 const RELEASES: usize = 5;
+/// The logs of so many builds of a placement are kept.
+const BUILD_LOGS: usize = 100;
 /// So many instances that are gone are kept for their logs.
 const GONE: usize = 10;
 
@@ -34,20 +36,16 @@ pub async fn run(deploys: &Arc<Deploys>) {
 /// One pass. May be run at any time and any number of times.
 pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
     deploys.ingress.ensure().await.map_err(|error| Problem::unavailable(format!("The ingress cannot be started: {error}.")))?;
-    retire_removed(deploys).await?;
+    enforce(deploys).await?;
     routes::publish_if_behind(deploys).await?;
     let live = instances::live(deploys).await?;
-    for instance in &live {
-        match instance.role.as_str() {
-            "serving" if deploys.runtime.status(&instance.id).await.is_none() => {
-                tracing::info!(instance = instance.id, "an instance is gone and is started again");
-                if let Err(problem) = instances::start(deploys, instance).await {
-                    tracing::warn!(instance = instance.id, %problem, "it could not be started");
-                }
+    for instance in live.iter().filter(|instance| instance.role == "serving") {
+        // It may have been stopped since the list was read.
+        if deploys.runtime.status(&instance.id).await.is_none() && instances::serves(deploys, &instance.id).await? {
+            tracing::info!(instance = instance.id, "an instance is gone and is started again");
+            if let Err(problem) = instances::start(deploys, instance).await {
+                tracing::warn!(instance = instance.id, %problem, "it could not be started");
             }
-            // A candidate whose deployment is settled without it lost its worker between two steps.
-            "candidate" if !deploys.controller.works_on(instance.deployment_id) => abandon(deploys, instance).await?,
-            _ => {}
         }
     }
     for instance in live.iter().filter(|instance| instance.role == "retiring") {
@@ -57,21 +55,9 @@ pub async fn once(deploys: &Arc<Deploys>) -> Result<(), Problem> {
     disk::remove_layers(deploys).await?;
     disk::keep_reserve(deploys).await;
     remove_files(deploys).await?;
-    uploads::expire(deploys).await?;
+    uploads::expire(deploys, Timestamp::now()).await?;
     hosts::prune(&deploys.store).await?;
     quotas::prune(&deploys.store).await
-}
-
-async fn abandon(deploys: &Deploys, instance: &instances::Row) -> Result<(), Problem> {
-    let settled =
-        unscoped!("the platform's own work", "SELECT finished_at FROM deployments WHERE id = $1", instance.deployment_id);
-    if deploys.store.read().value::<Option<i64>>(settled).await?.flatten().is_some() {
-        let tx = deploys.store.begin().await?;
-        instances::set_role(&tx, &[instance.id.as_str()], "retiring").await?;
-        tx.commit().await?;
-        deploys.controller.reconcile();
-    }
-    Ok(())
 }
 
 /// Waits until a retiring instance is done with its requests, then stops it; beside everything else,
@@ -93,9 +79,7 @@ async fn drain_and_stop(deploys: &Deploys, id: &str) -> Result<(), Problem> {
     routes::publish_if_behind(deploys).await?;
     deploys.ingress.drain(id, deploys.options.drain_seconds).await?;
     deploys.runtime.stop(id).await.map_err(|error| Problem::unavailable(error.to_string()))?;
-    let tx = deploys.store.begin().await?;
-    instances::set_role(&tx, &[id], "gone").await?;
-    tx.commit().await
+    instances::set_gone(deploys, id).await
 }
 
 /// Stops what answers in the run directory but is no instance on record.
@@ -116,24 +100,36 @@ async fn stop_strangers(deploys: &Deploys) -> Result<(), Problem> {
     Ok(())
 }
 
-async fn retire_removed(deploys: &Deploys) -> Result<(), Problem> {
-    let rows = unscoped!(
+/// Retires what must not run: everything of removed services, what serves of stopped ones, and candidates whose
+/// deployment is settled without them.
+pub async fn enforce(deploys: &Deploys) -> Result<(), Problem> {
+    let wrong = unscoped!(
         "the platform's own work",
-        "SELECT i.id FROM instances i JOIN placements p ON p.service_id = i.service_id AND p.environment_id = i.environment_id \
-         WHERE p.wanted = 'removed' AND i.role IN ('candidate', 'serving')"
+        "SELECT i.id FROM instances i \
+         LEFT JOIN placements p ON p.service_id = i.service_id AND p.environment_id = i.environment_id \
+         LEFT JOIN deployments d ON d.id = i.deployment_id \
+         WHERE (i.role IN ('candidate', 'serving') AND p.wanted = 'removed') OR (i.role = 'serving' AND p.wanted = 'stopped') \
+         OR (i.role = 'candidate' AND d.finished_at IS NOT NULL)"
     );
-    let rows = deploys.store.read().all::<Name>(rows).await?;
-    if !rows.is_empty() {
-        let tx = deploys.store.begin().await?;
-        instances::set_role(&tx, &rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), "retiring").await?;
-        tx.commit().await?;
+    if !deploys.store.read().exists(wrong).await? {
+        return Ok(());
     }
-    Ok(())
-}
-
-#[derive(FromQueryResult)]
-struct Name {
-    id: String,
+    let tx = deploys.store.begin().await?;
+    let retired = tx
+        .run(unscoped!(
+            "the platform's own work",
+            "UPDATE instances SET role = 'retiring' WHERE \
+             (role IN ('candidate', 'serving') AND EXISTS (SELECT 1 FROM placements p WHERE p.service_id = instances.service_id \
+             AND p.environment_id = instances.environment_id AND p.wanted = 'removed')) \
+             OR (role = 'serving' AND EXISTS (SELECT 1 FROM placements p WHERE p.service_id = instances.service_id \
+             AND p.environment_id = instances.environment_id AND p.wanted = 'stopped')) \
+             OR (role = 'candidate' AND EXISTS (SELECT 1 FROM deployments d WHERE d.id = instances.deployment_id \
+             AND d.finished_at IS NOT NULL))"
+        ))
+        .await?;
+    tracing::info!(retired, "instances that must not run are retired");
+    routes::raise(&tx).await?;
+    tx.commit().await
 }
 
 #[derive(FromQueryResult)]
@@ -207,7 +203,7 @@ async fn remove_files(deploys: &Deploys) -> Result<(), Problem> {
         }
         tx.run(scoped!(
             &grant,
-            "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND wanted = 'removed'",
             service,
             environment
         ))
@@ -230,17 +226,20 @@ async fn releases(deploys: &Deploys, placement: &Placement) -> Result<Vec<Releas
     deploys.store.read().all(rows).await
 }
 
-/// Removes what a placement needs no more: old releases, old sources, logs of instances long gone.
+/// Removes what a placement needs no more: old releases, old sources, logs of old builds and of instances long gone.
 pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Problem> {
     let mut kept = HashSet::new();
     let mut directories = Vec::new();
     let mut sources = Vec::new();
-    for release in releases(deploys, placement).await? {
+    for (n, release) in releases(deploys, placement).await?.into_iter().enumerate() {
+        if n >= BUILD_LOGS {
+            directories.push(deploys.build_log(release.id));
+        }
         let directory = deploys.release_directory(release.release_id);
         if kept.contains(&release.release_id) || !directory.exists() {
             continue;
         }
-        if kept.len() <= RELEASES {
+        if kept.len() <= RELEASES || placement.active_deployment_id == Some(release.id) {
             kept.insert(release.release_id);
         } else {
             directories.push(directory);
@@ -250,11 +249,17 @@ pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Probl
     let gone: Vec<_> = instances::of(deploys, placement).await?.into_iter().filter(|row| row.role == "gone").collect();
     let old = &gone[..gone.len().saturating_sub(GONE)];
     directories.extend(old.iter().map(|row| deploys.instance_log(&row.id)));
+    directories.retain(|directory| directory.exists());
     remove_all(directories).await;
     if !old.is_empty() {
         let tx = deploys.store.begin().await?;
         for row in old {
-            tx.run(unscoped!("the platform's own work", "DELETE FROM instances WHERE id = $1", row.id.as_str())).await?;
+            tx.run(unscoped!(
+                "the platform's own work",
+                "DELETE FROM instances WHERE id = $1 AND role = 'gone'",
+                row.id.as_str()
+            ))
+            .await?;
         }
         tx.commit().await?;
     }
@@ -262,6 +267,16 @@ pub async fn prune(deploys: &Deploys, placement: &Placement) -> Result<(), Probl
         uploads::forget_blob(deploys, &digest).await?;
     }
     Ok(())
+}
+
+/// Removes what is kept only for a while, whether or not anything is deployed.
+pub async fn purge(deploys: &Deploys, now: Timestamp) -> Result<(), Problem> {
+    uploads::expire(deploys, now).await?;
+    removal::purge(deploys, now).await?;
+    for placement in placements::all(deploys).await? {
+        prune(deploys, &placement).await?;
+    }
+    uploads::sweep(deploys, now).await
 }
 
 async fn remove_all(directories: Vec<std::path::PathBuf>) {

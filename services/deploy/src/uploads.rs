@@ -7,13 +7,15 @@ use capsule_buildplan::{Folder, Options};
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, scoped, unscoped};
+use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Deploys, disk, quotas};
+use crate::{Deploys, disk, quotas, texts};
 
 /// An upload may be deployed, again and again, for this long.
 const KEPT_SECONDS: i64 = 24 * 3600;
+/// What nothing refers to is removed when it is so old.
+const LEFT_SECONDS: i64 = 3600;
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -79,8 +81,8 @@ pub async fn forget_upload(deploys: Arc<Deploys>, call: Call<ForgetUpload>) -> R
 }
 
 /// Forgets uploads that were not deployed in time.
-pub async fn expire(deploys: &Deploys) -> Result<(), Problem> {
-    let before = Timestamp::now().plus_seconds(-KEPT_SECONDS).0;
+pub async fn expire(deploys: &Deploys, now: Timestamp) -> Result<(), Problem> {
+    let before = now.plus_seconds(-KEPT_SECONDS).0;
     let old = unscoped!(
         "the platform's own work",
         "SELECT id, service_id, digest, bytes FROM uploads WHERE created_at < $1 ORDER BY created_at LIMIT 100",
@@ -95,6 +97,29 @@ pub async fn expire(deploys: &Deploys) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// Removes archives and folders that were left behind: of uploads that were cut short, and of plans and builds that
+/// the server did not live to see the end of.
+pub async fn sweep(deploys: &Deploys, now: Timestamp) -> Result<(), Problem> {
+    let before =
+        std::time::UNIX_EPOCH + std::time::Duration::from_secs(now.plus_seconds(-LEFT_SECONDS).as_seconds().unsigned_abs());
+    deploys.blobs.remove_unfinished(before);
+    for digest in deploys.blobs.older_than(before) {
+        forget_blob(deploys, &digest).await?;
+    }
+    let unsettled: Vec<_> =
+        crate::deployments::unsettled(deploys).await?.iter().map(|row| deploys.work_directory(row.id)).collect();
+    let work = deploys.options.data.join("work");
+    let swept = tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(work).into_iter().flatten().flatten() {
+            let changed = entry.metadata().and_then(|kind| kind.modified());
+            if changed.is_ok_and(|changed| changed < before) && !unsettled.contains(&entry.path()) {
+                let _ = trees::remove(&entry.path());
+            }
+        }
+    });
+    swept.await.map_err(|_| Problem::internal())
 }
 
 #[derive(FromQueryResult)]
@@ -135,21 +160,28 @@ pub async fn digest_of(deploys: &Deploys, scope: &impl Scope, id: Uuid, service:
     upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet.").hint("Send its bytes first."))
 }
 
+/// An upload must still be there in the transaction that makes a deployment of it: from then on, its archive is kept.
+pub async fn check(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid) -> Result<(), Problem> {
+    let row = scoped!(scope, "SELECT 1 FROM uploads WHERE organization_id = :tenant AND id = $1 AND digest IS NOT NULL", id);
+    if tx.read().exists(row).await? { Ok(()) } else { Err(Problem::not_found("upload")) }
+}
+
 pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Result<Plan, Problem> {
     let upload = get(&deploys, &call.proof, call.message.upload_id).await?;
     let digest = upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet."))?;
     let archive = deploys.blobs.path(&digest).map_err(|_| Problem::not_found("upload"))?;
     let directory = deploys.work_directory(new_id());
+    let host = deploys.clone();
     let plan = tokio::task::spawn_blocking(move || {
         let planned = std::fs::create_dir_all(&directory)
             .map_err(|_| Problem::internal())
             .and_then(|()| {
                 archive::unpack(&archive, &directory, archive::Limits::default())
-                    .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
+                    .map_err(|e| Problem::invalid_field("upload_id", texts::without_paths(&host, &e.to_string())))
             })
             .and_then(|()| {
                 capsule_buildplan::plan_with(&Folder::new(&directory), Options { containers: false })
-                    .map_err(|e| Problem::invalid_field("upload_id", e.to_string()))
+                    .map_err(|e| Problem::invalid_field("upload_id", texts::without_paths(&host, &e.to_string())))
             });
         let _ = trees::remove(&directory);
         planned

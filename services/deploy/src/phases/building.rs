@@ -1,13 +1,13 @@
 //! Plans what was unpacked, and builds it in a sandbox.
 
-use capsule_builder::{Job, say};
+use capsule_builder::Job;
 use capsule_buildplan::{Folder, Kind, Options, Plan};
 
 use super::{Failure, files, host};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::quotas::{self, Load};
-use crate::{Deploys, disk};
+use crate::{Deploys, disk, texts};
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
     let source = deploys.work_directory(row.id).join("source");
@@ -18,18 +18,16 @@ pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<
             .map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
     })
     .await?;
+    let say = |text: &str| capsule_builder::say(&log, &texts::for_users(deploys, row, text));
     let found = plan.detection.framework.as_deref().or(plan.detection.language.as_deref()).unwrap_or("nothing known");
-    say(&log, &format!("found {found}; {} process type(s)", plan.processes.len())).map_err(host)?;
+    say(&format!("found {found}; {} process type(s)", plan.processes.len())).map_err(host)?;
     for question in &plan.questions {
-        say(
-            &log,
-            &format!(
-                "in doubt about {}: {}. This settles it in capsule.toml: {}",
-                question.field,
-                question.text,
-                question.answer_with.replace('\n', " ")
-            ),
-        )
+        say(&format!(
+            "in doubt about {}: {}. This settles it in capsule.toml: {}",
+            question.field,
+            question.text,
+            question.answer_with.replace('\n', " ")
+        ))
         .map_err(host)?;
     }
     if !matches!(plan.kind, Kind::Static) && plan.processes.is_empty() {

@@ -1,22 +1,27 @@
 //! Asks each candidate through the ingress, as a visitor would, until it answers well. Processes
 //! that take no requests are well when they have run for a moment.
 
+use std::collections::VecDeque;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsule_builder::say;
-use capsule_runtime::logs::Reader;
-use capsule_runtime::{ShimState, ShimStatus};
+use capsule_runtime::logs::{Reader, Stream, goes_on};
+use capsule_runtime::{Mask, ShimState, ShimStatus};
 
 use super::Failure;
 use crate::deployments::Row;
 use crate::instances::WEB;
 use crate::placements::Placement;
-use crate::{Deploys, instances};
+use crate::{Deploys, instances, texts};
 
 /// A process that takes no requests has to run this long.
 const STEADY: Duration = Duration::from_secs(1);
 /// After this many ends by itself, an instance is not waited for any longer.
 const MOST_RESTARTS: u32 = 2;
+/// So many lines of a candidate that failed are shown, of so many that are read: a long line has many pieces.
+const LINES_SHOWN: usize = 20;
+const LINES_READ: usize = 200;
 
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
     let path = row.plan()?.networking.health_check;
@@ -67,11 +72,70 @@ fn is_steady(status: &ShimStatus) -> bool {
     status.state == ShimState::Running && now - status.started_at >= i64::try_from(STEADY.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Puts the last of what a candidate said into the deployment's log, where its user looks.
+/// Puts the last of what a candidate printed into the deployment's log, where its user looks. More people read that
+/// than the candidate's own log: secrets are masked, also those that a boundary between pieces of a line divides.
 fn show_output(deploys: &Deploys, row: &Row, candidate: &instances::Row) {
-    let lines = Reader::new(&deploys.instance_log(&candidate.id)).read(10_000).unwrap_or_default();
     let log = deploys.build_log(row.id);
-    for line in lines.iter().skip(lines.len().saturating_sub(20)) {
-        let _ = say(&log, &format!("{}: {}", candidate.process, line.text));
+    for line in last_output(&deploys.instance_log(&candidate.id), &texts::mask(deploys, row)) {
+        let _ = say(&log, &texts::without_paths(deploys, &format!("{}: {line}", candidate.process)));
+    }
+}
+
+fn last_output(log: &Path, mask: &Mask) -> Vec<String> {
+    let Ok((mut reader, _)) = Reader::at_last(log, LINES_READ) else { return Vec::new() };
+    let _ = reader.end_here();
+    let mut outputs = [Stream::Stdout, Stream::Stderr, Stream::Capsule].map(|stream| (stream, mask.output()));
+    let mut shown = VecDeque::new();
+    let mut show = |text: &[u8]| {
+        shown.push_back(String::from_utf8_lossy(text).trim_end().to_owned());
+        if shown.len() > LINES_SHOWN {
+            shown.pop_front();
+        }
+    };
+    loop {
+        let lines = reader.read(64 << 10).unwrap_or_default();
+        if lines.is_empty() {
+            break;
+        }
+        for line in lines {
+            let Some((_, output)) = outputs.iter_mut().find(|(stream, _)| *stream == line.stream) else { continue };
+            output.push(line.text.as_bytes(), &mut show);
+            if !goes_on(&line) {
+                output.end(&mut show);
+            }
+        }
+    }
+    for (_, output) in &mut outputs {
+        output.end(&mut show);
+    }
+    shown.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LINES_SHOWN, last_output};
+    use capsule_runtime::Mask;
+    use capsule_runtime::logs::{LINE_BYTES, Stream, Writer};
+
+    #[test]
+    fn output_of_a_candidate_is_shown_without_secrets_wherever_its_log_divides_a_line() {
+        let mask = Mask::new(["hunter22-größer"]);
+        for at in [0, 100, LINE_BYTES - 17, LINE_BYTES - 16, LINE_BYTES - 9, LINE_BYTES - 1, LINE_BYTES, 3 * LINE_BYTES - 5] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let mut writer = Writer::open(folder.path()).expect("opens");
+            let line = format!("{}hunter22-größer{}", "x".repeat(at), "y".repeat(30));
+            writer.write(Stream::Stderr, line.as_bytes()).expect("written");
+            writer.write(Stream::Stdout, b"short").expect("written");
+            let shown = last_output(folder.path(), &mask).concat();
+            assert!(!shown.contains("hunter22") && !shown.contains("er22-gr") && !shown.contains("größer"), "at {at}");
+            assert!(shown.contains(&"y".repeat(30)) && shown.contains("short"), "at {at}");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut writer = Writer::open(folder.path()).expect("opens");
+        for n in 0..500 {
+            writer.write(Stream::Stdout, format!("line {n}").as_bytes()).expect("written");
+        }
+        let shown = last_output(folder.path(), &mask);
+        assert_eq!((shown.len(), shown[LINES_SHOWN - 1].as_str()), (LINES_SHOWN, "line 499"));
     }
 }

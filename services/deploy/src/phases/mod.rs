@@ -16,6 +16,8 @@ use capsule_contracts::Problem;
 pub enum Failure {
     /// The deployment has failed; the text is for its user.
     Failed(String),
+    /// The deployment was cancelled, or settled, in the meantime.
+    Cancelled,
     /// Something of the platform is in the way; the phase is tried again.
     Retry(Problem),
 }

@@ -1,0 +1,97 @@
+//! Texts that reach users: errors, and what is copied into a build's log. They show no secret of the deployment
+//! and no path of this host.
+
+use capsule_runtime::Mask;
+
+use crate::Deploys;
+use crate::deployments::{self, Row};
+
+/// The directories of the data directory, and what users call the things in them. Each of these has an id for a
+/// name, which means nothing to users.
+const DIRECTORIES: [(&str, &str); 7] = [
+    ("releases", "the release directory"),
+    ("work", "the build directory"),
+    ("logs/deployments", "the build log"),
+    ("logs/instances", "the log"),
+    ("blobs", "the upload"),
+    ("run/i", "the socket"),
+    ("apps", "the application's directory"),
+];
+
+/// The values that texts about a deployment must not show.
+pub fn mask(deploys: &Deploys, row: &Row) -> Mask {
+    // What does not open was logged; nothing of it can be in a text.
+    deployments::environment(deploys, row).map(|environment| Mask::new(environment.values())).unwrap_or_default()
+}
+
+/// A text about a deployment, as its users may see it.
+pub fn for_users(deploys: &Deploys, row: &Row, text: &str) -> String {
+    without_paths(deploys, &mask(deploys, row).text(text))
+}
+
+/// A text without the paths of this host.
+pub fn without_paths(deploys: &Deploys, text: &str) -> String {
+    let text = replace_paths(text, &deploys.options.data.to_string_lossy());
+    let text = replace_cgroups(&text);
+    text.replace(&*deploys.options.program.to_string_lossy(), "capsule")
+}
+
+fn replace_paths(text: &str, data: &str) -> String {
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(data).filter(|_| !data.is_empty()) {
+        shown.push_str(&rest[..at]);
+        rest = &rest[at + data.len()..];
+        let inner = rest.strip_prefix('/').unwrap_or_default();
+        let found =
+            DIRECTORIES.iter().find_map(|(directory, name)| Some((name, inner.strip_prefix(directory)?.strip_prefix('/')?)));
+        match found {
+            // The next component is an id.
+            Some((name, after)) => {
+                let id = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.').unwrap_or(after.len());
+                shown.push_str(name);
+                rest = &after[id..];
+            }
+            None => shown.push_str("the data directory"),
+        }
+    }
+    shown.push_str(rest);
+    shown
+}
+
+/// Where the host keeps its control groups tells how it is set up.
+fn replace_cgroups(text: &str) -> String {
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find("/sys/fs/cgroup") {
+        shown.push_str(&rest[..at]);
+        shown.push_str("the control group");
+        let path = &rest[at..];
+        rest = &path[path.find(|c: char| c.is_whitespace() || ":,;`'\")".contains(c)).unwrap_or(path.len())..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{replace_cgroups, replace_paths};
+
+    #[test]
+    fn paths_of_the_host_are_replaced_by_what_they_are() {
+        for (text, expected) in [
+            ("/var/lib/capsule/releases/0199-ab/app: not found", "the release directory/app: not found"),
+            ("`/var/lib/capsule/work/0199-ab/source/a.txt` and /app", "`the build directory/source/a.txt` and /app"),
+            ("a /var/lib/capsule/run/i/i12ab.sock: gone", "a the socket: gone"),
+            ("/var/lib/capsule/keys/master.key", "the data directory/keys/master.key"),
+            ("/var/lib/capsule/releases", "the data directory/releases"),
+            ("/var/lib/capsule, /var/lib/capsule/blobs/00ff", "the data directory, the upload"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(replace_paths(text, "/var/lib/capsule"), expected);
+        }
+        assert_eq!(replace_paths("x", ""), "x");
+        assert_eq!(
+            replace_cgroups("not enforced: /sys/fs/cgroup/capsule.slice/a: denied"),
+            "not enforced: the control group: denied"
+        );
+    }
+}
