@@ -369,3 +369,36 @@ async fn attempts_that_the_platform_hinders_are_bounded_and_are_no_ends_of_the_s
     }
     assert!(delays[0] > 0 && delays[19] > delays[3], "{delays:?}");
 }
+
+#[tokio::test]
+async fn what_nothing_refers_to_is_removed_by_the_time_that_is_given() {
+    let data = tempfile::tempdir().expect("a folder");
+    let deploys = deploys(data.path()).await;
+    let mut writer = deploys.blobs.begin("one").await.expect("begun");
+    writer.write(b"left behind").await.expect("written");
+    let (digest, _) = writer.keep().await.expect("kept");
+    let mut writer = deploys.blobs.begin("two").await.expect("begun");
+    writer.write(b"used").await.expect("written");
+    let (used, _) = writer.keep().await.expect("kept");
+    let insert = unscoped!(
+        "test",
+        "INSERT INTO uploads (id, organization_id, service_id, digest, bytes, created_at) VALUES ($1, $2, $3, $4, 4, $5)",
+        Uuid::from_u128(9),
+        ORGANIZATION,
+        SERVICE,
+        used.as_str(),
+        Timestamp::now().0
+    );
+    run(&deploys, insert).await;
+    let row = ask(&deploys).await.expect("accepted");
+    let left = data.path().join("work/left");
+    for directory in [&left, &deploys.work_directory(row.id)] {
+        std::fs::create_dir_all(directory.join("source")).expect("made");
+    }
+    let is_there = || [deploys.blobs.path(&digest).is_ok(), deploys.blobs.path(&used).is_ok(), left.exists()];
+    for (hours, expected) in [(0, [true, true, true]), (2, [false, true, false]), (25, [false, false, false])] {
+        reconcile::purge(&deploys, Timestamp::now().plus_seconds(hours * 3600)).await.expect("purged");
+        assert_eq!(is_there(), expected, "after {hours} hours");
+    }
+    assert!(deploys.work_directory(row.id).exists(), "it is worked on");
+}
