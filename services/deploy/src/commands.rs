@@ -80,28 +80,38 @@ pub async fn redeploy(deploys: Arc<Deploys>, call: Call<Redeploy>) -> Result<Dep
     build(&deploys, &context, &proof, configuration, "redeploy", None, earlier.upload_digest).await
 }
 
+/// Who asks for a deployment, and within which limits. They are asked for before the transaction begins.
+struct Asked<'a> {
+    context: &'a Context,
+    tenant: &'a Tenant,
+    limits: Quotas,
+}
+
+async fn asked<'a>(deploys: &Deploys, context: &'a Context, tenant: &'a Tenant) -> Result<Asked<'a>, Problem> {
+    Ok(Asked { context, tenant, limits: quotas::of(deploys, tenant.organization()).await? })
+}
+
 /// Runs a release that is there already, with the configuration it was made with. Whatever it is decided by is read
 /// in the transaction.
 async fn reuse(
     deploys: &Deploys,
     tx: &Transaction<'_>,
-    limits: &Quotas,
-    context: &Context,
-    tenant: &Tenant,
+    by: &Asked<'_>,
     placement: &Placement,
     earlier: Row,
     trigger: &'static str,
 ) -> Result<Row, Problem> {
+    let Asked { context, tenant, limits } = by;
     if !deploys.release_directory(earlier.release_id).exists() {
         return Err(Problem::conflict(format!("The release of deployment {} is not kept any more.", earlier.number))
             .hint("Redeploy it: it will be built again."));
     }
     let plan = earlier.plan()?;
-    quotas::another_deployment(tx, tenant, limits, false).await?;
+    quotas::another_deployment(tx, *tenant, limits, false).await?;
     if plan.kind != Kind::Static {
         // Its instances count once they are made; what cannot succeed is refused at once.
         let place = (placement.service_id, placement.environment_id);
-        quotas::more_instances(tx, tenant, limits, place, Load::of(&plan)).await?;
+        quotas::more_instances(tx, *tenant, limits, place, Load::of(&plan)).await?;
     }
     let new = New {
         trigger,
@@ -110,7 +120,7 @@ async fn reuse(
         environment: Environment::Of(Box::new(earlier)),
         created_by: tenant.user(),
     };
-    let row = deployments::insert(deploys, tx, context, tenant, placement, new).await?;
+    let row = deployments::insert(deploys, tx, context, *tenant, placement, new).await?;
     routes::raise(tx).await?;
     Ok(row)
 }
@@ -124,7 +134,7 @@ async fn active(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement)
 
 pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Deployment, Problem> {
     let Call { message, proof, context } = call;
-    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let by = asked(&deploys, &context, &proof).await?;
     let tx = deploys.store.begin().await?;
     let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
     let active = active(&tx, &proof, &placement).await?;
@@ -153,7 +163,7 @@ pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Dep
         Problem::conflict(format!("There is no {which} that once ran, to return to."))
             .hint("`capsule status` lists the deployments.")
     })?;
-    let row = reuse(&deploys, &tx, &limits, &context, &proof, &placement, earlier, "rollback").await?;
+    let row = reuse(&deploys, &tx, &by, &placement, earlier, "rollback").await?;
     tx.commit().await?;
     deploys.controller.wake();
     row.view(&deploys, &placement)
@@ -161,11 +171,11 @@ pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Dep
 
 pub async fn restart(deploys: Arc<Deploys>, call: Call<Restart>) -> Result<ServiceState, Problem> {
     let Call { message, proof, context } = call;
-    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let by = asked(&deploys, &context, &proof).await?;
     let tx = deploys.store.begin().await?;
     let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
     let active = active(&tx, &proof, &placement).await?;
-    reuse(&deploys, &tx, &limits, &context, &proof, &placement, active, "restart").await?;
+    reuse(&deploys, &tx, &by, &placement, active, "restart").await?;
     tx.commit().await?;
     deploys.controller.wake();
     queries::state(&deploys, &proof, message.id, &message.environment).await
@@ -173,12 +183,12 @@ pub async fn restart(deploys: Arc<Deploys>, call: Call<Restart>) -> Result<Servi
 
 pub async fn start(deploys: Arc<Deploys>, call: Call<Start>) -> Result<ServiceState, Problem> {
     let Call { message, proof, context } = call;
-    let limits = quotas::of(&deploys, proof.organization()).await?;
+    let by = asked(&deploys, &context, &proof).await?;
     let tx = deploys.store.begin().await?;
     let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
     if is_to_be_started(&tx, &proof, &placement).await? {
         let active = active(&tx, &proof, &placement).await?;
-        reuse(&deploys, &tx, &limits, &context, &proof, &placement, active, "start").await?;
+        reuse(&deploys, &tx, &by, &placement, active, "start").await?;
         tx.commit().await?;
         deploys.controller.wake();
     } else {

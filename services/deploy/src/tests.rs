@@ -56,6 +56,8 @@ async fn deploys(data: &Path) -> Arc<Deploys> {
         program: "/nonexistent".into(),
         listen: "127.0.0.1:0".parse().expect("an address"),
         base_domain: "localhost".into(),
+        public_url: None,
+        trusted_proxies: Vec::new(),
         build_limits: Limits::default(),
         build_disk_bytes: 0,
         build_cache_bytes: 0,
