@@ -71,6 +71,7 @@ impl Spec {
             (self.run_directory.to_string_lossy().into_owned(), "the run directory"),
             (self.log_directory.to_string_lossy().into_owned(), "the log directory"),
         ];
+        names.extend(self.layers.iter().map(|layers| (layers.to_string_lossy().into_owned(), "the layers of /app")));
         names.extend(
             self.mounts
                 .iter()

@@ -118,7 +118,10 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
             restarts: status.as_ref().map_or(0, |status| status.restarts),
             started_at: status.as_ref().map(|status| Timestamp(status.started_at)),
             memory_bytes: status.as_ref().and_then(|status| status.memory),
-            last_exit: status.as_ref().and_then(|status| status.last_exit.as_deref()).map(|text| texts::without_paths(deploys, text)),
+            last_exit: status
+                .as_ref()
+                .and_then(|status| status.last_exit.as_deref())
+                .map(|text| texts::without_paths(deploys, text)),
             disk: status.as_ref().and_then(|status| status.disk.as_ref()).map(|disk| DiskUsage {
                 bytes: disk.usage.bytes,
                 limit_bytes: disk.limit.bytes,

@@ -8,7 +8,8 @@ use crate::deployments::{self, Row};
 
 /// The directories of the data directory, and what users call the things in them. Each of these has an id for a
 /// name, which means nothing to users.
-const DIRECTORIES: [(&str, &str); 7] = [
+const DIRECTORIES: [(&str, &str); 8] = [
+    ("layers", "the layers of /app"),
     ("releases", "the release directory"),
     ("work", "the build directory"),
     ("logs/deployments", "the build log"),
