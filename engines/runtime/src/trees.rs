@@ -44,9 +44,10 @@ impl std::fmt::Display for Excess {
         match self {
             Self::Bytes(most) => write!(f, "exceeded its disk limit of {} MiB", most >> 20),
             Self::Inodes(most) => write!(f, "exceeded its limit of {most} files and folders"),
-            Self::Unmeasurable => {
-                write!(f, "has folders nested more than {DEPTH} levels deep, so that its disk usage cannot be measured")
-            }
+            Self::Unmeasurable => write!(
+                f,
+                "has folders whose disk usage cannot be measured: more than {DEPTH} levels deep, or moved while they were read"
+            ),
             Self::Descriptors(most) => {
                 write!(f, "has more than {most} open files and memory mappings, so that its disk usage cannot be measured")
             }
