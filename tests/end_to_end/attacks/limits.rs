@@ -26,7 +26,7 @@ const HOST: &str = "app-production.localhost";
 fn python(server: &Server, host: &str, code: &str) -> Result<String, String> {
     let code: String = code.bytes().map(|byte| format!("%{byte:02X}")).collect();
     // An application that is stopped meanwhile does not answer.
-    let reply = server.try_get(host, &format!("/python?code={code}"))?;
+    let reply = server.try_get(host, &format!("/run?code={code}"))?;
     if reply.status == 200 { Ok(reply.body) } else { Err(reply.body) }
 }
 
