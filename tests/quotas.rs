@@ -106,7 +106,7 @@ async fn races(folder: &Path, databases: &Databases) {
     let page = world.ask(&ListProjects { organization_id }).await.expect("listed");
     let (one, two) = (page.items[0].id, page.items[1].id);
     // In two projects: services count over all of an organization.
-    let service = |n: usize| CreateService { project_id: if n % 2 == 0 { one } else { two }, name: format!("s{n}") };
+    let service = |n: usize| CreateService { project_id: if n.is_multiple_of(2) { one } else { two }, name: format!("s{n}") };
     assert_eq!(world.race((0..12).map(service)).await, 4);
     // There is one from the start.
     let environment = |n: usize| CreateEnvironment { id: one, name: format!("e{n}"), kind: EnvironmentKind::Staging };
