@@ -102,6 +102,7 @@ pub fn confirmed<T>(client: &mut Client, act: impl Fn(&mut Client, &str) -> anyh
 }
 
 pub fn password(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
+    terminal.say(&format!("Server {}", client.name()));
     let user: User = client.get("/auth/me")?;
     // From a pipe: the present password, then the new one, each on a line.
     let present = ask_password("Present password (empty for the local administrator)", false);

@@ -11,6 +11,9 @@ use crate::client::Client;
 use crate::terminal::{Terminal, confirm, table};
 
 pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyhow::Result<()> {
+    if !matches!(command, OrgCommand::List | OrgCommand::Members { .. }) {
+        terminal.say(&format!("Server {}", client.name()));
+    }
     match command {
         OrgCommand::List => list(&mut client, terminal),
         OrgCommand::Create { name, slug } => {

@@ -168,6 +168,11 @@ fn permissions() {
         let all = server.api("GET", &format!("/projects?organization_id={organization}"), Some(token), None).ok();
         all["items"].as_array().map_or(0, Vec::len)
     };
+    // Who was only invited is no member, and says so by a command of their own.
+    let refused = deploy(&["-o", "acme", "--json"]).refused();
+    assert_eq!(error(&refused)["code"], "not_a_member");
+    assert!(!folder.path().join("capsule.toml").exists());
+    capsule(&["org", "accept", "acme"], "").ok();
     // A developer creates projects, but does not deploy to production: nothing is left of the attempt.
     let refused = deploy(&["-o", "acme", "--json"]).refused();
     let told = error(&refused);
