@@ -89,6 +89,11 @@ impl InFlightGuard {
         Self { instance: instance.clone(), port, load: load.clone() }
     }
 
+    /// Whether the backend is the gateway.
+    pub fn is_gateway(&self) -> bool {
+        &*self.instance == GATEWAY
+    }
+
     /// Waits until one more connection to the backend may be made, in the order of arrival.
     pub async fn permit_to_connect(&self) -> Result<OwnedSemaphorePermit, Saturated> {
         struct Waiting<'a>(&'a AtomicUsize);
@@ -171,15 +176,19 @@ impl Balancer {
     /// instance for its weight, in turn among equals.
     pub fn pick(&self, host: &str) -> Pick {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(route) = live.table.routes.get(host) else {
-            let Table { base_domain, public_host, .. } = &live.table;
-            let address = host.parse::<IpAddr>().is_ok() || host.starts_with('[');
-            let is_own = address || host.is_empty() || base_domain.is_empty() || host == base_domain || host == public_host;
+        let Table { base_domain, public_host, routes, .. } = &live.table;
+        let is_address = || host.parse::<IpAddr>().is_ok() || host.starts_with('[');
+        // First: no application is named as the platform.
+        if host.is_empty() || host == base_domain || host == public_host || is_address() {
             let (name, load) = &self.gateway;
-            return match is_own {
-                true if load.in_flight.load(Ordering::Relaxed) >= self.most => Pick::Saturated,
-                true => Pick::Gateway(InFlightGuard::new(name, 80, load)),
-                false => Pick::Unknown,
+            let is_saturated = load.in_flight.load(Ordering::Relaxed) >= self.most;
+            return if is_saturated { Pick::Saturated } else { Pick::Gateway(InFlightGuard::new(name, 80, load)) };
+        }
+        let Some(route) = routes.get(host) else {
+            return if base_domain.is_empty() {
+                Pick::Gateway(InFlightGuard::new(&self.gateway.0, 80, &self.gateway.1))
+            } else {
+                Pick::Unknown
             };
         };
         if route.site.is_some() {
@@ -251,7 +260,10 @@ mod tests {
     fn addresses_and_the_base_domain_lead_to_the_gateway_and_strangers_nowhere() {
         let balancer = Balancer::new(1000);
         balancer.apply(table(1, &[]));
-        for host in ["localhost", "127.0.0.1", "[::1]", ""] {
+        let mut named_as_the_platform = table(2, &[("a", 1)]);
+        named_as_the_platform.public_host = "app.localhost".into();
+        balancer.apply(named_as_the_platform);
+        for host in ["localhost", "127.0.0.1", "[::1]", "", "app.localhost"] {
             assert!(matches!(balancer.pick(host), Pick::Gateway(_)), "{host}");
         }
         for host in ["other.localhost", "example.com"] {

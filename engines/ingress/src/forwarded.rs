@@ -63,6 +63,9 @@ const GUARDED: [&str; 11] = [
     "x-correlation-id",
 ];
 
+/// The most proxies before the ingress.
+const MOST_HOPS: usize = 32;
+
 /// Whether a header, in lower case, identifies the client, the host, or the path.
 pub fn is_claim(name: &str) -> bool {
     // Nearly all begin with one of these letters: a request has a dozen headers, and most are none of these.
@@ -101,7 +104,7 @@ impl Client {
         } else {
             forwarded(headers)
         };
-        for hop in hops.iter().rev() {
+        for hop in hops.iter().rev().take(MOST_HOPS) {
             if let Some(is_https) = hop.is_https {
                 client.is_https = is_https;
             }

@@ -22,6 +22,9 @@ const IDLE: Duration = Duration::from_secs(3);
 const MOST_IDLE: usize = 256;
 /// The largest response head, and the size of a read.
 const HEAD_SIZE: usize = 64 << 10;
+/// The gateway has deadlines of its own, one for each part of a request; together they are shorter than so many times
+/// that of an application.
+const GATEWAY_FACTOR: u32 = 5;
 /// A visitor who sends less than this in the time that a backend has to answer is given up.
 const LEAST_UPLOAD: u64 = 4 << 10;
 
@@ -126,7 +129,7 @@ impl Pool {
             *copy.headers_mut() = request.headers().clone();
             copy
         });
-        match self.send_over(&mut kept, request, upload).await {
+        match self.send_over(&mut kept, request, upload, backend.is_gateway()).await {
             Ok(response) => Ok((response, self.lease(kept, backend))),
             Err((failure, unsent)) => match unsent.or(copy) {
                 Some(request) if matches!(failure, Failure::Malformed(_)) && kept.exchange.is_untouched() => {
@@ -155,7 +158,7 @@ impl Pool {
         tokio::spawn(connection.with_upgrades());
         let mut connection = Connection { sender, exchange };
         connection.sender.ready().await.map_err(Failure::Malformed)?;
-        match self.send_over(&mut connection, request, upload).await {
+        match self.send_over(&mut connection, request, upload, backend.is_gateway()).await {
             Ok(response) => Ok((response, self.lease(connection, backend))),
             Err((failure, _)) => Err(failure),
         }
@@ -166,15 +169,17 @@ impl Pool {
         connection: &mut Connection,
         mut request: Request<Outgoing>,
         upload: Option<&Upload>,
+        is_gateway: bool,
     ) -> Result<Response<Incoming>, (Failure, Option<Request<Outgoing>>)> {
         let Connection { sender, exchange } = connection;
         exchange.begin();
         let counted = exchange.clone();
         hyper::ext::on_informational(&mut request, move |_| counted.count_informational());
+        let timeout = self.timeout * if is_gateway { GATEWAY_FACTOR } else { 1 };
         let mut sent = std::pin::pin!(sender.try_send_request(request));
         loop {
             let uploaded = upload.map_or(0, Upload::bytes);
-            match tokio::time::timeout(self.timeout, sent.as_mut()).await {
+            match tokio::time::timeout(timeout, sent.as_mut()).await {
                 Ok(Ok(response)) => {
                     exchange.end_of_head();
                     return Ok(response);

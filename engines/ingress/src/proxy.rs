@@ -20,7 +20,6 @@ use crate::pool::{Failure, Pool};
 use crate::request::{self, Host, remove_hop_by_hop, upgrade_to_websocket};
 use crate::sites::Sites;
 use crate::table::State;
-use crate::upstream::GATEWAY;
 use crate::visitor::{Heads, Upload};
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
@@ -62,7 +61,7 @@ impl Proxy {
                 _ => pages::state(reader, route.state),
             },
             Pick::Gateway(guard) | Pick::Instance(guard) => {
-                let is_gateway = &*guard.instance == GATEWAY;
+                let is_gateway = guard.is_gateway();
                 let websocket = !is_gateway && !has_body && request::is_websocket(&request);
                 self.prepare(&mut request, visitor.peer, &host, websocket);
                 match self.forward(request, guard, upload, &host, websocket).await {

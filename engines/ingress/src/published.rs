@@ -8,9 +8,11 @@ use std::path::{Component, Path};
 const WELL_KNOWN: &str = ".well-known";
 
 /// Names of files for the tools that build and host a site, not for its visitors.
-const TOOL_FILES: [&str; 24] = [
+const TOOL_FILES: [&str; 26] = [
     "_headers",
     "_redirects",
+    "_routes.json",
+    "_worker.js",
     "app.yaml",
     "caddyfile",
     "capsule.toml",
@@ -39,8 +41,9 @@ const TOOL_FILE_VARIANTS: [&str; 4] = ["containerfile.", "docker-compose.", "doc
 /// A page about such a file is one.
 const PAGES: [&str; 12] = ["css", "htm", "html", "jpg", "js", "md", "pdf", "png", "svg", "txt", "webp", "xml"];
 /// Names of private keys and of files with credentials.
-const KEY_FILES: [&str; 14] = [
+const KEY_FILES: [&str; 16] = [
     "_netrc",
+    "credentials.json",
     "htpasswd",
     "id_dsa",
     "id_ecdsa",
@@ -49,16 +52,42 @@ const KEY_FILES: [&str; 14] = [
     "id_ed25519_sk",
     "id_rsa",
     "id_xmss",
+    "kubeconfig",
     "netrc",
     "secring.gpg",
     "service-account.json",
     "serviceaccount.json",
     "serviceaccountkey.json",
 ];
+/// So begin the names of keys and of credentials of applications; what ends in `.pub` is public.
+const KEY_PREFIXES: [&str; 8] =
+    ["client_secret", "id_dsa.", "id_ecdsa.", "id_ecdsa_sk.", "id_ed25519.", "id_ed25519_sk.", "id_rsa.", "ssh_host_"];
 /// Endings of the names of keys, keystores, stores of passwords, and files of tools that hold credentials.
-const KEY_ENDINGS: [&str; 21] = [
-    "bks", "htpasswd", "jceks", "jks", "kdb", "kdbx", "key", "keystore", "keytab", "netrc", "ovpn", "p12", "p8", "pem", "pfx",
-    "pgpass", "pkcs12", "ppk", "pypirc", "tfstate", "tfvars",
+const KEY_ENDINGS: [&str; 24] = [
+    "agekey",
+    "bks",
+    "env",
+    "htpasswd",
+    "jceks",
+    "jks",
+    "kdb",
+    "kdbx",
+    "key",
+    "keystore",
+    "keytab",
+    "kubeconfig",
+    "netrc",
+    "ovpn",
+    "p12",
+    "p8",
+    "pem",
+    "pfx",
+    "pgpass",
+    "pkcs12",
+    "ppk",
+    "pypirc",
+    "tfstate",
+    "tfvars",
 ];
 /// Endings of copies that editors and people make; what a copy is of decides.
 const COPY_ENDINGS: [&str; 9] = ["backup", "bak", "copy", "old", "orig", "save", "swo", "swp", "tmp"];
@@ -102,7 +131,10 @@ fn is_published_file(name: &OsStr) -> bool {
     }
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     let is_variant = TOOL_FILE_VARIANTS.iter().any(|beginning| name.starts_with(beginning)) && !PAGES.contains(&ending);
-    !is_variant && !TOOL_FILES.contains(&name) && !KEY_FILES.contains(&name) && !KEY_ENDINGS.contains(&ending)
+    let is_key = KEY_FILES.contains(&name)
+        || KEY_ENDINGS.contains(&ending)
+        || (KEY_PREFIXES.iter().any(|beginning| name.starts_with(beginning)) && ending != "pub");
+    !is_variant && !is_key && !TOOL_FILES.contains(&name)
 }
 
 #[cfg(test)]
@@ -126,6 +158,10 @@ mod tests {
             "id_rsa",
             "keys/ID_ED25519",
             "id_rsa.bak",
+            "id_rsa.txt",
+            "ssh_host_ed25519_key",
+            "production.env",
+            "client_secret_123.json",
             "id_ed25519~",
             "#id_rsa#",
             "server.pem",
@@ -158,6 +194,8 @@ mod tests {
             "./a/b.js",
             "download.tar.gz",
             "id_rsa.pub",
+            "ssh_host_rsa_key.pub",
+            "environment.html",
             "keyboard.html",
             "monkey",
             "guide/dockerfile/index.html",
