@@ -1,4 +1,4 @@
-//! What the server starts this binary as: shims, sandboxes, uplinks, the ingress. Not for people.
+//! What the server starts this binary as: shims, sandboxes, uplinks, planners, the ingress. Not for people.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ pub fn take() -> Option<ExitCode> {
         Some("shim") => Some(alone(capsule_runtime::shim::run)),
         Some("sandbox") => Some(alone(capsule_runtime::sandbox::run)),
         Some("uplink") => Some(alone(capsule_runtime::uplink::run)),
+        Some(capsule_builder::planner::ROLE) => Some(alone(capsule_builder::planner::run)),
         Some("ingress") => Some(alone(|| match ingress() {
             Ok(()) => 0,
             Err(error) => {

@@ -26,6 +26,9 @@ use crate::pace::{Pace, PacedBody};
 use crate::rows::Row;
 use crate::{BODY_BYTES, Gateway, REQUEST, everywhere, limits};
 
+/// When to come back where a part of the platform is busy or away.
+const RETRY_SECONDS: u64 = 5;
+
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
 /// Answers a request with one reply.
@@ -186,6 +189,9 @@ pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if status == StatusCode::TOO_MANY_REQUESTS {
         limits::retry_after(&mut response);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
     }
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

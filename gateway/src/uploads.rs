@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::Gateway;
 use crate::concurrency::Permit;
+use crate::limits;
 use crate::pace::PacedBody;
 use crate::request::{authenticate, correlation_id, problem_response, swallow, with_correlation};
 
@@ -100,6 +101,7 @@ async fn receive(
     correlation_id: &str,
 ) -> Result<(Receiving, Upload), Problem> {
     let context = authenticate(gateway, parts, BeginUpload::ACCESS, correlation_id).await?;
+    limits::check(gateway, &context, parts, BeginUpload::SUBJECT).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(&parts.uri)
         .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
     let permit = gateway.uploads.acquire(context.principal)?;

@@ -38,8 +38,9 @@ pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Resul
             touched => touched.iter().map(|member| member.path.as_str()).collect::<Vec<_>>().join("\n"),
         });
     }
-    let plan = capsule_buildplan::plan(&*tree).map_err(failed)?;
+    let mut plan = capsule_buildplan::plan(&*tree).map_err(failed)?;
     if !image.dockerfile {
+        plan.mismatches = capsule_builder::local_mismatches(&plan);
         return terminal.show(&plan, text);
     }
     let mut options = ImageOptions {
@@ -155,6 +156,7 @@ pub fn summary(plan: &Plan) -> String {
 
 fn text(plan: &Plan) -> String {
     let mut sections = vec![format!("This is {}.", summary(plan))];
+    sections.extend(plan.mismatches.iter().map(|mismatch| format!("warning: {mismatch} on this machine.")));
     let mut commands: Vec<Vec<String>> = Vec::new();
     for (name, command) in [("install", &plan.build.install), ("build", &plan.build.build), ("release", &plan.build.release)] {
         commands.extend(command.as_ref().map(|command| vec![name.into(), command.clone()]));

@@ -29,14 +29,10 @@ pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result
         "service": found.service, "state": state, "deployments": deployments, "quotas": quotas, "warnings": warnings,
     });
     terminal.show(&shown, |_| {
-        let mut all = format!(
-            "{} in {}: {}\n{}\n{}",
-            found.service.name,
-            found.environment,
-            state.state,
-            state.url,
-            text(&state, &deployments)
-        );
+        let warnings: String = state.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        let rest = text(&state, &deployments);
+        let mut all =
+            format!("{} in {}: {}\n{}\n{warnings}{rest}", found.service.name, found.environment, state.state, state.url);
         let near = nearly_used_up(&quotas);
         if !near.is_empty() {
             all += &format!("\n\n{}\nSee them all: capsule quotas", near.join("\n"));

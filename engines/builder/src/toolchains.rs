@@ -53,6 +53,13 @@ const STAND_INS: [(&str, &str); 9] = [
     ),
 ];
 
+/// The version of a runtime that is fetched where the host has none.
+pub fn stand_in_version(tool: &str) -> Option<&'static str> {
+    let (_, script) = STAND_INS.iter().find(|(name, _)| *name == tool)?;
+    let (_, rest) = script.split_once(&format!(" {tool}@"))?;
+    rest.split_whitespace().next()
+}
+
 /// What the operator of a host passes on to builds.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {

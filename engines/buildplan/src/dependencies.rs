@@ -5,6 +5,11 @@ use std::sync::LazyLock;
 
 use crate::plan::{Draft, Source};
 
+/// More than these are not looked at.
+const MOST: usize = 20_000;
+/// A longer name names no package.
+const MOST_NAME: usize = 256;
+
 /// One thing asked for.
 #[derive(Clone, Debug)]
 pub struct Dependency {
@@ -18,8 +23,11 @@ pub struct Dependency {
 pub struct Dependencies(pub Vec<Dependency>);
 
 impl Dependencies {
-    /// Adds one.
+    /// Adds one; no more than a repository may ask for, and none whose name is none.
     pub fn add(&mut self, name: &str, file: &str, line: Option<usize>) {
+        if self.0.len() >= MOST || name.len() > MOST_NAME {
+            return;
+        }
         self.0.push(Dependency { name: name.to_owned(), file: file.to_owned(), line });
     }
 

@@ -6,23 +6,31 @@
 //! Precedence, highest first: `capsule.toml`, a Dockerfile, a compose file, `Procfile`, `app.json`, files
 //! made for other platforms, the framework, the language.
 
+mod bounds;
+mod budget;
 mod declared;
 mod dependencies;
 mod dockerfile;
+mod folder;
 mod frameworks;
 mod languages;
 mod plan;
+mod ports;
 mod tree;
+mod versions;
 mod workspace;
 
+pub use bounds::check;
 pub use declared::Declared;
 pub use dockerfile::{IMAGES, Image, ImageOptions, dockerfile};
+pub use folder::Folder;
 pub use frameworks::kept;
 pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
     Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
 };
-pub use tree::{Folder, Listing, MOST_BYTES, Memory, Tree};
+pub use tree::{Listing, MOST_BYTES, Memory, Tree};
+pub use versions::{VersionMismatch, is_satisfied, mismatches};
 pub use workspace::affected;
 
 use plan::Draft;
@@ -58,7 +66,8 @@ impl Default for Options {
 /// Makes the plan of a tree.
 ///
 /// # Errors
-/// When a file that decides is malformed: which file, which line, and what is wrong.
+/// When a file that decides is malformed: which file, which line, and what is wrong; or when the repository
+/// costs more than a plan may.
 pub fn plan(tree: &dyn Tree) -> Result<Plan, PlanError> {
     plan_with(tree, Options::default())
 }
@@ -69,25 +78,32 @@ pub fn plan(tree: &dyn Tree) -> Result<Plan, PlanError> {
 /// As [`plan`].
 pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
     let repo = Repo::new(tree);
-    let declared = Declared::of(&repo)?;
+    let planned = make(&repo, options);
+    // What ran out of its budget did not see everything, whatever it made of the rest.
+    let planned = repo.check().and(planned).and_then(|plan| check(&plan).map(|()| plan));
+    planned.map_err(PlanError::cut)
+}
+
+fn make(repo: &Repo<'_>, options: Options) -> Result<Plan, PlanError> {
+    let declared = Declared::of(repo)?;
     let build = declared.as_ref().map(|(declared, _)| declared.build.clone()).unwrap_or_default();
     let mut draft = Draft::default();
-    languages::detect(&repo, &mut draft)?;
-    declared::others(&repo, &mut draft);
-    declared::app_json(&repo, &mut draft)?;
-    declared::procfile(&repo, &mut draft)?;
-    declared::aptfile(&repo, &mut draft);
+    languages::detect(repo, &mut draft)?;
+    declared::others(repo, &mut draft);
+    declared::app_json(repo, &mut draft)?;
+    declared::procfile(repo, &mut draft)?;
+    declared::aptfile(repo, &mut draft);
     match &build.root {
         Some(root) => {
             let text = repo.text(Declared::FILE);
-            workspace::enter(&repo, &mut draft, root, plan::Source::line(Declared::FILE, &text, "root"), "capsule.toml says so")?;
+            workspace::enter(repo, &mut draft, root, plan::Source::line(Declared::FILE, &text, "root"), "capsule.toml says so")?;
         }
-        None => workspace::detect(&repo, &mut draft)?,
+        None => workspace::detect(repo, &mut draft)?,
     }
-    declared::compose(&repo, options.containers, &mut draft)?;
+    declared::compose(repo, options.containers, &mut draft)?;
     let own_steps = build.dockerfile.is_none() && (build.install.is_some() || build.build.is_some());
     if options.containers && !own_steps {
-        declared::dockerfile(&repo, build.dockerfile.as_deref(), &mut draft)?;
+        declared::dockerfile(repo, build.dockerfile.as_deref(), &mut draft)?;
     }
     if !options.containers
         && build.dockerfile.is_none()

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{MOST_EVIDENCE, MOST_LISTED, MOST_PROCESSES, MOST_QUESTIONS, cut, is_http_path};
 use crate::frameworks::{Found, Type};
+use crate::versions::VersionMismatch;
 
 /// What a repository deploys as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Plan {
     pub members: Vec<Member>,
     pub evidence: Vec<Evidence>,
     pub questions: Vec<Question>,
+    /// Toolchains whose version is not the one asked for, where it is known which run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mismatches: Vec<VersionMismatch>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -155,8 +160,8 @@ pub struct Question {
     pub answer_with: String,
 }
 
-/// A file that decides is malformed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file that decides is malformed, or the repository costs more than a plan may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanError {
     pub file: String,
     pub line: Option<usize>,
@@ -168,6 +173,11 @@ impl PlanError {
     pub(crate) fn toml(file: &str, text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         Self { file: file.into(), line, message: error.message().into() }
+    }
+
+    /// The same with texts of a sane length: they may have come out of the file.
+    pub(crate) fn cut(self) -> Self {
+        Self { file: cut(&self.file), line: self.line, message: cut(&self.message) }
     }
 }
 
@@ -211,15 +221,18 @@ impl Draft {
     /// Records why `field` has `value`. Earlier evidence for the same field gives way, but for lists, which grow.
     pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f64) {
         let grows = matches!(field, "needs" | "system_packages" | "members");
+        let value = cut(value);
         self.plan.evidence.retain(|known| known.field != field || (grows && known.value != value));
-        self.plan.evidence.push(Evidence {
-            field: field.into(),
-            value: value.into(),
-            file: source.file.into(),
-            line: source.line,
-            reason: reason.into(),
-            confidence,
-        });
+        if self.plan.evidence.len() < MOST_EVIDENCE {
+            self.plan.evidence.push(Evidence {
+                field: cut(field),
+                value,
+                file: cut(source.file),
+                line: source.line,
+                reason: cut(reason),
+                confidence,
+            });
+        }
     }
 
     pub fn language(&mut self, language: &str, source: Source<'_>) {
@@ -263,7 +276,11 @@ impl Draft {
         self.because("build.output", folder, source, reason, confidence);
     }
 
+    /// A process type. Beyond the most that there may be, more are left out; files that declare them are refused.
     pub fn process(&mut self, name: &str, command: &str, source: Source<'_>, reason: &str, confidence: f64) {
+        if self.plan.processes.len() >= MOST_PROCESSES && !self.plan.processes.contains_key(name) {
+            return;
+        }
         self.plan.processes.insert(name.into(), command.into());
         self.because(&format!("processes.{name}"), command, source, reason, confidence);
     }
@@ -278,7 +295,8 @@ impl Draft {
 
     /// A package of the system that it takes.
     pub fn system_package(&mut self, package: &str, source: Source<'_>, reason: &str) {
-        if !self.plan.system_packages.iter().any(|known| known == package) {
+        let packages = &self.plan.system_packages;
+        if packages.len() < MOST_LISTED && package.len() < 128 && !packages.iter().any(|known| known == package) {
             self.plan.system_packages.push(package.into());
             self.because("system_packages", package, source, reason, 0.8);
         }
@@ -289,7 +307,11 @@ impl Draft {
         self.because("detection.build_tool", tool, source, reason, 1.0);
     }
 
+    /// A health check; what is no path of a URL is none.
     pub fn health_check(&mut self, path: &str, source: Source<'_>, reason: &str, confidence: f64) {
+        if !is_http_path(path) {
+            return;
+        }
         self.plan.networking.health_check = Some(path.into());
         self.plan.networking.readiness_probe = Some(path.into());
         self.because("networking.health_check", path, source, reason, confidence);
@@ -353,12 +375,16 @@ impl Draft {
 
     /// A doubt about `field`, settled by `answer_with` in `capsule.toml`.
     pub fn ask(&mut self, field: &str, text: &str, answer_with: &str) {
-        self.plan.questions.push(Question { field: field.into(), text: text.into(), answer_with: answer_with.into() });
+        if self.plan.questions.len() < MOST_QUESTIONS {
+            self.plan.questions.push(Question { field: cut(field), text: cut(text), answer_with: cut(answer_with) });
+        }
     }
 
     /// Settles the kind and what follows from it.
     pub fn finish(mut self) -> Plan {
         let plan = &mut self.plan;
+        // No environment has such names and values.
+        plan.build.env.retain(|name, value| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
         let web = plan.processes.contains_key("web");
         plan.kind = match plan.kind {
             Kind::Unknown if web => Kind::Web,
@@ -369,6 +395,12 @@ impl Draft {
             kind => kind,
         };
         let is_declared = plan.evidence.iter().any(|evidence| evidence.field == "networking.port" && evidence.confidence >= 1.0);
+        if !is_declared && let Some(port) = plan.processes.get("web").and_then(|command| crate::ports::of_command(command)) {
+            let known = plan.evidence.iter().find(|evidence| evidence.field == "processes.web");
+            let (file, line) = known.map_or_else(|| (String::new(), None), |known| (known.file.clone(), known.line));
+            self.port(port, Source { file: &file, line }, "the start command sets it", 0.95);
+        }
+        let plan = &mut self.plan;
         if !matches!(plan.kind, Kind::Web | Kind::Api) && !is_declared {
             plan.networking.port = None;
             plan.evidence.retain(|evidence| evidence.field != "networking.port");

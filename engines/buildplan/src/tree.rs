@@ -1,21 +1,26 @@
 //! The files a plan is made from: a folder, or anything else that can list and read.
 //!
-//! Nothing is executed, links are followed only within the tree, and files are read when they are
-//! asked for. [`Repo`] remembers what it has seen, so that asking twice costs nothing.
+//! Nothing is executed, no path leads out of the tree, and files are read when they are asked for.
+//! [`Repo`] is the only way of a detector to a file: it keeps to the tree, spends from the plan's
+//! budget, and remembers what it has seen, so that asking twice costs nothing.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use serde_json::Value;
 
+use crate::budget::{Budget, MOST_PARTS, may_search};
 use crate::plan::PlanError;
 
 /// A larger file decides nothing.
 pub const MOST_BYTES: u64 = 2 << 20;
 /// A folder with more entries is listed up to here.
-const MOST_ENTRIES: usize = 200_000;
+pub const MOST_ENTRIES: usize = 200_000;
+/// Bytes of a path, and of one of its parts, as Linux has it.
+const MOST_PATH: usize = 4096;
+const MOST_PART: usize = 255;
 
 /// A repository's files. Paths are relative, with `/` between parts.
 pub trait Tree {
@@ -24,67 +29,6 @@ pub trait Tree {
 
     /// The names in a folder, `""` being the root, in order: files as they are, folders with `/` behind.
     fn list(&self, folder: &str) -> Vec<String>;
-}
-
-/// A folder on disk.
-#[derive(Debug)]
-pub struct Folder {
-    root: PathBuf,
-    /// The same without links, once one was met.
-    real: RefCell<Option<PathBuf>>,
-}
-
-impl Folder {
-    /// The folder at `path`.
-    #[must_use]
-    pub fn new(path: &Path) -> Self {
-        Self { root: path.into(), real: RefCell::default() }
-    }
-
-    /// Where a link leads, if that is a file of this folder.
-    fn follow(&self, link: &Path) -> Option<PathBuf> {
-        let mut real = self.real.borrow_mut();
-        if real.is_none() {
-            *real = std::fs::canonicalize(&self.root).ok();
-        }
-        let target = std::fs::canonicalize(link).ok()?;
-        (target.starts_with(real.as_ref()?) && target.is_file()).then_some(target)
-    }
-}
-
-impl Tree for Folder {
-    fn bytes(&self, path: &str) -> Option<Vec<u8>> {
-        let mut path = self.root.join(path);
-        let mut kind = std::fs::symlink_metadata(&path).ok()?;
-        if kind.is_symlink() {
-            path = self.follow(&path)?;
-            kind = std::fs::metadata(&path).ok()?;
-        }
-        if !kind.is_file() || kind.len() > MOST_BYTES {
-            return None;
-        }
-        std::fs::read(path).ok()
-    }
-
-    fn list(&self, folder: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.root.join(folder)) else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = entries
-            .flatten()
-            .take(MOST_ENTRIES)
-            .filter_map(|entry| {
-                let kind = entry.file_type().ok()?;
-                let name = entry.file_name().into_string().ok()?;
-                if kind.is_symlink() && self.follow(&entry.path()).is_none() {
-                    return None;
-                }
-                Some(if kind.is_dir() { format!("{name}/") } else { name })
-            })
-            .collect();
-        names.sort_unstable();
-        names
-    }
 }
 
 /// Reads a file by its path.
@@ -107,12 +51,18 @@ impl<'a> Listing<'a> {
     pub fn new<P: AsRef<str>>(paths: impl IntoIterator<Item = P>, read: impl Fn(&str) -> Option<Vec<u8>> + 'a) -> Self {
         let mut folders: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in paths {
-            let mut rest = path.as_ref();
+            // What leads out of the tree, or is deeper than anything is looked for, is not in it.
+            let Some(path) = normal(path.as_ref()) else { continue };
+            let mut rest = &*path;
             let mut is_file = true;
             while !rest.is_empty() {
                 let (folder, name) = rest.rsplit_once('/').unwrap_or(("", rest));
+                let is_known = folders.contains_key(folder);
                 let names = folders.entry(folder.to_owned()).or_default();
                 names.push(if is_file { name.to_owned() } else { format!("{name}/") });
+                if is_known {
+                    break;
+                }
                 (rest, is_file) = (folder, false);
             }
         }
@@ -126,11 +76,11 @@ impl<'a> Listing<'a> {
 
 impl Tree for Listing<'_> {
     fn bytes(&self, path: &str) -> Option<Vec<u8>> {
-        (self.read)(path).filter(|bytes| bytes.len() as u64 <= MOST_BYTES)
+        (self.read)(&normal(path)?).filter(|bytes| bytes.len() as u64 <= MOST_BYTES)
     }
 
     fn list(&self, folder: &str) -> Vec<String> {
-        self.folders.get(folder).cloned().unwrap_or_default()
+        normal(folder).and_then(|folder| self.folders.get(&*folder).cloned()).unwrap_or_default()
     }
 }
 
@@ -141,7 +91,8 @@ pub struct Memory(Listing<'static>);
 impl Memory {
     /// A tree of these files.
     pub fn new<P: Into<String>, C: Into<Vec<u8>>>(files: impl IntoIterator<Item = (P, C)>) -> Self {
-        let files: BTreeMap<String, Vec<u8>> = files.into_iter().map(|(path, content)| (path.into(), content.into())).collect();
+        let files = files.into_iter().filter_map(|(path, content)| Some((normal(&path.into())?.into_owned(), content.into())));
+        let files: BTreeMap<String, Vec<u8>> = files.collect();
         let paths: Vec<String> = files.keys().cloned().collect();
         Self(Listing::new(paths, move |path| files.get(path).cloned()))
     }
@@ -161,27 +112,49 @@ impl Tree for Memory {
 struct Seen {
     lists: RefCell<HashMap<String, Rc<[String]>>>,
     texts: RefCell<HashMap<String, Option<Rc<str>>>>,
+    budget: Budget,
 }
 
-/// A tree, or a folder of it, that remembers what was read and listed.
+/// A tree, or a folder of it, that remembers what was read and listed. Names come from the repository's own
+/// files: what is absolute or leads out of the folder is not there.
 #[derive(Clone)]
 pub struct Repo<'a> {
     tree: &'a dyn Tree,
-    /// Empty, or a folder with `/` behind.
-    prefix: String,
+    /// Empty, or a folder with `/` behind; nothing if there is no such folder.
+    prefix: Option<String>,
     seen: Rc<Seen>,
 }
 
 impl<'a> Repo<'a> {
-    /// The whole tree.
+    /// The whole tree, with a budget of its own.
     pub fn new(tree: &'a dyn Tree) -> Self {
-        Self { tree, prefix: String::new(), seen: Rc::default() }
+        Self { tree, prefix: Some(String::new()), seen: Rc::default() }
     }
 
-    /// A folder of it, as if it were all there is.
+    /// A folder of it, as if it were all there is; an empty one if it is not there.
     pub fn folder(&self, folder: &str) -> Self {
-        let prefix = format!("{}{}/", self.prefix, folder.trim_end_matches('/'));
+        let prefix = self.place(folder).filter(|_| self.has_folder(folder));
+        let prefix = prefix.filter(|prefix| self.seen.budget.enter(prefix));
+        let prefix = prefix.map(|prefix| if prefix.is_empty() { prefix } else { prefix + "/" });
         Self { tree: self.tree, prefix, seen: self.seen.clone() }
+    }
+
+    /// Where this folder lies in the tree, for those that must not enter one twice.
+    pub fn prefix(&self) -> Option<&str> {
+        self.prefix.as_deref()
+    }
+
+    /// Fails if the plan costs more than it may.
+    pub fn check(&self) -> Result<(), PlanError> {
+        self.seen.budget.check()
+    }
+
+    /// A path of this folder as one from the top of the tree.
+    fn place(&self, path: &str) -> Option<String> {
+        let prefix = self.prefix.as_ref()?;
+        let whole = format!("{prefix}{}", normal(path)?);
+        let parts = whole.bytes().filter(|byte| *byte == b'/').count();
+        (whole.len() <= MOST_PATH && parts < MOST_PARTS).then(|| whole.trim_end_matches('/').to_owned())
     }
 
     /// A file's text without a byte-order mark; `None` if it is not there, too large, or not text.
@@ -189,11 +162,13 @@ impl<'a> Repo<'a> {
         if !self.has(path) {
             return None;
         }
-        let path = format!("{}{path}", self.prefix);
+        let path = self.place(path)?;
         if let Some(known) = self.seen.texts.borrow().get(&path) {
             return known.clone();
         }
-        let text: Option<Rc<str>> = self.tree.bytes(&path).and_then(text).map(Into::into);
+        let budget = &self.seen.budget;
+        let bytes = budget.open(&path).then(|| self.tree.bytes(&path)).flatten();
+        let text: Option<Rc<str>> = bytes.filter(|bytes| budget.read(bytes.len(), &path)).and_then(text).map(Into::into);
         self.seen.texts.borrow_mut().insert(path, text.clone());
         text
     }
@@ -205,30 +180,36 @@ impl<'a> Repo<'a> {
 
     /// The names in a folder.
     pub fn list(&self, folder: &str) -> Rc<[String]> {
-        let path = format!("{}{folder}", self.prefix);
-        let path = path.trim_end_matches('/');
-        if let Some(known) = self.seen.lists.borrow().get(path) {
+        let Some(path) = self.place(folder) else { return Rc::default() };
+        if let Some(known) = self.seen.lists.borrow().get(&path) {
             return known.clone();
         }
-        let names: Rc<[String]> = self.tree.list(path).into();
-        self.seen.lists.borrow_mut().insert(path.to_owned(), names.clone());
+        let budget = &self.seen.budget;
+        let mut names = if budget.open(&path) { self.tree.list(&path) } else { Vec::new() };
+        if !budget.list(names.len(), &path) {
+            names.clear();
+        }
+        let names: Rc<[String]> = names.into();
+        self.seen.lists.borrow_mut().insert(path, names.clone());
         names
     }
 
     /// Whether a file is there. A folder that is not there is not looked into.
     pub fn has(&self, path: &str) -> bool {
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let Some(path) = normal(path).filter(|_| !path.ends_with('/')) else { return false };
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
         !name.is_empty() && self.has_folder(folder) && self.list(folder).binary_search_by(|known| (**known).cmp(name)).is_ok()
     }
 
     /// Whether a folder is there.
     pub fn has_folder(&self, folder: &str) -> bool {
+        let Some(folder) = normal(folder).filter(|_| self.prefix.is_some()) else { return false };
         let mut at = 0;
         while at < folder.len() {
             let end = folder[at..].find('/').map_or(folder.len(), |length| at + length);
-            let name = format!("{}/", &folder[at..end]);
             let above = folder[..at].trim_end_matches('/');
-            if name == "/" || self.list(above).binary_search(&name).is_err() {
+            let name = &folder[at..end];
+            if self.list(above).binary_search(&format!("{name}/")).is_err() {
                 return false;
             }
             at = end + 1;
@@ -243,7 +224,10 @@ impl<'a> Repo<'a> {
 
     /// The first file of a folder with this ending, as a path.
     pub fn ending(&self, folder: &str, end: &str) -> Option<String> {
-        self.all_ending(folder, end).into_iter().next()
+        if !self.has_folder(folder) {
+            return None;
+        }
+        self.list(folder).iter().find(|name| name.ends_with(end)).map(|name| join(folder, name))
     }
 
     /// The files of a folder with this ending, as paths.
@@ -408,14 +392,61 @@ fn without_comments(text: &str) -> String {
     out
 }
 
-/// The 1-based number of the first line that contains `needle`.
+/// A path within a folder, without empty parts and `.`, and with `..` taken back; nothing if it is absolute,
+/// leads out, holds a NUL byte, or is longer than Linux allows.
+fn normal(path: &str) -> Option<Cow<'_, str>> {
+    if path.starts_with('/') || path.len() > MOST_PATH || path.contains('\0') {
+        return None;
+    }
+    if path.split('/').any(|part| part.len() > MOST_PART) || path.split('/').count() > MOST_PARTS {
+        return None;
+    }
+    let is_plain = !path.ends_with('/') && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if is_plain || path.is_empty() {
+        return Some(Cow::Borrowed(path));
+    }
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            part => parts.push(part),
+        }
+    }
+    Some(Cow::Owned(parts.join("/")))
+}
+
+/// The 1-based number of the first line that contains `needle`; nothing where too much was searched already.
 pub fn line_of(text: &str, needle: &str) -> Option<usize> {
-    text.lines().position(|line| line.contains(needle)).map(|index| index + 1)
+    line_where(text, |line| line.contains(needle))
+}
+
+/// The 1-based number of the first line that is as wanted; nothing where too much was searched already.
+pub fn line_where(text: &str, is_wanted: impl Fn(&str) -> bool) -> Option<usize> {
+    if !may_search(text.len()) {
+        return None;
+    }
+    text.lines().position(is_wanted).map(|index| index + 1)
+}
+
+/// Where the lines of a text begin, for many questions about one text.
+pub struct Lines(Vec<usize>);
+
+impl Lines {
+    /// Of this text.
+    pub fn of(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
+    }
+
+    /// The 1-based number of the line in which a byte of the text stands.
+    pub fn at(&self, byte: usize) -> usize {
+        self.0.partition_point(|end| *end < byte) + 1
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Folder, Memory, Repo, Tree, text, without_comments};
+    use super::{Lines, Memory, Repo, Tree, text, without_comments};
 
     #[test]
     fn json_with_comments_is_read_and_lines_stay() {
@@ -443,14 +474,39 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_within_the_folder_only_and_never_in_circles() {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("real.json"), "{}").expect("written");
-        for (target, name) in [("real.json", "near.json"), ("/etc/hostname", "far"), (".", "circle"), ("gone", "dangling")] {
-            std::os::unix::fs::symlink(target, folder.path().join(name)).expect("a link");
+    fn no_name_leads_out_of_the_tree_or_of_a_folder_of_it() {
+        let memory = Memory::new([("a/b/c.txt", "x"), ("top.txt", "y"), ("a/own.txt", "z")]);
+        let repo = Repo::new(&memory);
+        let a = repo.folder("./a//");
+        assert_eq!(&*a.text("./b/../own.txt"), "z");
+        for out in ["../top.txt", "/top.txt", "b/../../top.txt", "..", "/", "b/\0", "own.txt/", &"b/".repeat(3000)] {
+            assert!(!a.has(out) && a.read(out).is_none() && a.list(out).is_empty(), "{out}");
+            assert!(a.folder(out).list("").is_empty() && !a.folder(out).has("top.txt"), "{out}");
         }
-        let tree = Folder::new(folder.path());
-        assert_eq!(tree.list(""), ["near.json", "real.json"]);
-        assert!(tree.bytes("near.json").is_some() && tree.bytes("far").is_none() && tree.bytes("circle/real.json").is_some());
+        for out in ["..", "../..", "/etc", "gone", "a/../.."] {
+            let none = repo.folder(out);
+            assert!(none.list("").is_empty() && !none.has("passwd") && none.folder("").list("").is_empty(), "{out}");
+        }
+        assert_eq!(memory.list("a/../.."), Vec::<String>::new());
+        assert!(Memory::new([("../out", "x"), ("/etc/passwd", "x")]).list("").is_empty());
+    }
+
+    #[test]
+    fn what_is_used_up_is_told_and_nothing_more_is_read() {
+        let files: Vec<(String, String)> = (0..70).map(|n| (format!("f{n}"), "x".repeat(1 << 20))).collect();
+        let memory = Memory::new(files);
+        let repo = Repo::new(&memory);
+        let read = (0..70).filter(|n| repo.read(&format!("f{n}")).is_some()).count();
+        assert_eq!(read, 64);
+        let error = repo.check().expect_err("too much");
+        assert!(error.message.contains("more than 64 MiB"), "{error}");
+        let deep = Memory::new([("d/".repeat(500) + "package.json", "{}")]);
+        assert!(Repo::new(&deep).list("").is_empty(), "too deep to be looked for");
+    }
+
+    #[test]
+    fn lines_are_counted_from_one() {
+        let lines = Lines::of("a\nbc\n\nd");
+        assert_eq!([0, 1, 2, 4, 5, 6].map(|at| lines.at(at)), [1, 1, 2, 2, 3, 4]);
     }
 }

@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::bounds::cut;
+use crate::budget::may_search;
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, Tree, join, line_of};
 
 /// More members are not looked at.
 const MOST_MEMBERS: usize = 400;
+/// Nor more patterns, nor patterns of more parts.
+const MOST_PATTERNS: usize = 400;
+const MOST_PARTS: usize = 16;
 
 /// A way to say which folders are members.
 struct Workspace {
@@ -101,61 +106,77 @@ pub fn gradle_members(repo: &Repo<'_>) -> Vec<String> {
             within = line.ends_with(',') || line.ends_with('(');
         }
     }
+    all.truncate(MOST_MEMBERS);
     all
 }
 
 pub fn maven_members(repo: &Repo<'_>) -> Vec<String> {
     let text = repo.text("pom.xml");
-    text.split("<module>").skip(1).filter_map(|rest| Some(rest.split('<').next()?.trim().to_owned())).collect()
+    let names = text.split("<module>").skip(1).filter_map(|rest| Some(rest.split('<').next()?.trim().to_owned()));
+    names.take(MOST_MEMBERS).collect()
 }
 
 /// The folders that patterns such as `packages/*` name; those with `!` before them are left out.
 pub fn globbed(repo: &Repo<'_>, patterns: &[String]) -> Vec<String> {
-    let mut found = BTreeSet::new();
-    for pattern in patterns.iter().filter(|pattern| !pattern.starts_with('!')) {
-        let parts: Vec<&str> =
-            pattern.trim_start_matches("./").split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        expand(repo, "", &parts, &mut found);
+    let (mut found, mut excluded) = (Expansion::default(), Expansion::default());
+    for pattern in patterns.iter().take(MOST_PATTERNS) {
+        let (pattern, all) = match pattern.strip_prefix('!') {
+            Some(pattern) => (pattern, &mut excluded),
+            None => (pattern.as_str(), &mut found),
+        };
+        let mut parts: Vec<&str> = pattern.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        parts.dedup_by(|one, other| *one == "**" && *other == "**");
+        // Nothing is named above the repository, or from the top of the file system.
+        if parts.len() <= MOST_PARTS && !pattern.starts_with('/') && !parts.contains(&"..") {
+            all.expand(repo, "", &parts);
+            all.been.clear();
+        }
     }
-    for pattern in patterns.iter().filter_map(|pattern| pattern.strip_prefix('!')) {
-        let mut excluded = BTreeSet::new();
-        let parts: Vec<&str> = pattern.trim_start_matches("./").split('/').filter(|part| !part.is_empty()).collect();
-        expand(repo, "", &parts, &mut excluded);
-        found.retain(|folder| !excluded.contains(folder));
-    }
-    found.into_iter().take(MOST_MEMBERS).collect()
+    found.folders.retain(|folder| !excluded.folders.contains(folder));
+    found.folders.into_iter().take(MOST_MEMBERS).collect()
 }
 
-fn expand(repo: &Repo<'_>, at: &str, parts: &[&str], found: &mut BTreeSet<String>) {
-    if found.len() >= MOST_MEMBERS || at.matches('/').count() > 5 {
-        return;
-    }
-    let Some((part, rest)) = parts.split_first() else {
-        if !at.is_empty() {
-            found.insert(at.to_owned());
+/// What patterns name.
+#[derive(Default)]
+struct Expansion {
+    folders: BTreeSet<String>,
+    /// Folders that were looked into for the rest of the pattern at hand, by how much of it that was.
+    been: BTreeSet<(String, usize)>,
+}
+
+impl Expansion {
+    fn expand(&mut self, repo: &Repo<'_>, at: &str, parts: &[&str]) {
+        if self.folders.len() >= MOST_MEMBERS || at.matches('/').count() > 5 || !self.been.insert((at.to_owned(), parts.len())) {
+            return;
         }
-        return;
-    };
-    if *part == ".." {
-        return;
-    }
-    if *part == "**" {
-        expand(repo, at, rest, found);
-        for folder in repo.folders(at) {
-            expand(repo, &folder, parts, found);
-        }
-    } else if part.contains(['*', '?', '{']) {
-        let (before, after) = part.split_once('*').unwrap_or((part, ""));
-        for folder in repo.folders(at) {
-            let name = folder.rsplit('/').next().unwrap_or(&folder);
-            if name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after) {
-                expand(repo, &folder, rest, found);
+        let Some((part, rest)) = parts.split_first() else {
+            if !at.is_empty() {
+                self.folders.insert(at.to_owned());
             }
+            return;
+        };
+        let is_pattern = part.contains(['*', '?', '{']);
+        if is_pattern && !may_search(repo.list(at).len() * 64) {
+            return;
         }
-    } else {
-        let folder = join(at, part);
-        if repo.has_folder(&folder) {
-            expand(repo, &folder, rest, found);
+        if *part == "**" {
+            self.expand(repo, at, rest);
+            for folder in repo.folders(at) {
+                self.expand(repo, &folder, parts);
+            }
+        } else if is_pattern {
+            let (before, after) = part.split_once('*').unwrap_or((part, ""));
+            for folder in repo.folders(at) {
+                let name = folder.rsplit('/').next().unwrap_or(&folder);
+                if name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after) {
+                    self.expand(repo, &folder, rest);
+                }
+            }
+        } else {
+            let folder = join(at, part);
+            if repo.has_folder(&folder) {
+                self.expand(repo, &folder, rest);
+            }
         }
     }
 }
@@ -217,6 +238,7 @@ fn members(
     let mut languages = BTreeSet::new();
     for folder in folders {
         let member = repo.folder(&folder);
+        repo.check()?;
         let mut inner = Draft::default();
         // What is wrong with one member is told when it is deployed by itself.
         if crate::languages::detect(&member, &mut inner).is_err() || crate::declared::procfile(&member, &mut inner).is_err() {
@@ -228,7 +250,7 @@ fn members(
         // A worker that was only guessed is more likely a tool.
         let is_guess = plan.kind == Kind::Worker && plan.detection.framework.is_none() && !member.has("Procfile");
         if is_deployable && !is_guess {
-            all.push(Member { path: folder.clone(), name: name_of(&member, &folder), kind: plan.kind });
+            all.push(Member { path: cut(&folder), name: cut(&name_of(&member, &folder)), kind: plan.kind });
         }
     }
     for member in &all {
@@ -344,26 +366,34 @@ pub fn enter(repo: &Repo<'_>, draft: &mut Draft, folder: &str, source: Source<'_
 /// When a file that decides is malformed.
 pub fn affected(tree: &dyn Tree, changed: &[&str]) -> Result<Vec<Member>, PlanError> {
     let repo = Repo::new(tree);
+    let touched = touched(&repo, changed);
+    repo.check().and(touched).map_err(PlanError::cut)
+}
+
+fn touched(repo: &Repo<'_>, changed: &[&str]) -> Result<Vec<Member>, PlanError> {
     let mut draft = Draft::default();
-    crate::languages::detect(&repo, &mut draft)?;
-    detect(&repo, &mut draft)?;
-    let folders: BTreeSet<String> = workspaces(&repo)?.iter().flat_map(|workspace| globbed(&repo, &workspace.patterns)).collect();
+    crate::languages::detect(repo, &mut draft)?;
+    detect(repo, &mut draft)?;
+    let folders: BTreeSet<String> = workspaces(repo)?.iter().flat_map(|workspace| globbed(repo, &workspace.patterns)).collect();
     let folders: BTreeSet<String> =
         folders.into_iter().chain(draft.plan.members.iter().map(|member| member.path.clone())).collect();
     let names: BTreeMap<String, &String> = folders.iter().map(|folder| (name_of(&repo.folder(folder), folder), folder)).collect();
-    let taken = |folder: &str| -> BTreeSet<&String> {
+    let taken_by = |folder: &String| -> BTreeSet<&String> {
         let member = repo.folder(folder);
         let manifests = ["package.json", "Cargo.toml", "pyproject.toml", "go.mod", "build.gradle", "build.gradle.kts", "pom.xml"];
         let text: String = manifests.iter().filter_map(|file| member.read(file)).map(|text| text.to_string()).collect();
         let mentioned = |name: &String, other: &String| {
             let last = other.rsplit('/').next().unwrap_or(other);
-            text.contains(&format!("\"{name}\""))
+            // Where there is too much to search, a member takes the other: it is deployed once too often.
+            !may_search(text.len())
+                || text.contains(&format!("\"{name}\""))
                 || text.contains(&format!("/{last}\""))
                 || text.contains(&format!("{name} ="))
                 || text.contains(&format!(":{last}"))
         };
-        names.iter().filter(|(name, other)| ***other != *folder && mentioned(name, other)).map(|(_, other)| *other).collect()
+        names.iter().filter(|(name, other)| **other != folder && mentioned(name, other)).map(|(_, other)| *other).collect()
     };
+    let taken: BTreeMap<&String, BTreeSet<&String>> = folders.iter().map(|folder| (folder, taken_by(folder))).collect();
     let within =
         |path: &str| folders.iter().filter(|folder| path.starts_with(&format!("{folder}/"))).max_by_key(|folder| folder.len());
     let shared = [
@@ -400,7 +430,7 @@ pub fn affected(tree: &dyn Tree, changed: &[&str]) -> Result<Vec<Member>, PlanEr
     loop {
         let more: BTreeSet<&String> = folders
             .iter()
-            .filter(|folder| !touched.contains(folder) && taken(folder).iter().any(|other| touched.contains(other)))
+            .filter(|folder| !touched.contains(folder) && taken[folder].iter().any(|other| touched.contains(other)))
             .collect();
         if more.is_empty() {
             break;

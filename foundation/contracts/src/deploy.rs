@@ -276,6 +276,9 @@ pub struct ServiceState {
     /// The deployment that serves.
     pub active: Option<Deployment>,
     pub instances: Vec<Instance>,
+    /// What differs from what the repository asks for, such as the version of its runtime.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A running copy of a process of a release.

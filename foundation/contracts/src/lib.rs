@@ -14,6 +14,7 @@ pub mod organization;
 pub mod problem;
 pub mod project;
 pub mod quotas;
+pub mod text;
 pub mod time;
 
 pub use access::{Access, Permission, Role, Target};

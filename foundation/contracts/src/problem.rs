@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::text::shortened;
+
 /// One field of a request that was wrong, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
@@ -40,7 +42,7 @@ impl Problem {
             code: code.into(),
             status,
             title: title.into(),
-            detail: detail.into(),
+            detail: shortened(detail.into()),
             hint: None,
             errors: Vec::new(),
             correlation_id: None,
@@ -50,7 +52,7 @@ impl Problem {
     /// Adds what the caller can do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shortened(hint.into()));
         self
     }
 
@@ -62,6 +64,8 @@ impl Problem {
     /// One or more fields are wrong (422).
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let cut = |error: FieldError| FieldError { field: shortened(error.field), message: shortened(error.message) };
+        let errors: Vec<FieldError> = errors.into_iter().map(cut).collect();
         let detail = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect::<Vec<_>>().join("; ");
         Self { errors, ..Self::new("invalid", 422, "The request has invalid fields", detail) }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use capsule_buildplan::Plan;
 use capsule_bus::{Context, SystemGrant, emit};
 use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
+use capsule_contracts::text::shortened;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
@@ -349,6 +350,8 @@ pub async fn finish(
     error: Option<String>,
 ) -> Result<(), Problem> {
     let phase = if status == Status::Running { Phase::Active } else { row.phase()? };
+    // It may name what came out of an archive or a build, of any length.
+    let error = error.map(shortened);
     let finished_at = row.finished_at.unwrap_or_else(|| Timestamp::now().0);
     let settled = Row {
         status: status.name().into(),

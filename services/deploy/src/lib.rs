@@ -37,7 +37,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_blob::Blobs;
-use capsule_builder::{Builder, Settings, Toolchains};
+use capsule_builder::planner::Planner;
+use capsule_builder::{Builder, Settings, Toolchains, Versions};
 use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{Locate, Place, ServicesRemoved};
@@ -99,6 +100,8 @@ pub struct Deploys {
     blobs: Blobs,
     runtime: ProcessRuntime,
     builder: Builder,
+    planner: Planner,
+    versions: Versions,
     ingress: Ingress,
     controller: controller::Controller,
     publishing: tokio::sync::Mutex<()>,
@@ -188,6 +191,9 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .map_err(|error| failed("the toolchains directory", &error))?;
     let layers = options.data.join("layers");
     let builder = Builder { runtime: runtime.clone(), toolchains, limits: options.build_limits, layers };
+    let plans = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
+    let planner = Planner::new(options.program.clone(), &options.data.join("run/plans"), plans)
+        .map_err(|error| failed("the planner's directory", &error))?;
     let ingress = Ingress::new(&options);
     let controller = controller::Controller::new(options.builds);
     let deploys = Arc::new(Deploys {
@@ -196,6 +202,8 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         blobs,
         runtime,
         builder,
+        planner,
+        versions: Versions::default(),
         ingress,
         controller,
         publishing: tokio::sync::Mutex::new(()),

@@ -13,6 +13,8 @@ use capsule_store::{Scope, scoped};
 use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row};
+use crate::phases::building::version_warning;
+use crate::placements::Placement;
 use crate::{Deploys, instances, placements, texts};
 
 pub async fn list_deployments(deploys: Arc<Deploys>, call: Call<ListDeployments>) -> Result<Page<Deployment>, Problem> {
@@ -98,6 +100,7 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
             state: "not_deployed".into(),
             active: None,
             instances: Vec::new(),
+            warnings: Vec::new(),
         });
     };
     let mut shown = Vec::new();
@@ -148,6 +151,7 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
     } else {
         "running"
     };
+    let warnings = warnings(deploys, scope, &placement).await?;
     Ok(ServiceState {
         service_id,
         environment_name: placement.environment_name,
@@ -155,5 +159,24 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
         state: state.into(),
         active,
         instances: shown,
+        warnings,
     })
+}
+
+/// What the plan of the deployment that serves says of versions; of the newest, where none serves.
+async fn warnings(deploys: &Deploys, scope: &impl Scope, placement: &Placement) -> Result<Vec<String>, Problem> {
+    let plan = match placement.active_deployment_id {
+        Some(id) => scoped!(scope, "SELECT plan FROM deployments WHERE organization_id = :tenant AND id = $1", id),
+        None => scoped!(
+            scope,
+            "SELECT plan FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
+             ORDER BY number DESC LIMIT 1",
+            placement.service_id,
+            placement.environment_id
+        ),
+    };
+    let plan = deploys.store.read().value::<Option<String>>(plan).await?.flatten();
+    // A plan that cannot be read any more warns of nothing.
+    let mismatches = plan.and_then(|text| deployments::read_plan(Some(&text)).ok()).map(|plan| plan.mismatches);
+    Ok(mismatches.unwrap_or_default().iter().map(version_warning).collect())
 }

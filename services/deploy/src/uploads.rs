@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use capsule_builder::{archive, trees};
-use capsule_buildplan::{Folder, Options};
+use capsule_builder::planner::{PlannerError, Source};
+use capsule_builder::trees;
+use capsule_buildplan::Options;
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
@@ -170,23 +171,16 @@ pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Resul
     let upload = get(&deploys, &call.proof, call.message.upload_id).await?;
     let digest = upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet."))?;
     let archive = deploys.blobs.path(&digest).map_err(|_| Problem::not_found("upload"))?;
-    let directory = deploys.work_directory(new_id());
-    let host = deploys.clone();
-    let plan = tokio::task::spawn_blocking(move || {
-        let planned = std::fs::create_dir_all(&directory)
-            .map_err(|_| Problem::internal())
-            .and_then(|()| {
-                archive::unpack(&archive, &directory, archive::Limits::default())
-                    .map_err(|e| Problem::invalid_field("upload_id", texts::without_paths(&host, &e.to_string())))
-            })
-            .and_then(|()| {
-                capsule_buildplan::plan_with(&Folder::new(&directory), Options { containers: false })
-                    .map_err(|e| Problem::invalid_field("upload_id", texts::without_paths(&host, &e.to_string())))
-            });
-        let _ = trees::remove(&directory);
-        planned
-    })
-    .await
-    .map_err(|_| Problem::internal())??;
+    let planned = deploys.planner.plan_now(&Source::Archive(archive), Options { containers: false }).await;
+    let mut plan = planned.map_err(|error| match error {
+        PlannerError::Refused(why) => Problem::invalid_field("upload_id", texts::without_paths(&deploys, &why)),
+        PlannerError::Busy => Problem::unavailable("Too many plans are being made at the moment."),
+        PlannerError::Host(why) => {
+            tracing::error!(why, "a plan could not be made");
+            Problem::internal()
+        }
+    })?;
+    let scratch = deploys.work_directory(new_id());
+    plan.mismatches = deploys.versions.mismatches(&deploys.builder, &plan, &scratch).await;
     serde_json::to_value(&plan).map(Plan).map_err(|_| Problem::internal())
 }

@@ -1,54 +1,159 @@
 //! The files of an archive without unpacking it: listed once, and each read when it is asked for.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use capsule_buildplan::{Listing, MOST_BYTES};
 use flate2::read::GzDecoder;
 
-use super::{ArchiveError, Format, Limits, damaged, inside, open, refused, text};
+use super::counting::{Counter, Limited};
+use super::{
+    ArchiveError, Format, Limits, MOST_PATH, check_link, damaged, format, inside, refused, tar_entries, text, unread,
+    zip_directory,
+};
 
 /// Of a larger file so much is read that it is seen to be larger.
 const READ: u64 = MOST_BYTES + 1;
+/// Links on the way to one file.
+const MOST_HOPS: usize = 8;
 
-/// Lists a `tar`, `tar.gz` or `zip`. Links are left out.
+/// Lists a `tar`, `tar.gz` or `zip`.
 ///
 /// # Errors
 /// When it is none of them, is damaged, or holds what it must not.
 pub fn listing(archive: &Path) -> Result<Listing<'static>, ArchiveError> {
-    match open(archive)? {
-        (Format::Zip, file) => zip(file),
-        (Format::Tar, file) => tar(file),
-        (Format::TarGz, file) => {
-            let mut unpacked = tempfile::tempfile().map_err(damaged)?;
-            let most = Limits::default().bytes;
-            let bytes =
-                std::io::copy(&mut GzDecoder::new(BufReader::new(file)).take(most + 1), &mut unpacked).map_err(damaged)?;
-            if bytes > most {
-                return Err(refused(format!("the archive unpacks to more than {} MiB", most >> 20)));
-            }
-            tar(unpacked)
+    listing_of(File::open(archive).map_err(damaged)?, tempfile::tempfile)
+}
+
+/// Lists an archive that is open. What has to be decompressed first is written to the file that `spool` makes.
+///
+/// # Errors
+/// As [`listing`].
+pub fn listing_of(archive: File, spool: impl FnOnce() -> std::io::Result<File>) -> Result<Listing<'static>, ArchiveError> {
+    match format(&archive)? {
+        Format::Zip => zip(archive),
+        Format::Tar => {
+            let found = tar_files(tar::Archive::new(&archive).entries_with_seek().map_err(damaged)?)?;
+            tar(archive, found)
+        }
+        Format::TarGz => {
+            let unpacked = spool().map_err(damaged)?;
+            let reader = Limited::new(GzDecoder::new(BufReader::new(archive)), Limits::default().bytes);
+            let mut archive = tar::Archive::new(Copying { reader, copy: BufWriter::with_capacity(1 << 16, &unpacked) });
+            let found = tar_files(archive.entries().map_err(unread)?)?;
+            archive.into_inner().copy.flush().map_err(damaged)?;
+            tar(unpacked, found)
         }
     }
 }
 
-fn tar(mut file: File) -> Result<Listing<'static>, ArchiveError> {
-    use std::io::Seek;
-    file.rewind().map_err(damaged)?;
-    let mut places = BTreeMap::new();
-    let mut archive = tar::Archive::new(&file);
-    for entry in archive.entries_with_seek().map_err(damaged)? {
-        let entry = entry.map_err(damaged)?;
-        if entry.header().entry_type().is_file()
-            && let Some(path) = path_of(&entry.path_bytes())?
-        {
-            places.insert(path, (entry.raw_file_position(), entry.size()));
+/// Files and links by their paths.
+struct Found<P> {
+    counter: Counter,
+    places: BTreeMap<String, P>,
+    links: BTreeMap<String, String>,
+    /// Folders that paths imply.
+    folders: HashSet<String>,
+}
+
+impl<P: Copy> Found<P> {
+    fn new() -> Self {
+        Self {
+            counter: Counter::new(Limits::default()),
+            places: BTreeMap::new(),
+            links: BTreeMap::new(),
+            folders: HashSet::new(),
         }
     }
+
+    /// The places of all files, those that links lead to among them.
+    fn resolved(mut self) -> Result<BTreeMap<String, P>, ArchiveError> {
+        let mut by_link = Vec::new();
+        for (path, target) in &self.links {
+            check_link(Path::new(path), target)?;
+            let mut at = resolve(path, target);
+            for _ in 0..MOST_HOPS {
+                let Some(next) = at.as_ref().and_then(|at| self.links.get(at).zip(Some(at))) else { break };
+                at = resolve(next.1, next.0);
+            }
+            if let Some(place) = at.and_then(|at| self.places.get(&at)) {
+                by_link.push((path.clone(), *place));
+            }
+        }
+        self.places.extend(by_link);
+        Ok(self.places)
+    }
+}
+
+/// Counts the folders above a path that were not seen before.
+fn count_folders(path: &str, folders: &mut HashSet<String>, counter: &mut Counter) -> Result<(), ArchiveError> {
+    let mut rest = path;
+    while let Some((folder, _)) = rest.rsplit_once('/') {
+        if !folders.insert(folder.to_owned()) {
+            break;
+        }
+        counter.entry(folder.len())?;
+        rest = folder;
+    }
+    Ok(())
+}
+
+/// The path that a link leads to, by its text alone.
+fn resolve(link: &str, target: &str) -> Option<String> {
+    let mut path = PathBuf::from(link);
+    path.pop();
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(part) => path.push(part),
+            Component::ParentDir if path.pop() => {}
+            Component::CurDir => {}
+            _ => return None,
+        }
+    }
+    path.into_os_string().into_string().ok()
+}
+
+/// What is read is kept as well, as it comes: what is refused early was not decompressed whole.
+struct Copying<R, W> {
+    reader: R,
+    copy: W,
+}
+
+impl<R: Read, W: Write> Read for Copying<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.copy.write_all(&buffer[..read])?;
+        Ok(read)
+    }
+}
+
+/// Where a file begins in a tar, and how long it is.
+type Place = (u64, u64);
+
+fn tar_files<R: Read>(entries: tar::Entries<'_, R>) -> Result<Found<Place>, ArchiveError> {
+    let mut found = Found::new();
+    let (places, links, folders) = (&mut found.places, &mut found.links, &mut found.folders);
+    tar_entries::for_each(entries, &mut found.counter, |name, link, entry, counter| {
+        let Some(path) = path_of(name)? else { return Ok(()) };
+        count_folders(&path, folders, counter)?;
+        let kind = entry.header().entry_type();
+        if kind.is_file() {
+            links.remove(&path);
+            places.insert(path, (entry.raw_file_position(), entry.size()));
+        } else if let Some(link) = link.filter(|_| kind.is_symlink()) {
+            links.insert(path, link.to_owned());
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn tar(file: File, found: Found<Place>) -> Result<Listing<'static>, ArchiveError> {
+    let places = found.resolved()?;
     let paths: Vec<String> = places.keys().cloned().collect();
     Ok(Listing::new(paths, move |path| {
         let (at, size) = places.get(path)?;
@@ -59,16 +164,26 @@ fn tar(mut file: File) -> Result<Listing<'static>, ArchiveError> {
 }
 
 fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
-    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-    let mut places = BTreeMap::new();
+    let mut archive = zip_directory::open(file, Limits::default())?;
+    let mut found = Found::new();
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(damaged)?;
-        if entry.is_file()
-            && let Some(path) = path_of(entry.name_raw())?
-        {
-            places.insert(path, index);
+        let name = text(entry.name_raw())?;
+        found.counter.entry(name.len())?;
+        let Some(path) = path_of(&name)? else { continue };
+        count_folders(&path, &mut found.folders, &mut found.counter)?;
+        if entry.is_file() {
+            found.places.insert(path, index);
+        } else if entry.is_symlink() {
+            drop(entry);
+            let mut link = Vec::new();
+            let entry = archive.by_index(index).map_err(damaged)?;
+            entry.take(MOST_PATH as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
+            found.counter.name(link.len())?;
+            found.links.insert(path, text(&link)?);
         }
     }
+    let places = found.resolved()?;
     let (paths, archive): (Vec<String>, _) = (places.keys().cloned().collect(), RefCell::new(archive));
     Ok(Listing::new(paths, move |path| {
         let (mut archive, mut content) = (archive.borrow_mut(), Vec::new());
@@ -77,6 +192,7 @@ fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
     }))
 }
 
-fn path_of(name: &[u8]) -> Result<Option<String>, ArchiveError> {
-    Ok(inside(&text(name)?)?.and_then(|path| path.into_os_string().into_string().ok()))
+fn path_of(name: &str) -> Result<Option<String>, ArchiveError> {
+    let path = inside(name)?;
+    path.map(|path| path.into_os_string().into_string().map_err(|_| refused("a name in the archive is not UTF-8"))).transpose()
 }

@@ -2,24 +2,32 @@
 //! its names, not its links.
 //!
 //! Only regular files, folders and symbolic links that stay within the tree come out of it. Links
-//! are made last, so that nothing is ever written through one.
+//! are made last, so that nothing is ever written through one. Whatever is decompressed counts: content,
+//! headers, long names and padding.
 
+mod counting;
 mod listing;
+mod tar_entries;
+mod zip_directory;
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{File, Permissions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-pub use listing::listing;
+use counting::{Counter, Limited};
+
+pub use listing::{listing, listing_of};
 
 /// How much may come out of an archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// All that is decompressed.
     pub bytes: u64,
+    /// Files, links and folders, those that paths imply among them.
     pub entries: u64,
 }
 
@@ -28,6 +36,12 @@ impl Default for Limits {
         Self { bytes: 2 << 30, entries: 200_000 }
     }
 }
+
+/// Bytes of a path in an archive, and of one of its parts, as Linux has it.
+const MOST_PATH: usize = 4096;
+const MOST_PART: usize = 255;
+/// Parts of a path.
+const MOST_PARTS: usize = 128;
 
 /// Why an archive was refused; the text is for the user.
 #[derive(Debug)]
@@ -41,12 +55,24 @@ impl std::fmt::Display for ArchiveError {
 
 impl std::error::Error for ArchiveError {}
 
+/// The beginning of a text from the archive: names may have millions of bytes.
+fn shown(text: &str) -> String {
+    const MOST: usize = 200;
+    if text.len() <= MOST { text.to_owned() } else { format!("{}…", &text[..text.floor_char_boundary(MOST)]) }
+}
+
 fn refused(text: impl Into<String>) -> ArchiveError {
     ArchiveError(text.into())
 }
 
 fn damaged(error: impl std::fmt::Display) -> ArchiveError {
-    refused(format!("the archive is damaged or cut short: {error}"))
+    refused(format!("the archive is damaged or cut short: {}", shown(&error.to_string())))
+}
+
+/// What a reader of an archive failed with: it holds too much, or it is damaged.
+#[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
+fn unread(error: std::io::Error) -> ArchiveError {
+    if error.kind() == std::io::ErrorKind::FileTooLarge { refused(error.to_string()) } else { damaged(error) }
 }
 
 /// The kinds of archive.
@@ -56,20 +82,18 @@ enum Format {
     Zip,
 }
 
-/// Opens an archive, and sees of which kind it is.
-fn open(archive: &Path) -> Result<(Format, File), ArchiveError> {
-    let mut file = File::open(archive).map_err(damaged)?;
+/// Sees of which kind an archive is.
+fn format(mut file: &File) -> Result<Format, ArchiveError> {
     let mut block = Vec::new();
-    (&file).take(512).read_to_end(&mut block).map_err(damaged)?;
+    file.take(512).read_to_end(&mut block).map_err(damaged)?;
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;
-    let format = match block.as_slice() {
-        [0x1f, 0x8b, ..] => Format::TarGz,
-        [b'P', b'K', 3 | 5 | 7, _, ..] => Format::Zip,
-        [] => return Err(refused("the archive is empty")),
-        block if is_tar(block) => Format::Tar,
-        _ => return Err(refused("it is no archive that is known: a tar, tar.gz or zip archive of the folder is")),
-    };
-    Ok((format, file))
+    match block.as_slice() {
+        [0x1f, 0x8b, ..] => Ok(Format::TarGz),
+        [b'P', b'K', 3 | 5 | 7, _, ..] => Ok(Format::Zip),
+        [] => Err(refused("the archive is empty")),
+        block if is_tar(block) => Ok(Format::Tar),
+        _ => Err(refused("it is no archive that is known: a tar, tar.gz or zip archive of the folder is")),
+    }
 }
 
 /// Whether a file begins as a `tar` does: with a block that holds its own sum, or with nothing at all.
@@ -82,35 +106,70 @@ fn is_tar(block: &[u8]) -> bool {
 
 /// The path of an entry below the archive's folder; `None` for that folder itself.
 fn inside(name: &str) -> Result<Option<PathBuf>, ArchiveError> {
-    if name.len() > 1024 || name.contains('\0') {
-        return Err(refused("a path in the archive is longer than 1024 bytes or holds a NUL byte"));
+    if name.len() > MOST_PATH || name.contains('\0') {
+        return Err(refused(format!(
+            "the path `{}` in the archive is longer than {MOST_PATH} bytes or holds a NUL byte",
+            shown(name)
+        )));
     }
     let mut path = PathBuf::new();
+    let mut parts = 0;
     for part in Path::new(name).components() {
         match part {
+            Component::Normal(part) if part.len() > MOST_PART => {
+                return Err(refused(format!("a name in the path `{}` is longer than {MOST_PART} bytes", shown(name))));
+            }
             Component::Normal(part) => path.push(part),
             Component::CurDir => {}
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
-                return Err(refused(format!("`{name}` leads out of the archive's folder")));
+                return Err(refused(format!("`{}` leads out of the archive's folder", shown(name))));
             }
         }
+        parts += 1;
+    }
+    if parts > MOST_PARTS {
+        return Err(refused(format!("`{}` lies more than {MOST_PARTS} folders deep", shown(name))));
     }
     Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
-/// Unpacks `archive` into the empty folder `target`.
+/// Refuses a link that leads out of the archive's folder.
+fn check_link(path: &Path, target: &str) -> Result<(), ArchiveError> {
+    let mut depth = path.components().count() - 1;
+    let leaves = || {
+        let (path, target) = (shown(&path.to_string_lossy()), shown(target));
+        refused(format!("`{path}` is a link to `{target}`, out of the archive's folder"))
+    };
+    if target.len() > MOST_PATH {
+        return Err(refused(format!("the link `{}` is longer than {MOST_PATH} bytes", shown(&path.to_string_lossy()))));
+    }
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::CurDir => {}
+            Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
+            Component::RootDir | Component::Prefix(_) => return Err(leaves()),
+        }
+    }
+    Ok(())
+}
+
+/// Unpacks `archive` into the empty folder `target`. What comes out can be read by everyone who may enter
+/// `target`, whatever this process's file mode mask is.
 ///
 /// # Errors
 /// When it is none of the known kinds, is damaged, or holds what it must not.
 pub fn unpack(archive: &Path, target: &Path, limits: Limits) -> Result<(), ArchiveError> {
-    let mut unpacking = Unpacking { target, limits, bytes: 0, entries: 0, links: BTreeMap::new() };
-    match open(archive)? {
-        (Format::TarGz, file) => unpacking.tar(GzDecoder::new(BufReader::new(file)))?,
-        (Format::Zip, file) => unpacking.zip(file)?,
-        (Format::Tar, file) => unpacking.tar(BufReader::new(file))?,
+    let counter = Counter::new(limits);
+    let mut unpacking = Unpacking { target, limits, counter, bytes: 0, made: HashSet::new(), links: BTreeMap::new() };
+    let file = File::open(archive).map_err(damaged)?;
+    match format(&file)? {
+        Format::TarGz => unpacking.tar(GzDecoder::new(BufReader::new(file)))?,
+        Format::Zip => unpacking.zip(file)?,
+        Format::Tar => unpacking.tar(BufReader::new(file))?,
     }
     unpacking.make_links()?;
-    if unpacking.entries == 0 {
+    if unpacking.counter.is_empty() {
         return Err(refused("the archive holds no files; is it a tar, tar.gz or zip archive of the folder?"));
     }
     Ok(())
@@ -119,93 +178,104 @@ pub fn unpack(archive: &Path, target: &Path, limits: Limits) -> Result<(), Archi
 struct Unpacking<'a> {
     target: &'a Path,
     limits: Limits,
+    counter: Counter,
+    /// Of a zip archive, whose entries are decompressed one by one.
     bytes: u64,
-    entries: u64,
+    /// Folders that were made.
+    made: HashSet<PathBuf>,
     links: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Unpacking<'_> {
     fn tar(&mut self, reader: impl Read) -> Result<(), ArchiveError> {
-        let mut archive = tar::Archive::new(reader);
-        for entry in archive.entries().map_err(damaged)? {
-            let mut entry = entry.map_err(damaged)?;
-            let kind = entry.header().entry_type();
-            if kind.is_pax_global_extensions() {
-                continue;
-            }
-            let name = text(&entry.path_bytes())?;
-            let Some(path) = self.admit(&name)? else { continue };
+        let mut archive = tar::Archive::new(Limited::new(reader, self.limits.bytes));
+        let entries = archive.entries().map_err(unread)?;
+        // Counted apart: each entry is also unpacked by what counts.
+        let mut counter = std::mem::replace(&mut self.counter, Counter::new(self.limits));
+        let unpacked = tar_entries::for_each(entries, &mut counter, |name, link, entry, counter| {
+            let Some(path) = inside(name)? else { return Ok(()) };
+            let header = entry.header();
+            let kind = header.entry_type();
             if kind.is_dir() {
-                self.folder(&path)?;
+                self.folder(&path, counter)
             } else if kind.is_file() {
-                let executable = entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
-                self.file(&path, &mut entry, executable)?;
+                let executable = header.mode().is_ok_and(|mode| mode & 0o100 != 0);
+                self.file(&path, entry, executable, counter)
             } else if kind.is_symlink() {
-                let link = entry.link_name_bytes().ok_or_else(|| refused(format!("`{name}` is a link to nowhere")))?;
-                self.link(path, &text(&link)?)?;
+                self.link(path, link.ok_or_else(|| refused(format!("`{}` is a link to nowhere", shown(name))))?)
             } else {
-                return Err(refused(format!("`{name}` is neither a file, a folder nor a symbolic link")));
+                Err(refused(format!("`{}` is neither a file, a folder nor a symbolic link", shown(name))))
             }
-        }
-        Ok(())
+        });
+        self.counter = counter;
+        unpacked
     }
 
     fn zip(&mut self, file: File) -> Result<(), ArchiveError> {
-        let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
+        let mut archive = zip_directory::open(file, self.limits)?;
+        let mut counter = std::mem::replace(&mut self.counter, Counter::new(self.limits));
         for index in 0..archive.len() {
             let mut entry = archive.by_index(index).map_err(damaged)?;
             let name = text(entry.name_raw())?;
-            let Some(path) = self.admit(&name)? else { continue };
+            counter.entry(name.len())?;
+            let Some(path) = inside(&name)? else { continue };
             if entry.is_dir() {
-                self.folder(&path)?;
+                self.folder(&path, &mut counter)?;
             } else if entry.is_symlink() {
                 let mut link = Vec::new();
-                (&mut entry).take(4096).read_to_end(&mut link).map_err(damaged)?;
+                (&mut entry).take(MOST_PATH as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
+                counter.name(link.len())?;
                 self.link(path, &text(&link)?)?;
             } else {
                 let executable = entry.unix_mode().is_some_and(|mode| mode & 0o100 != 0);
-                self.file(&path, &mut entry, executable)?;
+                self.file(&path, &mut entry, executable, &mut counter)?;
             }
         }
+        self.counter = counter;
         Ok(())
     }
 
-    /// Counts an entry, and gives its path below the target; `None` for the target itself.
-    fn admit(&mut self, name: &str) -> Result<Option<PathBuf>, ArchiveError> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(refused(format!("the archive holds more than {} entries", self.limits.entries)));
+    /// Makes a folder and those above it; each counts.
+    fn folder(&mut self, path: &Path, counter: &mut Counter) -> Result<(), ArchiveError> {
+        if path.as_os_str().is_empty() || self.made.contains(path) {
+            return Ok(());
         }
-        inside(name)
-    }
-
-    fn folder(&self, path: &Path) -> Result<(), ArchiveError> {
-        std::fs::create_dir_all(self.target.join(path)).map_err(|error| refused(format!("`{}`: {error}", path.display())))
-    }
-
-    fn file(&mut self, path: &Path, reader: &mut impl Read, executable: bool) -> Result<(), ArchiveError> {
         if let Some(parent) = path.parent() {
-            self.folder(parent)?;
+            self.folder(parent, counter)?;
         }
-        let here = |error: std::io::Error| refused(format!("`{}`: {error}", path.display()));
+        counter.entry(path.as_os_str().len())?;
+        let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
+        let target = self.target.join(path);
+        match std::fs::create_dir(&target) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists || !target.is_dir() => return Err(here(error)),
+            _ => {}
+        }
+        std::fs::set_permissions(&target, Permissions::from_mode(0o755)).map_err(here)?;
+        self.made.insert(path.to_owned());
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, reader: &mut impl Read, executable: bool, counter: &mut Counter) -> Result<(), ArchiveError> {
+        if let Some(parent) = path.parent() {
+            self.folder(parent, counter)?;
+        }
+        let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
         let mode = if executable { 0o755 } else { 0o644 };
         let target = self.target.join(path);
         let mut file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(target).map_err(here)?;
+        file.set_permissions(Permissions::from_mode(mode)).map_err(here)?;
         let left = self.limits.bytes - self.bytes;
         let mut buffer = vec![0; 64 << 10];
         let mut written = 0;
         loop {
-            let read = reader.read(&mut buffer).map_err(damaged)?;
+            let read = reader.read(&mut buffer).map_err(unread)?;
             if read == 0 {
                 break;
             }
             written += read as u64;
             if written > left {
-                return Err(refused(format!(
-                    "the archive unpacks to more than {} MiB; leave out what is built or downloaded (.capsuleignore)",
-                    self.limits.bytes >> 20
-                )));
+                return Err(refused(counting::too_much(self.limits.bytes)));
             }
             file.write_all(&buffer[..read]).map_err(here)?;
         }
@@ -216,39 +286,39 @@ impl Unpacking<'_> {
 
     /// Notes a link; it must stay within the tree.
     fn link(&mut self, path: PathBuf, target: &str) -> Result<(), ArchiveError> {
-        let mut depth = path.components().count() - 1;
-        let leaves = || refused(format!("`{}` is a link to `{target}`, out of the archive's folder", path.display()));
-        for part in Path::new(target).components() {
-            match part {
-                Component::Normal(_) => depth += 1,
-                Component::CurDir => {}
-                Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
-                Component::RootDir | Component::Prefix(_) => return Err(leaves()),
-            }
-        }
+        check_link(&path, target)?;
         self.links.insert(path, target.into());
         Ok(())
     }
 
-    fn make_links(&self) -> Result<(), ArchiveError> {
-        for (path, target) in &self.links {
+    fn make_links(&mut self) -> Result<(), ArchiveError> {
+        let mut counter = std::mem::replace(&mut self.counter, Counter::new(self.limits));
+        let links = std::mem::take(&mut self.links);
+        for (path, target) in &links {
             // A link whose path goes on through another link would be made elsewhere.
-            if path.ancestors().skip(1).any(|parent| self.links.contains_key(parent)) {
-                return Err(refused(format!("`{}` lies behind a link", path.display())));
+            if path.ancestors().skip(1).any(|parent| links.contains_key(parent)) {
+                return Err(refused(format!("`{}` lies behind a link", shown(&path.to_string_lossy()))));
             }
             if let Some(parent) = path.parent() {
-                self.folder(parent)?;
+                self.folder(parent, &mut counter)?;
             }
-            symlink(target, self.target.join(path)).map_err(|error| refused(format!("`{}`: {error}", path.display())))?;
+            let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
+            symlink(target, self.target.join(path)).map_err(here)?;
         }
+        self.counter = counter;
         Ok(())
     }
 }
 
 /// A name as text.
 fn text(bytes: &[u8]) -> Result<String, ArchiveError> {
-    String::from_utf8(bytes.to_vec())
-        .map_err(|_| refused(format!("the name `{}` in the archive is not UTF-8", String::from_utf8_lossy(bytes))))
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => {
+            let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
+            Err(refused(format!("the name `{begin}` in the archive is not UTF-8")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use capsule_buildplan::{Folder, Tree};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
@@ -12,6 +13,8 @@ use crate::BuildError;
 
 /// Where a Dockerfile that is not the folder's own lies in the archive.
 pub const DOCKERFILE: &str = ".capsule.Dockerfile";
+/// Deeper folders hold no source.
+const MOST_DEPTH: usize = 256;
 /// More is no source.
 const MOST_BYTES: usize = 1 << 30;
 
@@ -36,8 +39,9 @@ impl Context {
     /// # Errors
     /// When a file cannot be read, or there is too much of them.
     pub fn of(folder: &Path, dockerfile: &str) -> Result<Self, BuildError> {
-        let own = std::fs::read_to_string(folder.join(".dockerignore")).unwrap_or_default();
-        Self::pack(folder, &own, dockerfile, BTreeMap::new())
+        // Not through a link that leads out of the folder: what is malformed is shown.
+        let own = Folder::new(folder).bytes(".dockerignore").unwrap_or_default();
+        Self::pack(folder, &String::from_utf8_lossy(&own), dockerfile, BTreeMap::new())
     }
 
     /// Packs a folder with a Dockerfile and a `.dockerignore` that were written for it.
@@ -107,6 +111,12 @@ fn matcher(text: &str) -> Result<Gitignore, BuildError> {
 
 fn walk(root: &Path, at: &Path, ignored: &Gitignore, dockerfile: &str, files: &mut Vec<PathBuf>) -> Result<(), BuildError> {
     let shown = if at.as_os_str().is_empty() { root } else { at };
+    if at.components().count() > MOST_DEPTH {
+        return Err(BuildError::Failed(format!(
+            "{} lies more than {MOST_DEPTH} folders deep; leave it out by .dockerignore",
+            at.display()
+        )));
+    }
     let entries =
         std::fs::read_dir(root.join(at)).map_err(|error| BuildError::Failed(format!("{}: {error}", shown.display())))?;
     for entry in entries {

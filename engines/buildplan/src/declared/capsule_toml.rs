@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::check_process_name;
+use super::{check_process_name, too_many_processes};
+use crate::bounds::{MOST_PROCESSES, cut_to, is_http_path};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Repo;
 
@@ -64,16 +65,19 @@ impl Declared {
     /// With the line, and what is wrong there.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let declared: Self = toml::from_str(text).map_err(|error| PlanError::toml(Self::FILE, text, &error))?;
+        if declared.processes.len() > MOST_PROCESSES {
+            return Err(too_many_processes(Self::FILE, crate::tree::line_of(text, "[processes]")));
+        }
         for name in declared.processes.keys() {
             check_process_name(name, Self::FILE, crate::tree::line_of(text, name))?;
         }
         if let Some(path) = &declared.networking.health_check
-            && !path.starts_with('/')
+            && !is_http_path(path)
         {
             return Err(PlanError {
                 file: Self::FILE.into(),
                 line: crate::tree::line_of(text, "health_check"),
-                message: format!("health_check must be a path that begins with /, not `{path}`"),
+                message: format!("health_check must be a path that begins with /, not `{}`", cut_to(path, 200)),
             });
         }
         let build = &declared.build;

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::bounds::{MOST_LISTED, cut};
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
-use crate::tree::{Repo, join};
+use crate::tree::{Repo, join, line_where};
 
 /// What a Dockerfile is called.
 pub const DOCKERFILES: [&str; 2] = ["Dockerfile", "Containerfile"];
@@ -128,7 +129,8 @@ impl Dockerfile {
                     read = Self { from: Some(number), ..Self::default() };
                 }
                 "EXPOSE" => {
-                    let first = rest.split_whitespace().next().and_then(|word| word.split('/').next()?.parse().ok());
+                    let first = rest.split_whitespace().find(|word| !word.to_ascii_lowercase().ends_with("/udp"));
+                    let first = first.and_then(|word| word.split('/').next()?.parse().ok());
                     read.port = read.port.or_else(|| Some((first?, number)));
                 }
                 "ENTRYPOINT" => entrypoint = Some((words(rest), number)),
@@ -192,7 +194,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
     let Some(services) = yaml.get("services").and_then(Value::as_object) else { return Ok(()) };
     let at = |name: &str| {
         let key = format!("{name}:");
-        Source { file, line: text.lines().position(|line| line.trim() == key).map(|index| index + 1) }
+        Source { file, line: line_where(&text, |line| line.trim() == key) }
     };
     let mut built: Vec<(&String, &Value)> = Vec::new();
     for (name, service) in services {
@@ -230,7 +232,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
             draft.port(port, at(name), &format!("the service {name} of the compose file"), 1.0);
         }
         if !folder.is_empty() && folder != "." {
-            draft.plan.members = vec![Member { path: folder, name: (*name).clone(), kind: Kind::Web }];
+            draft.plan.members = vec![Member { path: cut(&folder), name: cut(name), kind: Kind::Web }];
         }
         return Ok(());
     }
@@ -241,12 +243,12 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
     draft.plan.detection.framework = None;
     draft.forget("detection.framework");
     draft.plan.evidence.retain(|evidence| evidence.field != "members");
-    for (name, service) in built {
+    for (name, service) in built.into_iter().take(MOST_LISTED) {
         let folder = context(service);
         let kind = if port_of(service).is_some() { Kind::Web } else { Kind::Worker };
         let path = if folder.is_empty() { ".".to_owned() } else { join("", &folder) };
         draft.because("members", name, at(name), "a service that the compose file builds", 1.0);
-        draft.plan.members.push(Member { path, name: name.clone(), kind });
+        draft.plan.members.push(Member { path: cut(&path), name: cut(name), kind });
     }
     draft.kind(Kind::Monorepo);
     draft.plan.questions.clear();

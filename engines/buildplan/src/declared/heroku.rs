@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::check_process_name;
+use super::{check_process_name, too_many_processes};
+use crate::bounds::{MOST_PROCESSES, cut_to};
 use crate::plan::{Draft, PlanError, Source};
 use crate::tree::{Repo, line_of};
 
@@ -76,13 +77,18 @@ pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             continue;
         }
         let number = Some(index + 1);
-        let malformed = || PlanError { file: FILE.into(), line: number, message: format!("`{line}` is not `type: command`") };
+        let malformed =
+            || PlanError { file: FILE.into(), line: number, message: format!("`{}` is not `type: command`", cut_to(line, 200)) };
         let (name, command) = line.split_once(':').ok_or_else(malformed)?;
         let (name, command) = (name.trim(), command.trim());
         if command.is_empty() {
             return Err(malformed());
         }
         check_process_name(name, FILE, number)?;
+        // `release` is none.
+        if found.len() >= MOST_PROCESSES {
+            return Err(too_many_processes(FILE, number));
+        }
         found.push((name.to_owned(), command.to_owned(), Source { file: FILE, line: number }));
     }
     if found.iter().any(|(name, ..)| name != "release") {

@@ -11,13 +11,22 @@ pub use docker::{DOCKERFILES, compose, dockerfile};
 pub use heroku::{app_json, aptfile, procfile};
 pub use platforms::others;
 
+use crate::bounds::{MOST_PROCESSES, cut_to, is_process_name};
 use crate::plan::PlanError;
 
+/// The error of a file that declares more process types than an application may have.
+fn too_many_processes(file: &str, line: Option<usize>) -> PlanError {
+    let message = format!("more than {MOST_PROCESSES} process types are declared");
+    PlanError { file: file.into(), line, message }
+}
+
 fn check_process_name(name: &str, file: &str, line: Option<usize>) -> Result<(), PlanError> {
-    let fits = (1..=30).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-    if fits {
+    if is_process_name(name) {
         return Ok(());
     }
-    Err(PlanError { file: file.into(), line, message: format!("`{name}` is no process type: use a-z, 0-9, - and _, at most 30") })
+    Err(PlanError {
+        file: file.into(),
+        line,
+        message: format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", cut_to(name, 200)),
+    })
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::bounds::{cut_to, is_process_name};
 use crate::plan::{Draft, Kind, Source};
 use crate::tree::{Repo, line_of};
 
@@ -64,6 +65,10 @@ impl Other<'_> {
     }
 
     fn process(&mut self, name: &str, pointer: &str) {
+        if !is_process_name(name) {
+            let text = format!("{} names a process type `{}`, which was left out", self.file, cut_to(name, 100));
+            return self.draft.ask("processes", &text, "[processes]\nweb = \"the command that starts it\"");
+        }
         if let Some(command) = self.command(pointer, None) {
             let (line, why) = (self.at(first_line(&command)), self.why());
             self.draft.process(name, &command, Source { file: self.file, line }, &why, 1.0);

@@ -315,11 +315,12 @@ pub fn ocaml(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let mut target = None;
     for file in files {
         let text = repo.text(&file);
+        let is_program = file.ends_with("dune") && text.contains("(executable");
         for (index, line) in text.lines().enumerate() {
             for word in line.split(|c: char| !(c.is_alphanumeric() || matches!(c, '-' | '_'))).filter(|word| !word.is_empty()) {
                 dependencies.add(word, &file, Some(index + 1));
             }
-            if file.ends_with("dune") && text.contains("(executable") && target.is_none() {
+            if is_program && target.is_none() {
                 let name =
                     line.split_once("(name ").map(|(_, rest)| rest.split([')', ' ']).next().unwrap_or_default().to_owned());
                 target = name.map(|name| (file.trim_end_matches("dune").to_owned() + &name, file.clone(), index + 1));

@@ -4,7 +4,7 @@ use super::{Pin, pinned, version};
 use crate::dependencies::Dependencies;
 use crate::frameworks::{self, Found, Type};
 use crate::plan::{Draft, Kind, PlanError, Source};
-use crate::tree::{Repo, join, line_of};
+use crate::tree::{Lines, Repo, join, line_of};
 
 const PROJECTS: [&str; 3] = [".csproj", ".fsproj", ".vbproj"];
 
@@ -59,8 +59,9 @@ fn read(repo: &Repo<'_>, file: String) -> Result<Project, PlanError> {
         line: usize::try_from(error.pos().row).ok(),
         message: format!("it is not valid XML: {error}"),
     })?;
+    let lines = Lines::of(&text);
     for node in document.descendants().filter(roxmltree::Node::is_element) {
-        let line = text.get(..node.range().start).map(|before| before.matches('\n').count() + 1);
+        let line = Some(lines.at(node.range().start));
         for name in ["Include", "Sdk", "Name"] {
             if let Some(value) = node.attribute(name).filter(|_| name != "Name" || node.tag_name().name() == "Sdk") {
                 dependencies.add(value, &file, line);

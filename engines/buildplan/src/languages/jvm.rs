@@ -1,10 +1,12 @@
 //! Java, Kotlin, Scala, Groovy and Clojure: Maven, Gradle, sbt, Mill, Leiningen, tools.deps, Ant.
 
+use std::collections::BTreeSet;
+
 use super::{Pin, pinned, version};
 use crate::dependencies::Dependencies;
 use crate::frameworks::{self, Found, Type};
 use crate::plan::{Draft, Kind, PlanError, Source};
-use crate::tree::{Repo, join, line_of};
+use crate::tree::{Lines, Repo, join, line_of};
 
 const POM: &str = "pom.xml";
 const GRADLE: [&str; 4] = ["build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts"];
@@ -22,7 +24,7 @@ pub fn is_there(repo: &Repo<'_>) -> Option<String> {
 
 pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     match is_there(repo).as_deref() {
-        Some(POM) => maven(repo, draft)?,
+        Some(POM) => maven(repo, draft, &mut BTreeSet::new())?,
         Some(SBT | "build.sc" | "build.mill") => scala(repo, draft),
         Some(LEIN) => leiningen(repo, draft),
         Some(DEPS) => tools_deps(repo, draft),
@@ -143,7 +145,9 @@ fn health(dependencies: &Dependencies, draft: &mut Draft) {
     }
 }
 
-fn maven(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
+/// `seen` has the folders whose modules were looked into: a module may name any other, and itself.
+fn maven(repo: &Repo<'_>, draft: &mut Draft, seen: &mut BTreeSet<String>) -> Result<(), PlanError> {
+    seen.extend(repo.prefix().map(str::to_owned));
     let text =
         repo.read(POM).ok_or_else(|| PlanError { file: POM.into(), line: None, message: "it cannot be read as text".into() })?;
     let failed = |message: String, line| PlanError { file: POM.into(), line, message };
@@ -159,7 +163,8 @@ fn maven(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             .and_then(|child| child.text())
             .map(|text| text.trim().to_owned())
     };
-    let line = |node: roxmltree::Node<'_, '_>| text.get(..node.range().start).map(|before| before.matches('\n').count() + 1);
+    let lines = Lines::of(&text);
+    let line = |node: roxmltree::Node<'_, '_>| Some(lines.at(node.range().start));
     let section = |name: &str| root.children().find(|node| node.tag_name().name() == name);
     let property = |name: &str| section("properties").and_then(|all| all.children().find(|node| node.tag_name().name() == name));
 
@@ -194,7 +199,7 @@ fn maven(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         if let Some(found) = &found {
             draft.found(found);
         }
-        return maven_modules(repo, draft, found.as_ref(), command);
+        return maven_modules(repo, draft, found.as_ref(), command, seen);
     }
     let parent = section("parent");
     let artifact = child(root, "artifactId");
@@ -240,16 +245,22 @@ fn maven(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
 }
 
 /// A build of several modules: the one that makes the application.
-fn maven_modules(repo: &Repo<'_>, draft: &mut Draft, outer: Option<&Found>, command: &str) -> Result<(), PlanError> {
+fn maven_modules(
+    repo: &Repo<'_>,
+    draft: &mut Draft,
+    outer: Option<&Found>,
+    command: &str,
+    seen: &mut BTreeSet<String>,
+) -> Result<(), PlanError> {
     let mut best: Option<(u32, String, Draft)> = None;
     for folder in crate::workspace::maven_members(repo).into_iter().take(40) {
         let member = repo.folder(&folder);
-        if !member.has(POM) {
+        if !member.has(POM) || member.prefix().is_some_and(|prefix| seen.contains(prefix)) {
             continue;
         }
         let mut inner = Draft::default();
         // What is wrong with one module is told when it is deployed by itself.
-        if maven(&member, &mut inner).is_err() {
+        if maven(&member, &mut inner, seen).is_err() {
             continue;
         }
         let weight = super::weight(&inner) * 2 + u32::from(inner.plan.detection.framework.is_some());

@@ -16,6 +16,7 @@ mod scripted;
 mod sites;
 
 use crate::plan::{Draft, Kind, PlanError, Source};
+pub use crate::ports::default_in as port_in;
 use crate::tree::Repo;
 
 type IsThere = fn(&Repo<'_>) -> Option<String>;
@@ -218,22 +219,4 @@ pub fn pinned(repo: &Repo<'_>, tools: &[&str], files: &[(&str, &str)]) -> Option
         }
     }
     None
-}
-
-/// A port that a program's text names beside `PORT`, such as `process.env.PORT || 4000`.
-pub fn port_in(text: &str) -> Option<(u16, usize)> {
-    text.lines().enumerate().take(2000).find_map(|(index, line)| {
-        if line.len() > 500 {
-            return None;
-        }
-        let (_, rest) = line.split_once("PORT")?;
-        let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
-        // Only what stands beside it: an operator, a call, a comma.
-        if rest.len() - digits.len() > 24 || rest[..rest.len() - digits.len()].contains(';') {
-            return None;
-        }
-        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-        let port = digits[..end].parse().ok().filter(|port| *port >= 80)?;
-        Some((port, index + 1))
-    })
 }

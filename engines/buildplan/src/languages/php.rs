@@ -73,7 +73,7 @@ fn add_extension(extension: &str, file: &str, line: Option<usize>, draft: &mut D
 /// The extensions that locked packages take and no other of them stands in for, with their lines. By lines, as
 /// Composer writes them: these files are long.
 fn locked(lock: &str) -> Vec<(&str, usize)> {
-    let (mut block, mut taken, mut given) = ("", Vec::new(), Vec::new());
+    let (mut block, mut taken, mut given) = ("", Vec::new(), std::collections::HashSet::new());
     for (index, line) in lock.lines().enumerate() {
         let line = line.trim();
         if line.starts_with("\"packages-dev\"") {
@@ -87,11 +87,12 @@ fn locked(lock: &str) -> Vec<(&str, usize)> {
         let Some(extension) = line.strip_prefix("\"ext-").and_then(|rest| rest.split('"').next()) else { continue };
         match block {
             "require" => taken.push((extension, index + 1)),
-            "provide" | "replace" => given.push(extension),
+            "provide" | "replace" => drop(given.insert(extension)),
             _ => {}
         }
     }
     taken.retain(|(extension, _)| !given.contains(extension));
+    taken.truncate(1000);
     taken
 }
 

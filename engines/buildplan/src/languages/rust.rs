@@ -7,6 +7,8 @@ use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::{Repo, join, line_of};
 
 const FILE: &str = "Cargo.toml";
+/// More programs of one package are not looked at.
+const MOST_BINS: usize = 200;
 
 pub fn is_there(repo: &Repo<'_>) -> Option<String> {
     let zola = || repo.first(&["config.toml"]).filter(|_| repo.has("content/_index.md") || repo.has("templates/index.html"));
@@ -152,7 +154,7 @@ fn bins(repo: &Repo<'_>, folder: &str, manifest: &toml::Table) -> Vec<Bin> {
         main: join(folder, main),
     };
     let mut all: Vec<Bin> = Vec::new();
-    for declared in manifest.get("bin").and_then(toml::Value::as_array).into_iter().flatten() {
+    for declared in manifest.get("bin").and_then(toml::Value::as_array).into_iter().flatten().take(MOST_BINS) {
         if let Some(name) = declared.get("name").and_then(toml::Value::as_str) {
             let main = declared.get("path").and_then(toml::Value::as_str).unwrap_or("src/main.rs");
             all.push(bin(name, main, &format!("\"{name}\"")));
@@ -161,7 +163,7 @@ fn bins(repo: &Repo<'_>, folder: &str, manifest: &toml::Table) -> Vec<Bin> {
     if repo.has("src/main.rs") && !all.iter().any(|known| known.main.ends_with("src/main.rs")) {
         all.push(bin(package, "src/main.rs", "name ="));
     }
-    for path in repo.all_ending("src/bin", ".rs") {
+    for path in repo.all_ending("src/bin", ".rs").into_iter().take(MOST_BINS) {
         let name = path.trim_start_matches("src/bin/").trim_end_matches(".rs").to_owned();
         if !all.iter().any(|known| known.name == name) {
             all.push(bin(&name, &path, "[package]"));

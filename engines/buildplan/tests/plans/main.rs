@@ -2,9 +2,11 @@
 //! expected of it. `UPDATE_GOLDEN=1` writes them anew; look at the difference.
 
 mod awkward;
+mod hostile;
 mod images;
 mod random;
 mod rows;
+mod structure;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use capsule_buildplan::{ImageOptions, Memory, affected, dockerfile, plan};
+use capsule_buildplan::{Folder, ImageOptions, Memory, affected, dockerfile, plan};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::{corpus, parse};
+use crate::{corpus, parse, structure};
 
 /// Pieces that mean something to one parser or another.
 const PIECES: [&[u8]; 40] = [
@@ -130,4 +130,35 @@ fn whatever_is_in_the_files_there_is_a_plan_or_an_error_and_soon() {
     }
     eprintln!("{count} repositories");
     assert!(count > 20, "{count} repositories only");
+}
+
+#[test]
+fn whatever_names_and_links_lead_to_the_plan_stays_within_the_repository_and_ends() {
+    let seed = number("CAPSULE_FUZZ_SEED", rand::random());
+    eprintln!("CAPSULE_FUZZ_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (began, mut count) = (Instant::now(), 0_u64);
+    let time = Duration::from_secs(number("CAPSULE_FUZZ_SECONDS", 5));
+    while began.elapsed() < time {
+        let directory = tempfile::tempdir().expect("a folder");
+        let root = directory.path().join("repository");
+        std::fs::create_dir(&root).expect("made");
+        structure::make(&mut random, &root);
+        let tree = Folder::new(&root);
+        let since = Instant::now();
+        let told = match plan(&tree) {
+            Ok(plan) => {
+                let image = dockerfile(&tree, &plan, &ImageOptions::default()).map(|image| image.dockerfile);
+                let text = serde_json::to_string(&plan).expect("JSON");
+                assert!(text.len() < 700_000, "CAPSULE_FUZZ_SEED={seed}, after {count}: {} bytes", text.len());
+                format!("{text}{image:?}{:?}", affected(&tree, &["package.json", "a/b"]))
+            }
+            Err(error) => error.to_string(),
+        };
+        assert!(!told.contains(structure::SECRET), "CAPSULE_FUZZ_SEED={seed}, after {count}: {told}");
+        assert!(since.elapsed() < SOON, "CAPSULE_FUZZ_SEED={seed}, after {count}");
+        count += 1;
+    }
+    eprintln!("{count} repositories");
+    assert!(count > 5, "{count} repositories only");
 }

@@ -1,9 +1,10 @@
 //! Plans what was unpacked, and builds it in a sandbox.
 
 use capsule_builder::Job;
-use capsule_buildplan::{Folder, Kind, Options, Plan};
+use capsule_builder::planner::Source;
+use capsule_buildplan::{Kind, Options, Plan, VersionMismatch};
 
-use super::{Failure, files, host};
+use super::{Failure, host};
 use crate::deployments::{self, Row};
 use crate::placements::Placement;
 use crate::quotas::{self, Load};
@@ -12,15 +13,17 @@ use crate::{Deploys, disk, texts};
 pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<Row, Failure> {
     let source = deploys.work_directory(row.id).join("source");
     let log = deploys.build_log(row.id);
-    let planned = source.clone();
-    let plan = files(move || {
-        capsule_buildplan::plan_with(&Folder::new(&planned), Options { containers: false })
-            .map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))
-    })
-    .await?;
     let say = |text: &str| capsule_builder::say(&log, &texts::for_users(deploys, row, text));
+    let tree = Source::Folder(source.clone());
+    let planned = deploys.planner.plan(&tree, Options { containers: false }).await;
+    let mut plan = planned.map_err(|error| Failure::Failed(format!("the plan cannot be made: {error}")))?;
+    let scratch = deploys.work_directory(row.id).join("versions");
+    plan.mismatches = deploys.versions.mismatches(&deploys.builder, &plan, &scratch).await;
     let found = plan.detection.framework.as_deref().or(plan.detection.language.as_deref()).unwrap_or("nothing known");
     say(&format!("found {found}; {} process type(s)", plan.processes.len())).map_err(host)?;
+    for mismatch in &plan.mismatches {
+        say(&format!("warning: {}", version_warning(mismatch))).map_err(host)?;
+    }
     for question in &plan.questions {
         say(&format!(
             "in doubt about {}: {}. This settles it in capsule.toml: {}",
@@ -72,6 +75,11 @@ async fn check_quotas(deploys: &Deploys, placement: &Placement, row: &Row, plan:
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// That another version runs than the one asked for, and what to do about it.
+pub fn version_warning(mismatch: &VersionMismatch) -> String {
+    format!("{mismatch}. Capsule uses the toolchains of the server: install the version there, or ask for the one that runs.")
 }
 
 /// Whatever became of a build, what it left behind is bounded; nobody waits for that.

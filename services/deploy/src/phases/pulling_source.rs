@@ -1,5 +1,7 @@
 //! Unpacks the upload into a fresh folder.
 
+use std::os::unix::fs::PermissionsExt;
+
 use capsule_builder::{archive, trees};
 
 use super::{Failure, files, host};
@@ -15,6 +17,8 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         trees::remove(&work).map_err(host)?;
         let source = work.join("source");
         std::fs::create_dir_all(&source).map_err(host)?;
+        // The plan's process, which reads it, owns nothing.
+        std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).map_err(host)?;
         archive::unpack(&archive, &source, archive::Limits::default()).map_err(|error| Failure::Failed(error.to_string()))
     })
     .await

@@ -2,6 +2,7 @@
 
 mod manifests;
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::{Pin, pinned, version};
@@ -127,9 +128,12 @@ impl Project {
         let requirements =
             repo.first(&[REQUIREMENTS, "requirements/production.txt", "requirements/prod.txt", "requirements/base.txt"]);
         let mut waiting: Vec<String> = requirements.map(str::to_owned).into_iter().collect();
-        let mut seen = 0;
-        while let Some(file) = waiting.pop().filter(|_| seen < 10) {
-            seen += 1;
+        let mut seen = BTreeSet::new();
+        while let Some(file) = waiting.pop().filter(|_| seen.len() < 10) {
+            // Files may name each other, and themselves.
+            if !seen.insert(file.clone()) {
+                continue;
+            }
             for (index, line) in repo.text(&file).lines().enumerate() {
                 let line = line.trim();
                 if let Some(other) = line.strip_prefix("-r ").or_else(|| line.strip_prefix("--requirement ")) {
@@ -529,6 +533,7 @@ fn object_in(file: &str, text: &str, constructors: &[&str], factories: bool) -> 
         has_server: text.lines().any(|line| line.starts_with("server = ") || line.starts_with("server=")),
     };
     let plain = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let is_made_here = factories && constructors.iter().any(|constructor| text.contains(constructor));
     for (index, line) in text.lines().enumerate() {
         if line.starts_with([' ', '\t', '#']) {
             continue;
@@ -537,7 +542,7 @@ fn object_in(file: &str, text: &str, constructors: &[&str], factories: bool) -> 
             let function =
                 line.strip_prefix("def ").or_else(|| line.strip_prefix("async def ")).and_then(|rest| rest.split('(').next());
             if let Some(name) = function.filter(|name| ["create_app", "make_app", "get_app", "app_factory"].contains(name))
-                && constructors.iter().any(|constructor| text.contains(constructor))
+                && is_made_here
             {
                 return Some(made(index + 1, name, true));
             }
