@@ -1,6 +1,7 @@
 //! A workload's network: its own namespace with its own loopback, and at most a way out through
 //! the host. Nothing listens on the host for it; whoever wants to talk to it asks its shim.
 
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,23 +67,23 @@ pub fn enter(network: Network, uplink: Option<&mut Uplink>) -> std::io::Result<V
         std::thread::spawn(move || {
             // The host's rules may have been flushed since the server started.
             let filtered = if firewall::is_host_filtered(None) { Ok(()) } else { prepare_host() };
-            wait.recv().map_err(|_| "the network's own filter is missing".to_owned())?;
+            wait.recv().map_err(|_| "the network namespace was not entered".to_owned())?;
             filtered.and_then(|()| make_pair(std::process::id()))
         })
     });
     unshare(CloneFlags::CLONE_NEWNET)?;
     // Interfaces that come from here on have no link-local address; the loopback is there already and keeps `::1`.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let _ = entered.send(());
     ip(&["link", "set", "lo", "up"]).map_err(std::io::Error::other)?;
     if network == Network::Isolated {
         return Ok(Vec::new());
     }
-    let connected = firewall::filter_inside(&host).and_then(|()| match (pair, uplink) {
-        (Some(pair), _) => {
-            let _ = entered.send(());
-            let made = pair.join().unwrap_or_else(|_| Err("the network helper failed".into()));
-            made.and_then(|(host, own)| connect_outside(&host, &own))
-        }
+    let filtered = firewall::filter_inside(&host);
+    let made = pair.map(|pair| pair.join().unwrap_or_else(|_| Err("the network helper failed".into())));
+    // Without a filter, no address: the workload has no rights to give itself one.
+    let connected = filtered.and_then(|()| match (made, uplink) {
+        (Some(made), _) => made.and_then(|(host, own)| connect_outside(&host, &own)),
         (None, Some(uplink)) => uplink.connect(),
         (None, None) => Ok(()),
     });
@@ -99,14 +100,17 @@ fn make_pair(pid: u32) -> Result<(String, String), String> {
         place = place.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let slot = (place >> 8) % 16_384;
         let name = format!("{PREFIX}{slot}");
-        match ip(&["link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &pid.to_string()]) {
+        let base = slot * 4;
+        let address = |host: u32| format!("{SUBNET}.{}.{}", base >> 8, (base & 255) + host);
+        let made = ip_all(&[
+            format!("link add {name} type veth peer name eth0 netns {pid}"),
+            format!("addr add {}/30 dev {name}", address(1)),
+            format!("link set {name} up"),
+        ]);
+        match made {
             Ok(()) => {
                 // The filter drops it as well: what an interface does not speak cannot be spoken to.
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-                let base = slot * 4;
-                let address = |host: u32| format!("{SUBNET}.{}.{}", base >> 8, (base & 255) + host);
-                ip(&["addr", "add", &format!("{}/30", address(1)), "dev", &name])?;
-                ip(&["link", "set", &name, "up"])?;
                 return Ok((address(1), address(2)));
             }
             Err(why) => last = why,
@@ -116,20 +120,31 @@ fn make_pair(pid: u32) -> Result<(String, String), String> {
 }
 
 fn connect_outside(host: &str, own: &str) -> Result<(), String> {
-    ip(&["addr", "add", &format!("{own}/30"), "dev", "eth0"])?;
-    ip(&["link", "set", "eth0", "up"])?;
-    ip(&["route", "add", "default", "via", host])
+    ip_all(&[format!("addr add {own}/30 dev eth0"), "link set eth0 up".into(), format!("route add default via {host}")])
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    let done = Command::new("ip")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("ip cannot be run: {error}; install iproute2"))?;
+    run_ip(arguments, "")
+}
+
+/// Several commands by one process; none after one that fails.
+fn ip_all(commands: &[String]) -> Result<(), String> {
+    run_ip(&["-batch", "-"], &commands.join("\n"))
+}
+
+fn run_ip(arguments: &[&str], input: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("ip cannot be run: {error}; install iproute2");
+    let mut command = Command::new("ip");
+    let mut child =
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let done = child.wait_with_output().map_err(failed)?;
     if done.status.success() {
         Ok(())
     } else {
-        Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim()))
+        let why = String::from_utf8_lossy(&done.stderr);
+        Err(format!("ip {}: {}", arguments.join(" "), why.trim().replace('\n', "; ")))
     }
 }
