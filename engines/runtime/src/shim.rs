@@ -404,7 +404,7 @@ impl Shared {
                 buffer.len()
             };
             at_start = buffer[end - 1] == b'\n';
-            log.throttle.drop(buffer[..end].iter().filter(|byte| **byte == b'\n').count(), end);
+            log.throttle.count_dropped(buffer[..end].iter().filter(|byte| **byte == b'\n').count(), end);
             drop(log);
             pipe.consume(end);
         }

@@ -56,13 +56,13 @@ impl Throttle {
     /// The first that is not printed begins a gap, which [`Throttle::reopen`] ends.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> bool {
         if self.is_closed() {
-            self.drop(1, bytes);
+            self.count_dropped(1, bytes);
             return false;
         }
         self.fill(now);
         if self.lines < 1.0 || self.bytes < 1.0 {
             self.gap = Some(Gap { since: now, lines: 0, bytes: 0 });
-            self.drop(1, bytes);
+            self.count_dropped(1, bytes);
             return false;
         }
         self.lines -= 1.0;
@@ -71,7 +71,7 @@ impl Throttle {
     }
 
     /// Counts what was not printed.
-    pub fn drop(&mut self, lines: usize, bytes: usize) {
+    pub fn count_dropped(&mut self, lines: usize, bytes: usize) {
         if let Some(gap) = &mut self.gap {
             gap.lines += lines as u64;
             gap.bytes += bytes as u64;
@@ -122,7 +122,7 @@ mod tests {
         let mut throttle = Throttle::new(now);
         let printed = (0..2000).filter(|_| throttle.admit(16 << 10, now)).count();
         assert_eq!(printed, BURST_BYTES as usize / (16 << 10));
-        throttle.drop(3, 10);
+        throttle.count_dropped(3, 10);
         assert!(throttle.reopen(now, false).is_none(), "a gap lasts");
         let gap = throttle.reopen(now + GAP, false).expect("it has ended");
         assert_eq!((gap.lines, gap.bytes), (2000 - 512 + 3, (2000 - 512) * (16 << 10) + 10));
