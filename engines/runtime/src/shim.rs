@@ -391,7 +391,10 @@ impl Shared {
     /// Passes over output while none is printed, up to the end of a line: its rest by itself might show half a secret.
     fn skip(&self, pipe: &mut impl BufRead, mut at_start: bool) -> std::io::Result<()> {
         loop {
-            let buffer = pipe.fill_buf()?;
+            let buffer = match pipe.fill_buf() {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                buffer => buffer?,
+            };
             let mut log = self.log();
             log.reopen(false);
             if buffer.is_empty() || (at_start && !log.throttle.is_closed()) {
