@@ -214,7 +214,8 @@ pub fn hosts() {
     assert_eq!((first.as_str(), second.as_str()), ("desk-staging.localhost", "desk-production.localhost"));
     server.api("DELETE", &format!("/environments/{}", text(&staging, "id")), Some(&ada), None).ok();
     gone(&first);
-    server.api("DELETE", &format!("/organizations/{organization}"), Some(&ada), None).ok();
+    let password = json!({"password": "a long enough one 1"});
+    server.api("DELETE", &format!("/organizations/{organization}"), Some(&ada), Some(&password)).ok();
     gone(&second);
     let strangers = server.service(&eve, "desk");
     let project = text(&server.api("GET", &format!("/services/{strangers}"), Some(&eve), None).ok(), "project_id");
