@@ -100,6 +100,7 @@ mod tests {
             state: "running".into(),
             active: None,
             instances: Vec::new(),
+            warnings: Vec::new(),
         };
         let told = what_goes("web", &[state("production"), state("staging")]);
         for part in ["production", "staging", "http://web-staging.example.com", "no instances"] {

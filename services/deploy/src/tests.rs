@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use capsule_blob::Blobs;
-use capsule_builder::{Builder, Settings, Toolchains};
+use capsule_builder::planner::Planner;
+use capsule_builder::{Builder, Settings, Toolchains, Versions};
 use capsule_bus::{Bus, Context, SystemGrant};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::deploy::{Phase, Status};
@@ -78,6 +79,8 @@ async fn deploys(data: &Path) -> Arc<Deploys> {
         bus: Bus::new(),
         blobs: Blobs::open(&data.join("blobs")).expect("a directory"),
         builder: Builder { runtime: runtime.clone(), toolchains, limits: Limits::default(), layers: data.join("layers") },
+        planner: Planner::new("/nonexistent".into(), &data.join("run/plans"), 1).expect("a directory"),
+        versions: Versions::default(),
         runtime,
         ingress: Ingress::new(&options),
         controller: controller::Controller::new(1),
