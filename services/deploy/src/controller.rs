@@ -199,7 +199,7 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
     let mut complete = None;
     loop {
         match phase {
-            Phase::PullingSource if permit.is_none() => match permit_to_build(deploys, &row, &mut complete).await? {
+            Phase::PullingSource if permit.is_none() => match permit_to_build(deploys, &row).await? {
                 Some(granted) => permit = Some(granted),
                 // It was settled meanwhile: a newer one takes its place.
                 None => return Ok(()),
@@ -238,9 +238,9 @@ async fn carry_out(deploys: &Arc<Deploys>, placement: &Placement, mut row: Row) 
     }
 }
 
-/// Waits until it is the organization's turn to build; `None` where the deployment was settled meanwhile. To wait is
-/// no attempt: what is `complete` is discounted before, so the server may end meanwhile as often as it does.
-async fn permit_to_build(deploys: &Deploys, row: &Row, complete: &mut Option<Phase>) -> Result<Option<Permit>, Problem> {
+/// Waits until it is the organization's turn to build; `None` where the deployment was settled meanwhile. The phase on
+/// record is the queue, where no attempts are counted.
+async fn permit_to_build(deploys: &Deploys, row: &Row) -> Result<Option<Permit>, Problem> {
     loop {
         let limits = quotas::of(deploys, row.organization_id).await?;
         let limit = usize::try_from(limits.limit(Quantity::ConcurrentBuilds)).unwrap_or(1);
@@ -248,11 +248,6 @@ async fn permit_to_build(deploys: &Deploys, row: &Row, complete: &mut Option<Pha
         let permit = match tokio::time::timeout(PERIOD, &mut acquiring).await {
             Ok(permit) => permit,
             Err(_) => {
-                if let Some(phase) = complete.take() {
-                    let tx = deploys.store.begin().await?;
-                    attempts::complete(&tx, row, phase).await?;
-                    tx.commit().await?;
-                }
                 let why = "waiting for other builds to end: as many run as may run at a time, of your organization or of all";
                 let _ = capsule_builder::say(&deploys.build_log(row.id), why);
                 acquiring.await
