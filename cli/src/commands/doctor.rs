@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::client::Client;
 use crate::server::outdated_ingress;
-use crate::terminal::Terminal;
+use crate::terminal::{Failure, Terminal};
 
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -38,7 +38,11 @@ pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Termin
         let lines = findings.iter().map(|finding| format!("{} {:<10} {}", mark(finding.state), finding.name, finding.text));
         lines.collect::<Vec<_>>().join("\n")
     })?;
-    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if broken {
+        terminal.report(&Failure::new("problems_found", "This host cannot build and run applications as it is."));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn server(client: anyhow::Result<Client>) -> Finding {
