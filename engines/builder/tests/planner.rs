@@ -358,7 +358,7 @@ fn confined_rootless() -> Result<(), Failed> {
     }
     match probed("everything", Some(4_000_000)) {
         Ok((_, told)) if told.starts_with("unconfined: a user namespace") => {
-            eprintln!("this host has no user namespaces: {told}")
+            eprintln!("this host has no user namespaces: {told}");
         }
         Ok((status, told)) => assert_eq!((told.as_str(), status.code()), ("nothing", Some(0))),
         // The folder of the build may be closed for others.

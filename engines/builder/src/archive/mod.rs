@@ -70,7 +70,6 @@ fn damaged(error: impl std::fmt::Display) -> ArchiveError {
 }
 
 /// What a reader of an archive failed with: it holds too much, or it is damaged.
-#[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
 fn unread(error: std::io::Error) -> ArchiveError {
     if error.kind() == std::io::ErrorKind::FileTooLarge { refused(error.to_string()) } else { damaged(error) }
 }

@@ -47,7 +47,7 @@ pub fn for_each<R: Read>(
                 return Err(refused("the archive gives two different sizes for one entry"));
             }
             let name = ahead.name.unwrap_or_else(|| entry.path_bytes().into_owned());
-            let link = ahead.link.or_else(|| entry.link_name_bytes().map(|link| link.into_owned()));
+            let link = ahead.link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
             let (name, link) = (text(&name)?, link.map(|link| text(&link)).transpose()?);
             counter.entry(name.len())?;
             counter.name(link.as_ref().map_or(0, String::len))?;
