@@ -25,7 +25,8 @@ fn finding(name: &'static str, state: &'static str, text: impl Into<String>) -> 
 }
 
 pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let mut findings = vec![server(client), sandbox(), limits(), layers(), quotas(directory), network(), space(directory)];
+    let mut findings =
+        vec![server(client), sandbox(), limits(), layers(directory), quotas(directory), network(), space(directory)];
     findings.extend(outdated_ingress(directory).map(|outdated| finding("ingress", "warning", outdated)));
     findings.extend(toolchains());
     let broken = findings.iter().any(|finding| finding.state == "problem");
@@ -58,15 +59,15 @@ fn server(client: anyhow::Result<Client>) -> Finding {
 
 /// The sandbox is tried, not guessed at.
 fn sandbox() -> Finding {
-    match try_sandbox("true") {
+    match try_sandbox("true", &std::env::temp_dir()) {
         Ok(0) => finding("sandbox", "ok", "processes can be run in a sandbox of their own"),
         Ok(code) => finding("sandbox", "problem", format!("a process in a sandbox ended with {code} instead of 0")),
         Err(error) => finding("sandbox", "problem", format!("processes cannot be run in a sandbox: {error:#}")),
     }
 }
 
-fn try_sandbox(command: &str) -> anyhow::Result<i32> {
-    let folder = tempfile::tempdir()?;
+fn try_sandbox(command: &str, within: &Path) -> anyhow::Result<i32> {
+    let folder = tempfile::tempdir_in(within)?;
     let runtime = ProcessRuntime::new(folder.path().join("run"), std::env::current_exe()?)?;
     let app = folder.path().join("app");
     std::fs::create_dir(&app)?;
@@ -100,9 +101,11 @@ fn limits() -> Finding {
 }
 
 /// Whether `/app` is a layer above the release.
-fn layers() -> Finding {
+fn layers(directory: &Path) -> Finding {
     let look = "while read -r line; do case $line in *' /app '*' - overlay '*) exit 0;; esac; done </proc/self/mountinfo; exit 3";
-    match try_sandbox(look) {
+    // Tried where the data lies: not every file system may be a layer.
+    let tried = try_sandbox(look, existing(directory)).or_else(|_| try_sandbox(look, &std::env::temp_dir()));
+    match tried {
         Ok(0) => finding("layers", "ok", "applications write into an overlay above their release, which stays as it was built"),
         _ => finding(
             "layers",
