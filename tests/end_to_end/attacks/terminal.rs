@@ -151,10 +151,11 @@ fn environments() {
 fn permissions() {
     let server = Server::default();
     let owner = server.register("owner@example.com");
-    let developer = server.register("developer@example.com");
+    let _ = server.register("developer@example.com");
     let acme = server.api("POST", "/organizations", Some(&owner), Some(&json!({"name": "Acme", "slug": "acme"}))).ok();
     let acme = text(&acme, "id");
-    server.add_member(&owner, &acme, "developer@example.com", "developer", &developer);
+    let member = json!({"email": "developer@example.com", "role": "developer"});
+    server.api("POST", &format!("/organizations/{acme}/members"), Some(&owner), Some(&member)).ok();
     let address = format!("http://127.0.0.1:{}", server.port());
     let capsule = |arguments: &[&str], input: &str| {
         server.capsule_with(&[arguments, &["--server", &address]].concat(), input, &[("CAPSULE_DATA", "/nowhere")])
