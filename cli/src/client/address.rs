@@ -22,7 +22,7 @@ impl Address {
     /// When it is no base URL of a server, or holds a password.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let malformed = || {
-            Failure::new("invalid_server", format!("`{text}` is no server's URL."))
+            Failure::new("invalid_server", format!("`{text}` is not a server's URL."))
                 .hint("Give one such as https://capsule.example.com.")
         };
         let typed = text.trim();

@@ -21,7 +21,7 @@ pub fn find(directory: &Path) -> Option<Local> {
 
 /// Why there is none, and what to do, for a directory that was named.
 pub fn why_not(directory: &Path) -> Failure {
-    if let Err(failure) = data::accessible(directory, "deploy") {
+    if let Err(failure) = data::accessible(directory, "…") {
         return failure;
     }
     let shown = directory.display();

@@ -34,8 +34,10 @@ pub fn cancel(mut client: Client, at: &At, number: Option<i64>, terminal: Termin
         now = client.get(&format!("/deployments/{}", deployment.id))?;
     }
     terminal.show(&now, |now| match now.status {
-        Status::Cancelled => format!("Cancelled deployment {}. What ran before keeps running.", now.number),
-        status if status.is_settled() => format!("Deployment {} was {} before it could be cancelled.", now.number, status.name()),
+        Status::Cancelled => format!("Cancelled deployment {}. An earlier version, if there is one, is still live.", now.number),
+        status if status.is_settled() => {
+            format!("Deployment {} could not be cancelled: it is already {}.", now.number, status.name())
+        }
         _ => format!("Deployment {} is being cancelled.", now.number),
     })
 }

@@ -107,7 +107,7 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
         }
         Status::Superseded => format!("Deployment {} gave way to a newer one", settled.number),
         Status::Cancelled => format!("Deployment {} was cancelled", settled.number),
-        _ => format!("{}\nWhat ran before keeps running.", failure_of(settled)),
+        _ => format!("{}\n{}", failure_of(settled), EARLIER),
     })?;
     if settled.status == Status::Running {
         return Ok(ExitCode::SUCCESS);
@@ -117,9 +117,12 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
         Status::Cancelled => ("cancelled", format!("Deployment {} was cancelled.", settled.number)),
         _ => ("deployment_failed", failure_of(&settled)),
     };
-    terminal.report(&Failure::new(code, message).hint("What ran before keeps running."));
+    terminal.report(&Failure::new(code, message).hint(EARLIER));
     Ok(ExitCode::FAILURE)
 }
+
+/// What becomes of an earlier version when a deployment does not succeed.
+const EARLIER: &str = "An earlier version, if there is one, is still live.";
 
 fn failure_of(settled: &Deployment) -> String {
     format!("Deployment {} failed: {}", settled.number, settled.error.as_deref().unwrap_or("the reason is not known"))
@@ -127,11 +130,7 @@ fn failure_of(settled: &Deployment) -> String {
 
 fn how_to_cancel(deployment: &Deployment) -> String {
     let doing = if matches!(deployment.trigger.as_str(), "upload" | "redeploy") { "building" } else { "deploying" };
-    let place = match deployment.environment_name.as_str() {
-        "production" => String::new(),
-        environment => format!(" -e {environment}"),
-    };
-    format!("Still {doing}. `capsule cancel {}{place}` stops it.", deployment.number)
+    format!("Still {doing}. `capsule cancel {} -e {}` stops it.", deployment.number, deployment.environment_name)
 }
 
 fn show(progress: &Progress, line: &LogLine) {

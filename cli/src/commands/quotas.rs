@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::arguments::QuotasCommand;
 use crate::client::Client;
-use crate::terminal::{Terminal, table};
+use crate::terminal::{Failure, Terminal, table};
 
 /// From this share of a limit on, in percent, `capsule status` mentions it.
 const NEARLY: i64 = 80;
@@ -20,11 +20,17 @@ pub fn quotas(mut client: Client, slug: Option<&str>, terminal: Terminal) -> any
     let all = client.get::<Page<Organization>>("/organizations")?.items;
     let found = match slug {
         Some(slug) => all.iter().find(|organization| organization.slug == slug),
-        None => all.iter().find(|organization| organization.personal).or(all.first()),
+        None => all.iter().find(|organization| organization.personal),
     };
     let Some(organization) = found else {
         let known = all.iter().map(|organization| organization.slug.as_str()).collect::<Vec<_>>().join(", ");
-        bail!("You are in no organization {}. You are in: {known}.", slug.unwrap_or_default());
+        let what = match slug {
+            Some(slug) => format!("You are not a member of {slug}."),
+            None => "You have no personal organization.".to_owned(),
+        };
+        return Err(Failure::new("not_a_member", what)
+            .hint(format!("Your organizations: {known}. Name one with --organization."))
+            .into());
     };
     let quotas: OrganizationQuotas = client.get(&format!("/organizations/{}/quotas", organization.id))?;
     terminal.show(&quotas, |quotas| format!("Quotas of {}\n\n{}", organization.slug, text(quotas)))

@@ -199,7 +199,11 @@ pub fn no_environment(all: &[Environment], project: &str, name: &str) -> Failure
 pub fn deployment(client: &mut Client, found: &Found, number: i64) -> anyhow::Result<Deployment> {
     let known = found.deployments(client, 100)?;
     let Some(deployment) = known.into_iter().find(|known| number == 0 || known.number == number) else {
-        bail!("{} has no such deployment in {}", found.service.name, found.environment);
+        bail!(
+            "{} has no deployment {number} in {} among the newest 100. `capsule status` lists the deployments.",
+            found.service.name,
+            found.environment
+        );
     };
     Ok(deployment)
 }

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::data;
 use crate::terminal::Failure;
 
-/// A server may take this long to say goodbye.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a server may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Ends everything that runs out of a data directory; its data stays. Returns how many instances ended.
 pub fn down(directory: &Path) -> anyhow::Result<usize> {
@@ -19,14 +19,18 @@ pub fn down(directory: &Path) -> anyhow::Result<usize> {
     let directory = directory.canonicalize().with_context(|| format!("there is no data directory {}", directory.display()))?;
     for process in data::running(&directory).into_iter().filter(|process| process.host == data::host()) {
         let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).context("the server's process id is malformed")?;
-        kill_process(pid, Signal::TERM).map_err(|error| {
+        let told = kill_process(pid, Signal::TERM);
+        if told == Err(rustix::io::Errno::SRCH) {
+            continue;
+        }
+        told.map_err(|error| {
             Failure::new("not_your_server", format!("Process {} cannot be told to stop: {error}.", process.pid)).hint(format!(
                 "It runs as another user. Stop it as root: sudo capsule server down --data {}",
                 directory.display()
             ))
         })?;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + END_TIMEOUT;
     while data::is_claimed(&directory) {
         if Instant::now() > deadline {
             bail!(

@@ -1,4 +1,5 @@
-//! Packet filters of sandboxes, by nftables, for IPv4 and IPv6 in one table. Everything that is not named is dropped.
+//! Packet filters of sandboxes, by nftables, for IPv4 and IPv6 in one table. IPv6 is dropped. Out of a sandbox, ranges that
+//! it must not reach are dropped and other IPv4 passes; into it come only replies.
 //!
 //! There are two, and each holds without the other. The host's table is on the host's end of each pair of interfaces: it
 //! knows the host's addresses at any moment. The sandbox's own table is in its network, where only its shim may change

@@ -100,8 +100,8 @@ impl Quantity {
     #[must_use]
     pub fn hint(self) -> String {
         let remedy = match self {
-            Self::BuildsPerHour | Self::DeploymentsPerHour => "Try again within the hour",
-            Self::BuildsPerDay | Self::UploadMibPerDay => "Try again tomorrow",
+            Self::BuildsPerHour | Self::DeploymentsPerHour => "Try again when earlier ones are more than an hour old",
+            Self::BuildsPerDay | Self::UploadMibPerDay => "Try again when earlier ones are more than 24 hours old",
             Self::Instances | Self::InstancesPerService | Self::MemoryMib => {
                 "Stop services or remove process types that are not needed"
             }
@@ -163,8 +163,7 @@ impl Quotas {
         if after <= limit || after <= before {
             return Ok(());
         }
-        let detail =
-            format!("The organization uses {before} of {limit} {}; with this it would be {after}.", quantity.description());
+        let detail = format!("{before} of {limit} {} are used; with this it would be {after}.", quantity.description());
         Err(Problem::quota_exceeded(detail).hint(quantity.hint()))
     }
 }

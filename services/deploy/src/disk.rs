@@ -60,10 +60,9 @@ pub async fn keep_reserve(deploys: &Deploys) {
     }
 }
 
-/// Whoever holds the most, if that is more than an equal share of what all hold together.
+/// Whoever holds the most, if that is worth an eviction.
 fn biggest_offender(held: Vec<(u64, String)>) -> Option<(u64, String)> {
-    let share = held.iter().map(|(bytes, _)| bytes).sum::<u64>() / (held.len() as u64).max(1);
-    held.into_iter().max().filter(|(bytes, _)| *bytes >= share && *bytes >= WORTH_EVICTING)
+    held.into_iter().max().filter(|(bytes, _)| *bytes >= WORTH_EVICTING)
 }
 
 /// Removes the layers of instances that are gone, and of build steps whose shim is.

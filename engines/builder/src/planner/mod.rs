@@ -161,7 +161,7 @@ impl Planner {
             Err(_) => return Err(PlannerError::Refused(format!("it takes longer than {} s", PLAN_TIMEOUT.as_secs()))),
         };
         match serde_json::from_slice(&answer) {
-            // Whatever became of the process: what it answers is a plan like any other.
+            // The answer is untrusted input, even of a process that succeeded.
             Ok(Answer::Plan(plan)) if status.success() => match capsule_buildplan::check(&plan) {
                 Ok(()) => Ok(*plan),
                 Err(error) => Err(PlannerError::Refused(error.to_string())),
@@ -180,10 +180,14 @@ fn how_it_ended(status: ExitStatus) -> String {
     let signal = status.signal().unwrap_or_default();
     match signal {
         // SIGXCPU, SIGKILL
-        24 | 9 => format!("reading the repository takes more than {} s of CPU time", confined::CPU_SECONDS),
+        24 | 9 => format!(
+            "reading the repository was ended by signal {signal}: it probably takes more than {} s of CPU time",
+            confined::CPU_SECONDS
+        ),
         // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGSEGV
         4..=7 | 11 => format!(
-            "reading the repository takes more than {} MiB of memory, or its files are nested too deeply",
+            "reading the repository was ended by signal {signal}: it probably takes more than {} MiB of memory, or its files are \
+             nested too deeply",
             confined::MEMORY_BYTES >> 20
         ),
         0 => format!("the process that reads the repository ended with status {}", status.code().unwrap_or_default()),
