@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use capsule_bus::{Context, Principal};
-use capsule_cache::Verdict;
+use capsule_cache::{Rate, Verdict};
 use capsule_contracts::Message;
 use capsule_contracts::Problem;
 use capsule_contracts::identity::{Login, Register};
@@ -67,6 +67,13 @@ pub async fn check_account(
     let account = hex::encode(&Sha256::digest(email.trim().to_lowercase())[..16]);
     let attempt = Attempt { known: format!("signed-in:{account}:{client}") };
     if subject == Login::SUBJECT && !gateway.limiter.is_marked(&attempt.known).await {
+        let one = format!("account:{account}:{client}");
+        let counted = gateway.limiter.take_in(&one, of_one_address(gateway.limits.account), ACCOUNT_WINDOW).await;
+        if let Some(verdict) = counted.filter(|verdict| !verdict.allowed) {
+            let minutes = verdict.reset.as_secs().div_ceil(60);
+            return Err(refused("Too many attempts to sign in to this account from this address.".into())
+                .hint(format!("Try again in {minutes} minutes, or from another network.")));
+        }
         let counted = gateway.limiter.take_in(&format!("account:{account}"), gateway.limits.account, ACCOUNT_WINDOW).await;
         if let Some(verdict) = counted.filter(|verdict| !verdict.allowed) {
             let minutes = verdict.reset.as_secs().div_ceil(60);
@@ -75,6 +82,11 @@ pub async fn check_account(
         }
     }
     Ok(Some(attempt))
+}
+
+/// A tenth of an account's attempts: one address that uses up its own locks out nobody else.
+fn of_one_address(account: Rate) -> Rate {
+    Rate(account.0.div_ceil(10))
 }
 
 /// The attempt succeeded: from its address, the account is its owner's.
@@ -125,8 +137,14 @@ pub fn retry_after(response: &mut Response) {
 
 #[cfg(test)]
 mod tests {
-    use super::address;
+    use super::{address, of_one_address};
     use axum::http::Request;
+    use capsule_cache::Rate;
+
+    #[test]
+    fn one_address_has_a_small_part_of_an_accounts_attempts() {
+        assert_eq!([0, 8, 100].map(|limit| of_one_address(Rate(limit))), [Rate(0), Rate(1), Rate(10)]);
+    }
 
     #[test]
     fn a_client_is_an_address_or_a_network_of_64_bits_as_the_ingress_says() {

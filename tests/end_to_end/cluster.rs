@@ -200,9 +200,9 @@ fn forged(broker: &str, stranger: &Stranger) {
     let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
     assert!(reply.is_empty(), "{reply:?}");
 
-    let letters = eventually("project and deploy have both set both aside", || {
+    let letters = eventually("identity, project and deploy have each set both aside", || {
         let all = server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json();
-        all.as_array().filter(|all| all.len() == 4).cloned()
+        all.as_array().filter(|all| all.len() == 6).cloned()
     });
     assert!(letters.iter().all(|letter| letter["kind"] == "unreadable"), "{letters:?}");
     server.api("GET", &format!("/services/{service}"), Some(&token), None).ok();

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use capsule_tests::{Server, corpus, example};
+use capsule_tests::{Server, corpus, eventually, example, text};
 use libtest_mimic::Trial;
 
 use crate::test;
@@ -252,6 +252,18 @@ fn account() {
     let told = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).refused();
     assert!(told.err.contains("capsule login"), "{told:?}");
     login(&["--email", "ada@example.com"], "correct horse battery\n").ok();
+    // On the server's own host, the local administrator does not take the place of a session that has ended.
+    server.capsule_with(&["login", "--email", "ada@example.com"], "correct horse battery\n", &[]).ok();
+    let ada = serde_json::json!({"email": "ada@example.com", "password": "correct horse battery"});
+    let token = text(&server.api("POST", "/auth/login", None, Some(&ada)).ok(), "access_token");
+    server.api("DELETE", "/auth/sessions", Some(&token), None).ok();
+    eventually("the session has ended", || (!server.capsule(&["whoami"]).success).then_some(()));
+    for command in [&["account", "delete", "--yes"][..], &["whoami"]] {
+        let refused = server.capsule(command).refused();
+        assert!(refused.err.contains("has ended") && refused.err.contains("capsule login"), "{refused:?}");
+    }
+    let administrator = server.capsule(&["login"]).ok();
+    assert!(administrator.out.contains("administrator of the installation"), "{administrator:?}");
 }
 
 fn configuration() {
@@ -278,7 +290,7 @@ pub fn migrations() {
     assert_eq!(states(&server, "info"), BTreeSet::from(["applied".to_owned()]));
     server.migrate("validate").ok();
     let refused = server.migrate("run").refused();
-    assert!(refused.err.contains("runs in"), "{refused:?}");
+    assert!(refused.err.contains("A server runs with the data directory"), "{refused:?}");
     server.stop();
     assert_eq!(states(&server, "run"), BTreeSet::from(["applied".to_owned()]));
 }

@@ -24,6 +24,8 @@ pub use address::web_page;
 use address::Address;
 use session::Tokens;
 
+const NOT_SIGNED_IN: &str = "not_signed_in";
+
 /// Which server is meant, as the command line and the environment say.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
@@ -40,14 +42,40 @@ pub struct Client {
     agent: Agent,
     /// The server's base URL, without a slash at its end.
     server: String,
-    /// Kept under this name; the same as `server`, but for a local server.
+    /// For people; the same as `server`, but for a local server.
     name: String,
+    /// The name under which the session is kept.
+    kept_as: String,
     tokens: Option<Tokens>,
+    /// Whose session the server has accepted during this command.
+    acted_as: Option<String>,
     local_token: Option<String>,
+    local_sign_in: LocalSignIn,
     /// The data directory of a local server.
     directory: Option<PathBuf>,
     /// Sessions may be sent without encryption.
     insecure_http: bool,
+}
+
+/// When the local token may open a session. It does so as the local administrator, whoever was signed in before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LocalSignIn {
+    /// Where there was no session, or the local token had opened it.
+    Unasked,
+    /// In place of any session that has ended: the person signs in.
+    Asked,
+    Never,
+}
+
+impl LocalSignIn {
+    /// Whether the local token may open a session after `ended`.
+    fn permits(self, ended: Option<&Tokens>) -> bool {
+        match self {
+            Self::Unasked => ended.is_none_or(|tokens| tokens.by_local_token),
+            Self::Asked => true,
+            Self::Never => false,
+        }
+    }
 }
 
 /// A request that the server refused.
@@ -84,6 +112,11 @@ pub fn takes_password(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == "reauthentication_required")
 }
 
+/// Whether to wait for the server is in vain: it has answered, or the session has ended.
+pub fn is_final(error: &anyhow::Error) -> bool {
+    error.is::<Refused>() || error.downcast_ref::<Failure>().is_some_and(|failure| failure.code == NOT_SIGNED_IN)
+}
+
 impl Client {
     /// The server that was named, or else the one of the data directory. Only where neither is given, and no server
     /// runs with this user's data directory, is it the one signed in to last: what was named never falls back.
@@ -93,13 +126,12 @@ impl Client {
         if let Some(server) = &choice.server {
             let address = Address::parse(server)?;
             return match local.filter(|local| local.url == address.url || local.address == address.url) {
-                Some(local) => Ok(Self::local(&directory, local, session::load(&address.url)?, Some(address.url))),
+                Some(local) => Self::local(&directory, local, Some(address.url)),
                 None => Self::remote(&address, session::load(&address.url)?, choice),
             };
         }
         if let Some(local) = local {
-            let tokens = session::load(&local.url)?;
-            return Ok(Self::local(&directory, local, tokens, None));
+            return Self::local(&directory, local, None);
         }
         if choice.data.is_some() {
             return Err(local::why_not(&directory).into());
@@ -115,17 +147,30 @@ impl Client {
         }
     }
 
-    fn local(directory: &Path, local: local::Local, tokens: Option<Tokens>, name: Option<String>) -> Self {
-        Self {
+    fn local(directory: &Path, local: local::Local, named: Option<String>) -> anyhow::Result<Self> {
+        let name = named.unwrap_or_else(|| local.url.clone());
+        // Whoever signed in under another of its names is signed in: the local token does not take their place.
+        let (mut kept_as, mut tokens) = (name.clone(), None);
+        for known in [&name, &local.url, &local.address] {
+            tokens = session::load(known)?;
+            if tokens.is_some() {
+                kept_as.clone_from(known);
+                break;
+            }
+        }
+        Ok(Self {
             // What is of this host is reached without a proxy.
             agent: agent(false, false),
             server: local.address,
-            name: name.unwrap_or(local.url),
+            name,
+            kept_as,
             tokens,
+            acted_as: None,
             local_token: Some(local.token),
+            local_sign_in: LocalSignIn::Unasked,
             directory: Some(directory.into()),
             insecure_http: false,
-        }
+        })
     }
 
     fn remote(address: &Address, tokens: Option<Tokens>, choice: &Choice) -> anyhow::Result<Self> {
@@ -142,8 +187,11 @@ impl Client {
             agent: agent(address.is_https, !address.is_loopback),
             server: address.url.clone(),
             name: address.url.clone(),
+            kept_as: address.url.clone(),
             tokens,
+            acted_as: None,
             local_token: None,
+            local_sign_in: LocalSignIn::Never,
             directory: None,
             insecure_http: address.is_in_clear(),
         })
@@ -167,6 +215,21 @@ impl Client {
     /// The secret that signs the owner of this host's server in, if this is that server.
     pub fn local_token(&self) -> Option<&str> {
         self.local_token.as_deref()
+    }
+
+    /// What stands for the password: the local token, in a session that it has opened.
+    pub fn password_substitute(&self) -> Option<&str> {
+        self.local_token().filter(|_| self.tokens.as_ref().is_some_and(|tokens| tokens.by_local_token))
+    }
+
+    /// The person signs in: where their session has ended, the local token opens another, whatever opened that one.
+    pub fn sign_in_locally(&mut self) {
+        self.local_sign_in = LocalSignIn::Asked;
+    }
+
+    /// Only a session that the person has counts: the local token opens none.
+    pub fn require_session(&mut self) {
+        self.local_sign_in = LocalSignIn::Never;
     }
 
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
@@ -238,12 +301,15 @@ impl Client {
         if self.tokens.is_none() {
             self.sign_in_again()?;
         }
-        let response = send(self)?;
-        if response.status() != 401 {
-            return accepted(response);
+        let mut response = send(self)?;
+        if response.status() == 401 {
+            self.sign_in_again()?;
+            response = send(self)?;
         }
-        self.sign_in_again()?;
-        accepted(send(self)?)
+        if response.status() != 401 {
+            self.acted_as = self.tokens.as_ref().and_then(|tokens| tokens.user_id.clone());
+        }
+        accepted(response)
     }
 
     fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> anyhow::Result<Response<Body>> {
@@ -278,55 +344,74 @@ impl Client {
         Failure::new("unreachable", format!("The server at {} does not answer: {error}.", self.name)).hint(hint).into()
     }
 
-    /// Exchanges the refresh token, or else uses the local one.
+    /// Exchanges the refresh token, or else uses the local one. A session that has ended stays kept until the person
+    /// signs in anew or out: without it, the next command would be the local administrator's.
     fn sign_in_again(&mut self) -> anyhow::Result<()> {
         let _turn = session::lock()?;
         // Another command may have been faster, and a refresh token works only once.
-        let kept = session::load(&self.name)?;
+        let kept = session::load(&self.kept_as)?;
         if let Some(kept) = &kept
             && self.tokens.as_ref().is_some_and(|tokens| tokens.access_token != kept.access_token)
         {
+            self.require_same_user(kept)?;
             self.tokens = Some(kept.clone());
             return Ok(());
         }
-        if let Some(tokens) = kept {
+        if let Some(tokens) = &kept {
             let response =
                 self.send("POST", "/auth/refresh", Some(json!({"refresh_token": tokens.refresh_token}).to_string().as_bytes()))?;
-            if response.status().is_success() {
-                return self.keep(response);
+            if response.status() != 401 {
+                return self.keep(accepted(response)?, tokens.by_local_token);
             }
-            session::forget(&self.name)?;
         }
+        // Another command may have signed out: this one began in that session.
+        let ended = kept.or_else(|| self.tokens.clone());
         match self.local_token.clone() {
-            Some(token) => {
+            Some(token) if self.local_sign_in.permits(ended.as_ref()) => {
                 let response = self.send("POST", "/auth/local", Some(json!({"token": token}).to_string().as_bytes()))?;
-                self.keep(accepted(response)?)
+                self.keep(accepted(response)?, true)
             }
-            None => Err(Failure::new("not_signed_in", format!("You are not signed in to {}.", self.name))
-                .hint(format!("Sign in with `capsule login --server {}`.", self.name))
-                .into()),
+            _ => Err(self.not_signed_in(ended.is_some()).into()),
         }
+    }
+
+    fn not_signed_in(&self, has_ended: bool) -> Failure {
+        let message = match has_ended {
+            true => format!("Your session at {} has ended.", self.name),
+            false => format!("You are not signed in to {}.", self.name),
+        };
+        let local = match self.is_local() {
+            true => " Without --email, it signs in as the local administrator.",
+            false => "",
+        };
+        Failure::new(NOT_SIGNED_IN, message).hint(format!("Run `capsule login --server {}`.{local}", self.name))
+    }
+
+    /// A command that has acted as one user does not go on as another.
+    fn require_same_user(&self, next: &Tokens) -> Result<(), Failure> {
+        if self.acted_as.is_none() || self.acted_as == next.user_id {
+            return Ok(());
+        }
+        Err(Failure::new(NOT_SIGNED_IN, format!("Your session at {} has ended: another account has signed in.", self.name))
+            .hint("Check with `capsule whoami` who is signed in, and run the command again."))
     }
 
     /// Signs in with a password, or makes an account.
     pub fn enter(&mut self, path: &str, body: &Value) -> anyhow::Result<()> {
         let _turn = session::lock()?;
         let response = self.send("POST", path, Some(body.to_string().as_bytes()))?;
-        self.keep(accepted(response)?)
+        self.acted_as = None;
+        self.keep(accepted(response)?, false)
     }
 
-    /// Forgets a session that the server has ended.
-    pub fn forget(&mut self) -> anyhow::Result<()> {
-        let _turn = session::lock()?;
-        self.tokens = None;
-        session::forget(&self.name)
-    }
-
-    fn keep(&mut self, mut response: Response<Body>) -> anyhow::Result<()> {
-        let mut tokens: Tokens =
+    fn keep(&mut self, mut response: Response<Body>, by_local_token: bool) -> anyhow::Result<()> {
+        let session: Value =
             serde_json::from_str(&response.body_mut().read_to_string()?).context("the server's answer is unknown")?;
-        tokens.insecure_http = self.insecure_http;
-        session::keep(&self.name, &tokens)?;
+        let user_id = session["user"]["id"].as_str().map(str::to_owned);
+        let tokens: Tokens = serde_json::from_value(session).context("the server's answer is unknown")?;
+        let tokens = Tokens { insecure_http: self.insecure_http, by_local_token, user_id, ..tokens };
+        self.require_same_user(&tokens)?;
+        session::keep(&self.kept_as, &tokens)?;
         self.tokens = Some(tokens);
         Ok(())
     }
@@ -335,7 +420,7 @@ impl Client {
     pub fn leave(&mut self) -> anyhow::Result<()> {
         let _turn = session::lock()?;
         let told = self.tokens.is_some().then(|| self.send("POST", "/auth/logout", Some(b"{}")));
-        session::forget(&self.name)?;
+        session::forget(&self.kept_as)?;
         self.tokens = None;
         // An expired token has nothing to end.
         match told {
@@ -376,5 +461,70 @@ fn accepted(mut response: Response<Body>) -> anyhow::Result<Response<Body>> {
     match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Err(Refused(problem).into()),
         Err(_) => bail!("The server answered with {status}. Is it a Capsule server?"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Client, LocalSignIn, NOT_SIGNED_IN, Tokens, agent, is_final};
+
+    fn tokens(by_local_token: bool) -> Tokens {
+        Tokens {
+            access_token: "a".into(),
+            refresh_token: "b".into(),
+            insecure_http: false,
+            by_local_token,
+            user_id: Some("ada".into()),
+        }
+    }
+
+    fn client(tokens: Option<Tokens>) -> Client {
+        Client {
+            agent: agent(false, false),
+            server: "http://127.0.0.1:8080".into(),
+            name: "http://localhost:8080".into(),
+            kept_as: "http://localhost:8080".into(),
+            tokens,
+            acted_as: None,
+            local_token: Some("the local token".into()),
+            local_sign_in: LocalSignIn::Unasked,
+            directory: None,
+            insecure_http: false,
+        }
+    }
+
+    #[test]
+    fn the_local_token_does_not_take_the_place_of_a_person_by_itself() {
+        let (local, person) = (tokens(true), tokens(false));
+        assert!(LocalSignIn::Unasked.permits(None) && LocalSignIn::Unasked.permits(Some(&local)));
+        assert!(!LocalSignIn::Unasked.permits(Some(&person)));
+        assert!(LocalSignIn::Asked.permits(Some(&person)));
+        assert!(!LocalSignIn::Never.permits(None) && !LocalSignIn::Never.permits(Some(&local)));
+    }
+
+    #[test]
+    fn the_local_token_stands_for_the_password_only_in_a_session_that_it_opened() {
+        assert_eq!(client(Some(tokens(true))).password_substitute(), Some("the local token"));
+        assert_eq!(client(Some(tokens(false))).password_substitute(), None);
+        assert_eq!(client(None).password_substitute(), None);
+    }
+
+    #[test]
+    fn a_command_does_not_go_on_as_another_user() {
+        let mut client = client(Some(tokens(false)));
+        client.require_same_user(&tokens(true)).expect("nothing was done yet");
+        client.acted_as = Some("ada".into());
+        client.require_same_user(&tokens(true)).expect("the same user");
+        let other = Tokens { user_id: Some("bob".into()), ..tokens(true) };
+        let refused = client.require_same_user(&other).expect_err("another user");
+        assert_eq!(refused.code, NOT_SIGNED_IN);
+        assert!(is_final(&anyhow::Error::from(refused)));
+    }
+
+    #[test]
+    fn whoever_is_not_signed_in_is_told_how_to() {
+        let ended = client(None).not_signed_in(true).to_string();
+        assert!(ended.starts_with("Your session at http://localhost:8080 has ended."), "{ended}");
+        assert!(ended.contains("Run `capsule login --server http://localhost:8080`."), "{ended}");
     }
 }

@@ -17,6 +17,12 @@ pub struct Tokens {
     /// Whether the one who signed in asked for a connection without encryption.
     #[serde(default)]
     pub insecure_http: bool,
+    /// Whether the local token opened the session, and not a password. A file of an earlier version does not have it.
+    #[serde(default)]
+    pub by_local_token: bool,
+    /// Whose session it is. A file of an earlier version does not have it.
+    #[serde(default)]
+    pub user_id: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -94,4 +100,18 @@ fn write(all: &Sessions) -> anyhow::Result<()> {
     file.write_all(&serde_json::to_vec_pretty(all)?)?;
     std::fs::rename(temporary, directory.join("sessions.json"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sessions;
+
+    #[test]
+    fn a_session_of_an_earlier_version_did_not_come_from_the_local_token() {
+        let file = r#"{"last": "http://localhost:8080",
+            "sessions": {"http://localhost:8080": {"access_token": "a", "refresh_token": "b", "insecure_http": false}}}"#;
+        let all: Sessions = serde_json::from_str(file).expect("it loads");
+        let tokens = &all.sessions["http://localhost:8080"];
+        assert!(!tokens.by_local_token && tokens.user_id.is_none(), "{tokens:?}");
+    }
 }

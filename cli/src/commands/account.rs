@@ -12,10 +12,12 @@ use crate::terminal::{Terminal, ask, ask_password, ask_secret, can_ask, confirm}
 pub fn login(mut client: Client, arguments: Login, terminal: Terminal) -> anyhow::Result<()> {
     if arguments.register {
         let register = Register { email: arguments.email, name: arguments.name, token_stdin: false };
-        return enter(client, register, None, terminal);
+        let setup = setup_token(false, client.local_token());
+        return enter(client, register, setup.as_deref(), None, terminal);
     }
     if client.is_local() && arguments.email.is_none() {
         // The server is of this host, and its data directory can be read: no password is needed.
+        client.sign_in_locally();
         return whoami(client, terminal);
     }
     let email = email(arguments.email)?;
@@ -37,7 +39,17 @@ pub fn register(
         None => (None, link.as_str()),
     };
     let client = client(named.or(server))?;
-    enter(client, arguments, Some(token).filter(|token| !token.is_empty()), terminal)
+    let setup = setup_token(server.is_some(), client.local_token());
+    enter(client, arguments, setup.as_deref(), Some(token).filter(|token| !token.is_empty()), terminal)
+}
+
+/// The set-up token of the first account. Whoever can read the data directory has it already. It makes an
+/// administrator, so a server that a link names does not get it: a link can name anybody's.
+fn setup_token(is_linked: bool, local: Option<&str>) -> Option<String> {
+    if is_linked {
+        return None;
+    }
+    std::env::var("CAPSULE_SETUP_TOKEN").ok().or_else(|| local.map(str::to_owned))
 }
 
 /// The registration link or token: a secret, so it is asked for or read, and never an argument.
@@ -49,16 +61,20 @@ fn link(stdin: bool) -> anyhow::Result<String> {
     Ok(link.trim().to_owned())
 }
 
-fn enter(mut client: Client, arguments: Register, token: Option<&str>, terminal: Terminal) -> anyhow::Result<()> {
+fn enter(
+    mut client: Client,
+    arguments: Register,
+    setup: Option<&str>,
+    token: Option<&str>,
+    terminal: Terminal,
+) -> anyhow::Result<()> {
     let email = email(arguments.email)?;
     let password = ask_password("Password", true)?;
-    // The first account takes the set-up token. Whoever can read the data directory has it already.
-    let setup = std::env::var("CAPSULE_SETUP_TOKEN").ok().or_else(|| client.local_token().map(str::to_owned));
     let body: Value = json!({
         "email": email,
         "password": password,
         "name": arguments.name,
-        "setup_token": setup.as_deref().or(token),
+        "setup_token": setup.or(token),
         "registration_token": token,
     });
     client.enter("/auth/register", &body)?;
@@ -89,9 +105,9 @@ pub fn whoami(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
     })
 }
 
-/// Does what takes the password once more. For the local administrator, the server's local token does.
+/// Does what takes the password once more. In a session that the server's local token opened, that token does.
 pub fn confirmed<T>(client: &mut Client, act: impl Fn(&mut Client, &str) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    if let Some(token) = client.local_token().map(str::to_owned) {
+    if let Some(token) = client.password_substitute().map(str::to_owned) {
         match act(client, &token) {
             Err(error) if takes_password(&error) => {}
             done => return done,
@@ -106,7 +122,7 @@ pub fn password(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
     let user: User = client.get("/auth/me")?;
     // From a pipe: the present password, then the new one, each on a line.
     let present = ask_password("Present password (empty for the local administrator)", false);
-    let present = match (present, client.local_token()) {
+    let present = match (present, client.password_substitute()) {
         (Ok(present), _) if !present.is_empty() => present,
         (_, Some(token)) => token.to_owned(),
         (present, None) => present?,
@@ -118,12 +134,24 @@ pub fn password(mut client: Client, terminal: Terminal) -> anyhow::Result<()> {
 
 pub fn account(mut client: Client, command: &AccountCommand, terminal: Terminal) -> anyhow::Result<()> {
     let AccountCommand::Delete { yes } = command;
+    // Whoever is not signed in has no account to erase: it is not the local administrator's.
+    client.require_session();
     let user: User = client.get("/auth/me")?;
     let question = format!("Erase the account {} at {}, with every organization that is yours alone?", user.email, client.name());
     if !confirm(&question, *yes)? {
         bail!("nothing was changed");
     }
     let _: Empty = confirmed(&mut client, |client, password| client.delete_with("/auth/me", &json!({"password": password})))?;
-    client.forget()?;
     terminal.show(&json!({"user": user}), |_| format!("The account {} is being erased.", user.email))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::setup_token;
+
+    #[test]
+    fn a_server_that_a_link_names_does_not_get_the_set_up_token() {
+        assert_eq!(setup_token(true, Some("the local token")), None);
+        assert!(setup_token(false, Some("the local token")).is_some());
+    }
 }

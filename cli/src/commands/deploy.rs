@@ -94,7 +94,7 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
         match client.get::<Deployment>(&format!("/deployments/{id}")) {
             Ok(now) if now.status.is_settled() => break now,
             Ok(_) => {}
-            Err(error) if error.is::<crate::client::Refused>() => return Err(error),
+            Err(error) if crate::client::is_final(&error) => return Err(error),
             Err(_) => progress.message("Waiting for the server to come back"),
         }
         std::thread::sleep(Duration::from_millis(200));

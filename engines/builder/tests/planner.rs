@@ -139,7 +139,7 @@ fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
     let mut link = tar::Header::new_gnu();
     link.set_entry_type(tar::EntryType::Symlink);
     link.set_size(0);
-    packed.append_link(&mut link, "Procfile", "config/../config/Procfile.real").expect("packed");
+    packed.append_link(&mut link, "Procfile", "./config/Procfile.real").expect("packed");
     packed.into_inner().expect("packed")
 }
 
@@ -165,6 +165,10 @@ fn archives() -> Result<(), Failed> {
     }
     let error = room.plan(&Source::Archive(room.archive(b"hello"))).expect_err("no archive");
     assert!(error.contains("archive"), "{error}");
+    let full = room.planner.clone().keeping_free(u64::MAX);
+    let planned = wait(full.plan(&Source::Archive(room.archive(&gzipped(&tar_of(&FILES)))), OPTIONS));
+    let error = planned.expect_err("the disk has no room").to_string();
+    assert!(error.contains("room for"), "{error}");
     Ok(())
 }
 

@@ -1,10 +1,16 @@
 //! Cookies that an app sets: for its own host only. With the `Domain` of a common parent, they would reach the
 //! apps of other tenants.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Removes the `Domain` attribute of cookies where it names another domain than `host`.
+const CLEAR: HeaderName = HeaderName::from_static("clear-site-data");
+/// What is cleared for one host alone.
+const OWN: [&str; 2] = ["\"cache\"", "\"storage\""];
+
+/// Removes the `Domain` attribute of cookies where it names another domain than `host`, and orders to clear cookies:
+/// browsers clear those of the whole domain.
 pub fn confine(headers: &mut HeaderMap, host: &str) {
+    confine_clearing(headers);
     if !headers.get_all(header::SET_COOKIE).iter().any(|cookie| names_domain(cookie.as_bytes())) {
         return;
     }
@@ -12,6 +18,19 @@ pub fn confine(headers: &mut HeaderMap, host: &str) {
     headers.remove(header::SET_COOKIE);
     for cookie in cookies {
         headers.append(header::SET_COOKIE, cookie);
+    }
+}
+
+fn confine_clearing(headers: &mut HeaderMap) {
+    if !headers.contains_key(&CLEAR) {
+        return;
+    }
+    let orders = headers.get_all(&CLEAR).iter().filter_map(|value| value.to_str().ok());
+    let kept: Vec<&str> = orders.flat_map(|value| value.split(',')).map(str::trim).filter(|what| OWN.contains(what)).collect();
+    let kept = HeaderValue::from_str(&kept.join(", ")).ok().filter(|kept| !kept.is_empty());
+    headers.remove(&CLEAR);
+    if let Some(kept) = kept {
+        headers.insert(CLEAR, kept);
     }
 }
 
@@ -71,6 +90,22 @@ mod tests {
             confine(&mut headers, "app.localhost");
             let all: Vec<_> = headers.get_all(header::SET_COOKIE).iter().map(|value| value.to_str().expect("text")).collect();
             assert_eq!(all, ["first=1", kept], "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_app_does_not_clear_the_cookies_of_others() {
+        for (sent, kept) in [
+            ("\"cookies\"", None),
+            ("\"*\"", None),
+            ("*", None),
+            ("\"cache\", \"cookies\",\"storage\"", Some("\"cache\", \"storage\"")),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append("clear-site-data", HeaderValue::from_static("\"cookies\""));
+            headers.append("clear-site-data", HeaderValue::from_static(sent));
+            confine(&mut headers, "app.localhost");
+            assert_eq!(headers.get("clear-site-data").map(|value| value.to_str().expect("text")), kept, "{sent}");
         }
     }
 }

@@ -177,12 +177,9 @@ struct Hop {
 
 /// The usual headers, one element a hop; a single protocol is that of the client.
 fn x_forwarded(headers: &HeaderMap) -> Vec<Hop> {
-    let list = |name: &HeaderName| -> Vec<String> {
-        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
-    };
-    let protocols = list(&PROTO);
-    let mut hops: Vec<Hop> = list(&FOR).iter().map(|element| Hop { address: address(element), is_https: None }).collect();
+    let protocols = elements(headers, &PROTO);
+    let mut hops: Vec<Hop> =
+        elements(headers, &FOR).iter().map(|element| Hop { address: address(element), is_https: None }).collect();
     if hops.is_empty() && !protocols.is_empty() {
         hops.push(Hop::default());
     }
@@ -195,33 +192,64 @@ fn x_forwarded(headers: &HeaderMap) -> Vec<Hop> {
     hops
 }
 
-/// The header of RFC 7239.
+/// The elements of a list. One that is no text is empty: it hides none of those beside it.
+fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
+    let values = headers.get_all(name).iter();
+    let elements = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    elements.map(|element| str::from_utf8(element).unwrap_or_default().trim()).collect()
+}
+
+/// The header of RFC 7239. Where its quotes do not fit together, a visitor may have hidden in one what the proxy
+/// added: then nothing of it counts.
 fn forwarded(headers: &HeaderMap) -> Vec<Hop> {
     let mut hops = Vec::new();
-    for value in headers.get_all(header::FORWARDED).iter().filter_map(|value| value.to_str().ok()) {
-        for element in split_outside_quotes(value, ',') {
-            let mut hop = Hop::default();
-            for pair in split_outside_quotes(element, ';') {
-                let Some((name, value)) = pair.split_once('=') else { continue };
-                let value = value.trim().trim_matches('"');
-                match name.trim().to_ascii_lowercase().as_str() {
-                    "for" => hop.address = address(value),
-                    "proto" => hop.is_https = Some(is_https(value)),
-                    _ => {}
-                }
-            }
-            hops.push(hop);
-        }
+    for value in headers.get_all(header::FORWARDED) {
+        let Some(elements) = split_outside_quotes(value.as_bytes(), b',') else { return Vec::new() };
+        hops.extend(elements.into_iter().map(|element| forwarded_hop(element).unwrap_or_default()));
     }
     hops
 }
 
-fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let mut quoted = false;
-    text.split(move |letter| {
-        quoted ^= letter == '"';
-        letter == separator && !quoted
-    })
+/// One element of it; nothing if it is no text.
+fn forwarded_hop(element: &[u8]) -> Option<Hop> {
+    let mut hop = Hop::default();
+    for pair in split_outside_quotes(element, b';')? {
+        let Some((name, value)) = str::from_utf8(pair).ok()?.split_once('=') else { continue };
+        let value = value.trim().trim_matches('"');
+        match name.trim().to_ascii_lowercase().as_str() {
+            "for" => hop.address = address(value),
+            "proto" => hop.is_https = Some(is_https(value)),
+            _ => {}
+        }
+    }
+    Some(hop)
+}
+
+/// Nothing if a quote is not closed, or is not around a value as a whole.
+fn split_outside_quotes(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
+    let (mut parts, mut from) = (Vec::new(), 0);
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' if quoted => {
+                if !matches!(text[at + 1..].trim_ascii_start().first(), None | Some(b',' | b';')) {
+                    return None;
+                }
+                quoted = false;
+            }
+            b'"' if text[..at].ends_with(b"=") => quoted = true,
+            b'"' => return None,
+            _ if *byte == separator && !quoted => {
+                parts.push(&text[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[from..]);
+    (!quoted).then_some(parts)
 }
 
 fn is_https(protocol: &str) -> bool {
@@ -340,6 +368,17 @@ mod tests {
                 &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:80\";proto=https;host=\"x,y\"")],
                 ["2001:db8::7", "2001:db8::7, 10.0.0.1", "https", "443"],
             ),
+            ("10.0.0.1", &[("forwarded", "for=9.9.9.9;x=\", for=192.0.2.7;proto=https")], ["10.0.0.1", "10.0.0.1", "http", "80"]),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=9.9.9.9;x=\", for=\"[2001:db8::7]\";x=\"")],
+                ["10.0.0.1", "10.0.0.1", "http", "80"],
+            ),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=192.0.2.7;host=\"a\\\";for=9.9.9.9;x=\\\"b\"")],
+                ["192.0.2.7", "192.0.2.7, 10.0.0.1", "http", "80"],
+            ),
             (
                 "10.0.0.1",
                 &[("forwarded", "for=1.1.1.1;proto=https"), ("x-forwarded-for", "192.0.2.7")],
@@ -353,6 +392,24 @@ mod tests {
         ] {
             let headers = told(peer, sent);
             assert_eq!(lines(&headers), expected, "{peer} {sent:?}");
+        }
+    }
+
+    #[test]
+    fn an_element_that_is_no_text_hides_no_other() {
+        for (name, value, expected) in [
+            ("x-forwarded-for", &b"\xff, 203.0.113.5"[..], &["203.0.113.5", "10.0.0.1"][..]),
+            ("x-forwarded-for", &b"9.9.9.9, \xff, 10.0.0.2"[..], &["10.0.0.2", "10.0.0.1"][..]),
+            ("x-forwarded-for", &b"9.9.9.9, \xff"[..], &["10.0.0.1"][..]),
+            ("forwarded", &b"for=\xff, for=203.0.113.5"[..], &["203.0.113.5", "10.0.0.1"][..]),
+            ("forwarded", &b"for=9.9.9.9, for=1.1.1.1;x=\xff"[..], &["10.0.0.1"][..]),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_bytes(value).expect("a value"));
+            let peer = IpAddr::from([10, 0, 0, 1]);
+            let client = Client::find(&headers, peer, |address| address.to_string().starts_with("10."));
+            let chain: Vec<String> = client.chain.iter().map(ToString::to_string).collect();
+            assert_eq!(chain, expected, "{name}: {}", value.escape_ascii());
         }
     }
 }

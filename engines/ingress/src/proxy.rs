@@ -43,10 +43,22 @@ pub struct Visitor {
 
 impl Proxy {
     /// Answers one request.
-    pub async fn handle(&self, mut request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
+        let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let mut response = self.answer(request, visitor).await;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            visitor.heads.end();
+        } else if is_chunked {
+            // Where its body ends, and another head begins, only the HTTP library sees.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn answer(&self, mut request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
         let has_body = !request.body().is_end_stream();
-        let has_length = visitor.heads.next(has_body);
-        let upload = has_body.then(|| Upload::new(visitor.heads.clone()));
+        let has_length = visitor.heads.next(request.body().size_hint().exact());
+        let upload = has_body.then(Upload::default);
         let reader = pages::Visitor::of(request.headers());
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let host = match request::check(&request, chunked && has_length) {

@@ -41,16 +41,13 @@ const TOOL_FILE_VARIANTS: [&str; 4] = ["containerfile.", "docker-compose.", "doc
 /// A page about such a file is one.
 const PAGES: [&str; 12] = ["css", "htm", "html", "jpg", "js", "md", "pdf", "png", "svg", "txt", "webp", "xml"];
 /// Names of private keys and of files with credentials.
-const KEY_FILES: [&str; 16] = [
+const KEY_FILES: [&str; 13] = [
     "_netrc",
+    "credentials",
+    "credentials.csv",
     "credentials.json",
+    "deploy_key",
     "htpasswd",
-    "id_dsa",
-    "id_ecdsa",
-    "id_ecdsa_sk",
-    "id_ed25519",
-    "id_ed25519_sk",
-    "id_rsa",
     "id_xmss",
     "kubeconfig",
     "netrc",
@@ -62,6 +59,10 @@ const KEY_FILES: [&str; 16] = [
 /// So begin the names of keys and of credentials of applications; what ends in `.pub` is public.
 const KEY_PREFIXES: [&str; 8] =
     ["client_secret", "id_dsa.", "id_ecdsa.", "id_ecdsa_sk.", "id_ed25519.", "id_ed25519_sk.", "id_rsa.", "ssh_host_"];
+/// So begin the names of keys that are named for what they are for: `id_rsa_github`. Pages are about them.
+const NAMED_KEY_PREFIXES: [&str; 4] = ["id_dsa", "id_ecdsa", "id_ed25519", "id_rsa"];
+/// In the name of the file that holds the key of a Firebase project.
+const FIREBASE_KEY: &str = "-firebase-adminsdk-";
 /// Endings of the names of keys, keystores, stores of passwords, and files of tools that hold credentials.
 const KEY_ENDINGS: [&str; 24] = [
     "agekey",
@@ -130,10 +131,13 @@ fn is_published_file(name: &OsStr) -> bool {
         name = original.trim_end_matches(marks);
     }
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-    let is_variant = TOOL_FILE_VARIANTS.iter().any(|beginning| name.starts_with(beginning)) && !PAGES.contains(&ending);
+    let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
+    let is_variant = begins(&TOOL_FILE_VARIANTS) && !PAGES.contains(&ending);
     let is_key = KEY_FILES.contains(&name)
         || KEY_ENDINGS.contains(&ending)
-        || (KEY_PREFIXES.iter().any(|beginning| name.starts_with(beginning)) && ending != "pub");
+        || (name.contains(FIREBASE_KEY) && ending == "json")
+        || (begins(&KEY_PREFIXES) && ending != "pub")
+        || (begins(&NAMED_KEY_PREFIXES) && ending != "pub" && !PAGES.contains(&ending));
     !is_variant && !is_key && !TOOL_FILES.contains(&name)
 }
 
@@ -160,6 +164,15 @@ mod tests {
             "id_rsa.bak",
             "id_rsa.txt",
             "ssh_host_ed25519_key",
+            "id_rsa_github",
+            "id_ed25519-deploy",
+            "ID_RSA2",
+            "id_ecdsa_sk.txt",
+            "id_ed25519_sk",
+            "deploy_key",
+            "credentials",
+            "Credentials.csv",
+            "my-app-firebase-adminsdk-x1y2z-0123456789.json",
             "production.env",
             "client_secret_123.json",
             "id_ed25519~",
@@ -194,6 +207,9 @@ mod tests {
             "./a/b.js",
             "download.tar.gz",
             "id_rsa.pub",
+            "id_rsa_github.pub",
+            "id_rsa-guide.html",
+            "credentials.html",
             "ssh_host_rsa_key.pub",
             "environment.html",
             "keyboard.html",

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,83 +18,84 @@ pub const HEAD_SIZE: usize = 64 << 10;
 /// A visitor that accepts no bytes for so long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// The most that is kept of what was read, and not looked at yet: more than the HTTP library reads ahead.
+const MOST_KEPT: usize = 4 * HEAD_SIZE;
+
 /// The head of the request that a connection reads, as it was sent. The HTTP library drops one of two lengths
 /// that contradict each other; here both can still be seen.
 #[derive(Clone, Debug, Default)]
-pub struct Heads(Arc<Recorded>);
+pub struct Heads(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
 struct Recorded {
-    is_in_body: AtomicBool,
-    bytes: Mutex<Vec<u8>>,
+    bytes: Vec<u8>,
+    /// What is still to come of a request's body, in bytes.
+    body: u64,
+    /// Where the next head begins is not known any more.
+    is_lost: bool,
+}
+
+impl Recorded {
+    fn record(&mut self, read: &[u8]) {
+        let body = read.len().min(usize::try_from(self.body).unwrap_or(usize::MAX));
+        self.body -= body as u64;
+        let rest = &read[body..];
+        let room = MOST_KEPT.saturating_sub(self.bytes.len());
+        self.is_lost |= rest.len() > room;
+        self.bytes.extend_from_slice(&rest[..rest.len().min(room)]);
+    }
 }
 
 impl Heads {
     fn record(&self, read: &[u8]) {
-        if !self.0.is_in_body.load(Ordering::Relaxed) {
-            let mut bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            let room = HEAD_SIZE.saturating_sub(bytes.len());
-            bytes.extend_from_slice(&read[..read.len().min(room)]);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).record(read);
     }
 
-    /// The next head has been read. Whether it has a `Content-Length`, kept by the library or not. With a body,
-    /// nothing is recorded until that is [over](Self::end_of_body).
-    pub fn next(&self, has_body: bool) -> bool {
-        let mut bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut has_length = false;
+    /// The next head has been read, and a body of so many bytes follows; of an unknown number, no head may follow
+    /// it. Whether the head has a `Content-Length`, kept by the library or not, or may have.
+    pub fn next(&self, body: Option<u64>) -> bool {
+        let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut has_length, mut has_begun, mut is_whole) = (false, false, false);
         let mut end = 0;
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        for line in recorded.bytes.split_inclusive(|byte| *byte == b'\n') {
             end += line.len();
-            // Empty lines before a request are skipped.
-            if matches!(line, b"\n" | b"\r\n") && end > 2 {
-                break;
+            if matches!(line, b"\n" | b"\r\n") {
+                is_whole = has_begun;
+                if is_whole {
+                    break;
+                }
+                // Empty lines before a request are skipped.
+                continue;
             }
+            has_begun = true;
             let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
             has_length |= name.eq_ignore_ascii_case(b"content-length");
         }
-        if has_body {
-            bytes.clear();
-        } else {
-            bytes.drain(..end);
-        }
-        self.0.is_in_body.store(has_body, Ordering::Relaxed);
-        has_length
+        recorded.is_lost |= !is_whole;
+        let ahead = recorded.bytes.split_off(end);
+        recorded.bytes.clear();
+        recorded.body = body.unwrap_or(u64::MAX);
+        recorded.record(&ahead);
+        has_length || recorded.is_lost
     }
 
-    /// A request's body was read to its end, or given up.
-    fn end_of_body(&self) {
-        self.0.is_in_body.store(false, Ordering::Relaxed);
+    /// No further head follows: the connection has another protocol now.
+    pub fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { bytes: Vec::new(), body: u64::MAX, is_lost: true };
     }
 }
 
-/// How much of a request's body has been read. The body is over when the last clone is dropped.
-#[derive(Clone, Debug)]
-pub struct Upload(Arc<Counted>);
-
-#[derive(Debug)]
-struct Counted {
-    bytes: AtomicU64,
-    heads: Heads,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.heads.end_of_body();
-    }
-}
+/// How much of a request's body has been read.
+#[derive(Clone, Debug, Default)]
+pub struct Upload(Arc<AtomicU64>);
 
 impl Upload {
-    pub fn new(heads: Heads) -> Self {
-        Self(Arc::new(Counted { bytes: AtomicU64::new(0), heads }))
-    }
-
     pub fn count(&self, bytes: usize) {
-        self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub fn bytes(&self) -> u64 {
-        self.0.bytes.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -176,18 +177,35 @@ impl AsyncWrite for VisitorStream {
 
 #[cfg(test)]
 mod tests {
-    use super::Heads;
+    use super::{Heads, MOST_KEPT};
 
     #[test]
     fn a_length_is_seen_in_the_head_that_has_it() {
         let heads = Heads::default();
-        heads.record(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nContent-");
-        heads.record(b"length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
-        assert!(!heads.next(false));
-        assert!(heads.next(true));
-        heads.record(b"Content-Length: 1\r\n\r\n");
-        heads.end_of_body();
-        heads.record(b"GET / HTTP/1.1\nHost: a\n\n");
-        assert!(!heads.next(false));
+        heads.record(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nContent-");
+        heads.record(b"length: 3\r\n\r\nx");
+        assert!(!heads.next(Some(0)));
+        assert!(heads.next(Some(3)));
+        // The end of the body and the beginning of the next head come together.
+        heads.record(b"yzPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Le");
+        heads.record(b"ngth: 3\r\n\r\n0\r\n\r\n");
+        assert!(heads.next(None));
+
+        let heads = Heads::default();
+        heads.record(b"POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\nContent-Length: 1\r\n\nGET / HTTP/1.1\nHost: a\n\n");
+        assert!(heads.next(Some(20)));
+        assert!(!heads.next(Some(0)));
+    }
+
+    #[test]
+    fn a_head_that_was_not_seen_may_have_a_length() {
+        let heads = Heads::default();
+        heads.record(b"GET / HTTP/1.1\r\n\r\n");
+        assert!(!heads.next(Some(0)));
+        assert!(heads.next(Some(0)));
+        let heads = Heads::default();
+        heads.record(b"GET / HTTP/1.1\r\n\r\n");
+        heads.record(&[b'x'; MOST_KEPT]);
+        assert!(heads.next(Some(0)));
     }
 }

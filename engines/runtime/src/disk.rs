@@ -14,8 +14,10 @@ use crate::trees::{Excess, Meter, Usage};
 pub const TICK: Duration = Duration::from_millis(500);
 /// How often a workload is measured.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Measuring takes at most one part in so many of the time.
+/// Measuring takes at most one part in so many of the time, unless the file system fills quickly.
 const SHARE: u32 = 10;
+/// The longest time between two measurements, however long one takes.
+const LONGEST_PERIOD: Duration = Duration::from_secs(10);
 /// A file system that lost one part in so many of a workload's limit is a reason to measure at once.
 const QUICK: u64 = 16;
 
@@ -53,7 +55,7 @@ impl Enforcement {
 pub struct Schedule {
     limit: Usage,
     due: Instant,
-    /// Not before, whatever happens: measuring must not become the load.
+    /// Not before, whatever happens: measuring takes at most half of the time of one core.
     earliest: Instant,
     /// What the file system had free at the last measurement.
     free: Option<Usage>,
@@ -80,8 +82,8 @@ impl Schedule {
     /// Notes that a measurement is done that took so long.
     pub fn measured(&mut self, took: Duration, layers: &Layers) {
         let now = Instant::now();
-        self.earliest = now + took * SHARE;
-        self.due = now + PERIOD.max(took * SHARE);
+        self.earliest = now + took.min(LONGEST_PERIOD);
+        self.due = now + took.saturating_mul(SHARE).clamp(PERIOD, LONGEST_PERIOD);
         self.free = free(layers);
     }
 }
@@ -91,11 +93,12 @@ fn free(layers: &Layers) -> Option<Usage> {
     Some(Usage { bytes: system.f_bfree.saturating_mul(system.f_frsize), inodes: system.f_ffree })
 }
 
-/// Measures a workload. `pid` is its first process, through which the others are found, while it runs.
+/// Measures a workload. `pid` is its first process, through which the others are found, while it runs; its threads
+/// `share_files` where they cannot have tables of descriptors of their own.
 ///
 /// # Errors
 /// When it holds more than `limit`.
-pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathBuf]) -> Result<Usage, Excess> {
+pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathBuf], share_files: bool) -> Result<Usage, Excess> {
     let allowance = layers.allowance();
     let most =
         Usage { bytes: limit.bytes.saturating_add(allowance.bytes), inodes: limit.inodes.saturating_add(allowance.inodes) };
@@ -110,7 +113,7 @@ pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathB
                 return Ok(());
             }
             let mounts: Vec<_> = targets.iter().map(|target| root.join(target.strip_prefix("/").unwrap_or(target))).collect();
-            held::add(&mut meter, &root.join("proc"), &mounts)?;
+            held::add(&mut meter, &root.join("proc"), &mounts, share_files)?;
         }
         Ok(())
     };

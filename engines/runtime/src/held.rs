@@ -1,38 +1,57 @@
 //! Files that have no name any more and still take room on disk, because a process has them open or mapped.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::trees::{Excess, Meter};
 
-/// So many descriptors and mappings are examined. A service with a thousand threads and a thousand open files
-/// stays below; a process that duplicates its descriptors to hide one does not.
+/// So many descriptors and mappings are examined.
 const MOST: usize = 4 << 20;
+/// CPU time of one examination: that of about a million descriptors.
+const MOST_CPU: Duration = Duration::from_secs(2);
+/// The longest that one may take, where the host is busy or a process does not let its memory be examined.
+const MOST_TIME: Duration = Duration::from_secs(10);
+/// The time is looked at after so many descriptors and mappings.
+const BETWEEN_CHECKS: usize = 256;
+/// Bytes of the list of one process's mappings. The kernel allows 65,530 of them, and names of 4 KiB.
+const MOST_MAPS: u64 = 64 << 20;
 
 /// File systems that are made of memory, which control groups and their own sizes limit.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// Adds the unlinked files that the processes hold which `proc` shows: the `/proc` of a workload's own PID
-/// namespace. `mounts` are the folders that it may write to, as seen from here.
+/// namespace. `mounts` are the folders that it may write to, as seen from here. Where threads of a process
+/// `share_files`, one of them shows all of its descriptors.
 ///
 /// # Errors
 /// When that is more than the limit, or cannot be measured.
-pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf]) -> Result<(), Excess> {
-    let mut scan = Scan { examined: 0, estimates: HashMap::new(), devices: devices(mounts) };
+pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf], share_files: bool) -> Result<(), Excess> {
+    let mut scan = Scan::new(mounts);
     for process in numbered(proc) {
-        for name in ["exe", "cwd", "root"] {
-            scan.add_file(meter, &process.join(name))?;
-        }
-        // A thread may have a table of descriptors of its own.
+        let (mut has_mappings, mut has_files) = (false, false);
+        // A thread may have folders of its own, and a table of descriptors. The first one may have ended and show nothing
+        // while the others run.
         for thread in numbered(&process.join("task")) {
-            for descriptor in numbered(&thread.join("fd")) {
-                scan.add_file(meter, &descriptor)?;
+            for name in ["exe", "cwd", "root"] {
+                scan.add_file(meter, &thread.join(name))?;
             }
+            if !(share_files && has_files) {
+                for descriptor in numbered(&thread.join("fd")) {
+                    scan.add_file(meter, &descriptor)?;
+                }
+                // One that ended meanwhile has not shown all.
+                has_files = numbered(&thread.join("fd")).next().is_some();
+            }
+            // All threads share their memory.
+            has_mappings = has_mappings || scan.add_mappings(meter, &process, &thread)?;
         }
-        scan.add_mappings(meter, &process)?;
     }
     for (inode, bytes) in std::mem::take(&mut scan.estimates) {
         meter.add_once(0, inode, bytes)?;
@@ -42,15 +61,30 @@ pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf]) -> Result<(), Exc
 
 struct Scan {
     examined: usize,
+    began: Instant,
+    /// CPU time that this thread had taken before.
+    cpu: Duration,
     /// Bytes up to the end of what is mapped, by inode: of mapped files that cannot be looked at themselves.
     estimates: HashMap<u64, u64>,
     devices: Vec<String>,
 }
 
 impl Scan {
+    fn new(mounts: &[PathBuf]) -> Self {
+        Self { examined: 0, began: Instant::now(), cpu: cpu_time(), estimates: HashMap::new(), devices: devices(mounts) }
+    }
+
     fn examine(&mut self) -> Result<(), Excess> {
         self.examined += 1;
-        if self.examined > MOST { Err(Excess::Descriptors(MOST)) } else { Ok(()) }
+        if self.examined > MOST {
+            return Err(Excess::Descriptors(MOST));
+        }
+        if self.examined.is_multiple_of(BETWEEN_CHECKS)
+            && (cpu_time().saturating_sub(self.cpu) > MOST_CPU || self.began.elapsed() > MOST_TIME)
+        {
+            return Err(Excess::Slow);
+        }
+        Ok(())
     }
 
     /// Adds what a link of `/proc` leads to, if it has no name any more.
@@ -62,27 +96,38 @@ impl Scan {
         }
     }
 
-    /// A mapping outlives its descriptor.
-    fn add_mappings(&mut self, meter: &mut Meter, process: &Path) -> Result<(), Excess> {
-        let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
-        self.examined += maps.len() / 100;
-        for mapping in maps.lines().filter(|line| line.ends_with("(deleted)")).filter_map(Mapping::parse) {
+    /// Adds what the memory of a process holds, as one of its threads shows it, and whether that shows any: a mapping
+    /// outlives its descriptor.
+    fn add_mappings(&mut self, meter: &mut Meter, process: &Path, thread: &Path) -> Result<bool, Excess> {
+        let Ok(maps) = File::open(thread.join("maps")) else { return Ok(false) };
+        let mut maps = BufReader::new(maps.take(MOST_MAPS));
+        let (mut line, mut has_any) = (Vec::new(), false);
+        loop {
+            line.clear();
+            if !matches!(maps.read_until(b'\n', &mut line), Ok(1..)) {
+                break;
+            }
+            has_any = true;
             self.examine()?;
-            let link = process.join("map_files").join(mapping.range);
+            let Some(text) = line.strip_suffix(b"\n").filter(|text| text.ends_with(b"(deleted)")) else { continue };
+            let text = String::from_utf8_lossy(text);
+            let Some(mapping) = Mapping::parse(&text) else { continue };
+            // The folder of a thread has no such links, but each thread has a folder beside that of its process.
+            let thread = thread.file_name().unwrap_or_default();
+            let link = process.join("..").join(thread).join("map_files").join(mapping.range);
             match std::fs::metadata(&link) {
                 Ok(file) if is_unlinked_on_disk(&file, &link) => meter.add_once(0, file.ino(), file.blocks() * 512)?,
                 Ok(_) => {}
-                // Only root of the host may follow these links.
-                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                // Only root of the host may follow these links, and only while the thread lives.
+                Err(_) => {
                     if self.devices.iter().any(|device| device == mapping.device) {
                         let end = self.estimates.entry(mapping.inode).or_default();
                         *end = mapping.end.max(*end);
                     }
                 }
-                Err(_) => {}
             }
         }
-        Ok(())
+        if maps.get_ref().limit() == 0 { Err(Excess::Slow) } else { Ok(has_any) }
     }
 }
 
@@ -107,6 +152,14 @@ impl<'a> Mapping<'a> {
         let end = offset.saturating_add(hexadecimal(to)?.saturating_sub(hexadecimal(from)?));
         Some(Self { range, device, inode, end })
     }
+}
+
+/// CPU time that this thread has taken.
+fn cpu_time() -> Duration {
+    let part = |time: nix::sys::time::TimeVal| {
+        Duration::from_secs(time.tv_sec().unsigned_abs()) + Duration::from_micros(time.tv_usec().unsigned_abs())
+    };
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(Duration::ZERO, |usage| part(usage.user_time()) + part(usage.system_time()))
 }
 
 fn is_unlinked_on_disk(file: &Metadata, link: &Path) -> bool {
@@ -135,10 +188,23 @@ fn numbered(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mapping, add};
+    use super::{BETWEEN_CHECKS, MOST_TIME, Mapping, Scan, add};
     use crate::trees::{Excess, Meter, Usage};
     use std::io::Write;
     use std::path::Path;
+    use std::time::Instant;
+
+    #[test]
+    fn what_takes_too_long_to_examine_cannot_be_measured() {
+        let mut scan = Scan::new(&[]);
+        let mut examine = |began| {
+            scan.began = began;
+            (0..BETWEEN_CHECKS).try_for_each(|_| scan.examine())
+        };
+        assert_eq!(examine(Instant::now()), Ok(()));
+        let long_ago = Instant::now().checked_sub(MOST_TIME * 2).expect("the host runs for longer than that");
+        assert_eq!(examine(long_ago), Err(Excess::Slow));
+    }
 
     #[test]
     fn an_unlinked_file_counts_for_as_long_as_it_is_open() {
@@ -148,7 +214,7 @@ mod tests {
         let folder = tempfile::tempdir_in("/tmp").expect("a folder");
         let held = |most| {
             let mut meter = Meter::new(Usage { bytes: most, inodes: u64::MAX });
-            (add(&mut meter, proc.path(), &[folder.path().to_owned()]), meter.usage().bytes)
+            (add(&mut meter, proc.path(), &[folder.path().to_owned()], true), meter.usage().bytes)
         };
         let (_, before) = held(u64::MAX);
         let mut file = std::fs::File::create_new(folder.path().join("large")).expect("made");

@@ -1,7 +1,8 @@
 //! A workload's output: lines in numbered segment files, written by its shim, read by anybody.
 //!
 //! A line of a segment is `<microseconds since the epoch>\t<o|e|c>\t<text>`: stdout, stderr, or what
-//! Capsule says itself. Each is written by one call, so a reader never takes a half line for a whole.
+//! Capsule says itself; the letter is a capital if the text goes on in the next line of the same stream. Each is
+//! written by one call, so a reader never takes a half line for a whole.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -46,6 +47,8 @@ pub struct Line {
     pub at: i64,
     pub stream: Stream,
     pub text: String,
+    /// Whether it is marked as a piece of a longer line that goes on.
+    goes_on: bool,
 }
 
 /// Appends lines to the newest segment of a directory.
@@ -74,11 +77,19 @@ impl Writer {
     /// # Errors
     /// When the disk does not take it.
     pub fn write(&mut self, stream: Stream, text: &[u8]) -> std::io::Result<()> {
+        self.write_part(stream, text, false)
+    }
+
+    /// The same of a line's part, which the next text of the same stream continues if it `goes_on`.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn write_part(&mut self, stream: Stream, text: &[u8], goes_on: bool) -> std::io::Result<()> {
         let text = String::from_utf8_lossy(text);
         let mut rest = text.trim_end_matches(['\r', '\n']);
         loop {
             let (piece, after) = rest.split_at(floor_char_boundary(rest, LINE_BYTES));
-            self.write_piece(stream, piece)?;
+            self.write_piece(stream, piece, goes_on || !after.is_empty())?;
             if after.is_empty() {
                 return Ok(());
             }
@@ -86,11 +97,14 @@ impl Writer {
         }
     }
 
-    fn write_piece(&mut self, stream: Stream, text: &str) -> std::io::Result<()> {
-        let tag = match stream {
-            Stream::Stdout => 'o',
-            Stream::Stderr => 'e',
-            Stream::Capsule => 'c',
+    fn write_piece(&mut self, stream: Stream, text: &str, goes_on: bool) -> std::io::Result<()> {
+        let tag = match (stream, goes_on) {
+            (Stream::Stdout, false) => 'o',
+            (Stream::Stdout, true) => 'O',
+            (Stream::Stderr, false) => 'e',
+            (Stream::Stderr, true) => 'E',
+            (Stream::Capsule, false) => 'c',
+            (Stream::Capsule, true) => 'C',
         };
         // One line of the file, whatever the text is.
         let line = format!("{}\t{tag}\t{}\n", now(), text.replace('\n', " "));
@@ -114,10 +128,11 @@ impl Writer {
     }
 }
 
-/// Whether a line is a piece of a longer one that goes on in the next line of the same stream.
+/// Whether a line is a piece of a longer one that goes on in the next line of the same stream. Shims of earlier
+/// versions, which live on, do not mark such pieces: those are told by their length.
 #[must_use]
 pub fn goes_on(line: &Line) -> bool {
-    line.text.len() > LINE_BYTES - 4
+    line.goes_on || line.text.len() > LINE_BYTES - 4
 }
 
 /// Reads a directory's lines in order, and goes on where it stopped when more were written.
@@ -200,7 +215,7 @@ impl Reader {
             }
             if self.number != 0 && number > self.number + 1 {
                 let text = format!("{} log segments were dropped before they were read", number - self.number - 1);
-                lines.push(Line { at: now(), stream: Stream::Capsule, text });
+                lines.push(Line { at: now(), stream: Stream::Capsule, text, goes_on: false });
             }
             if number != self.number {
                 (self.number, self.offset, self.is_skipping) = (number, 0, false);
@@ -246,12 +261,15 @@ impl Reader {
 fn parse(line: &str) -> Option<Line> {
     let mut parts = line.trim_end_matches('\n').splitn(3, '\t');
     let at = parts.next()?.parse().ok()?;
-    let stream = match parts.next()? {
-        "o" => Stream::Stdout,
-        "e" => Stream::Stderr,
-        _ => Stream::Capsule,
+    let (stream, goes_on) = match parts.next()? {
+        "o" => (Stream::Stdout, false),
+        "O" => (Stream::Stdout, true),
+        "e" => (Stream::Stderr, false),
+        "E" => (Stream::Stderr, true),
+        "C" => (Stream::Capsule, true),
+        _ => (Stream::Capsule, false),
     };
-    Some(Line { at, stream, text: parts.next()?.into() })
+    Some(Line { at, stream, text: parts.next()?.into(), goes_on })
 }
 
 fn now() -> i64 {
@@ -350,6 +368,21 @@ mod tests {
             assert!(last.text.len() <= LINE_BYTES);
         }
         assert_eq!(text, format!("{}two lines", "ö".repeat(40 * LINE_BYTES)));
+    }
+
+    #[test]
+    fn a_piece_that_goes_on_is_marked_whatever_its_length() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut writer = Writer::open(directory.path()).expect("opens");
+        writer.write_part(Stream::Stderr, b"first half, ", true).expect("writes");
+        writer.write_part(Stream::Stderr, b"second half\n", false).expect("writes");
+        // Each byte becomes a character of three.
+        writer.write(Stream::Stdout, &[0xff; 8000]).expect("writes");
+        std::fs::write(directory.path().join("00000002.log"), "1\to\told\n").expect("written");
+        let lines = Reader::new(directory.path()).read(1 << 20).expect("reads");
+        assert_eq!(lines.iter().map(goes_on).collect::<Vec<_>>(), [true, false, true, false, false]);
+        let streams: Vec<_> = lines.iter().map(|line| line.stream.name()).collect();
+        assert_eq!(streams, ["stderr", "stderr", "stdout", "stdout", "stdout"]);
     }
 
     #[test]

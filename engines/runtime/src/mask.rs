@@ -162,10 +162,10 @@ impl MaskedOutput {
     /// Writes the beginning of the line: as much as no value can reach into that is not complete yet.
     fn write_piece(&mut self, write: &mut impl FnMut(&[u8])) {
         // What begins before the cut has its end in the line.
-        let mut cut = (self.line.len() - self.mask.longest.saturating_sub(1)).min(LINE_BYTES);
-        while cut > 1 && self.line.get(cut).is_some_and(|byte| byte & 0xc0 == 0x80) {
-            cut -= 1;
-        }
+        let most = (self.line.len() - self.mask.longest.saturating_sub(1)).min(LINE_BYTES);
+        // A character has three bytes after its first at the most: what has more of them is no text.
+        let is_boundary = |at: &usize| self.line.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
+        let mut cut = (most.saturating_sub(3)..=most).rev().find(is_boundary).filter(|at| *at > 0).unwrap_or(most);
         let mut stretches = self.stretches();
         let mut covered = 0;
         if let Some(across) = stretches.iter().find(|stretch| stretch.start < cut && cut < stretch.end) {
@@ -310,5 +310,14 @@ mod tests {
         assert_eq!(lines.concat().replace("***", ""), "b\n");
         let lines = written(&Mask::default(), &[&vec![b'z'; 2 * LINE_BYTES], b"\n", b"\n"]);
         assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES, LINE_BYTES, 1]);
+    }
+
+    #[test]
+    fn output_that_is_no_text_is_written_in_large_pieces() {
+        let mut output = Mask::default().output();
+        let mut pieces = Vec::new();
+        output.push(&[0x80; 4 * LINE_BYTES], |piece| pieces.push(piece.len()));
+        output.end(|piece| pieces.push(piece.len()));
+        assert_eq!(pieces, [LINE_BYTES; 4]);
     }
 }

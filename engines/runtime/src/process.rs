@@ -134,11 +134,11 @@ impl ProcessRuntime {
     }
 
     /// Kills a workload and throws away what it wrote into `/app`; it starts again after a pause. The reason
-    /// completes "it …".
+    /// completes "it …". Whether there was anything to kill or to throw away.
     ///
     /// # Errors
     /// When it could not be told.
-    pub async fn evict(&self, id: &str, reason: &str) -> Result<(), RuntimeError> {
+    pub async fn evict(&self, id: &str, reason: &str) -> Result<bool, RuntimeError> {
         let (directory, name, reason) = (self.run_directory.clone(), id.to_owned(), reason.to_owned());
         blocking(move || protocol::evict(&directory, &name, &reason))
             .await

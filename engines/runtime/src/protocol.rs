@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECT_BACKOFF: Duration = Duration::from_millis(20);
 /// How the reply begins when a shim is making as many connections as it may.
 pub const BUSY: &str = "busy: ";
+/// The reply to an eviction that frees nothing. Shims of earlier versions never give it.
+pub const NOTHING_DONE: &[u8] = b"nothing\n";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -33,7 +35,8 @@ pub enum Request {
     Status,
     /// End it: SIGTERM, and SIGKILL after its grace.
     Stop,
-    /// Kill it and throw away what it wrote into `/app`. It starts again after a pause, unless it runs once.
+    /// Kill it and throw away what it wrote into `/app`. It starts again after a pause, unless it runs once. The reply
+    /// is [`NOTHING_DONE`] if there was nothing to kill or to throw away.
     Evict { reason: String },
     /// A TCP connection to a port on the workload's own loopback.
     Connect { port: u16 },
@@ -128,11 +131,11 @@ pub fn stop(directory: &Path, name: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells a shim to kill its workload and to throw away what it wrote into `/app`.
-pub fn evict(directory: &Path, name: &str, reason: &str) -> std::io::Result<()> {
+/// Tells a shim to kill its workload and to throw away what it wrote into `/app`; whether there was anything to do.
+pub fn evict(directory: &Path, name: &str, reason: &str) -> std::io::Result<bool> {
     let mut line = String::new();
     BufReader::new(call(directory, name, &Request::Evict { reason: reason.into() })?).read_line(&mut line)?;
-    Ok(())
+    Ok(!line.is_empty() && line.as_bytes() != NOTHING_DONE)
 }
 
 /// A TCP connection to `port` on the loopback of the instance `name`, whose socket lies in

@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
@@ -65,6 +66,8 @@ const ETC: &[&str] = &[
 
 /// Bytes of `/tmp` and of the home directory, each, where no limit is given.
 const TEMPORARY: u64 = 1 << 30;
+/// Descriptors of a process: each that is open is examined when the workload's disk usage is measured.
+const DESCRIPTORS: u64 = 65_536;
 /// Bytes of `/dev/shm` at the most.
 const SHARED_MEMORY: u64 = 256 << 20;
 
@@ -118,6 +121,7 @@ fn start() -> Result<i32, SetupError> {
     }
     rustix::thread::set_no_new_privs(true).map_err(at("no_new_privs"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    limit_descriptors().map_err(at("descriptors"))?;
     confine(&spec.relaxations).map_err(SetupError)?;
 
     let mut command = Command::new("/bin/sh");
@@ -137,6 +141,13 @@ fn start() -> Result<i32, SetupError> {
         .map_err(at("lifeline"))?;
     // Not waited for by its handle: every child is reaped below, this one among them.
     wait_for(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), &mut signals)
+}
+
+/// Lowers the limits of open descriptors to [`DESCRIPTORS`] where they are higher.
+fn limit_descriptors() -> rustix::io::Result<()> {
+    let limits = getrlimit(Resource::Nofile);
+    let most = |limit: Option<u64>| Some(limit.unwrap_or(DESCRIPTORS).min(DESCRIPTORS));
+    setrlimit(Resource::Nofile, Rlimit { current: most(limits.current), maximum: most(limits.maximum) })
 }
 
 /// Reads one line without taking a byte more, which belongs to the lifeline.

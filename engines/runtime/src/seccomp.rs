@@ -88,6 +88,11 @@ const ALLOWED: &str = "
 
 /// `CLONE_NEW…` of `linux/sched.h`: cgroup, UTS, IPC, user, PID and network namespaces, and mounts.
 const NAMESPACES: [u64; 7] = [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+/// `CLONE_FILES` and `CLONE_THREAD` of `linux/sched.h`: a thread, and one table of descriptors for both.
+const CLONE_FILES: u64 = 0x400;
+const CLONE_THREAD: u64 = 0x1_0000;
+/// `close_range`: gives the thread a table of its own first.
+const CLOSE_RANGE_UNSHARE: u64 = 2;
 /// `personality`: Linux and its 32-bit form, either with the kernel release shown as 2.6, and the question which it is.
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
@@ -129,6 +134,12 @@ pub fn install(relaxations: &[Relaxation]) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether all threads of a process have one table of descriptors, as the filter then sees to: to find what a process has
+/// open takes one of them.
+pub fn threads_share_files(relaxations: &[Relaxation]) -> bool {
+    !relaxations.iter().any(|relaxation| matches!(relaxation, Relaxation::UserNamespaces | Relaxation::Unconfined))
+}
+
 /// In the order in which they are installed: of two refusals, the later one's error is seen.
 fn filters(relaxations: &[Relaxation]) -> Result<[BpfProgram; 3], String> {
     let allowed = allowed(relaxations);
@@ -160,6 +171,12 @@ fn refused_arguments(relaxations: &[Relaxation]) -> Result<Rules, String> {
     if !relaxations.contains(&Relaxation::UserNamespaces) {
         let flags = NAMESPACES.map(|flag| rule(&[(0, Compare::MaskedEq(flag), flag)]));
         rules.insert(number(Sysno::clone), flags.into_iter().collect::<Result<_, _>>()?);
+    }
+    if threads_share_files(relaxations) {
+        let own_table = rule(&[(0, Compare::MaskedEq(CLONE_THREAD | CLONE_FILES), CLONE_THREAD)])?;
+        rules.entry(number(Sysno::clone)).or_default().push(own_table);
+        let unshare = rule(&[(2, Compare::MaskedEq(CLOSE_RANGE_UNSHARE), CLOSE_RANGE_UNSHARE)])?;
+        rules.insert(number(Sysno::close_range), vec![unshare]);
     }
     if !relaxations.contains(&Relaxation::Personality) {
         rules.insert(number(Sysno::personality), vec![rule(&PERSONALITIES.map(|domain| (0, Compare::Ne, domain)))?]);
@@ -202,7 +219,7 @@ fn number(call: Sysno) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALLOWED, Relaxation, allowed, filters};
+    use super::{ALLOWED, Relaxation, allowed, filters, threads_share_files};
     use syscalls::Sysno;
 
     #[test]
@@ -226,6 +243,13 @@ mod tests {
         }
         assert!(allowed(&[Relaxation::IoUring]).contains(&Sysno::io_uring_setup));
         assert!(!allowed(&[Relaxation::IoUring]).contains(&Sysno::unshare));
+    }
+
+    #[test]
+    fn threads_have_tables_of_their_own_only_where_namespaces_may_be_made() {
+        assert!(threads_share_files(&[]) && threads_share_files(&[Relaxation::IoUring]));
+        assert!(!threads_share_files(&[Relaxation::IoUring, Relaxation::UserNamespaces]));
+        assert!(!threads_share_files(&[Relaxation::Unconfined]));
     }
 
     #[test]

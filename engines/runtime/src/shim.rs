@@ -22,7 +22,8 @@ use crate::mask::Mask;
 use crate::network;
 use crate::protocol::{self, Request, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
-use crate::spec::{Network, Spec};
+use crate::seccomp::threads_share_files;
+use crate::spec::{Network, Spec, Writes};
 use crate::throttle::{GAP, Throttle};
 use crate::trees::Usage;
 use crate::uplink::Uplink;
@@ -205,14 +206,14 @@ impl Shared {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a line of the workload's, masked already, unless it prints more than it may; whether more is printed for
-    /// now.
-    fn print(self: &Arc<Self>, stream: Stream, text: &[u8]) -> bool {
+    /// Writes a line of the workload's, masked already, or a piece of one that goes on, unless it prints more than it
+    /// may; whether more is printed for now.
+    fn print(self: &Arc<Self>, stream: Stream, text: &[u8], goes_on: bool) -> bool {
         let mut log = self.log();
         log.reopen(false);
         let was_closed = log.throttle.is_closed();
         if log.throttle.admit(text.len(), Instant::now()) {
-            let _ = log.writer.write(stream, text);
+            let _ = log.writer.write_part(stream, text, goes_on);
             return true;
         }
         drop(log);
@@ -237,14 +238,14 @@ impl Shared {
         loop {
             let began = Instant::now();
             let ended = self.run_once();
-            let evicted = self.life().evicted.clone();
+            let mut life = self.life();
+            life.pid = None;
+            let evicted = life.evicted.clone();
             let text = match (&evicted, &ended) {
                 (Some(reason), _) => format!("was stopped: it {reason}"),
                 (None, Ok(status)) => describe(*status),
                 (None, Err(error)) => format!("could not be started: {error}"),
             };
-            let mut life = self.life();
-            life.pid = None;
             life.last_exit = Some(text.clone());
             self.changed.notify_all();
             if self.spec.once {
@@ -261,7 +262,7 @@ impl Shared {
             }
             if evicted.is_some() {
                 drop(life);
-                self.clear_app();
+                self.clear_app(&mut self.layers());
                 life = self.life();
                 life.evicted = None;
             }
@@ -282,8 +283,10 @@ impl Shared {
     }
 
     /// Throws away what an evicted workload wrote into `/app`: it would be evicted again at once.
-    fn clear_app(&self) {
-        match self.layers().clear() {
+    fn clear_app(&self, layers: &mut Layers) {
+        let cleared = layers.clear();
+        self.life().usage = Usage::NOTHING;
+        match cleared {
             Ok(()) => self.say("what the process wrote into /app was removed"),
             Err(error) => self.say(&format!("what the process wrote into /app could not be removed: {error}")),
         }
@@ -296,6 +299,7 @@ impl Shared {
         let mut targets: Vec<_> =
             self.spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.target.clone()).collect();
         targets.push("/app".into());
+        let share_files = threads_share_files(&self.spec.relaxations);
         let mut schedule = Schedule::new(limit);
         loop {
             let (pid, is_evicted) = {
@@ -306,9 +310,11 @@ impl Shared {
                 let layers = self.layers();
                 if schedule.is_due(&layers) {
                     let began = Instant::now();
-                    match disk::measure(&layers, limit, Some(pid), &targets) {
+                    match disk::measure(&layers, limit, Some(pid), &targets, share_files) {
                         Ok(usage) => self.life().usage = usage,
-                        Err(excess) => self.evict(pid, excess.to_string()),
+                        Err(excess) => {
+                            self.evict(pid, excess.to_string());
+                        }
                     }
                     schedule.measured(began.elapsed(), &layers);
                 }
@@ -317,13 +323,27 @@ impl Shared {
         }
     }
 
-    /// Kills the workload's process `pid`, whose end is then told with this reason.
-    fn evict(&self, pid: u32, reason: String) {
+    /// Kills the workload's process `pid`, whose end is then told with this reason; whether it could.
+    fn evict(&self, pid: u32, reason: String) -> bool {
         let mut life = self.life();
-        if life.pid == Some(pid) && !life.stopping {
+        let runs = life.pid == Some(pid) && !life.stopping;
+        if runs {
             life.evicted.get_or_insert(reason);
             signal(pid, Signal::SIGKILL);
         }
+        runs
+    }
+
+    /// Notes that the workload is evicted while it waits for its next start, if it does and wrote something that can be
+    /// thrown away. The caller holds the layers until that is done: no start passes them.
+    fn begin_clearing(&self, reason: &str) -> bool {
+        let mut life = self.life();
+        let waits = life.pid.is_none() && life.evicted.is_none() && !life.stopping;
+        let begins = waits && !self.spec.once && self.spec.writes == Writes::Layer && life.usage != Usage::NOTHING;
+        if begins {
+            life.evicted = Some(reason.to_owned());
+        }
+        begins
     }
 
     fn run_once(self: &Arc<Self>) -> std::io::Result<ExitStatus> {
@@ -331,6 +351,8 @@ impl Shared {
         // The lifeline stays open for as long as this variable lives.
         let mut lifeline = child.stdin.take().ok_or_else(|| std::io::Error::other("no lifeline"))?;
         {
+            // What is being cleared is not given to the sandbox, which binds it once it has its task.
+            let _layers = self.layers();
             let mut life = self.life();
             life.pid = Some(child.id());
             life.started_at = now();
@@ -368,7 +390,7 @@ impl Shared {
                     Ok(read) => {
                         let newline = read.iter().position(|byte| *byte == b'\n');
                         let end = newline.map_or(read.len(), |at| at + 1);
-                        output.push(&read[..end], |line| is_printed = shared.print(stream, line));
+                        output.push(&read[..end], |line| is_printed = shared.print(stream, line, !line.ends_with(b"\n")));
                         (end, newline.is_some())
                     }
                 };
@@ -382,7 +404,7 @@ impl Shared {
                 }
             }
             output.end(|line| {
-                shared.print(stream, line);
+                shared.print(stream, line, false);
             });
             shared.log().reopen(true);
         })
@@ -479,11 +501,28 @@ fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
             writer.write_all(b"ok\n")
         }
         Request::Evict { reason } => {
-            let pid = shared.life().pid;
+            let (pid, is_evicted) = {
+                let life = shared.life();
+                (life.pid, life.evicted.is_some())
+            };
             if let Some(pid) = pid {
-                shared.evict(pid, reason);
+                let done = shared.evict(pid, reason);
+                return writer.write_all(if done { b"ok\n".as_slice() } else { protocol::NOTHING_DONE });
             }
-            writer.write_all(b"ok\n")
+            if is_evicted {
+                // What it wrote is being removed.
+                return writer.write_all(b"ok\n");
+            }
+            let mut layers = shared.layers();
+            if !shared.begin_clearing(&reason) {
+                return writer.write_all(protocol::NOTHING_DONE);
+            }
+            // Answered before it is done, which may take longer than the caller waits.
+            let answered = writer.write_all(b"ok\n");
+            shared.say(&format!("evicted while it waits for its next start: it {reason}"));
+            shared.clear_app(&mut layers);
+            shared.life().evicted = None;
+            answered
         }
         Request::Connect { port } => protocol::hand_over(stream, connect_inside(port)),
     }

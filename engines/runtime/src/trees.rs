@@ -37,6 +37,8 @@ pub enum Excess {
     Unmeasurable,
     /// More descriptors and mappings than can be examined.
     Descriptors(usize),
+    /// Descriptors, threads and mappings that take too long to examine.
+    Slow,
 }
 
 impl std::fmt::Display for Excess {
@@ -50,6 +52,9 @@ impl std::fmt::Display for Excess {
             ),
             Self::Descriptors(most) => {
                 write!(f, "has more than {most} open files and memory mappings, so that its disk usage cannot be measured")
+            }
+            Self::Slow => {
+                write!(f, "has too many threads, open files and memory mappings for its disk usage to be measured in time")
             }
         }
     }

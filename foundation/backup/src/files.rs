@@ -1,10 +1,15 @@
 //! The files of an installation: keys, settings, uploads, releases.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
@@ -18,6 +23,8 @@ const KEPT: [&str; 6] = ["capsule.toml", "local-token", "keys", "blobs", "releas
 const LEFT_OUT: [&str; 2] = ["keys/backup.key", "blobs/unfinished"];
 /// A file is cut into pieces of this size, in bytes.
 const PIECE: u64 = 4 << 20;
+/// What has a longer path is left out: nothing could restore it, into a directory whose name is a little longer.
+const LONGEST_PATH: usize = 3840;
 
 /// A file, folder or link.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +46,10 @@ enum What {
 }
 
 impl Entry {
+    fn new(path: PathBuf, stat: &Stat, what: What) -> Self {
+        Self { path, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, what }
+    }
+
     /// The pieces of its content.
     pub fn pieces(&self) -> &[String] {
         match &self.what {
@@ -48,40 +59,94 @@ impl Entry {
     }
 }
 
+/// Reads the files. An app's own programs may be at work on some of them: whatever they exchange for what, nothing
+/// is read through a link, and nothing but regular files.
 pub async fn back_up(data: &Path, writing: &mut Writing<'_>) -> Result<Vec<Entry>> {
+    let root = std::fs::File::open(data).map_err(|error| failed(&data.display().to_string(), &error))?;
+    let root = OwnedFd::from(root);
     let mut entries = Vec::new();
-    let mut left: Vec<PathBuf> = KEPT.iter().rev().map(PathBuf::from).collect();
+    let mut left = vec![PathBuf::new()];
     while let Some(path) = left.pop() {
-        let whole = data.join(&path);
-        let at = |error: &std::io::Error| failed(&whole.display().to_string(), error);
-        // What ended meanwhile is not needed any more.
-        let Ok(metadata) = std::fs::symlink_metadata(&whole) else { continue };
-        if LEFT_OUT.iter().any(|out| path == Path::new(out)) {
-            continue;
-        }
-        let what = if metadata.is_dir() {
-            let mut inner: Vec<PathBuf> = std::fs::read_dir(&whole)
-                .map_err(|error| at(&error))?
-                .flatten()
-                .map(|entry| path.join(entry.file_name()))
-                .collect();
-            inner.sort();
-            left.extend(inner.into_iter().rev());
-            What::Folder
-        } else if metadata.is_symlink() {
-            What::Link { to: std::fs::read_link(&whole).map_err(|error| at(&error))? }
-        } else if metadata.is_file() {
-            match File::open(&whole).await {
-                Ok(file) => What::File { pieces: cut(file, writing).await.map_err(|error| at(&error))?? },
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(at(&error)),
-            }
+        let at = |error: Errno| failed(&data.join(&path).display().to_string(), &error);
+        let Some(folder) = unless_gone(open_folder(&root, &path)).map_err(at)? else { continue };
+        let names = if path.as_os_str().is_empty() {
+            KEPT.iter().map(OsString::from).collect()
         } else {
-            continue;
+            let Some(names) = unless_gone(names(&folder)).map_err(at)? else { continue };
+            entries.push(Entry::new(path.clone(), &fstat(&folder).map_err(at)?, What::Folder));
+            names
         };
-        entries.push(Entry { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid(), path, what });
+        let mut inner = Vec::new();
+        for name in &names {
+            let path = path.join(name);
+            let whole = data.join(&path);
+            if LEFT_OUT.iter().any(|out| path == Path::new(out)) || whole.as_os_str().len() > LONGEST_PATH {
+                continue;
+            }
+            let at = |error: Errno| failed(&whole.display().to_string(), &error);
+            let stat = statat(&folder, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+            let Some(stat) = unless_gone(stat).map_err(at)? else { continue };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => inner.push(path),
+                FileType::Symlink => {
+                    let to = readlinkat(&folder, name.as_os_str(), Vec::<u8>::new());
+                    let Some(to) = unless_gone(to).map_err(at)? else { continue };
+                    entries.push(Entry::new(path, &stat, What::Link { to: OsStr::from_bytes(to.to_bytes()).into() }));
+                }
+                FileType::RegularFile => {
+                    let Some(file) = unless_gone(open(&folder, name, OFlags::empty())).map_err(at)? else { continue };
+                    // It may be another by now.
+                    let stat = fstat(&file).map_err(at)?;
+                    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+                        let pieces = cut(File::from_std(file.into()), writing).await;
+                        let pieces = pieces.map_err(|error| failed(&whole.display().to_string(), &error))??;
+                        entries.push(Entry::new(path, &stat, What::File { pieces }));
+                    }
+                }
+                _ => {}
+            }
+        }
+        left.extend(inner.into_iter().rev());
     }
     Ok(entries)
+}
+
+/// What ended meanwhile, or became something else, is not needed any more.
+fn unless_gone<T>(outcome: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL | Errno::NXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a folder by one name after the other, none of which may be a link.
+fn open_folder(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mut folder = open(root, OsStr::new("."), OFlags::DIRECTORY)?;
+    for name in path {
+        folder = open(&folder, name, OFlags::DIRECTORY)?;
+    }
+    Ok(folder)
+}
+
+/// Follows no link, and waits for nobody at a pipe's other end.
+fn open(at: &OwnedFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    openat(at, name, flags, Mode::empty())
+}
+
+/// The names in a folder, in order.
+fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Writes a file's pieces, one after the other: however large it is, one is in memory.
@@ -132,4 +197,67 @@ pub async fn restore(data: &Path, entries: &[Entry], repository: &Repository, ge
         set.map_err(|error| failed(&whole.display().to_string(), &error))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
+
+    use super::{What, back_up};
+    use crate::{BackupKey, Kind, Repository};
+
+    #[tokio::test]
+    async fn what_an_app_exchanges_meanwhile_leads_nowhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        let app = data.join("releases/1/app");
+        std::fs::create_dir_all(app.join("inner")).expect("made");
+        std::fs::create_dir(folder.path().join("outside")).expect("made");
+        std::fs::write(folder.path().join("outside/file"), "secret").expect("written");
+        std::fs::write(app.join("file"), "own").expect("written");
+        std::fs::write(app.join("inner/file"), "own").expect("written");
+        std::os::unix::fs::symlink("../../../../outside/file", app.join("link")).expect("linked");
+        std::os::unix::fs::symlink("../../../../outside", app.join("outside")).expect("linked");
+        mknodat(CWD, app.join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+
+        let repository = folder.path().join("backups");
+        let key = BackupKey::open(&folder.path().join("key")).expect("a key");
+        let repository = Repository::open(repository.to_str().expect("text"), key).expect("opened");
+        let mut writing = repository.begin(Kind::Full).await.expect("begun");
+        let entries = back_up(&data, &mut writing).await.expect("backed up");
+        let paths: Vec<&Path> = entries.iter().map(|entry| entry.path.as_path()).collect();
+        let expected = ["", "/1", "/1/app", "/1/app/file", "/1/app/link", "/1/app/outside", "/1/app/inner", "/1/app/inner/file"];
+        assert_eq!(paths, expected.map(|path| PathBuf::from(format!("releases{path}"))));
+        assert!(matches!(&entries[5].what, What::Link { to } if to == Path::new("../../../../outside")));
+
+        let over = Arc::new(AtomicBool::new(false));
+        let exchanging = std::thread::spawn({
+            let (over, app) = (over.clone(), app.clone());
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    for (one, other) in [("file", "link"), ("inner", "outside"), ("file", "pipe")] {
+                        renameat_with(CWD, app.join(one), CWD, app.join(other), RenameFlags::EXCHANGE).expect("exchanged");
+                    }
+                }
+            }
+        });
+        let mut pieces = Vec::new();
+        for _ in 0..200 {
+            let entries = back_up(&data, &mut writing).await.expect("backed up");
+            pieces.extend(entries.iter().flat_map(|entry| entry.pieces().to_vec()));
+        }
+        over.store(true, Ordering::Relaxed);
+        exchanging.join().expect("ended");
+        pieces.sort();
+        pieces.dedup();
+        let (generation, _, _) = writing.finish(b"{}").await.expect("finished");
+        for piece in &pieces {
+            assert_eq!(repository.piece(&generation, piece).await.expect("there"), b"own");
+        }
+        assert!(!pieces.is_empty());
+    }
 }

@@ -31,6 +31,11 @@ fn free(deploys: &Deploys) -> Option<u64> {
     Some(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
+/// Bytes that may be written before the disk has less free than the reserve.
+pub fn room(deploys: &Deploys) -> u64 {
+    free(deploys).map_or(u64::MAX, |free| free.saturating_sub(deploys.options.disk_reserve_bytes))
+}
+
 fn is_short(deploys: &Deploys) -> bool {
     free(deploys).is_some_and(|free| free < deploys.options.disk_reserve_bytes)
 }
@@ -51,18 +56,27 @@ pub async fn keep_reserve(deploys: &Deploys) {
             held.push((disk.usage.bytes, name));
         }
     }
-    let Some((bytes, name)) = biggest_offender(held) else { return };
     let reserve = deploys.options.disk_reserve_bytes >> 20;
-    tracing::warn!(instance = name, bytes, "the disk has less free than disk.reserve_mib: the biggest user of it is evicted");
-    let reason = format!("held {} MiB while the server had less than {reserve} MiB of disk free", bytes >> 20);
-    if let Err(error) = deploys.runtime.evict(&name, &reason).await {
-        tracing::warn!(instance = name, %error, "it could not be evicted");
+    for (bytes, name) in biggest_offenders(held) {
+        let reason = format!("held {} MiB while the server had less than {reserve} MiB of disk free", bytes >> 20);
+        match deploys.runtime.evict(&name, &reason).await {
+            Ok(true) => {
+                tracing::warn!(instance = name, bytes, "the disk has less free than disk.reserve_mib: an instance was evicted");
+                return;
+            }
+            // It ends already, or ended: the next one is evicted.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(instance = name, %error, "it could not be evicted"),
+        }
     }
 }
 
-/// Whoever holds the most, if that is worth an eviction.
-fn biggest_offender(held: Vec<(u64, String)>) -> Option<(u64, String)> {
-    held.into_iter().max().filter(|(bytes, _)| *bytes >= WORTH_EVICTING)
+/// Whoever holds enough to be worth an eviction, the most first.
+fn biggest_offenders(mut held: Vec<(u64, String)>) -> Vec<(u64, String)> {
+    held.retain(|(bytes, _)| *bytes >= WORTH_EVICTING);
+    held.sort_unstable();
+    held.reverse();
+    held
 }
 
 /// Removes the layers of instances that are gone, and of build steps whose shim is.
@@ -97,16 +111,17 @@ fn is_new(deploys: &Deploys, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::biggest_offender;
+    use super::biggest_offenders;
 
     #[test]
     fn whoever_holds_the_most_is_evicted_first_and_nobody_for_a_trifle() {
         let held = |all: &[(u64, &str)]| {
-            biggest_offender(all.iter().map(|(mib, name)| (mib << 20, (*name).to_owned())).collect()).map(|(_, name)| name)
+            let offenders = biggest_offenders(all.iter().map(|(mib, name)| (mib << 20, (*name).to_owned())).collect());
+            offenders.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
         };
-        assert_eq!(held(&[(20, "small"), (700, "large"), (30, "other")]), Some("large".into()));
-        assert_eq!(held(&[(700, "only")]), Some("only".into()));
-        assert_eq!(held(&[(1, "small"), (15, "other")]), None);
-        assert_eq!(held(&[]), None);
+        assert_eq!(held(&[(20, "small"), (700, "large"), (30, "other")]), ["large", "other", "small"]);
+        assert_eq!(held(&[(700, "only"), (3, "small")]), ["only"]);
+        assert!(held(&[(1, "small"), (15, "other")]).is_empty());
+        assert!(held(&[]).is_empty());
     }
 }

@@ -171,7 +171,9 @@ pub async fn plan_upload(deploys: Arc<Deploys>, call: Call<PlanUpload>) -> Resul
     let upload = get(&deploys, &call.proof, call.message.upload_id).await?;
     let digest = upload.digest.ok_or_else(|| Problem::conflict("The upload is not complete yet."))?;
     let archive = deploys.blobs.path(&digest).map_err(|_| Problem::not_found("upload"))?;
-    let planned = deploys.planner.plan_now(&Source::Archive(archive), Options { containers: false }).await;
+    disk::check_reserve(&deploys)?;
+    let planner = deploys.planner.clone().keeping_free(deploys.options.disk_reserve_bytes);
+    let planned = planner.plan_now(&Source::Archive(archive), Options { containers: false }).await;
     let mut plan = planned.map_err(|error| match error {
         PlannerError::Refused(why) => Problem::invalid_field("upload_id", texts::without_paths(&deploys, &why)),
         PlannerError::Busy => Problem::unavailable("Too many plans are being made at the moment."),

@@ -40,8 +40,9 @@ pub async fn still_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem
 
 pub async fn update_user(identity: Arc<Identity>, call: Call<UpdateUser>) -> Result<User, Problem> {
     let Call { message, proof, context } = call;
-    reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
+    let confirmed = reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
     let tx = identity.store.begin().await?;
+    confirmed.still(&tx, &proof).await?;
     still_admin(&tx, proof.user()).await?;
     let user = profile::by_id(&tx, message.id).await?.ok_or_else(|| Problem::not_found("user"))?;
     if message.platform_admin {
@@ -73,8 +74,8 @@ pub async fn update_user(identity: Arc<Identity>, call: Call<UpdateUser>) -> Res
 
 pub async fn delete_user(identity: Arc<Identity>, call: Call<DeleteUser>) -> Result<Empty, Problem> {
     let Call { message, proof, context } = call;
-    reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
-    erasure::begin(&identity, &context, message.id, Some(proof.user())).await?;
+    let confirmed = reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
+    erasure::begin(&identity, &context, (&proof, &confirmed), message.id).await?;
     tracing::info!(user = %message.id, by = %proof.user(), "an administrator erases an account");
     Ok(Empty {})
 }

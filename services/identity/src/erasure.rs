@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_bus::saga::{self, Run, Saga, Step};
-use capsule_bus::{Call, Context, emit};
+use capsule_bus::{Call, Caller, Context, emit};
 use capsule_contracts::identity::{DeleteProfile, UserErased};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use serde::{Deserialize, Serialize};
 
-use crate::{Identity, administration, profile, reauthentication, sessions};
+use crate::reauthentication::{self, Confirmed};
+use crate::{Identity, administration, profile, sessions};
 
 #[derive(Serialize, Deserialize)]
 struct Input {
@@ -42,18 +43,24 @@ pub static ERASURE: Saga<Identity> = Saga {
 
 pub async fn delete_profile(identity: Arc<Identity>, call: Call<DeleteProfile>) -> Result<Empty, Problem> {
     let user = call.proof.user();
-    reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
-    begin(&identity, &call.context, user, None).await?;
+    let confirmed = reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
+    begin(&identity, &call.context, (&call.proof, &confirmed), user).await?;
     Ok(Empty {})
 }
 
-/// Begins the erasure of a user, for an administrator where one is given.
-pub async fn begin(identity: &Identity, context: &Context, user_id: Uuid, by: Option<Uuid>) -> Result<(), Problem> {
+/// Begins the erasure of a user, for themself or an administrator, who has confirmed it.
+pub async fn begin(
+    identity: &Identity,
+    context: &Context,
+    (caller, confirmed): (&Caller, &Confirmed),
+    user_id: Uuid,
+) -> Result<(), Problem> {
     // Told at once, where it can be; it is checked again once the account is closed.
     identity.bus.request(&context.on_behalf("identity"), &CheckLeaving { user_id }).await?;
     let tx = identity.store.begin().await?;
-    if let Some(admin) = by {
-        administration::still_admin(&tx, admin).await?;
+    confirmed.still(&tx, caller).await?;
+    if caller.user() != user_id {
+        administration::still_admin(&tx, caller.user()).await?;
     }
     let user = profile::by_id(&tx, user_id).await?.ok_or_else(|| Problem::not_found("user"))?;
     let closed = unscoped!(
@@ -99,7 +106,12 @@ async fn wait(identity: &Identity, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     match identity.bus.request(&run.context(), &CountMemberships { user_id }).await?.count {
         0 => Ok(()),
-        left => Err(Problem::unavailable(format!("The user is still in {left} organizations."))),
+        left => {
+            // An organization that was to be deleted may be back. No command that is known by its id: it is a new one
+            // each time.
+            identity.bus.request(&run.context(), &LeaveOrganizations { user_id }).await?;
+            Err(Problem::unavailable(format!("The user is still in {left} organizations.")))
+        }
     }
 }
 

@@ -13,6 +13,8 @@ mod reauthentication;
 mod register;
 mod revocations;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::sync::Arc;
@@ -60,7 +62,10 @@ pub const NAME: &str = "identity";
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations = &[
     ("bus", capsule_bus::MIGRATIONS),
-    (NAME, capsule_store::migrations![1 "create_users_and_sessions", 2 "erase_users", 3 "invite_users"]),
+    (
+        NAME,
+        capsule_store::migrations![1 "create_users_and_sessions", 2 "erase_users", 3 "invite_users", 4 "reserve_ids_per_organization"],
+    ),
 ];
 
 /// Opens the service's database and puts the service on the bus. `local_token` is the
@@ -112,7 +117,12 @@ pub async fn start(
         .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(invitations::organization_deleted(tx, event.organization_id)))
         .handle(profile::get_users)
         .handle(tokens::get_keys)
-        .purge(|identity, now| Box::pin(sessions::purge(identity, now)))
+        .purge(|identity, now| {
+            Box::pin(async move {
+                sessions::purge(identity, now).await?;
+                invitations::purge(identity, now).await
+            })
+        })
         .start_with(|identity| Box::pin(async move { revocations::keep(&identity).await }));
     Ok(identity)
 }

@@ -42,24 +42,33 @@ pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session
     Ok(session)
 }
 
-/// The bearer of the local token can read the server's data directory, and with it everything: it is
-/// signed in as the first administrator, who is made if there is none yet.
+/// The address of the local administrator's account. It can be neither registered nor invited.
+pub const LOCAL_ADMINISTRATOR: &str = "admin@localhost";
+
+/// The bearer of the local token can read the server's data directory, and with it everything: it is signed in as the
+/// local administrator, never as anybody else. The account is made if there is none; if it no longer administers the
+/// installation, the token signs nobody in.
 pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Result<Session, Problem> {
     if !tokens::same(&call.message.token, &identity.local_token) {
         return Err(Problem::unauthenticated("This is not the local token of this server.")
             .hint("It is in the file `local-token` in the server's data directory."));
     }
     let tx = identity.store.begin().await?;
-    let first_admin = unscoped!(
+    let local = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE platform_admin AND closed_at IS NULL ORDER BY created_at LIMIT 1"
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1 AND closed_at IS NULL",
+        LOCAL_ADMINISTRATOR
     );
-    let user = match tx.read().first::<UserRow>(first_admin).await? {
-        Some(row) => row.into(),
+    let user = match tx.read().first::<UserRow>(local).await?.map(User::from) {
+        Some(user) if user.platform_admin => user,
+        Some(_) => {
+            return Err(Problem::forbidden("The local administrator does not administer this installation any more.")
+                .hint("Sign in with your own account: `capsule login`."));
+        }
         None => {
             let user = User {
                 id: new_id(),
-                email: "admin@localhost".into(),
+                email: LOCAL_ADMINISTRATOR.into(),
                 name: "Local administrator".into(),
                 platform_admin: true,
                 created_at: Timestamp::now(),

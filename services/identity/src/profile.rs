@@ -53,22 +53,28 @@ pub async fn get_profile(identity: Arc<Identity>, call: Call<GetProfile>) -> Res
     get(&identity, call.proof.user()).await
 }
 
+/// An account that is not being erased.
 async fn get(identity: &Identity, id: Uuid) -> Result<User, Problem> {
-    let row =
-        unscoped!("users belong to no tenant", "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1", id);
+    let row = unscoped!(
+        "users belong to no tenant",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1 AND closed_at IS NULL",
+        id
+    );
     identity.store.read().first::<UserRow>(row).await?.map(User::from).ok_or_else(|| Problem::not_found("user"))
 }
 
 pub async fn update_profile(identity: Arc<Identity>, call: Call<UpdateProfile>) -> Result<User, Problem> {
     if let Some(name) = &call.message.name {
         let tx = identity.store.begin().await?;
-        tx.run(unscoped!(
+        let renamed = unscoped!(
             "users belong to no tenant",
-            "UPDATE users SET name = $1 WHERE id = $2",
+            "UPDATE users SET name = $1 WHERE id = $2 AND closed_at IS NULL",
             name.trim(),
             call.proof.user()
-        ))
-        .await?;
+        );
+        if tx.run(renamed).await? == 0 {
+            return Err(Problem::not_found("user"));
+        }
         tx.commit().await?;
     }
     get(&identity, call.proof.user()).await

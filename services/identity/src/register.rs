@@ -8,6 +8,7 @@ use capsule_contracts::identity::{Register, Registration, Session, User, UserReg
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, unscoped};
 
+use crate::login::LOCAL_ADMINISTRATOR;
 use crate::{Identity, invitations, sessions, tokens};
 
 /// By what somebody may register.
@@ -52,6 +53,9 @@ pub async fn register(identity: Arc<Identity>, call: Call<Register>) -> Result<S
 
 /// Decides whether somebody may register; uses their registration token up.
 async fn admit(identity: &Identity, tx: &Transaction<'_>, message: &Register, email: &str) -> Result<Admission, Problem> {
+    if email == LOCAL_ADMINISTRATOR {
+        return Err(Problem::invalid_field("email", "is the address of the local administrator"));
+    }
     let first = !tx
         .read()
         .exists(unscoped!(

@@ -8,12 +8,12 @@ use capsule_contracts::identity::{GetUsers, INVITATION_SECONDS, InviteUser, Invi
 use capsule_contracts::organization::{
     AcceptInvitation, AddMember, AddedMember, Invitation, ListInvitations, Organization, RejectInvitation, RemoveMember,
 };
-use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
+use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::members::{self, guard_owners};
-use crate::{Organizations, organizations, quotas};
+use crate::{Organizations, leaving, organizations, quotas};
 
 /// The most that one organization has open at a time: each may be a registration.
 const MAX_PENDING: i64 = 100;
@@ -92,12 +92,37 @@ pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> R
     Ok(AddedMember { user_id, email, role: message.role, pending: true, expires_at, registration_token })
 }
 
-/// Changes the role of a pending member. `false` where there is none.
+/// Whether a member of this role may invite somebody to be `invited`.
+fn may_invite(role: Option<Role>, invited: Role) -> bool {
+    role.is_some_and(|role| role.allows(Permission::OrgManage) && (invited != Role::Owner || role == Role::Owner))
+}
+
+/// Voids what a member has invited and could not in this role: they do not come back through somebody else.
+pub async fn void(tx: &Transaction<'_>, organization: Uuid, inviter: Uuid, role: Option<Role>) -> Result<(), Problem> {
+    for invited in Role::ALL.into_iter().filter(|invited| !may_invite(role, *invited)) {
+        tx.run(unscoped!(
+            "the callers hold the proof, or make the tenant",
+            "DELETE FROM invitations WHERE organization_id = $1 AND invited_by = $2 AND role = $3",
+            organization,
+            inviter,
+            invited.name()
+        ))
+        .await?;
+    }
+    Ok(())
+}
+
+/// Changes the role of a pending member, who is invited by whoever does so from then on. `false` where there is none.
 pub async fn change_role(tx: &Transaction<'_>, tenant: &Tenant, user: Uuid, role: Role) -> Result<bool, Problem> {
     let Some(present) = of(tx, tenant).await?.into_iter().find(|row| row.user_id == user) else { return Ok(false) };
     guard_owners(tenant, present.role.parse()?)?;
-    let change =
-        scoped!(tenant, "UPDATE invitations SET role = $1 WHERE organization_id = :tenant AND user_id = $2", role.name(), user);
+    let change = scoped!(
+        tenant,
+        "UPDATE invitations SET role = $1, invited_by = $2 WHERE organization_id = :tenant AND user_id = $3",
+        role.name(),
+        tenant.user(),
+        user
+    );
     Ok(tx.run(change).await? == 1)
 }
 
@@ -173,6 +198,7 @@ pub async fn list_invitations(service: Arc<Organizations>, call: Call<ListInvita
 struct Accepted {
     organization_id: Uuid,
     role: String,
+    invited_by: Uuid,
 }
 
 pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
@@ -184,21 +210,30 @@ pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInv
     let tx = service.store.begin().await?;
     let row = unscoped!(
         "a user's own invitation",
-        "SELECT i.organization_id, i.role FROM invitations i JOIN organizations o ON o.id = i.organization_id \
+        "SELECT i.organization_id, i.role, i.invited_by FROM invitations i JOIN organizations o ON o.id = i.organization_id \
          WHERE i.id = $1 AND i.user_id = $2 AND i.expires_at > $3 AND o.closed_at IS NULL AND o.deleted_at IS NULL",
         id,
         user,
         Timestamp::now().0
     );
     let row = tx.read().first::<Accepted>(row).await?.ok_or_else(|| Problem::not_found("invitation"))?;
+    let role: Role = row.role.parse()?;
+    leaving::check_present(&tx, user).await?;
     take(&tx, id, user).await?;
     let grant = SystemGrant::new(row.organization_id, "an invitation is accepted");
     let present = members::of(&tx, &grant).await?;
     if present.iter().any(|member| member.user_id == user) {
         return Err(Problem::conflict("You are a member already."));
     }
+    // They may have lost that right since, or while they invited.
+    let inviter = present.iter().find(|member| member.user_id == row.invited_by);
+    let inviter = inviter.map(|member| member.role.parse::<Role>()).transpose()?;
+    if !may_invite(inviter, role) {
+        return Err(Problem::conflict("This invitation is void: whoever made it may not invite you any more.")
+            .hint("Ask a member of the organization to add you again."));
+    }
     quotas::check_members(&tx, &grant, &limits, 1).await?;
-    members::set(&tx, &call.context, row.organization_id, user, Some(row.role.parse()?)).await?;
+    members::set(&tx, &call.context, row.organization_id, user, Some(role)).await?;
     tx.commit().await?;
     organizations::of_user(&service, user, row.organization_id).await
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Context, SystemGrant};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
-use capsule_contracts::{Count, Empty, Problem, Role, Uuid};
+use capsule_contracts::{Count, Empty, Problem, Role, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
@@ -49,8 +49,28 @@ pub async fn leave_organizations(organizations: Arc<Organizations>, call: Call<L
     Ok(Empty {})
 }
 
-/// Takes a user out of every organization, and forgets what waits for them. May be run twice.
+/// Whether a user has left for good. Their client may still ask, until it hears of it.
+pub async fn has_left(tx: &Transaction<'_>, user: Uuid) -> Result<bool, Problem> {
+    tx.read().exists(unscoped!("users belong to no tenant", "SELECT 1 FROM left_users WHERE user_id = $1", user)).await
+}
+
+/// Fails if a user has left for good.
+pub async fn check_present(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+    match has_left(tx, user).await? {
+        true => Err(Problem::conflict("This account is being erased.")),
+        false => Ok(()),
+    }
+}
+
+/// Takes a user out of every organization for good, and forgets what waits for them. May be run twice.
 pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
+    tx.run(unscoped!(
+        "users belong to no tenant",
+        "INSERT INTO left_users (user_id, left_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING",
+        user,
+        Timestamp::now().0
+    ))
+    .await?;
     for organization in of(tx, user).await? {
         let grant = SystemGrant::new(organization.id, "a member's account is erased");
         let others: Vec<_> = members::of(tx, &grant).await?.into_iter().filter(|row| row.user_id != user).collect();

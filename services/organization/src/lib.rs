@@ -8,6 +8,8 @@ mod members;
 mod organizations;
 mod personal;
 mod quotas;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -65,7 +67,10 @@ pub const NAME: &str = "organization";
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations = &[
     ("bus", capsule_bus::MIGRATIONS),
-    (NAME, capsule_store::migrations![1 "create_organizations", 2 "close_organizations", 3 "set_quotas", 4 "invite_members"]),
+    (
+        NAME,
+        capsule_store::migrations![1 "create_organizations", 2 "close_organizations", 3 "set_quotas", 4 "invite_members", 5 "remember_who_left"],
+    ),
 ];
 
 /// Opens the service's database and puts the service on the bus.

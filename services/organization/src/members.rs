@@ -14,7 +14,8 @@ use sea_orm::FromQueryResult;
 
 use crate::{Organizations, invitations};
 
-/// Gives a user a role in an organization, or takes it, and tells of it.
+/// Gives a user a role in an organization, or takes it, and tells of it. What they invited and could not invite any more
+/// is void.
 pub async fn set(
     tx: &Transaction<'_>,
     context: &Context,
@@ -32,6 +33,7 @@ pub async fn set(
         Timestamp::now().0
     ))
     .await?;
+    invitations::void(tx, organization, user, role).await?;
     let sequence =
         unscoped!("as above", "SELECT sequence FROM members WHERE organization_id = $1 AND user_id = $2", organization, user);
     let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;

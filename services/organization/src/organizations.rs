@@ -13,7 +13,7 @@ use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, deletion, members, personal, quotas};
+use crate::{Organizations, deletion, leaving, members, personal, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -122,6 +122,7 @@ pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Pro
 
 pub async fn create_organization(service: Arc<Organizations>, call: Call<CreateOrganization>) -> Result<Organization, Problem> {
     let tx = service.store.begin().await?;
+    leaving::check_present(&tx, call.proof.user()).await?;
     quotas::check_organizations(&service, &tx, call.proof.user()).await?;
     let slug = match call.message.slug {
         Some(slug) => slug,

@@ -7,12 +7,13 @@ use capsule_contracts::message::to_label;
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Transaction, unscoped};
 
+use crate::leaving;
 use crate::organizations::{self, New};
 
-/// Makes the personal organization of `user` unless there is one.
+/// Makes the personal organization of `user` unless there is one, or they have left for good.
 pub async fn ensure(tx: &Transaction<'_>, user: &User) -> Result<(), Problem> {
     let known = unscoped!("one per user", "SELECT 1 FROM organizations WHERE personal_of = $1", user.id);
-    if tx.read().exists(known).await? {
+    if tx.read().exists(known).await? || leaving::has_left(tx, user.id).await? {
         return Ok(());
     }
     let wanted = to_label(user.email.split('@').next().unwrap_or_default(), "personal");

@@ -150,6 +150,8 @@ fn behind_a_proxy() {
     };
     // One network has its limit, whatever address in it is used; others have theirs.
     assert!((0..20).any(|n| login(&format!("2001:db8:1:2::{n}"), "wrong wrong 1") == "429"));
+    // Of one account's attempts, one network has a small part.
+    assert_eq!([0, 1].map(|_| login("192.0.2.50", "wrong wrong 1")), ["401", "429"]);
     // Of one account, nobody tries more passwords by coming from many networks,
     assert!((0..20).any(|n| login(&format!("198.51.100.{n}"), "wrong wrong 1") == "429"));
     assert_eq!(login("198.51.100.99", "a long enough one 1"), "429");

@@ -132,9 +132,11 @@ fn inside(name: &str) -> Result<Option<PathBuf>, ArchiveError> {
     Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
-/// Refuses a link that leads out of the archive's folder.
+/// Refuses a link that leads out of the archive's folder. Its target may have `..` at its beginning only: after a name,
+/// which may be that of another link, `..` leads to where the text does not tell.
 fn check_link(path: &Path, target: &str) -> Result<(), ArchiveError> {
     let mut depth = path.components().count() - 1;
+    let mut has_name = false;
     let leaves = || {
         let (path, target) = (shown(&path.to_string_lossy()), shown(target));
         refused(format!("`{path}` is a link to `{target}`, out of the archive's folder"))
@@ -144,8 +146,12 @@ fn check_link(path: &Path, target: &str) -> Result<(), ArchiveError> {
     }
     for part in Path::new(target).components() {
         match part {
-            Component::Normal(_) => depth += 1,
+            Component::Normal(_) => has_name = true,
             Component::CurDir => {}
+            Component::ParentDir if has_name => {
+                let (path, target) = (shown(&path.to_string_lossy()), shown(target));
+                return Err(refused(format!("`{path}` is a link to `{target}`, which may have `..` at its beginning only")));
+            }
             Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
             Component::RootDir | Component::Prefix(_) => return Err(leaves()),
         }
@@ -387,6 +393,7 @@ mod tests {
             (vec![(b"/etc/evil", T::Regular, b"x")], "leads out"),
             (vec![(b"link", T::Symlink, b"/etc/passwd")], "out of the archive"),
             (vec![(b"a/link", T::Symlink, b"../../x")], "out of the archive"),
+            (vec![(b"d/s", T::Symlink, b".."), (b"x", T::Symlink, b"d/s/../../etc")], "at its beginning only"),
             (vec![(b"link", T::Link, b"/etc/passwd")], "neither a file"),
             (vec![(b"pipe", T::Fifo, b"")], "neither a file"),
             (vec![(b"null", T::Char, b"")], "neither a file"),

@@ -11,13 +11,13 @@ use capsule_buildplan::{Folder, Options, PlanError, plan_with};
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-use super::{Answer, CONTAINERS};
+use super::{Answer, CONTAINERS, ROOM};
 use crate::archive;
 
 /// CPU time of one plan.
@@ -29,7 +29,7 @@ const DESCRIPTORS: u64 = 256;
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
 
-/// The role's entry: `planner folder|archive [containers]`, with the folder or the archive as standard input.
+/// The role's entry: `planner folder|archive [room=<bytes>] [containers]`, with the folder or the archive as standard input.
 /// The answer is JSON on standard output; an archive is decompressed to standard error.
 #[must_use]
 pub fn run() -> i32 {
@@ -44,7 +44,14 @@ pub fn run() -> i32 {
 fn answer() -> Answer {
     let mut arguments = std::env::args().skip(2);
     let is_folder = arguments.next().as_deref() == Some("folder");
-    let options = Options { containers: arguments.next().as_deref() == Some(CONTAINERS) };
+    let mut options = Options { containers: false };
+    let mut room = u64::MAX;
+    for argument in arguments {
+        match argument.strip_prefix(ROOM) {
+            Some(bytes) => room = bytes.parse().unwrap_or(room),
+            None => options.containers |= argument == CONTAINERS,
+        }
+    }
     if let Err(error) = capsule_runtime::descriptors::close_inherited() {
         return Answer::Unconfined(format!("inherited descriptors: {error}"));
     }
@@ -56,7 +63,9 @@ fn answer() -> Answer {
         Ok(opened) => opened,
         Err(error) => return Answer::Unconfined(format!("its input: {error}")),
     };
-    if let Err(why) = confine(&input, is_folder) {
+    // Set first: a limit that is lower already stays.
+    let limited = if room < most_written(is_folder) { limit(Resource::Fsize, room) } else { Ok(()) };
+    if let Err(why) = limited.and_then(|()| confine(&input, is_folder)) {
         return Answer::Unconfined(why);
     }
     let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| make(input, spool, is_folder, options)));
@@ -80,6 +89,15 @@ fn at<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
+/// Bytes of the largest file that is written: what an archive decompresses to is written to one.
+fn most_written(is_folder: bool) -> u64 {
+    if is_folder { 0 } else { archive::Limits::default().bytes + (1 << 20) }
+}
+
+fn limit(resource: Resource, most: u64) -> Result<(), String> {
+    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).map_err(at("limits"))
+}
+
 /// Gives up whatever a plan does not take: of this process, for good. `input` is the folder that is read, which
 /// becomes the root of all paths, or an archive.
 ///
@@ -92,10 +110,9 @@ pub fn confine(input: &OwnedFd, is_folder: bool) -> Result<(), String> {
         (Resource::Nofile, DESCRIPTORS),
         (Resource::Nproc, 0),
         (Resource::Core, 0),
-        // What an archive decompresses to is written to one file.
-        (Resource::Fsize, if is_folder { 0 } else { archive::Limits::default().bytes + (1 << 20) }),
+        (Resource::Fsize, most_written(is_folder)),
     ] {
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).map_err(at("limits"))?;
+        limit(resource, getrlimit(resource).maximum.map_or(most, |present| present.min(most)))?;
     }
     // The signal of the first tells more than that of the second.
     let time = Rlimit { current: Some(CPU_SECONDS), maximum: Some(CPU_SECONDS + 2) };

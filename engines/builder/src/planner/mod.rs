@@ -23,6 +23,8 @@ pub use confined::{confine, run};
 pub const ROLE: &str = "planner";
 /// Whether containers are used, as the last argument.
 const CONTAINERS: &str = "containers";
+/// How many bytes an archive's process may write, as an argument.
+const ROOM: &str = "room=";
 
 /// Wall time of one plan. CPU time is bounded more closely, in the process itself.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -78,6 +80,8 @@ pub struct Planner {
     program: PathBuf,
     /// Where archives are decompressed to, in files without names.
     spool: PathBuf,
+    /// Bytes of the disk that decompressed archives leave free.
+    reserve: u64,
     permits: Arc<Semaphore>,
     permit_timeout: Duration,
 }
@@ -95,6 +99,7 @@ impl Planner {
         Ok(Self {
             program,
             spool: directory.to_owned(),
+            reserve: 0,
             permits: Arc::new(Semaphore::new(at_once)),
             permit_timeout: PERMIT_TIMEOUT,
         })
@@ -104,6 +109,18 @@ impl Planner {
     #[must_use]
     pub fn waiting_at_most(self, permit_timeout: Duration) -> Self {
         Self { permit_timeout, ..self }
+    }
+
+    /// The same, where a decompressed archive leaves so many bytes of the disk free.
+    #[must_use]
+    pub fn keeping_free(self, reserve: u64) -> Self {
+        Self { reserve, ..self }
+    }
+
+    /// Bytes of the disk that an archive may be decompressed to.
+    fn room(&self) -> u64 {
+        let free = rustix::fs::statvfs(&self.spool).map(|system| system.f_bavail.saturating_mul(system.f_frsize));
+        free.map_or(u64::MAX, |free| free.saturating_sub(self.reserve))
     }
 
     /// Makes a plan once other plans have ended, however long that takes.
@@ -144,6 +161,7 @@ impl Planner {
                     tempfile::tempfile_in(&self.spool).map_err(|error| host("a temporary file cannot be made", &error))?;
                 // The third of the three descriptors that a process begins with.
                 command.arg("archive").stdin(archive).stderr(spool).current_dir(self.spool.join("empty"));
+                command.arg(format!("{ROOM}{}", self.room()));
             }
         }
         if options.containers {
@@ -190,6 +208,8 @@ fn how_it_ended(status: ExitStatus) -> String {
              nested too deeply",
             confined::MEMORY_BYTES >> 20
         ),
+        // SIGXFSZ
+        25 => "the archive decompresses to more bytes than the server has room for".into(),
         0 => format!("the process that reads the repository ended with status {}", status.code().unwrap_or_default()),
         signal => format!("the process that reads the repository was ended by signal {signal}"),
     }

@@ -94,6 +94,14 @@ fn an_app_gets_one_host_which_is_that_of_its_route() {
     let statuses: Vec<_> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
     assert_eq!(statuses.iter().filter(|status| **status == "200").count(), 2, "{answer}");
     assert!(answer.contains("400 Bad Request"), "{answer}");
+    // Also behind one with a body, of which the end or even the length is in what is read with it.
+    const BOTH: &str = "POST /3 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let answer = world.send(format!("POST /1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nhi{BOTH}"));
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("400 Bad Request"), "{answer}");
+    let chunked = "POST /1 HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    let answer = world.send(format!("{chunked}{BOTH}"));
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.matches("HTTP/1.1 ").count() == 1, "{answer}");
+    assert!(answer.to_lowercase().contains("connection: close\r\n"), "{answer}");
 }
 
 #[test]

@@ -5,14 +5,18 @@ use capsule_builder::{collect_site, say, trees};
 use capsule_buildplan::Kind;
 
 use super::{Failure, files, host};
-use crate::Deploys;
 use crate::deployments::Row;
+use crate::{Deploys, disk};
 
 pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     let plan = row.plan()?;
     let work = deploys.work_directory(row.id);
     let release = deploys.release_directory(row.release_id);
     let log = deploys.build_log(row.id);
+    // The files of a site are copied; the folder of a program is moved.
+    if plan.kind == Kind::Static && !release.exists() {
+        disk::check_reserve(deploys).map_err(|problem| Failure::Failed(problem.to_string()))?;
+    }
     files(move || {
         if release.exists() {
             return Ok(());

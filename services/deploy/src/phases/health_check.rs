@@ -132,6 +132,9 @@ mod tests {
         }
         let folder = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::open(folder.path()).expect("opens");
+        writer.write_part(Stream::Stdout, b"a short piece: hunter22", true).expect("written");
+        writer.write_part(Stream::Stdout, "-größer and more\n".as_bytes(), false).expect("written");
+        assert_eq!(last_output(folder.path(), &mask), ["a short piece: *** and more"]);
         for n in 0..500 {
             writer.write(Stream::Stdout, format!("line {n}").as_bytes()).expect("written");
         }
