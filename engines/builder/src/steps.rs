@@ -202,7 +202,12 @@ fn hold(cache: &Path) -> std::io::Result<File> {
 /// When the caches cannot be listed, or one cannot be removed.
 pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
     let mut all = Vec::new();
-    for service in std::fs::read_dir(caches)?.flatten() {
+    let services = match std::fs::read_dir(caches) {
+        // No build has made a cache yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        services => services?,
+    };
+    for service in services.flatten() {
         for cache in std::fs::read_dir(service.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if cache.is_dir() {
                 let used = std::fs::metadata(lock_of(&cache)).and_then(|kind| kind.modified());
