@@ -182,6 +182,7 @@ fn layers() {
     let parent = parent_of(u32::try_from(pid).expect("a pid"));
     assert!(shims.is_empty() || shims.contains(&parent), "{shims:?} {parent}");
     kill(parent);
+    eventually("the application ends with its shim", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
     is_as_written(&server, "after the end of its shim");
     server.kill();
     server.start();

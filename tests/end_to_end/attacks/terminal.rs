@@ -353,7 +353,7 @@ fn interrupted() {
     let told = lines.collect::<Vec<_>>().join("\n");
     let status = deploying.wait().expect("it ends");
     assert_eq!(status.code(), Some(130), "{told}");
-    assert!(told.contains("Still building. `capsule cancel 1` stops it."), "{told}");
+    assert!(told.contains("Still building. `capsule cancel 1 -e production` stops it."), "{told}");
     let state = || server.capsule(&["status", at(&folder), "--json"]).ok().json()["deployments"][0]["status"].clone();
     assert_eq!(state(), "building");
     let cancelled = server.capsule(&["cancel", "1", "-C", at(&folder)]).ok();
