@@ -35,7 +35,7 @@ fn one_environment(client: &mut Client, found: &Found, yes: bool, terminal: Term
     }
     let _: ServiceState = client.delete(&format!("/services/{}/environments/{environment}", found.service.id))?;
     terminal.show(&json!({"deleted": found.service.id, "environment": environment}), |_| {
-        format!("Deleted {service} in {environment}. It stays in other environments.")
+        format!("Deleting {service} from {environment}. Other environments are not changed.")
     })
 }
 
