@@ -42,7 +42,7 @@ fn helpless() {
     let told = server.capsule(&["whoami", "--server", "http://127.0.0.1:9"]).refused();
     assert!(told.err.contains("http://127.0.0.1:9"), "{told:?}");
     let told = server.capsule(&["whoami", "--server", "ftp://example.com/x"]).refused();
-    assert!(told.err.contains("no server's URL"), "{told:?}");
+    assert!(told.err.contains("not a server's URL"), "{told:?}");
     server.start();
     let empty = tempfile::tempdir().expect("a folder");
     let at = empty.path().to_str().expect("a path");

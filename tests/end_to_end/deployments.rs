@@ -87,7 +87,7 @@ fn broken_build() {
     for text in ["about to fail", "no-such-file: No such file or directory", "the build step"] {
         assert!(failed.err.contains(text), "{failed:?}");
     }
-    assert!(failed.out.contains("failed") && failed.out.contains("keeps running"), "{failed:?}");
+    assert!(failed.out.contains("failed") && failed.out.contains("is still live"), "{failed:?}");
     assert_eq!(server.get(HOST, "/").body, "version one");
     let again = server.capsule(&["logs", at(&folder), "--deployment", "2"]).ok();
     assert!(again.out.contains("about to fail"), "{again:?}");
