@@ -21,16 +21,32 @@ mod uploads;
 mod websocket;
 
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use capsule_tests::Docker;
 use libtest_mimic::{Arguments, Trial, run};
 
+/// How long each test that passed took.
+static DURATIONS: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
 /// A test that needs nothing but the server.
 fn test(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    let label = name.to_owned();
     Trial::test(name, move || {
+        let start = Instant::now();
         work();
+        DURATIONS.lock().unwrap_or_else(PoisonError::into_inner).push((start.elapsed(), label));
         Ok(())
     })
+}
+
+/// Writes the durations, longest first, to `target/end_to_end_durations.txt`: in seconds, then the test's name.
+fn write_durations() -> std::io::Result<()> {
+    let mut durations = std::mem::take(&mut *DURATIONS.lock().unwrap_or_else(PoisonError::into_inner));
+    durations.sort_by(|one, other| other.cmp(one));
+    let lines = durations.iter().map(|(duration, name)| format!("{:7.1} {name}\n", duration.as_secs_f64()));
+    std::fs::write(capsule_tests::root().join("target/end_to_end_durations.txt"), lines.collect::<String>())
 }
 
 /// A test that needs programs on this machine.
@@ -95,5 +111,8 @@ fn main() -> ExitCode {
     ];
     let conclusion = run(&arguments, suites.into_iter().flatten().collect());
     capsule_tests::end();
+    if let Err(error) = write_durations() {
+        eprintln!("the durations of the tests were not written: {error}");
+    }
     conclusion.exit_code()
 }
