@@ -96,13 +96,9 @@ fn missing(client: &mut Client, chosen: &Chosen, state: &State) -> anyhow::Resul
     let missing = match (&state.project, &state.service) {
         (None, _) => {
             let projects = service::projects(client, &state.organization)?;
-            let missing = service::no_project(client, wanted, &state.organization, &projects)?;
-            // In a terminal without anybody, the flag is what is missing.
-            if missing.hint.as_deref().is_some_and(|hint| hint.starts_with("There is one in")) {
-                missing
-            } else {
-                missing.hint("Give --yes to create it.")
-            }
+            let elsewhere = service::organizations_with_project(client, wanted, &state.organization)?;
+            let missing = service::no_project(client, wanted, &state.organization, &projects, &elsewhere);
+            if elsewhere.is_empty() { missing.hint("Give --yes to create it.") } else { missing }
         }
         (Some(project), None) => {
             let services = service::services(client, project)?;

@@ -84,7 +84,8 @@ pub fn find_in_any(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> 
     let organization = organization(client, wanted, terminal)?;
     let projects = projects(client, &organization)?;
     let Some(project) = projects.iter().find(|project| project.slug == wanted.project).cloned() else {
-        return Err(no_project(client, wanted, &organization, &projects)?.into());
+        let elsewhere = organizations_with_project(client, wanted, &organization)?;
+        return Err(no_project(client, wanted, &organization, &projects, &elsewhere).into());
     };
     let services = services(client, &project)?;
     let Some(service) = services.iter().find(|service| service.name == wanted.service).cloned() else {
@@ -143,30 +144,39 @@ pub fn environments(client: &mut Client, project: &Project) -> anyhow::Result<Ve
     Ok(client.get::<Page<Environment>>(&format!("/projects/{}/environments", project.id))?.items)
 }
 
-/// Why there is no such project, with the one that was probably meant.
-pub fn no_project(
+/// The other organizations of the user that have a project of the wanted name. None where an organization was named.
+pub fn organizations_with_project(
     client: &mut Client,
     wanted: &Wanted,
     organization: &Organization,
-    projects: &[Project],
-) -> anyhow::Result<Failure> {
-    let near = did_you_mean(&wanted.project, projects.iter().map(|project| project.slug.as_str()));
-    let message = format!("There is no project {} in {} at {}.{near}", wanted.project, organization.slug, client.name());
-    // Nothing is done in another organization unasked; but that it has one may be what was forgotten.
-    let mut others = Vec::new();
+) -> anyhow::Result<Vec<String>> {
+    let mut slugs = Vec::new();
     if wanted.organization.is_none() {
         for other in client.get::<Page<Organization>>("/organizations")?.items {
-            if other.id != organization.id && self::projects(client, &other)?.iter().any(|project| project.slug == wanted.project)
-            {
-                others.push(other.slug);
+            if other.id != organization.id && projects(client, &other)?.iter().any(|project| project.slug == wanted.project) {
+                slugs.push(other.slug);
             }
         }
     }
-    let hint = match others.as_slice() {
+    Ok(slugs)
+}
+
+/// The error for a project that does not exist: it suggests the nearest name, and the organizations in `elsewhere`,
+/// which have a project of this name.
+pub fn no_project(
+    client: &Client,
+    wanted: &Wanted,
+    organization: &Organization,
+    projects: &[Project],
+    elsewhere: &[String],
+) -> Failure {
+    let near = did_you_mean(&wanted.project, projects.iter().map(|project| project.slug.as_str()));
+    let message = format!("There is no project {} in {} at {}.{near}", wanted.project, organization.slug, client.name());
+    let hint = match elsewhere {
         [] => "`capsule deploy --yes` creates it.".into(),
-        others => format!("There is one in {}: name it with --organization, or in capsule.toml.", others.join(", ")),
+        slugs => format!("There is one in {}: name it with --organization, or in capsule.toml.", slugs.join(", ")),
     };
-    Ok(Failure::new("no_such_project", message).hint(hint))
+    Failure::new("no_such_project", message).hint(hint)
 }
 
 /// Why there is no such service, with the one that was probably meant.
