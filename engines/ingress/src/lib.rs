@@ -18,6 +18,7 @@ pub mod published;
 mod request;
 mod serve;
 mod sites;
+mod stream;
 mod table;
 mod upstream;
 mod visitor;

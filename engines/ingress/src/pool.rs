@@ -148,7 +148,7 @@ impl Pool {
         upload: Option<&Upload>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let upstream = self.connector.connect(backend).await?;
-        let exchange = upstream.exchange();
+        let exchange = upstream.guard().clone();
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(HEAD_SIZE)
             .max_header_size(HEAD_SIZE)

@@ -20,7 +20,7 @@ use crate::proxy::{Proxy, Visitor};
 use crate::sites::Sites;
 use crate::table::Table;
 use crate::upstream::Connector;
-use crate::visitor::{HEAD_SIZE, VisitorStream};
+use crate::visitor::{HEAD_SIZE, VisitorGuard, VisitorStream};
 
 /// How long a visitor may take to send a request's headers.
 const HEADERS: Duration = Duration::from_secs(30);
@@ -144,8 +144,8 @@ async fn carry(
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
         let (proxy, ending) = (proxy.clone(), ending.clone());
         served.spawn(async move {
-            let stream = VisitorStream::new(stream);
-            let visitor = Arc::new(Visitor { peer, heads: stream.heads() });
+            let stream = VisitorStream::new(stream, VisitorGuard::default());
+            let visitor = Arc::new(Visitor { peer, heads: stream.guard().heads() });
             let service = service_fn(move |request| {
                 let (proxy, visitor) = (proxy.clone(), visitor.clone());
                 async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, &visitor).await) }

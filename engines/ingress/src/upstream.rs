@@ -2,17 +2,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use crate::balance::InFlightGuard;
+use crate::stream::{GuardedStream, StreamGuard};
 
 /// The name of the gateway among the backends; no instance has it.
 pub const GATEWAY: &str = "";
@@ -25,8 +23,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_BYTES: usize = 256 << 10;
 /// The most informational (1xx) responses to one request.
 const INFORMATIONAL: usize = 16;
-/// The most bytes that are read in one turn: then other connections of the thread have theirs.
-pub const TURN_BYTES: usize = 256 << 10;
 
 /// Makes connections.
 #[derive(Clone, Debug)]
@@ -72,7 +68,7 @@ impl Connector {
                 } else {
                     Either::Left(connector.instance(&instance, port).await?)
                 };
-                Ok(Upstream { stream, exchange: Arc::default(), turn: 0 })
+                Ok(Upstream::new(stream, Arc::default()))
             };
             tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or(Err(ConnectError::Saturated))
         });
@@ -147,65 +143,20 @@ impl Exchange {
     }
 }
 
-/// A connection to an instance or to the gateway.
-#[derive(Debug)]
-pub struct Upstream {
-    stream: Either<TcpStream, UnixStream>,
-    exchange: Arc<Exchange>,
-    /// Bytes read in this turn.
-    turn: usize,
-}
-
-impl Upstream {
-    /// What the connection reads, shared with whoever sends requests over it.
-    pub fn exchange(&self) -> Arc<Exchange> {
-        self.exchange.clone()
+impl StreamGuard for Arc<Exchange> {
+    fn check_read(&self) -> io::Result<()> {
+        if self.is_exceeded() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too much before the final response head"));
+        }
+        Ok(())
     }
-}
 
-impl AsyncRead for Upstream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.exchange.is_exceeded() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much before the final response head")));
+    fn record_read(&mut self, bytes: &[u8]) {
+        if self.awaits_head.load(Ordering::Relaxed) {
+            self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         }
-        if self.turn >= TURN_BYTES {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() {
-            self.turn = 0;
-        }
-        ready!(read)?;
-        let bytes = buf.filled().len() - before;
-        self.turn += bytes;
-        if self.exchange.awaits_head.load(Ordering::Relaxed) {
-            self.exchange.bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Upstream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-}
+/// A connection to an instance or to the gateway. Its guard is shared with the task that sends requests over it.
+pub type Upstream = GuardedStream<Either<TcpStream, UnixStream>, Arc<Exchange>>;

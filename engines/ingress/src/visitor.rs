@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::upstream::TURN_BYTES;
+use crate::stream::{GuardedStream, StreamGuard};
 
 /// The largest head of a request.
 pub const HEAD_SIZE: usize = 64 << 10;
@@ -99,79 +98,38 @@ impl Upload {
     }
 }
 
-/// A visitor's connection.
-#[derive(Debug)]
-pub struct VisitorStream {
-    stream: TcpStream,
+/// The connection of a visitor.
+pub type VisitorStream = GuardedStream<TcpStream, VisitorGuard>;
+
+/// Records the heads that a visitor sends, and ends the connection of a visitor that accepts no bytes.
+#[derive(Debug, Default)]
+pub struct VisitorGuard {
     heads: Heads,
-    /// Bytes read in this turn.
-    turn: usize,
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs while the visitor accepts no bytes.
+    stall_timeout: Option<Pin<Box<Sleep>>>,
 }
 
-impl VisitorStream {
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, heads: Heads::default(), turn: 0, stalled: None }
-    }
-
-    /// The heads that it reads.
+impl VisitorGuard {
+    /// The heads that the connection reads.
     pub fn heads(&self) -> Heads {
         self.heads.clone()
     }
+}
 
-    /// Passes on what came of a write, unless none has succeeded for too long.
-    fn bounded(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+impl StreamGuard for VisitorGuard {
+    fn record_read(&mut self, bytes: &[u8]) {
+        self.heads.record(bytes);
+    }
+
+    /// Fails once no write has succeeded for [`WRITE_TIMEOUT`].
+    fn check_write(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.stall_timeout = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
+        let stalled = self.stall_timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for VisitorStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.turn >= TURN_BYTES {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() {
-            self.turn = 0;
-        }
-        ready!(read)?;
-        let bytes = &buf.filled()[before..];
-        self.turn += bytes.len();
-        self.heads.record(bytes);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for VisitorStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.bounded(cx, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.bounded(cx, written)
     }
 }
 
