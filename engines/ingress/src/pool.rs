@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::balance::InFlightGuard;
 use crate::body::Outgoing;
+use crate::stream::MAX_HEAD_BYTES;
 use crate::upstream::{ConnectError, Connector, Exchange};
 use crate::visitor::Upload;
 
@@ -20,8 +21,6 @@ use crate::visitor::Upload;
 const IDLE: Duration = Duration::from_secs(3);
 /// The most idle connections to one backend.
 const MOST_IDLE: usize = 256;
-/// The largest response head, and the size of a read.
-const HEAD_SIZE: usize = 64 << 10;
 /// The gateway has deadlines of its own, one for each part of a request; together they are shorter than so many times
 /// that of an application.
 const GATEWAY_FACTOR: u32 = 5;
@@ -150,8 +149,8 @@ impl Pool {
         let upstream = self.connector.connect(backend).await?;
         let exchange = upstream.guard().clone();
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(HEAD_SIZE)
-            .max_header_size(HEAD_SIZE)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .max_header_size(MAX_HEAD_BYTES)
             .handshake(TokioIo::new(upstream))
             .await
             .map_err(Failure::Malformed)?;

@@ -18,9 +18,10 @@ use crate::control::Control;
 use crate::pool::Pool;
 use crate::proxy::{Proxy, Visitor};
 use crate::sites::Sites;
+use crate::stream::MAX_HEAD_BYTES;
 use crate::table::Table;
 use crate::upstream::Connector;
-use crate::visitor::{HEAD_SIZE, VisitorGuard, VisitorStream};
+use crate::visitor::{VisitorGuard, VisitorStream};
 
 /// How long a visitor may take to send a request's headers.
 const HEADERS: Duration = Duration::from_secs(30);
@@ -153,8 +154,8 @@ async fn carry(
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADERS)
-                .max_buf_size(HEAD_SIZE)
-                .max_header_size(HEAD_SIZE)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .max_header_size(MAX_HEAD_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);

@@ -6,6 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// The largest head of a request or a response, in bytes, and the size of the HTTP library's read buffer.
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The bytes that a connection reads before it yields to the other connections of its thread.
 const MAX_TURN_BYTES: usize = 256 << 10;
 

@@ -10,15 +10,13 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::stream::{GuardedStream, StreamGuard};
+use crate::stream::{GuardedStream, MAX_HEAD_BYTES, StreamGuard};
 
-/// The largest head of a request.
-pub const HEAD_SIZE: usize = 64 << 10;
 /// A visitor that accepts no bytes for so long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The most that is kept of what was read, and not looked at yet: more than the HTTP library reads ahead.
-const MOST_KEPT: usize = 4 * HEAD_SIZE;
+const MOST_KEPT: usize = 4 * MAX_HEAD_BYTES;
 
 /// The head of the request that a connection reads, as it was sent. The HTTP library drops one of two lengths
 /// that contradict each other; here both can still be seen.
