@@ -5,12 +5,14 @@ pub mod archive;
 pub mod images;
 pub mod planner;
 mod release;
+mod reserve;
 mod steps;
 mod toolchains;
 mod versions;
 
 pub use capsule_runtime::trees;
 pub use release::{LeftOut, SiteError, collect_site};
+pub use reserve::{DiskReserve, ReserveReached};
 pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
 pub use toolchains::{Settings, Toolchains};
 pub use versions::{Versions, local_mismatches};

@@ -1,13 +1,17 @@
 //! What is served as files: copied out of the build into a folder of its own, so that the ingress
 //! reads regular files only, which nobody changes any more.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use capsule_ingress::published::{is_published, is_published_folder};
 
+use capsule_runtime::trees;
+
 use crate::archive::Limits;
+use crate::reserve::{DiskReserve, ReserveGuard, ReserveReached};
 
 /// Why a site's files cannot be served; the text is for the user.
 #[derive(Debug)]
@@ -55,15 +59,17 @@ impl LeftOut {
 }
 
 /// Copies the files below `source/output` that a site publishes into `target`, which must not exist. A link is
-/// followed if it stays within `source`, and left out otherwise. Returns what was left out.
+/// followed if it stays within `source`, and left out otherwise. Returns what was left out. After an error, there is
+/// no `target`.
 ///
 /// # Errors
-/// When the folder is not there or cannot be copied.
-pub fn collect_site(source: &Path, output: &str, target: &Path) -> Result<LeftOut, SiteError> {
-    collect_within(source, output, target, Limits::default())
+/// When the folder is not there or cannot be copied, or when less of the disk is left than `reserve`, which is checked
+/// while files are copied.
+pub fn collect_site(source: &Path, output: &str, target: &Path, reserve: &DiskReserve) -> Result<LeftOut, SiteError> {
+    collect_within(source, output, target, Limits::default(), reserve)
 }
 
-fn collect_within(source: &Path, output: &str, target: &Path, most: Limits) -> Result<LeftOut, SiteError> {
+fn collect_within(source: &Path, output: &str, target: &Path, most: Limits, reserve: &DiskReserve) -> Result<LeftOut, SiteError> {
     let inside = Path::new(output).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     let source = source.canonicalize().map_err(|error| SiteError(format!("the build is gone: {error}")))?;
     let named: PathBuf =
@@ -83,9 +89,16 @@ fn collect_within(source: &Path, output: &str, target: &Path, most: Limits) -> R
             below.display()
         )));
     }
-    let mut copying = Copying { root: &source, folder: &folder, most, left: most, left_out: LeftOut::default() };
-    let copied = copying.copy(&folder, target, Path::new(""), 0);
-    copied.map_err(|error| SiteError(format!("the folder `{output}` cannot be copied: {error}")))?;
+    let guard = ReserveGuard::new(reserve);
+    let mut copying = Copying { root: &source, folder: &folder, most, left: most, guard, left_out: LeftOut::default() };
+    if let Err(error) = copying.copy(&folder, target, Path::new(""), 0) {
+        // The first error is the one to report.
+        let _ = trees::remove(target);
+        return Err(SiteError(match error.downcast::<ReserveReached>() {
+            Ok(error) => error.to_string(),
+            Err(error) => format!("the folder `{output}` cannot be copied: {error}"),
+        }));
+    }
     Ok(copying.left_out)
 }
 
@@ -96,6 +109,7 @@ struct Copying<'a> {
     most: Limits,
     /// What may still be copied. Links can lead to the same files again and again.
     left: Limits,
+    guard: ReserveGuard<'a>,
     left_out: LeftOut,
 }
 
@@ -108,6 +122,7 @@ impl Copying<'_> {
         }
         std::fs::create_dir_all(to)?;
         std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?;
+        self.guard.count_entry().map_err(std::io::Error::other)?;
         for entry in std::fs::read_dir(from)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -124,13 +139,24 @@ impl Copying<'_> {
                 self.copy(&real, &target, &place, depth + 1)?;
             } else if kind.is_file() && is_published(&place) && is_published(below) {
                 self.take(kind.len())?;
-                std::fs::copy(&real, &target)?;
-                std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o644))?;
+                self.copy_file(&real, &target)?;
             } else {
                 self.left_out.add(&place);
             }
         }
         Ok(())
+    }
+
+    fn copy_file(&mut self, from: &Path, to: &Path) -> std::io::Result<()> {
+        let (mut from, mut to) = (File::open(from)?, File::create(to)?);
+        self.guard.count_entry().map_err(std::io::Error::other)?;
+        loop {
+            let copied = std::io::copy(&mut (&mut from).take(self.guard.chunk()), &mut to)?;
+            if copied == 0 {
+                return to.set_permissions(std::fs::Permissions::from_mode(0o644));
+            }
+            self.guard.count(copied).map_err(std::io::Error::other)?;
+        }
     }
 
     /// What is there, links followed, if it lies within the build.
@@ -154,8 +180,34 @@ impl Copying<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Limits, collect_site, collect_within};
+    use super::{DiskReserve, LeftOut, Limits, SiteError, collect_within};
     use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    fn collect_site(source: &Path, output: &str, target: &Path) -> Result<LeftOut, SiteError> {
+        super::collect_site(source, output, target, &DiskReserve::new(target, 0))
+    }
+
+    #[test]
+    fn copying_stops_at_the_reserve_and_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (source, target) = (directory.path().join("source"), directory.path().join("site"));
+        std::fs::create_dir_all(source.join("dist/assets")).expect("makes");
+        std::fs::write(source.join("dist/index.html"), "page").expect("writes");
+        std::fs::write(source.join("dist/assets/a.js"), "1").expect("writes");
+        let collect = |checks| {
+            let reserve = DiskReserve::scripted(vec![1; checks]);
+            super::collect_site(&source, "dist", &target, &reserve)
+        };
+        // One check for each folder and file, and one for each byte of content.
+        for checks in 0..9 {
+            let error = collect(checks).expect_err("the disk runs full").to_string();
+            assert!(error.starts_with("The server has") && error.contains("in reserve"), "{error}");
+            assert!(!target.exists(), "after {checks} checks");
+        }
+        collect(9).expect("enough is free");
+        assert_eq!(std::fs::read(target.join("index.html")).expect("reads"), b"page");
+    }
 
     #[test]
     fn only_files_of_the_tree_are_served_and_nothing_private() {
@@ -259,6 +311,7 @@ mod tests {
 
     #[test]
     fn links_do_not_multiply_files_without_end() {
+        let none = DiskReserve::new(Path::new("/"), 0);
         let directory = tempfile::tempdir().expect("tempdir");
         let source = directory.path().join("source");
         for depth in 0..12 {
@@ -268,10 +321,10 @@ mod tests {
             }
         }
         std::fs::create_dir(source.join("12")).expect("makes");
-        let error = collect_within(&source, "0", &directory.path().join("site"), Limits { bytes: 1 << 20, entries: 500 });
+        let error = collect_within(&source, "0", &directory.path().join("site"), Limits { bytes: 1 << 20, entries: 500 }, &none);
         assert!(error.expect_err("16 million folders").to_string().contains("more than 500 files"));
         std::fs::write(source.join("12/large"), vec![0; 2000]).expect("writes");
-        let error = collect_within(&source, "12", &directory.path().join("large"), Limits { bytes: 1000, entries: 500 });
+        let error = collect_within(&source, "12", &directory.path().join("large"), Limits { bytes: 1000, entries: 500 }, &none);
         assert!(error.expect_err("2000 bytes").to_string().contains("links lead to"));
     }
 }

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use capsule_builder::archive;
 use capsule_builder::planner::{self, Planner, PlannerError, Source};
+use capsule_builder::{DiskReserve, archive};
 use capsule_buildplan::{Folder, Options, Plan, plan_with};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rand::SeedableRng;
@@ -233,7 +233,8 @@ fn bombs() -> Result<(), Failed> {
     let few = archive::Limits { entries: 1000, ..archive::Limits::default() };
     let unpacked = |bytes: &[u8]| {
         std::fs::create_dir(&target).expect("made");
-        let error = archive::unpack(&room.archive(bytes), &target, few).expect_err("a bomb").to_string();
+        let error =
+            archive::unpack(&room.archive(bytes), &target, few, &DiskReserve::new(&target, 0)).expect_err("a bomb").to_string();
         std::fs::remove_dir_all(&target).expect("removed");
         error
     };

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use capsule_builder::DiskReserve;
 use capsule_contracts::Problem;
 
 use crate::{Deploys, instances};
@@ -14,30 +15,16 @@ const WORTH_EVICTING: u64 = 16 << 20;
 
 /// Refuses what would take room while the disk has less free than the reserve.
 pub fn check_reserve(deploys: &Deploys) -> Result<(), Problem> {
-    let reserve = deploys.options.disk_reserve_bytes;
-    match free(deploys) {
-        Some(free) if free < reserve => Err(Problem::insufficient_storage(format!(
-            "The server has {} MiB of disk free and keeps {} MiB in reserve.",
-            free >> 20,
-            reserve >> 20
-        ))),
-        _ => Ok(()),
-    }
+    reserve(deploys).check().map_err(|error| Problem::insufficient_storage(error.to_string()))
 }
 
-/// Bytes of the disk that are free, where that can be told.
-fn free(deploys: &Deploys) -> Option<u64> {
-    let system = rustix::fs::statvfs(&deploys.options.data).ok()?;
-    Some(system.f_bavail.saturating_mul(system.f_frsize))
-}
-
-/// Bytes that may be written before the disk has less free than the reserve.
-pub fn room(deploys: &Deploys) -> u64 {
-    free(deploys).map_or(u64::MAX, |free| free.saturating_sub(deploys.options.disk_reserve_bytes))
+/// The reserve of the disk that holds this server's data.
+pub fn reserve(deploys: &Deploys) -> DiskReserve {
+    DiskReserve::new(&deploys.options.data, deploys.options.disk_reserve_bytes)
 }
 
 fn is_short(deploys: &Deploys) -> bool {
-    free(deploys).is_some_and(|free| free < deploys.options.disk_reserve_bytes)
+    reserve(deploys).check().is_err()
 }
 
 /// Frees room while the disk has less free than the reserve: caches first, then whoever holds the most.

@@ -16,11 +16,14 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use capsule_runtime::trees;
 use flate2::read::GzDecoder;
 
 use counting::{Counter, Limited};
 
 pub use listing::{listing, listing_of};
+
+use crate::reserve::{DiskReserve, ReserveGuard, ReserveReached};
 
 /// How much may come out of an archive.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,12 @@ impl std::fmt::Display for ArchiveError {
 }
 
 impl std::error::Error for ArchiveError {}
+
+impl From<ReserveReached> for ArchiveError {
+    fn from(error: ReserveReached) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// The beginning of a text from the archive: names may have millions of bytes.
 fn shown(text: &str) -> String {
@@ -160,13 +169,25 @@ fn check_link(path: &Path, target: &str) -> Result<(), ArchiveError> {
 }
 
 /// Unpacks `archive` into the empty folder `target`. What comes out can be read by everyone who may enter
-/// `target`, whatever this process's file mode mask is.
+/// `target`, whatever this process's file mode mask is. After an error, `target` is empty again.
 ///
 /// # Errors
-/// When it is none of the known kinds, is damaged, or holds what it must not.
-pub fn unpack(archive: &Path, target: &Path, limits: Limits) -> Result<(), ArchiveError> {
+/// When it is none of the known kinds, is damaged, or holds what it must not; or when less of the disk is left than
+/// `reserve`, which is checked while files are written.
+pub fn unpack(archive: &Path, target: &Path, limits: Limits, reserve: &DiskReserve) -> Result<(), ArchiveError> {
+    let unpacked = unpack_all(archive, target, limits, ReserveGuard::new(reserve));
+    if unpacked.is_err() {
+        for entry in std::fs::read_dir(target).into_iter().flatten().flatten() {
+            // The first error is the one to report.
+            let _ = trees::remove(&entry.path());
+        }
+    }
+    unpacked
+}
+
+fn unpack_all(archive: &Path, target: &Path, limits: Limits, guard: ReserveGuard<'_>) -> Result<(), ArchiveError> {
     let counter = Counter::new(limits);
-    let mut unpacking = Unpacking { target, limits, counter, bytes: 0, made: HashSet::new(), links: BTreeMap::new() };
+    let mut unpacking = Unpacking { target, limits, counter, guard, bytes: 0, made: HashSet::new(), links: BTreeMap::new() };
     let file = File::open(archive).map_err(damaged)?;
     match format(&file)? {
         Format::TarGz => unpacking.tar(GzDecoder::new(BufReader::new(file)))?,
@@ -184,6 +205,7 @@ struct Unpacking<'a> {
     target: &'a Path,
     limits: Limits,
     counter: Counter,
+    guard: ReserveGuard<'a>,
     /// Of a zip archive, whose entries are decompressed one by one.
     bytes: u64,
     /// Folders that were made.
@@ -257,7 +279,7 @@ impl Unpacking<'_> {
         }
         std::fs::set_permissions(&target, Permissions::from_mode(0o755)).map_err(here)?;
         self.made.insert(path.to_owned());
-        Ok(())
+        Ok(self.guard.count_entry()?)
     }
 
     fn file(&mut self, path: &Path, reader: &mut impl Read, executable: bool, counter: &mut Counter) -> Result<(), ArchiveError> {
@@ -270,6 +292,7 @@ impl Unpacking<'_> {
         let mut file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(target).map_err(here)?;
         file.set_permissions(Permissions::from_mode(mode)).map_err(here)?;
+        self.guard.count_entry()?;
         let left = self.limits.bytes - self.bytes;
         let mut buffer = vec![0; 64 << 10];
         let mut written = 0;
@@ -283,6 +306,7 @@ impl Unpacking<'_> {
                 return Err(refused(counting::too_much(self.limits.bytes)));
             }
             file.write_all(&buffer[..read]).map_err(here)?;
+            self.guard.count(read as u64)?;
         }
         self.bytes += written;
         self.links.remove(path);
@@ -309,6 +333,7 @@ impl Unpacking<'_> {
             }
             let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
             symlink(target, self.target.join(path)).map_err(here)?;
+            self.guard.count_entry()?;
         }
         self.counter = counter;
         Ok(())
@@ -331,15 +356,19 @@ mod tests {
     use std::io::Write;
     use std::path::Path;
 
-    use super::{Limits, unpack};
+    use super::{DiskReserve, Limits, unpack};
 
     fn attempt(archive: &[u8], limits: Limits) -> (tempfile::TempDir, Result<(), String>) {
+        attempt_with(archive, limits, &DiskReserve::new(Path::new("/"), 0))
+    }
+
+    fn attempt_with(archive: &[u8], limits: Limits, reserve: &DiskReserve) -> (tempfile::TempDir, Result<(), String>) {
         let directory = tempfile::tempdir().expect("tempdir");
         let file = directory.path().join("archive");
         std::fs::write(&file, archive).expect("writes");
         let target = directory.path().join("target");
         std::fs::create_dir(&target).expect("makes the target");
-        let result = unpack(&file, &target, limits).map_err(|error| error.to_string());
+        let result = unpack(&file, &target, limits, reserve).map_err(|error| error.to_string());
         (directory, result)
     }
 
@@ -425,6 +454,26 @@ mod tests {
         let many: Vec<_> = (0..20).map(|_| (&b"a"[..], T::Regular, &b""[..])).collect();
         let (_directory, result) = attempt(&tar(&many), Limits { bytes: 1 << 20, entries: 10 });
         assert!(result.expect_err("too many").contains("more than 10 entries"));
+    }
+
+    #[test]
+    fn unpacking_stops_at_the_reserve_and_leaves_nothing() {
+        let archive = tar(&[
+            (b"a/first", T::Regular, &vec![1; 200 << 10]),
+            (b"link", T::Symlink, b"a/first"),
+            (b"second", T::Regular, b"x"),
+        ]);
+        // One check for each folder, file and link, and one for each 64 KiB of content.
+        for checks in 0..8 {
+            let reserve = DiskReserve::scripted(vec![1; checks]);
+            let (directory, result) = attempt_with(&archive, Limits::default(), &reserve);
+            let error = result.expect_err("the disk runs full");
+            assert!(error.contains("in reserve"), "{error}");
+            let target = directory.path().join("target");
+            assert_eq!(std::fs::read_dir(target).expect("it is kept").count(), 0, "after {checks} checks");
+        }
+        let (_directory, result) = attempt_with(&archive, Limits::default(), &DiskReserve::scripted(vec![1; 200]));
+        result.expect("enough is free");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use tokio::sync::Semaphore;
 
 pub use confined::{confine, run};
 
+use crate::DiskReserve;
+
 /// The name of the role, as the binary's first argument.
 pub const ROLE: &str = "planner";
 /// Whether containers are used, as the last argument.
@@ -119,8 +121,7 @@ impl Planner {
 
     /// Bytes of the disk that an archive may be decompressed to.
     fn room(&self) -> u64 {
-        let free = rustix::fs::statvfs(&self.spool).map(|system| system.f_bavail.saturating_mul(system.f_frsize));
-        free.map_or(u64::MAX, |free| free.saturating_sub(self.reserve))
+        DiskReserve::new(&self.spool, self.reserve).available()
     }
 
     /// Makes a plan once other plans have ended, however long that takes.

@@ -17,6 +17,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     if plan.kind == Kind::Static && !release.exists() {
         disk::check_reserve(deploys).map_err(|problem| Failure::Failed(problem.to_string()))?;
     }
+    let reserve = disk::reserve(deploys);
     files(move || {
         if release.exists() {
             return Ok(());
@@ -29,7 +30,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
             trees::remove(&staged).map_err(host)?;
             std::fs::create_dir(&staged).map_err(host)?;
             let output = plan.build.output.as_deref().unwrap_or(".");
-            let collected = collect_site(&source, output, &staged.join("site"));
+            let collected = collect_site(&source, output, &staged.join("site"), &reserve);
             let left_out = collected.map_err(|error| Failure::Failed(error.to_string()))?;
             if let Some(line) = left_out.line() {
                 say(&log, &line).map_err(host)?;

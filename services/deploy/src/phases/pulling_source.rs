@@ -12,8 +12,7 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
     let archive =
         deploys.blobs.path(&row.upload_digest).map_err(|_| Failure::Failed("the uploaded source is not kept any more".into()))?;
     disk::check_reserve(deploys).map_err(|problem| Failure::Failed(problem.to_string()))?;
-    let most = archive::Limits::default();
-    let limits = archive::Limits { bytes: most.bytes.min(disk::room(deploys)), ..most };
+    let reserve = disk::reserve(deploys);
     let work = deploys.work_directory(row.id);
     files(move || {
         trees::remove(&work).map_err(host)?;
@@ -21,7 +20,8 @@ pub async fn run(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         std::fs::create_dir_all(&source).map_err(host)?;
         // The plan's process, which reads it, owns nothing.
         std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).map_err(host)?;
-        archive::unpack(&archive, &source, limits).map_err(|error| Failure::Failed(error.to_string()))
+        let unpacked = archive::unpack(&archive, &source, archive::Limits::default(), &reserve);
+        unpacked.map_err(|error| Failure::Failed(error.to_string()))
     })
     .await
 }
