@@ -1,42 +1,19 @@
 //! Events within one process: who comes late hears them as well.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use capsule_bus::{Bus, Context, Router, Service, emit};
+use capsule_bus::{Bus, Context, Router, emit};
+use capsule_contracts::Uuid;
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::project::Place;
-use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Store, unscoped};
+use capsule_store::unscoped;
 
-use crate::open;
-
-pub struct Toy {
-    store: Arc<Store>,
-    bus: Bus,
-}
-
-impl Service for Toy {
-    fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-    fn bus(&self) -> &Bus {
-        &self.bus
-    }
-    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
-        Ok(None)
-    }
-}
-
-pub async fn toy(directory: &std::path::Path, bus: &Bus, name: &'static str) -> Arc<Toy> {
-    Arc::new(Toy { store: open(directory, name).await, bus: bus.clone() })
-}
+use crate::open_service;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_waits_until_every_service_is_there() {
     let directory = tempfile::tempdir().expect("a folder");
     let bus = Bus::new();
-    let first = toy(directory.path(), &bus, "first").await;
+    let first = open_service(directory.path(), &bus, "first", ()).await;
     // Left in the outbox by an earlier process.
     let tx = first.store.begin().await.expect("begins");
     let event = OrganizationDeleted { organization_id: Uuid::from_u128(7) };
@@ -45,7 +22,7 @@ async fn an_event_waits_until_every_service_is_there() {
     Router::new(first.clone()).start();
     tokio::time::sleep(Duration::from_millis(300)).await;
 
-    let second = toy(directory.path(), &bus, "second").await;
+    let second = open_service(directory.path(), &bus, "second", ()).await;
     Router::new(second.clone()).consume::<OrganizationDeleted>(|_, _, _| Box::pin(async { Ok(()) })).start();
     bus.complete();
     let heard =

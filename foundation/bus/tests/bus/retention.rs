@@ -6,7 +6,7 @@ use capsule_bus::{Bus, Router, Service, retention};
 use capsule_contracts::{Timestamp, Uuid};
 use capsule_store::{Store, unscoped};
 
-use crate::events::toy;
+use crate::open_service;
 
 /// Rows that a service keeps only for a while, all of this moment.
 async fn fill(store: &Store, at: Timestamp) {
@@ -53,7 +53,7 @@ async fn counts(store: &Store) -> [i64; 4] {
 #[tokio::test]
 async fn each_kind_of_row_is_deleted_when_its_own_retention_is_over() {
     let directory = tempfile::tempdir().expect("a folder");
-    let service = toy(directory.path(), &Bus::new(), "toy").await;
+    let service = open_service(directory.path(), &Bus::new(), "test", ()).await;
     let (store, now) = (service.store(), Timestamp::now());
     fill(store, now).await;
     let day = 24 * 3600;
@@ -67,7 +67,7 @@ async fn each_kind_of_row_is_deleted_when_its_own_retention_is_over() {
 async fn a_service_without_events_purges_too() {
     let directory = tempfile::tempdir().expect("a folder");
     let bus = Bus::new();
-    let service = toy(directory.path(), &bus, "toy").await;
+    let service = open_service(directory.path(), &bus, "test", ()).await;
     fill(service.store(), Timestamp::now().plus_seconds(-31 * 24 * 3600)).await;
     Router::new(service.clone()).start();
     bus.complete();
