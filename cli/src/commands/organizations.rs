@@ -1,5 +1,7 @@
 //! `capsule org`: organizations, their members, and invitations.
 
+use std::time::Duration;
+
 use anyhow::{anyhow, bail};
 use capsule_contracts::organization::{AddedMember, Invitation, Member, Organization};
 use capsule_contracts::{Empty, Page, Role};
@@ -8,7 +10,8 @@ use serde_json::json;
 use super::account::confirmed;
 use crate::arguments::OrgCommand;
 use crate::client::Client;
-use crate::terminal::{Terminal, confirm, table};
+use crate::nearest::did_you_mean;
+use crate::terminal::{Failure, Terminal, confirm, table};
 
 pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyhow::Result<()> {
     if !matches!(command, OrgCommand::List | OrgCommand::Members { .. }) {
@@ -21,7 +24,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             terminal.show(&made, |made| format!("Created the organization {} ({}).", made.name, made.slug))
         }
         OrgCommand::Members { organization } => {
-            let organization = find(&mut client, &organization)?;
+            let organization = find(&mut client, &organization, None)?;
             let members = members(&mut client, &organization)?;
             terminal.show(&members, |members| {
                 let rows: Vec<_> = members
@@ -36,7 +39,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
         }
         OrgCommand::Add { organization, email, role } => add(&mut client, &organization, &email, role, terminal),
         OrgCommand::Role { organization, email, role } => {
-            let organization = find(&mut client, &organization)?;
+            let organization = find(&mut client, &organization, None)?;
             let member = member(&mut client, &organization, &email)?;
             let path = format!("/organizations/{}/members/{}/role", organization.id, member.user_id);
             let _: Empty = client.patch(&path, &json!({"role": role}))?;
@@ -44,7 +47,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             terminal.show(&done, |done| format!("{} is {} in {} now.", done.email, role.name(), organization.slug))
         }
         OrgCommand::Remove { organization, email } => {
-            let organization = find(&mut client, &organization)?;
+            let organization = find(&mut client, &organization, None)?;
             let member = member(&mut client, &organization, &email)?;
             let _: Empty = client.delete(&format!("/organizations/{}/members/{}", organization.id, member.user_id))?;
             terminal.show(&member, |member| format!("Removed {} from {}.", member.email, organization.slug))
@@ -67,7 +70,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             terminal.show(&invitation, |invitation| format!("Declined the invitation to {}.", invitation.organization_name))
         }
         OrgCommand::Leave { organization, yes } => {
-            let organization = find(&mut client, &organization)?;
+            let organization = find(&mut client, &organization, None)?;
             if !confirm(&format!("Leave {}?", organization.slug), yes)? {
                 bail!("nothing was changed");
             }
@@ -75,7 +78,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             terminal.show(&organization, |organization| format!("You are no member of {} any more.", organization.slug))
         }
         OrgCommand::Delete { organization, yes } => {
-            let organization = find(&mut client, &organization)?;
+            let organization = find(&mut client, &organization, None)?;
             let question = format!("Delete {} with every project in it and all that runs there?", organization.slug);
             if !confirm(&question, yes)? {
                 bail!("nothing was changed");
@@ -113,7 +116,7 @@ fn list(client: &mut Client, terminal: Terminal) -> anyhow::Result<()> {
 }
 
 fn add(client: &mut Client, organization: &str, email: &str, role: Role, terminal: Terminal) -> anyhow::Result<()> {
-    let organization = find(client, organization)?;
+    let organization = find(client, organization, None)?;
     let path = format!("/organizations/{}/members", organization.id);
     let added: AddedMember = client.post(&path, &json!({"email": email, "role": role}))?;
     // The secret follows the #: no browser sends it, and no server logs it.
@@ -136,12 +139,41 @@ fn add(client: &mut Client, organization: &str, email: &str, role: Role, termina
     })
 }
 
-fn find(client: &mut Client, slug: &str) -> anyhow::Result<Organization> {
+/// The organization with this slug or id. `source` says what named it, for the message, such as `--organization names`.
+///
+/// # Errors
+/// `not_a_member`, with the organizations of the user.
+pub fn find(client: &mut Client, slug: &str, source: Option<&str>) -> anyhow::Result<Organization> {
     let all = client.get::<Page<Organization>>("/organizations")?.items;
-    let known = all.iter().map(|organization| organization.slug.clone()).collect::<Vec<_>>().join(", ");
-    all.into_iter()
-        .find(|organization| organization.slug == slug || organization.id.to_string() == slug)
-        .ok_or_else(|| anyhow!("you are in no organization {slug}; you are in {known}"))
+    let position = all.iter().position(|organization| organization.slug == slug);
+    let position = position.or_else(|| all.iter().position(|organization| organization.id.to_string() == slug));
+    if let Some(position) = position {
+        return Ok(all[position].clone());
+    }
+    let known: Vec<&str> = all.iter().map(|organization| organization.slug.as_str()).collect();
+    let source = source.map_or_else(String::new, |source| format!(", which {source}"));
+    let near = did_you_mean(slug, known.iter().copied());
+    Err(Failure::new("not_a_member", format!("You are not a member of the organization {slug}{source}.{near}"))
+        .hint(format!("Your organizations: {}. To join {slug}, ask one of its owners to add you.", known.join(", ")))
+        .into())
+}
+
+/// The personal organization of the user, and how many organizations they are a member of.
+///
+/// # Errors
+/// `no_organization`, if there is none after five seconds: an event creates it right after registration.
+pub fn personal(client: &mut Client) -> anyhow::Result<(Organization, usize)> {
+    for _ in 0..50 {
+        let all = client.get::<Page<Organization>>("/organizations")?.items;
+        let count = all.len();
+        if let Some(personal) = all.into_iter().find(|organization| organization.personal) {
+            return Ok((personal, count));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(Failure::new("no_organization", "You have no personal organization.")
+        .hint("Choose an organization with --organization. `capsule org list` lists yours.")
+        .into())
 }
 
 fn invitation(client: &mut Client, slug: &str) -> anyhow::Result<Invitation> {

@@ -3,34 +3,23 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use capsule_contracts::organization::Organization;
 use capsule_contracts::quotas::{InspectedOrganization, OrganizationQuotas, Quantity, Quota};
 use capsule_contracts::{Page, Uuid};
 use serde_json::json;
 
+use super::organizations;
 use crate::arguments::QuotasCommand;
 use crate::client::Client;
-use crate::terminal::{Failure, Terminal, table};
+use crate::terminal::{Terminal, table};
 
 /// From this share of a limit on, in percent, `capsule status` mentions it.
 const NEARLY: i64 = 80;
 
 /// `capsule quotas`: of the organization with this slug, or of one's own.
 pub fn quotas(mut client: Client, slug: Option<&str>, terminal: Terminal) -> anyhow::Result<()> {
-    let all = client.get::<Page<Organization>>("/organizations")?.items;
-    let found = match slug {
-        Some(slug) => all.iter().find(|organization| organization.slug == slug),
-        None => all.iter().find(|organization| organization.personal),
-    };
-    let Some(organization) = found else {
-        let known = all.iter().map(|organization| organization.slug.as_str()).collect::<Vec<_>>().join(", ");
-        let what = match slug {
-            Some(slug) => format!("You are not a member of {slug}."),
-            None => "You have no personal organization.".to_owned(),
-        };
-        return Err(Failure::new("not_a_member", what)
-            .hint(format!("Your organizations: {known}. Name one with --organization."))
-            .into());
+    let organization = match slug {
+        Some(slug) => organizations::find(&mut client, slug, None)?,
+        None => organizations::personal(&mut client)?.0,
     };
     let quotas: OrganizationQuotas = client.get(&format!("/organizations/{}/quotas", organization.id))?;
     terminal.show(&quotas, |quotas| format!("Quotas of {}\n\n{}", organization.slug, text(quotas)))

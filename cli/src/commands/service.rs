@@ -7,6 +7,7 @@ use capsule_contracts::organization::Organization;
 use capsule_contracts::project::{Environment, Project, Service};
 use serde_json::json;
 
+use super::organizations;
 use crate::client::Client;
 use crate::folder::Wanted;
 use crate::nearest::did_you_mean;
@@ -95,41 +96,16 @@ pub fn find_in_any(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> 
     Ok(Found { organization, project, service, environment: wanted.environment.clone(), environments })
 }
 
-/// The organization that a folder or a command names, or else one's own.
+/// The organization that a folder or a command names, or else the user's personal one.
 pub fn organization(client: &mut Client, wanted: &Wanted, terminal: Terminal) -> anyhow::Result<Organization> {
-    // One's own is made by an event right after registration.
-    for _ in 0..50 {
-        let all = client.get::<Page<Organization>>("/organizations")?.items;
-        if let Some(slug) = &wanted.organization {
-            return named_organization(slug, wanted, all);
-        }
-        let count = all.len();
-        if let Some(own) = all.into_iter().find(|organization| organization.personal) {
-            if count > 1 {
-                terminal.say(&format!("Using your own organization {}; --organization names another.", own.slug));
-            }
-            return Ok(own);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    if let Some(slug) = &wanted.organization {
+        return organizations::find(client, slug, Some(wanted.organization_from));
     }
-    Err(Failure::new("no_organization", "You have no organization of your own.").hint("Name one with --organization.").into())
-}
-
-fn named_organization(slug: &str, wanted: &Wanted, all: Vec<Organization>) -> anyhow::Result<Organization> {
-    let known = all.iter().map(|organization| organization.slug.clone()).collect::<Vec<_>>();
-    match all.into_iter().find(|organization| organization.slug == slug) {
-        Some(organization) => Ok(organization),
-        None => Err(Failure::new(
-            "not_a_member",
-            format!(
-                "You are not a member of the organization {slug}, which {}.{}",
-                wanted.organization_from,
-                did_you_mean(slug, known.iter().map(String::as_str))
-            ),
-        )
-        .hint(format!("You are a member of {}. Ask its owner to add you, or name another with --organization.", known.join(", ")))
-        .into()),
+    let (personal, count) = organizations::personal(client)?;
+    if count > 1 {
+        terminal.say(&format!("Using your personal organization {}; --organization chooses another.", personal.slug));
     }
+    Ok(personal)
 }
 
 pub fn projects(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Project>> {

@@ -182,7 +182,7 @@ fn permissions() {
     assert!(!folder.path().join("capsule.toml").exists());
     // Another's organization is no default.
     let deployed = deploy(&[]).ok();
-    assert!(deployed.err.contains("Using your own organization"), "{deployed:?}");
+    assert!(deployed.err.contains("Using your personal organization"), "{deployed:?}");
     assert_eq!(projects(&owner, &acme), 0);
     let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("written");
     assert!(declared.contains("organization = ") && !declared.contains("acme"), "{declared}");
