@@ -2,11 +2,11 @@
 //! writes its output to files, starts it again with growing delays when it ends by itself, and
 //! answers on its socket. It needs nothing of the control plane once it runs.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+mod output;
+mod requests;
+
+use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,16 +17,16 @@ use nix::unistd::Pid;
 use crate::cgroup::Groups;
 use crate::disk::{self, Disk, Enforcement, Schedule};
 use crate::layers::Layers;
-use crate::logs::{LINE_BYTES, Stream, Writer};
+use crate::logs::{Stream, Writer};
 use crate::mask::Mask;
 use crate::network;
-use crate::protocol::{self, Request, ShimState, ShimStatus};
+use crate::protocol::{self, ShimState, ShimStatus};
 use crate::sandbox::{Task, describe};
 use crate::seccomp::threads_share_files;
 use crate::spec::{Network, Spec, Writes};
-use crate::throttle::{GAP, Throttle};
 use crate::trees::Usage;
 use crate::uplink::Uplink;
+use output::Log;
 
 /// What the shim prints once its socket answers and the workload is being started.
 pub const READY: &str = "ready";
@@ -38,10 +38,6 @@ const WELL: Duration = Duration::from_secs(60);
 /// Delays between restarts double from the first to the last of these.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LAST_DELAY: Duration = Duration::from_secs(60);
-/// So long a connection to the workload's own loopback may take.
-const CONNECT: Duration = Duration::from_secs(2);
-/// The most connections that are being made at a time: each takes a thread until the workload accepts it.
-const CONNECTING: usize = 64;
 /// Helper threads do little; they need no more stack.
 const STACK: usize = 128 << 10;
 
@@ -56,22 +52,6 @@ struct Shared {
     layers: Mutex<Layers>,
     life: Mutex<Life>,
     changed: Condvar,
-}
-
-/// What is printed, and how much more may be.
-struct Log {
-    writer: Writer,
-    throttle: Throttle,
-}
-
-impl Log {
-    /// Ends a gap in the output with a line that says how much is missing. A full disk must not take the workload down;
-    /// what cannot be kept is lost.
-    fn reopen(&mut self, at_once: bool) {
-        if let Some(gap) = self.throttle.reopen(Instant::now(), at_once) {
-            let _ = self.writer.write(Stream::Capsule, gap.to_string().as_bytes());
-        }
-    }
 }
 
 struct Life {
@@ -140,7 +120,7 @@ fn start() -> Result<i32, String> {
         warnings,
         enforcement: layers.enforcement(),
         mask,
-        log: Mutex::new(Log { writer: log, throttle: Throttle::new(Instant::now()) }),
+        log: Mutex::new(Log::new(log)),
         layers: Mutex::new(layers),
         life: Mutex::new(Life {
             pid: None,
@@ -158,7 +138,7 @@ fn start() -> Result<i32, String> {
         for stream in listener.incoming().flatten() {
             let server = server.clone();
             // Without a thread to spare, the caller's connection closes and it asks again.
-            let _ = thread(move || answer(&server, &stream));
+            let _ = thread(move || requests::answer(&server, &stream));
         }
     })?;
     if once {
@@ -200,36 +180,6 @@ fn enter_user_namespace() -> std::io::Result<()> {
 impl Shared {
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes a line of the workload's, masked already, or a piece of one that goes on, unless it prints more than it
-    /// may; whether more is printed for now.
-    fn print(self: &Arc<Self>, stream: Stream, text: &[u8], goes_on: bool) -> bool {
-        let mut log = self.log();
-        log.reopen(false);
-        let was_closed = log.throttle.is_closed();
-        if log.throttle.admit(text.len(), Instant::now()) {
-            let _ = log.writer.write_part(stream, text, goes_on);
-            return true;
-        }
-        drop(log);
-        if !was_closed {
-            // The gap is told of even if nothing more is printed. Without a thread to spare, at the next line.
-            let shared = self.clone();
-            let _ = thread(move || {
-                std::thread::sleep(GAP);
-                shared.log().reopen(false);
-            });
-        }
-        false
-    }
-
-    fn say(&self, text: &str) {
-        let _ = self.log().writer.write(Stream::Capsule, &self.mask.bytes(text.as_bytes()));
     }
 
     /// Keeps the workload running until it is told to stop, or once if it is to run once.
@@ -377,64 +327,6 @@ impl Shared {
         Ok(status)
     }
 
-    fn read(self: &Arc<Self>, pipe: impl Read + Send + 'static, stream: Stream) -> Result<std::thread::JoinHandle<()>, String> {
-        let shared = self.clone();
-        thread(move || {
-            let mut pipe = BufReader::with_capacity(LINE_BYTES, pipe);
-            let mut output = shared.mask.output();
-            let mut is_printed = true;
-            loop {
-                let (end, is_whole) = match pipe.fill_buf() {
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                    Ok([]) | Err(_) => break,
-                    Ok(read) => {
-                        let newline = read.iter().position(|byte| *byte == b'\n');
-                        let end = newline.map_or(read.len(), |at| at + 1);
-                        output.push(&read[..end], |line| is_printed = shared.print(stream, line, !line.ends_with(b"\n")));
-                        (end, newline.is_some())
-                    }
-                };
-                pipe.consume(end);
-                if !std::mem::replace(&mut is_printed, true) {
-                    // The rest of the line is passed over with it.
-                    output.clear();
-                    if shared.skip(&mut pipe, is_whole).is_err() {
-                        break;
-                    }
-                }
-            }
-            output.end(|line| {
-                shared.print(stream, line, false);
-            });
-            shared.log().reopen(true);
-        })
-    }
-
-    /// Passes over output while none is printed, up to the end of a line: its rest by itself might show half a secret.
-    fn skip(&self, pipe: &mut impl BufRead, mut at_start: bool) -> std::io::Result<()> {
-        loop {
-            let buffer = match pipe.fill_buf() {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                buffer => buffer?,
-            };
-            let mut log = self.log();
-            log.reopen(false);
-            if buffer.is_empty() || (at_start && !log.throttle.is_closed()) {
-                return Ok(());
-            }
-            let open_again = !log.throttle.is_closed();
-            let end = if open_again {
-                buffer.iter().position(|byte| *byte == b'\n').map_or(buffer.len(), |at| at + 1)
-            } else {
-                buffer.len()
-            };
-            at_start = buffer[end - 1] == b'\n';
-            log.throttle.count_dropped(buffer[..end].iter().filter(|byte| **byte == b'\n').count(), end);
-            drop(log);
-            pipe.consume(end);
-        }
-    }
-
     /// SIGTERM now, SIGKILL after the grace; returns at once.
     fn stop(self: &Arc<Self>) {
         let pid = {
@@ -483,68 +375,6 @@ impl Shared {
             disk: self.spec.limits.disk.map(|limit| Disk { usage: life.usage, limit, enforcement: self.enforcement }),
         }
     }
-}
-
-fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
-    let mut writer = stream;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(4096)).read_line(&mut line)?;
-    match serde_json::from_str(&line)? {
-        Request::Status => {
-            let mut reply = serde_json::to_vec(&shared.status())?;
-            reply.push(b'\n');
-            writer.write_all(&reply)
-        }
-        Request::Stop => {
-            shared.stop();
-            writer.write_all(b"ok\n")
-        }
-        Request::Evict { reason } => {
-            let (pid, is_evicted) = {
-                let life = shared.life();
-                (life.pid, life.evicted.is_some())
-            };
-            if let Some(pid) = pid {
-                let done = shared.evict(pid, reason);
-                return writer.write_all(if done { b"ok\n".as_slice() } else { protocol::NOTHING_DONE });
-            }
-            if is_evicted {
-                // What it wrote is being removed.
-                return writer.write_all(b"ok\n");
-            }
-            let mut layers = shared.layers();
-            if !shared.begin_clearing(&reason) {
-                return writer.write_all(protocol::NOTHING_DONE);
-            }
-            // Answered before it is done, which may take longer than the caller waits.
-            let answered = writer.write_all(b"ok\n");
-            shared.say(&format!("evicted while it waits for its next start: it {reason}"));
-            shared.clear_app(&mut layers);
-            shared.life().evicted = None;
-            answered
-        }
-        Request::Connect { port } => protocol::hand_over(stream, connect_inside(port)),
-    }
-}
-
-/// Connects to the workload's own loopback: this process lives in the same network.
-fn connect_inside(port: u16) -> std::io::Result<TcpStream> {
-    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-    let before = UNDER_WAY.fetch_add(1, Ordering::AcqRel);
-    let connected = if before < CONNECTING {
-        connect_loopback(port)
-    } else {
-        Err(std::io::Error::other(format!("{}{before} connections to the process are being made", protocol::BUSY)))
-    };
-    UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
-    connected
-}
-
-fn connect_loopback(port: u16) -> std::io::Result<TcpStream> {
-    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&four, CONNECT).or_else(|error| TcpStream::connect_timeout(&six, CONNECT).map_err(|_| error))
 }
 
 /// Starts the sandbox as the first process of a new PID namespace. A thread can enter only one, so
