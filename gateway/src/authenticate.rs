@@ -1,8 +1,8 @@
-//! Who calls: the bearer of an access token, which the identity service is asked about. An answer is
-//! remembered for less than a second, so a revoked session ends within one.
+//! Authentication by bearer token. The identity service validates tokens. Its replies are cached for less than a
+//! second, so a revoked session ends within one.
 //!
-//! Where gateways share a cache, they share the answers as well, for as long as the identity service keeps
-//! its list of revoked sessions there; without that list, nothing in the cache is believed.
+//! Gateways with a shared cache also share these replies, as long as the identity service keeps its list of revoked
+//! sessions there. Without that list, the shared replies are ignored.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,32 +16,32 @@ use capsule_contracts::{Problem, Timestamp};
 use capsule_store::{DerivedKey, Keyring};
 use sha2::{Digest, Sha256};
 
-/// How long an answer is taken for true.
-const FRESH: Duration = Duration::from_millis(800);
-/// How long gateways share an answer.
-const SHARED: Duration = Duration::from_secs(60);
-/// Answers remembered at the most.
-const MOST: usize = 4096;
+/// How long this process caches a principal.
+const PRINCIPAL_TTL: Duration = Duration::from_millis(800);
+/// How long a reply stays in the shared cache.
+const SHARED_TTL: Duration = Duration::from_secs(60);
+/// Maximum number of principals in this process's cache.
+const MAX_PRINCIPALS: usize = 4096;
 
 /// Turns a request's headers into a principal.
 #[derive(Debug)]
 pub struct Authenticator {
     bus: Bus,
     cache: Cache,
-    /// Answers rest sealed: whoever can write to the cache makes nobody an administrator.
+    /// Encrypts shared replies, so that write access to the cache does not allow forging an administrator.
     key: DerivedKey,
-    known: Mutex<HashMap<String, (Instant, Principal)>>,
+    principals: Mutex<HashMap<String, (Instant, Principal)>>,
 }
 
 impl Authenticator {
     pub fn new(bus: Bus, cache: Cache, keyring: &Keyring) -> Self {
-        Self { bus, cache, key: keyring.derive("gateway"), known: Mutex::default() }
+        Self { bus, cache, key: keyring.derive("gateway"), principals: Mutex::default() }
     }
 
-    /// Who sends these headers. Nobody in particular without credentials.
+    /// The principal of these headers, anonymous without credentials.
     ///
     /// # Errors
-    /// When there are credentials, and they do not hold.
+    /// When there are credentials and they are not valid.
     pub async fn principal(&self, headers: &HeaderMap, correlation_id: &str) -> Result<Principal, Problem> {
         let Some(value) = headers.get(header::AUTHORIZATION) else {
             return Ok(Principal::Anonymous);
@@ -53,58 +53,60 @@ impl Authenticator {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim().to_owned())
             .ok_or_else(|| Problem::unauthenticated("The Authorization header is not `Bearer <access token>`."))?;
-        if let Some((at, principal)) = self.known().get(&token)
-            && at.elapsed() < FRESH
+        if let Some((at, principal)) = self.principals().get(&token)
+            && at.elapsed() < PRINCIPAL_TTL
         {
             return Ok(*principal);
         }
-        let status = match self.shared(&token).await {
+        let status = match self.load_shared(&token).await {
             Some(status) => status,
             None => {
                 let context = Context::new(correlation_id.to_owned(), Principal::Service("gateway"));
                 let status = self.bus.request(&context, &ValidateToken { token: token.clone() }).await?;
-                self.share(&token, &status).await;
+                self.store_shared(&token, &status).await;
                 status
             }
         };
         let (true, Some(id), Some(session)) = (status.active, status.user_id, status.session_id) else {
-            return Err(Problem::unauthenticated("The access token does not hold: it is expired, revoked or not one of ours.")
-                .hint("Refresh it, or sign in again with `capsule login`."));
+            return Err(Problem::unauthenticated(
+                "The access token is not valid: it is expired, revoked, or from another installation.",
+            )
+            .hint("Refresh it, or sign in again with `capsule login`."));
         };
         let principal = Principal::User { id, session, platform_admin: status.platform_admin };
-        let mut known = self.known();
-        if known.len() >= MOST {
-            known.retain(|_, (at, _)| at.elapsed() < FRESH);
+        let mut principals = self.principals();
+        if principals.len() >= MAX_PRINCIPALS {
+            principals.retain(|_, (at, _)| at.elapsed() < PRINCIPAL_TTL);
         }
-        if known.len() < MOST {
-            known.insert(token, (Instant::now(), principal));
+        if principals.len() < MAX_PRINCIPALS {
+            principals.insert(token, (Instant::now(), principal));
         }
         Ok(principal)
     }
 
-    /// What tells one message from another, and nothing about either.
+    /// A keyed digest of a message.
     pub fn fingerprint(&self, message: &[u8]) -> String {
         self.key.sign(message)
     }
 
-    /// Fails unless the session of this request lives still: the request may have taken long.
+    /// Fails if the session ended while the request was being received.
     pub async fn recheck(&self, context: &Context) -> Result<(), Problem> {
         let Principal::User { session, .. } = context.principal else { return Ok(()) };
-        let ask = Context::new(context.correlation_id.clone(), Principal::Service("gateway"));
-        let live = self.bus.request(&ask, &CheckSessions { ids: vec![session] }).await?;
+        let own_context = Context::new(context.correlation_id.clone(), Principal::Service("gateway"));
+        let live = self.bus.request(&own_context, &CheckSessions { ids: vec![session] }).await?;
         match live.ids.contains(&session) {
             true => Ok(()),
-            false => Err(Problem::unauthenticated("The session ended while the request was sent.")),
+            false => Err(Problem::unauthenticated("Your session ended during the request.")),
         }
     }
 
-    /// What another gateway was answered, if the session was not revoked since.
-    async fn shared(&self, token: &str) -> Option<TokenStatus> {
+    /// The reply that a gateway put into the shared cache, if the session is not revoked and the token not expired.
+    async fn load_shared(&self, token: &str) -> Option<TokenStatus> {
         if !self.cache.is_shared() {
             return None;
         }
         let key = shared_key(token);
-        let first = self.cache.get(&[&key, revocation::COMPLETE]).await?;
+        let first = self.cache.get(&[&key, revocation::COMPLETE_KEY]).await?;
         let [Some(sealed), Some(_)] = first.as_slice() else { return None };
         let status: TokenStatus = serde_json::from_slice(&self.key.open(&key, sealed)?).ok()?;
         let revoked = self.cache.get(&[&revocation::key(status.session_id?)]).await?;
@@ -112,24 +114,24 @@ impl Authenticator {
         (revoked == [None] && !expired).then_some(status)
     }
 
-    async fn share(&self, token: &str, status: &TokenStatus) {
+    async fn store_shared(&self, token: &str, status: &TokenStatus) {
         if self.cache.is_shared()
             && status.active
             && let Ok(bytes) = serde_json::to_vec(status)
         {
             let key = shared_key(token);
             if let Ok(sealed) = self.key.seal(&key, &bytes) {
-                self.cache.put(&key, &sealed, SHARED).await;
+                self.cache.put(&key, &sealed, SHARED_TTL).await;
             }
         }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, Principal)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn principals(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, Principal)>> {
+        self.principals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tokens are secrets: their digests name the answers.
+/// The key in the shared cache. Tokens are secret, so it contains a digest.
 fn shared_key(token: &str) -> String {
     format!("capsule:token:{}", hex::encode(Sha256::digest(token)))
 }

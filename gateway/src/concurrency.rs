@@ -1,5 +1,5 @@
-//! How much one user has open at the same time, in this process: uploads and streams are held open for long, so a
-//! limit per minute does not bound them.
+//! Limits on concurrent uploads and streams per user, in this process. They stay open for long, so a rate limit does
+//! not bound them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,24 +7,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use capsule_bus::Principal;
 use capsule_contracts::{Problem, Uuid};
 
-/// Counts what each user has open.
+/// Counts open uploads or streams per user.
 #[derive(Clone, Debug)]
 pub struct Concurrency {
-    what: &'static str,
+    kind: &'static str,
     limit: u32,
     open: Arc<Mutex<HashMap<Uuid, u32>>>,
 }
 
 impl Concurrency {
-    /// At most `limit` of `what` for each user; 0 is no limit.
-    pub fn new(what: &'static str, limit: u32) -> Self {
-        Self { what, limit, open: Arc::default() }
+    /// Allows `limit` open items of a kind, such as `uploads`, per user; 0 means no limit.
+    pub fn new(kind: &'static str, limit: u32) -> Self {
+        Self { kind, limit, open: Arc::default() }
     }
 
-    /// Counts one more, for as long as the permit lives.
+    /// Acquires a permit. Dropping it releases it. `None` where there is no limit.
     ///
     /// # Errors
-    /// When the user has too many open.
+    /// When the user is at the limit.
     pub fn acquire(&self, principal: Principal) -> Result<Option<Permit>, Problem> {
         let Principal::User { id, .. } = principal else { return Ok(None) };
         if self.limit == 0 {
@@ -34,16 +34,16 @@ impl Concurrency {
         let count = open.entry(id).or_default();
         if *count >= self.limit {
             metrics::counter!("capsule_requests_limited_total").increment(1);
-            let Self { limit, what, .. } = self;
-            return Err(Problem::too_many(format!("You have {limit} {what} open, which is the limit for one user."))
-                .hint("Wait until one of them has ended, or end it."));
+            let Self { limit, kind, .. } = self;
+            return Err(Problem::too_many(format!("You have {limit} open {kind}, the limit per user."))
+                .hint("Wait until one ends, or cancel one."));
         }
         *count += 1;
         Ok(Some(Permit { open: self.open.clone(), user: id }))
     }
 }
 
-/// One thing that a user has open.
+/// An open upload or stream of a user.
 #[derive(Debug)]
 pub struct Permit {
     open: Arc<Mutex<HashMap<Uuid, u32>>>,
@@ -69,7 +69,7 @@ mod tests {
     use capsule_contracts::Uuid;
 
     #[test]
-    fn each_user_has_a_limit_and_gets_back_what_was_closed() {
+    fn each_user_has_a_limit_and_dropping_a_permit_releases_it() {
         let user = |n| Principal::User { id: Uuid::from_u128(n), session: Uuid::nil(), platform_admin: false };
         let uploads = Concurrency::new("uploads", 2);
         let first = uploads.acquire(user(1)).expect("one");

@@ -1,5 +1,5 @@
-//! The API's own documentation: OpenAPI made from the table and the types that serve, and a page to
-//! read and try it.
+//! The API's documentation: an OpenAPI document generated from the table of endpoints and the contract types, and a
+//! page (Swagger UI) to read and try it.
 
 use axum::Router;
 use axum::extract::Path;
@@ -19,7 +19,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::rows::{self, Row};
 
-/// The document of all endpoints.
+/// The OpenAPI document of all endpoints.
 #[must_use]
 pub fn openapi() -> OpenApi {
     let mut paths = PathsBuilder::new();
@@ -38,7 +38,7 @@ pub fn openapi() -> OpenApi {
     }
     for (path, id, summary, reply) in [
         ("/api/v1/uploads", "deploy.upload", "Uploads a source archive: tar, tar.gz or zip.", "Upload"),
-        ("/api/v1/plan", "deploy.plan", "Plans a source archive; nothing is built or kept.", "Plan"),
+        ("/api/v1/plan", "deploy.plan", "Plans a source archive. Builds and keeps nothing.", "Plan"),
     ] {
         paths = paths.path(path, PathItem::new(HttpMethod::Post, archive_operation(id, summary, reply)));
     }
@@ -80,7 +80,7 @@ fn object(schema: &RefOr<Schema>) -> Option<&Object> {
     }
 }
 
-/// Whether members are left for the body, once the path has its own.
+/// Whether the message has members that are not in the path.
 fn needs_body(row: &Row) -> bool {
     let inside = path_parameters(row);
     row.method != "GET"
@@ -138,7 +138,7 @@ fn archive_operation(id: &str, summary: &str, reply: &str) -> OperationBuilder {
         .operation_id(Some(id))
         .tag("deploy")
         .summary(Some(summary))
-        .description(Some("Takes the permission service:manage."))
+        .description(Some("Requires the permission service:manage."))
         .parameter(
             ParameterBuilder::new()
                 .name("service_id")
@@ -161,7 +161,7 @@ fn archive_operation(id: &str, summary: &str, reply: &str) -> OperationBuilder {
 fn problem() -> utoipa::openapi::Response {
     let content = Content::new(Some(Ref::from_schema_name(Problem::name())));
     ResponseBuilder::new()
-        .description("What was wrong, and what to do about it")
+        .description("What went wrong, and what to do about it")
         .content("application/problem+json", content)
         .build()
 }
@@ -172,20 +172,22 @@ fn first_sentence(text: &str) -> String {
 
 fn access_text(access: Access) -> String {
     match access {
-        Access::Public => "Open to anyone.".into(),
-        Access::SignedIn => "Takes a signed-in user.".into(),
-        Access::PlatformAdmin => "Takes an administrator of the installation.".into(),
-        Access::Internal => "For services of the platform only.".into(),
-        Access::Granted(permission) => format!("Takes the permission {}.", permission.name()),
+        Access::Public => "No authentication required.".into(),
+        Access::SignedIn => "Requires a signed-in user.".into(),
+        Access::PlatformAdmin => "Requires an administrator of the installation.".into(),
+        Access::Internal => "Only for services of the platform.".into(),
+        Access::Granted(permission) => format!("Requires the permission {}.", permission.name()),
         Access::GrantedAndDeploy(permission) => format!(
-            "Takes the permission {}, and deploy:production, deploy:staging or deploy:dev for every environment that it reaches.",
+            "Requires the permission {}, and deploy:production, deploy:staging or deploy:dev for every environment that it affects.",
             permission.name()
         ),
-        Access::GrantedDeploy => "Takes deploy:production, deploy:staging or deploy:dev, by the kind of environment.".into(),
+        Access::GrantedDeploy => {
+            "Requires deploy:production, deploy:staging or deploy:dev, depending on the kind of environment.".into()
+        }
     }
 }
 
-/// `/api/documentation` with its page, `.json` and `.yaml`.
+/// The routes `/api/documentation`, `/api/documentation.json` and `/api/documentation.yaml`.
 pub fn router() -> Router {
     Router::new()
         .route(

@@ -1,4 +1,4 @@
-//! The first page of an installation: that it runs, and where to go from here.
+//! The start page of an installation, and the page that registration links lead to.
 
 use axum::response::Html;
 
@@ -6,7 +6,7 @@ pub async fn page() -> Html<&'static str> {
     Html(include_str!("landing.html"))
 }
 
-/// Where registration links lead. The secret in them follows the `#`, which no browser sends.
+/// The page that registration links lead to. Their secret is in the fragment, which browsers do not send.
 pub async fn register() -> Html<&'static str> {
     Html(include_str!("register.html"))
 }

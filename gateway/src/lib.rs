@@ -1,15 +1,15 @@
-//! The only door for clients: REST, its documentation, and the streams beside it.
+//! The HTTP API: REST endpoints, streams, uploads, and their documentation.
 //!
-//! A request takes one path, the same for every endpoint: row, authenticate, message, bus. The table
-//! in [`rows`] is all there is to an endpoint here; who may do what is decided where the data is.
+//! Every endpoint is a row of the table in [`rows`], and every request takes the same steps: find the row,
+//! authenticate, build the message, send it over the bus. The service that owns the data authorizes the request.
 
 mod authenticate;
 mod concurrency;
 mod documents;
-mod everywhere;
+mod fan_out;
 mod landing;
 mod limits;
-mod pace;
+mod min_rate;
 mod request;
 pub mod rows;
 mod uploads;
@@ -33,48 +33,48 @@ pub use documents::openapi;
 
 use authenticate::Authenticator;
 use concurrency::Concurrency;
-use pace::Pace;
+use min_rate::MinRate;
 
-/// What the gateway needs.
+/// The state shared by all requests.
 pub struct Gateway {
     bus: Bus,
     blobs: Blobs,
     authenticator: Authenticator,
     limiter: Limiter,
     limits: Limits,
-    /// The largest upload, in bytes.
+    /// Maximum size of an upload, in bytes.
     upload_bytes: u64,
-    upload_pace: Pace,
+    upload_min_rate: MinRate,
     uploads: Concurrency,
     streams: Concurrency,
 }
 
-/// What clients may ask of the gateway, in a minute unless it is said otherwise.
+/// Rate and concurrency limits for clients. Rates are per minute unless stated otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Requests of one user, or of one address that nobody is signed in at.
+    /// Requests per user, or per address for anonymous requests.
     pub requests: Rate,
-    /// Attempts of one address to sign in or to register.
+    /// Attempts to sign in or to register, per address.
     pub sign_ins: Rate,
-    /// Attempts to sign in to one account in an hour, from addresses where nobody signed in to it lately.
+    /// Attempts to sign in to one account per hour, from addresses without a recent successful sign-in to it.
     pub account: Rate,
-    /// Uploads, and streams, that one user has open at the same time; 0 is no limit.
+    /// Open uploads and open streams per user; 0 means no limit.
     pub concurrent_uploads: u32,
     pub concurrent_streams: u32,
 }
 
-/// What a gateway is made of.
+/// Options for [`router`].
 #[derive(Debug)]
 pub struct Options {
     pub bus: Bus,
     pub blobs: Blobs,
     pub keyring: Keyring,
-    /// Shared with other gateways, or none.
+    /// The cache shared with other gateways.
     pub cache: Cache,
     pub limits: Limits,
     /// The largest upload, in bytes.
     pub upload_bytes: u64,
-    /// The slowest upload, in bytes a second, and the longest.
+    /// Minimum rate of an upload, in bytes per second, and its maximum duration.
     pub upload_bytes_per_second: u64,
     pub upload_deadline: Duration,
 }
@@ -85,12 +85,12 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// The largest body of an ordinary request.
+/// Maximum body size of a request that is not an upload.
 const BODY_BYTES: usize = 2 << 20;
-/// How long an ordinary request may take, its body included.
-const REQUEST: Duration = Duration::from_secs(60);
+/// Timeout of a request that is not an upload or stream, including reading its body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// All that clients can reach.
+/// The routes of the API.
 pub fn router(options: Options, checks: Vec<Check>) -> Router {
     let Options { bus, blobs, keyring, cache, limits, upload_bytes, upload_bytes_per_second, upload_deadline } = options;
     let authenticator = Authenticator::new(bus.clone(), cache.clone(), &keyring);
@@ -102,7 +102,7 @@ pub fn router(options: Options, checks: Vec<Check>) -> Router {
         limiter,
         limits,
         upload_bytes,
-        upload_pace: Pace::of_uploads(upload_bytes_per_second, upload_deadline),
+        upload_min_rate: MinRate::for_uploads(upload_bytes_per_second, upload_deadline),
         uploads: Concurrency::new("uploads", limits.concurrent_uploads),
         streams: Concurrency::new("streams", limits.concurrent_streams),
     });
@@ -128,11 +128,11 @@ pub fn router(options: Options, checks: Vec<Check>) -> Router {
         .route("/", get(landing::page))
         .route("/register", get(landing::register))
         .fallback(any(request::no_such_endpoint))
-        .layer(middleware::from_fn(harden))
+        .layer(middleware::from_fn(set_security_headers))
 }
 
-/// Puts the headers on every answer that keep browsers from being talked into anything.
-async fn harden(request: Request, next: Next) -> Response {
+/// Adds security headers for browsers to every response.
+async fn set_security_headers(request: Request, next: Next) -> Response {
     let documents = request.uri().path().starts_with("/api/documentation");
     let mut response = next.run(request).await;
     let headers = response.headers_mut();

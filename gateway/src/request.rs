@@ -1,5 +1,4 @@
-//! One request: its body, query and path become a message; the reply or the problem becomes the
-//! answer.
+//! Handling of one request: its body, query and path become a message; the reply or problem becomes the response.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,16 +21,16 @@ use tracing::field::Empty;
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
-use crate::pace::{Pace, PacedBody};
+use crate::min_rate::{MinRate, MinRateBody};
 use crate::rows::Row;
-use crate::{BODY_BYTES, Gateway, REQUEST, everywhere, limits};
+use crate::{BODY_BYTES, Gateway, REQUEST_TIMEOUT, fan_out, limits};
 
-/// When to come back where a part of the platform is busy or away.
+/// `Retry-After` of responses with status 503.
 const RETRY_SECONDS: u64 = 5;
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
-/// Answers a request with one reply.
+/// Handles a request that has one reply.
 pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
     let span = tracing::info_span!(
         "http",
@@ -41,46 +40,46 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
         route = row.path,
         status = Empty
     );
-    capsule_observe::describe(&span, "http", "server");
+    capsule_observe::name_span(&span, "http", "server");
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
     capsule_observe::continue_trace(&span, traceparent.as_deref());
-    answer(gateway, row, request, traceparent).instrument(span).await
+    handle(gateway, row, request, traceparent).instrument(span).await
 }
 
-async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, traceparent: Option<String>) -> Response {
+async fn handle(gateway: Arc<Gateway>, row: &'static Row, request: Request, traceparent: Option<String>) -> Response {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
-    let (mut verdict, mut attempt) = (None, None);
+    let (mut decision, mut attempt) = (None, None);
     let work = async {
-        // Read before anything is refused: a connection whose request was not read cannot be kept.
-        let body = collect(body).await?;
+        // Read before anything is rejected: a connection with an unread request body cannot be reused.
+        let body = read_body(body).await?;
         let mut context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
         context.traceparent = capsule_observe::traceparent().or(traceparent);
-        verdict = limits::check(&gateway, &context, &parts, row.subject).await?;
+        decision = limits::check(&gateway, &context, &parts, row.subject).await?;
         let key = idempotency_key(&parts)?;
         let client = limits::address(&parts);
         let message = message(row, parts, &body).await?;
         attempt = limits::check_account(&gateway, &context, &client, row.subject, &message).await?;
         let context = match key {
-            Some(key) => remembered(&gateway, context, row.subject, &key, &message),
+            Some(key) => with_idempotency_key(&gateway, context, row.subject, &key, &message),
             None => context,
         };
-        match row.everywhere {
-            true => everywhere::ask(&gateway.bus, &context, row.subject, message).await,
+        match row.fan_out {
+            true => fan_out::request(&gateway.bus, &context, row.subject, message).await,
             false => gateway.bus.request_raw(&context, row.subject, message).await,
         }
     };
-    let outcome = tokio::time::timeout(REQUEST, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
+    let outcome = tokio::time::timeout(REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
     if let (Ok(_), Some(attempt)) = (&outcome, &attempt) {
-        limits::remember(&gateway, attempt).await;
+        limits::mark_known_address(&gateway, attempt).await;
     }
     let mut response = match outcome {
         Ok(reply) => (row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response(),
         Err(problem) => problem_response(problem, &correlation_id),
     };
-    if let Some(verdict) = &verdict {
-        limits::set_rate_limit_headers(&mut response, verdict);
+    if let Some(decision) = &decision {
+        limits::set_rate_limit_headers(&mut response, decision);
     }
     let status = response.status().as_str().to_owned();
     tracing::Span::current().record("status", status.as_str());
@@ -90,7 +89,8 @@ async fn answer(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
     with_correlation(response, &correlation_id)
 }
 
-/// Answers a request with a stream: one JSON object a line, or server-sent events if asked for.
+/// Handles a request that has a stream of replies: one JSON object per line, or server-sent events if `Accept` lists
+/// them.
 pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
@@ -108,7 +108,7 @@ pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) 
     };
     let response = match opened.await {
         Ok(opened) => {
-            // The permit lives as long as the stream.
+            // The permit is released when the stream ends.
             let lines = futures_util::stream::unfold(opened, |(mut items, permit)| async move {
                 Some((items.recv().await?, (items, permit)))
             });
@@ -132,20 +132,20 @@ pub async fn no_such_endpoint(request: Request) -> Response {
     with_correlation(problem_response(problem, &id), &id)
 }
 
-/// Who asks, and under which correlation id.
+/// Authenticates a request.
 pub async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, correlation_id: &str) -> Result<Context, Problem> {
-    // A stale token must not keep anybody from signing in again.
+    // Ignores tokens on public endpoints, so that a stale one does not prevent signing in again.
     let principal = match access {
         Access::Public => Principal::Anonymous,
         _ => gateway.authenticator.principal(&parts.headers, correlation_id).await?,
     };
     if principal == Principal::Anonymous && access != Access::Public {
-        return Err(Problem::unauthenticated("This takes a signed-in user."));
+        return Err(Problem::unauthenticated("You are not signed in.").hint("Run `capsule login`."));
     }
     Ok(Context::new(correlation_id.to_owned(), principal))
 }
 
-/// The key by which a client sends a command again without its being carried out again.
+/// The value of `Idempotency-Key`. A command that is repeated with the same key runs once.
 fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
     let Some(value) = parts.headers.get("idempotency-key").filter(|_| parts.method != Method::GET) else { return Ok(None) };
     let key = value.to_str().ok().filter(|text| (1..=255).contains(&text.len()));
@@ -154,18 +154,19 @@ fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
     Ok(Some(key.to_owned()))
 }
 
-/// The same request, known by its sender, its subject and the key; nobody else's key is the same.
-fn remembered(gateway: &Gateway, context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
+/// Gives the command an id derived from its sender, its subject and the key, so that keys of different users never
+/// collide.
+fn with_idempotency_key(gateway: &Gateway, context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
     let Principal::User { id, .. } = context.principal else { return context };
     let mut digest = Sha256::new_with_prefix(id.as_bytes());
     digest.update(format!("\0{subject}\0{key}"));
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest.finalize()[..16]);
-    // Keyed, for it is stored: from a plain digest, a password in the message could be guessed.
-    context.once(Uuid::from_bytes(bytes), gateway.authenticator.fingerprint(message))
+    // The digest is stored, so it is keyed: a plain digest would allow guessing a password in the message.
+    context.with_command_id(Uuid::from_bytes(bytes), gateway.authenticator.fingerprint(message))
 }
 
-/// The caller's correlation id if it is a decent one, or a new one.
+/// The client's correlation id if it is 1 to 128 printable ASCII characters, otherwise a new one.
 pub fn correlation_id(headers: &HeaderMap) -> String {
     headers
         .get(&CORRELATION)
@@ -181,7 +182,7 @@ pub fn with_correlation(mut response: Response, id: &str) -> Response {
     response
 }
 
-/// A problem as RFC 9457 has it.
+/// A problem as a response (RFC 9457).
 pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem { correlation_id: Some(correlation_id.to_owned()), ..problem };
@@ -199,11 +200,11 @@ pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     response
 }
 
-/// Body, then query, then path fill the message's members; the later go before the earlier.
+/// Builds the message from body, query and path. Later ones override earlier ones.
 async fn message(row: &Row, mut parts: Parts, body: &[u8]) -> Result<Vec<u8>, Problem> {
     let mut object = if parts.method == Method::GET { Map::new() } else { body_object(&parts.headers, body)? };
     for (name, value) in query(parts.uri.query().unwrap_or_default())? {
-        let value = typed(&row.message.schema, &name, value)?;
+        let value = parse_parameter(&row.message.schema, &name, value)?;
         object.insert(name, value);
     }
     let path =
@@ -218,11 +219,11 @@ fn body_object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, 
     if bytes.is_empty() {
         return Ok(Map::new());
     }
-    // A form or plain text from another site's page is no JSON: browsers ask before they send that.
+    // Requires JSON against CSRF: browsers send it to another site only after a CORS preflight.
     let json =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("json"));
     if !json {
-        return Err(Problem::bad_request("The body's Content-Type is not application/json."));
+        return Err(Problem::bad_request("The request's Content-Type is not application/json."));
     }
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
@@ -231,24 +232,24 @@ fn body_object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, 
     }
 }
 
-async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+async fn read_body(mut body: Body) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
-    let mut paced = PacedBody::new(&mut body, Pace::ORDINARY);
-    while let Some(data) = paced.data().await? {
+    let mut reader = MinRateBody::new(&mut body, MinRate::ORDINARY);
+    while let Some(data) = reader.data().await? {
         bytes.extend_from_slice(&data);
         if bytes.len() > BODY_BYTES {
-            swallow(&mut body).await;
+            discard_body(&mut body).await;
             return Err(Problem::too_large(format!("The body is larger than {} MiB.", BODY_BYTES >> 20)));
         }
     }
     Ok(bytes)
 }
 
-/// Reads the rest of a body that is not wanted: whoever still sends does not listen yet, and would find
-/// the connection closed instead of an answer. A body that arrives slowly is not worth it.
-pub async fn swallow(body: &mut Body) {
-    let mut paced = PacedBody::new(body, Pace::DISCARDED);
-    while let Ok(Some(_)) = paced.data().await {}
+/// Reads and discards the rest of a body. A client that is still sending would otherwise see a closed connection
+/// instead of the response. Stops if the body arrives too slowly.
+pub async fn discard_body(body: &mut Body) {
+    let mut reader = MinRateBody::new(body, MinRate::DISCARDED);
+    while let Ok(Some(_)) = reader.data().await {}
 }
 
 fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
@@ -258,23 +259,23 @@ fn query(text: &str) -> Result<Vec<(String, String)>, Problem> {
     Ok(pairs)
 }
 
-/// A query parameter as the message's schema wants it: everything in a query is text.
-fn typed(schema: &RefOr<Schema>, name: &str, text: String) -> Result<Value, Problem> {
-    let wants = |wanted: &Type| match schema {
+/// Converts a query parameter to the type in the message's schema.
+fn parse_parameter(schema: &RefOr<Schema>, name: &str, text: String) -> Result<Value, Problem> {
+    let is_type = |expected: &Type| match schema {
         RefOr::T(Schema::Object(object)) => match object.properties.get(name) {
             Some(RefOr::T(Schema::Object(property))) => match &property.schema_type {
-                SchemaType::Type(kind) => kind == wanted,
-                SchemaType::Array(kinds) => kinds.contains(wanted),
+                SchemaType::Type(kind) => kind == expected,
+                SchemaType::Array(kinds) => kinds.contains(expected),
                 SchemaType::AnyValue => false,
             },
             _ => false,
         },
         _ => false,
     };
-    if wants(&Type::Integer) {
+    if is_type(&Type::Integer) {
         return text.parse::<i64>().map(Value::from).map_err(|_| Problem::invalid_field(name, "must be a whole number"));
     }
-    if wants(&Type::Boolean) {
+    if is_type(&Type::Boolean) {
         return match text.as_str() {
             "true" | "1" | "" => Ok(Value::Bool(true)),
             "false" | "0" => Ok(Value::Bool(false)),

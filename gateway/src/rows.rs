@@ -1,5 +1,4 @@
-//! The table of endpoints: method, path, message. A message's access rule comes with its type, so a
-//! row without one does not compile.
+//! The table of endpoints: method, path, message. The access rule is part of the message type, so every row has one.
 
 use axum::http::{Method, StatusCode};
 use capsule_contracts::deploy::{
@@ -31,27 +30,27 @@ pub struct Row {
     pub method: Method,
     /// Below `/api/v1`.
     pub path: &'static str,
-    /// The status of success.
+    /// The status of a successful response.
     pub success: StatusCode,
     pub subject: &'static str,
     pub access: Access,
-    /// The message's name and schema, and its reply's.
-    pub message: Described,
-    pub reply: Described,
-    /// Checks that an object is the message; which field is wrong otherwise.
+    /// Name and schema of the message and of its reply.
+    pub message: TypeSchema,
+    pub reply: TypeSchema,
+    /// Checks that an object is a valid message and encodes it. The error contains the invalid field.
     pub check: fn(Map<String, Value>) -> Result<Vec<u8>, Problem>,
-    /// Whether every service is asked, each for itself.
-    pub everywhere: bool,
+    /// Whether the request is sent to every service and the replies are merged.
+    pub fan_out: bool,
 }
 
-/// A type of the contracts, as the documentation knows it.
-pub struct Described {
+/// Name and schema of a contract type, for the documentation.
+pub struct TypeSchema {
     pub name: String,
     pub schema: RefOr<Schema>,
     pub others: Vec<(String, RefOr<Schema>)>,
 }
 
-impl Described {
+impl TypeSchema {
     fn of<T: ToSchema + PartialSchema>() -> Self {
         let mut others = Vec::new();
         T::schemas(&mut others);
@@ -62,18 +61,18 @@ impl Described {
 fn row<M: Message>(method: Method, path: &'static str) -> Row {
     Row {
         success: StatusCode::OK,
-        everywhere: false,
+        fan_out: false,
         method,
         path,
         subject: M::SUBJECT,
         access: M::ACCESS,
-        message: Described::of::<M>(),
-        reply: Described::of::<M::Reply>(),
+        message: TypeSchema::of::<M>(),
+        reply: TypeSchema::of::<M::Reply>(),
         check: |object| {
             let message: M = serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
                 let field = error.path().to_string();
                 let text = error.inner().to_string();
-                // A missing member is reported at its parent; its name is in the message.
+                // serde reports a missing member at its parent; the member's name is only in the message.
                 let field = match text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
                     Some(missing) => missing.to_owned(),
                     None => field,
@@ -86,11 +85,11 @@ fn row<M: Message>(method: Method, path: &'static str) -> Row {
 }
 
 impl Row {
-    fn everywhere(self) -> Self {
-        Self { everywhere: true, ..self }
+    fn fan_out(self) -> Self {
+        Self { fan_out: true, ..self }
     }
 
-    fn answers(self, success: StatusCode) -> Self {
+    fn with_status(self, success: StatusCode) -> Self {
         Self { success, ..self }
     }
 }
@@ -104,11 +103,11 @@ fn post<M: Message>(path: &'static str) -> Row {
 }
 
 fn create<M: Message>(path: &'static str) -> Row {
-    post::<M>(path).answers(StatusCode::CREATED)
+    post::<M>(path).with_status(StatusCode::CREATED)
 }
 
 fn begin<M: Message>(path: &'static str) -> Row {
-    post::<M>(path).answers(StatusCode::ACCEPTED)
+    post::<M>(path).with_status(StatusCode::ACCEPTED)
 }
 
 fn put<M: Message>(path: &'static str) -> Row {
@@ -127,7 +126,7 @@ fn stream<M: StreamMessage>(path: &'static str) -> Row {
     row::<M>(Method::GET, path)
 }
 
-/// The requests with one reply.
+/// The endpoints with one reply.
 pub fn all() -> &'static [Row] {
     static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
         vec![
@@ -139,7 +138,7 @@ pub fn all() -> &'static [Row] {
             post::<ValidateToken>("/auth/validate"),
             get::<GetProfile>("/auth/me"),
             patch::<UpdateProfile>("/auth/me"),
-            delete::<DeleteProfile>("/auth/me").answers(StatusCode::ACCEPTED),
+            delete::<DeleteProfile>("/auth/me").with_status(StatusCode::ACCEPTED),
             post::<ChangePassword>("/auth/password/change"),
             get::<ListSessions>("/auth/sessions"),
             delete::<RevokeSessions>("/auth/sessions"),
@@ -148,7 +147,7 @@ pub fn all() -> &'static [Row] {
             create::<CreateOrganization>("/organizations"),
             get::<GetOrganization>("/organizations/{id}"),
             put::<UpdateOrganization>("/organizations/{id}"),
-            delete::<DeleteOrganization>("/organizations/{id}").answers(StatusCode::ACCEPTED),
+            delete::<DeleteOrganization>("/organizations/{id}").with_status(StatusCode::ACCEPTED),
             get::<ListMembers>("/organizations/{id}/members"),
             create::<AddMember>("/organizations/{id}/members"),
             patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
@@ -196,19 +195,19 @@ pub fn all() -> &'static [Row] {
             put::<SetQuotas>("/admin/organizations/{id}/quotas"),
             get::<ListUsers>("/admin/users"),
             patch::<UpdateUser>("/admin/users/{id}"),
-            delete::<DeleteUser>("/admin/users/{id}").answers(StatusCode::ACCEPTED),
-            get::<ListDeadLetters>("/admin/dead-letters").everywhere(),
-            get::<GetDeadLetter>("/admin/dead-letters/{id}").everywhere(),
-            post::<ReplayDeadLetter>("/admin/dead-letters/{id}/replay").everywhere(),
-            delete::<DiscardDeadLetter>("/admin/dead-letters/{id}").everywhere(),
-            get::<ListSagas>("/admin/sagas").everywhere(),
-            get::<GetSaga>("/admin/sagas/{id}").everywhere(),
+            delete::<DeleteUser>("/admin/users/{id}").with_status(StatusCode::ACCEPTED),
+            get::<ListDeadLetters>("/admin/dead-letters").fan_out(),
+            get::<GetDeadLetter>("/admin/dead-letters/{id}").fan_out(),
+            post::<ReplayDeadLetter>("/admin/dead-letters/{id}/replay").fan_out(),
+            delete::<DiscardDeadLetter>("/admin/dead-letters/{id}").fan_out(),
+            get::<ListSagas>("/admin/sagas").fan_out(),
+            get::<GetSaga>("/admin/sagas/{id}").fan_out(),
         ]
     });
     &ROWS
 }
 
-/// The requests answered by a stream of items, one JSON object a line.
+/// The endpoints with a stream of replies, one JSON object per line.
 pub fn streams() -> &'static [Row] {
     static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
         vec![stream::<StreamDeploymentLog>("/deployments/{id}/logs"), stream::<StreamServiceLog>("/services/{id}/logs")]
@@ -216,7 +215,7 @@ pub fn streams() -> &'static [Row] {
     &ROWS
 }
 
-/// The public keys, at their well-known place.
+/// The endpoint of the public keys, at its well-known path.
 pub fn keys() -> &'static Row {
     static ROW: std::sync::LazyLock<Row> = std::sync::LazyLock::new(|| get::<GetKeys>("/.well-known/jwks.json"));
     &ROW

@@ -1,4 +1,4 @@
-//! The table and its documentation.
+//! Tests of the table of endpoints and its documentation.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use capsule_contracts::Access;
 use crate::{openapi, rows};
 
 #[test]
-fn no_two_rows_share_a_method_and_path_and_no_inner_message_has_a_row() {
+fn rows_have_distinct_endpoints_and_no_internal_message() {
     let mut seen = BTreeSet::new();
     for row in rows::all().iter().chain(rows::streams()) {
         assert!(seen.insert((row.method.as_str(), row.path)), "{} {} twice", row.method, row.path);
@@ -16,7 +16,7 @@ fn no_two_rows_share_a_method_and_path_and_no_inner_message_has_a_row() {
 }
 
 #[test]
-fn the_document_has_every_row_and_every_schema_it_refers_to() {
+fn the_document_contains_every_row_and_every_referenced_schema() {
     let document: serde_json::Value = serde_json::from_str(&openapi().to_json().expect("JSON")).expect("parses");
     for row in rows::all().iter().chain(rows::streams()) {
         let operation = &document["paths"][format!("/api/v1{}", row.path)][row.method.as_str().to_lowercase()];

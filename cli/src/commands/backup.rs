@@ -100,14 +100,14 @@ async fn restore(
     let (_, repository) = open(directory, place, &key)?;
     let stored = repository.find(id).await.map_err(|error| anyhow!("{error}"))?;
     let staging = Staging::begin(directory, replace).map_err(|error| anyhow!("{error}"))?;
-    let restoring = repository.restore(&stored, &staging).await.map_err(|error| anyhow!("{error}"))?;
+    let pending = repository.restore_files(&stored, &staging).await.map_err(|error| anyhow!("{error}"))?;
     // Read again: the settings may be among what was restored.
     let configuration = configuration::load(staging.path(), place.config.as_deref(), &place.set)?.configuration;
     let report: Report =
-        restoring.databases(&installation(staging.path(), &configuration)).await.map_err(|error| anyhow!("{error}"))?;
+        pending.run(&installation(staging.path(), &configuration)).await.map_err(|error| anyhow!("{error}"))?;
     let restored_key = backup_key(staging.path());
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(restored_key.with_file_name(""))?;
-    capsule_store::make_secret_file(&restored_key, &std::fs::read_to_string(&key)?)?;
+    capsule_store::create_secret_file(&restored_key, &std::fs::read_to_string(&key)?)?;
     data::restrict(staging.path());
     let kept = staging.swap().map_err(|error| anyhow!("{error}"))?;
     terminal.show(&report, |report| {

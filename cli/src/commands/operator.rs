@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use capsule_store::{Databases, StepState, Store, copy};
+use capsule_store::{Databases, MigrationState, Store, copy};
 
 use serde_json::json;
 
@@ -92,7 +92,7 @@ async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> an
         bail!("set database.url to the PostgreSQL server that the data is to be moved to");
     }
     let from = Databases::Embedded(directory.into());
-    if !from.any(&DATABASES.map(|(name, _)| name)) {
+    if !from.any_exists(&DATABASES.map(|(name, _)| name)) {
         bail!(
             "there are no embedded databases in {}: nothing is to be moved; name the data directory with --data",
             directory.display()
@@ -136,12 +136,12 @@ pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -
             if claimed.is_some() {
                 Store::migrate(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
             }
-            let steps = Store::steps(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
+            let steps = Store::migration_status(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
             all.extend(steps.into_iter().map(|step| (name, step)));
         }
         anyhow::Ok(all)
     })?;
-    let wrong: Vec<_> = steps.iter().filter(|(_, step)| step.state != StepState::Applied).collect();
+    let wrong: Vec<_> = steps.iter().filter(|(_, step)| step.state != MigrationState::Applied).collect();
     if matches!(command, MigrateCommand::Validate(_)) && !wrong.is_empty() {
         let told = wrong.iter().map(|(name, step)| format!("{name}: {} is {}", step.file, step.state.name()));
         bail!("{}", told.collect::<Vec<_>>().join("\n"));

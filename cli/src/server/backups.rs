@@ -47,12 +47,12 @@ async fn once(settings: &Backup, key: &Path, installation: &Installation) -> Res
     let repository = Repository::open(&settings.location, BackupKey::open(key)?)?;
     let all = repository.list().await?;
     let now = Timestamp::now().as_seconds();
-    let age = |stored: Option<&capsule_backup::Stored>| stored.map_or(i64::MAX, |stored| now - stored.created_at.as_seconds());
+    let age = |stored: Option<&capsule_backup::StoredBackup>| stored.map_or(i64::MAX, |stored| now - stored.created_at.as_seconds());
     if age(all.last()) < i64::from(settings.minutes) * 60 {
         return Ok(None);
     }
     let full = age(all.iter().rfind(|stored| stored.id == stored.generation)) >= DAY_SECONDS;
     let report = repository.create(installation, if full { Kind::Full } else { Kind::Incremental }).await?;
-    repository.keep(settings.keep_days as usize).await?;
+    repository.prune(settings.keep_days as usize).await?;
     Ok(Some(report))
 }

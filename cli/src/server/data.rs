@@ -81,7 +81,7 @@ impl Data {
         if directory.as_os_str().len() > 70 {
             bail!("the data directory's path is too long for Unix sockets: {} (at most 70 bytes)", directory.display());
         }
-        if directory.join(capsule_backup::INSIDE).exists() {
+        if directory.join(capsule_backup::STAGING_DIRECTORY).exists() {
             bail!(
                 "a restore into {} was interrupted, so it is not whole. Run \"capsule backup restore --replace\" again",
                 directory.display()
@@ -124,7 +124,7 @@ impl Data {
     pub fn local_token(&self) -> anyhow::Result<String> {
         let path = self.directory.join("local-token");
         if !path.exists() {
-            capsule_store::make_secret_file(&path, &random::<32>()?)?;
+            capsule_store::create_secret_file(&path, &random::<32>()?)?;
         }
         let token = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         if token.len() < 32 {

@@ -1,5 +1,4 @@
-//! Where backups are kept: `<generation>/pieces/<name>` and `<generation>/<id>.manifest`, in a directory or a
-//! bucket.
+//! Storage of backups: `<generation>/pieces/<name>` and `<generation>/<id>.manifest`, in a directory or an S3 bucket.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -21,7 +20,7 @@ use serde::Serialize;
 
 use crate::{BackupError, BackupKey, Kind, Result, failed};
 
-/// A place with backups.
+/// A directory or bucket with backups.
 #[derive(Clone, Debug)]
 pub struct Repository {
     store: Arc<dyn ObjectStore>,
@@ -30,26 +29,26 @@ pub struct Repository {
     guard: Guard,
 }
 
-/// A backup that is kept.
+/// A backup in a repository.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Stored {
-    /// `20261121T121530Z-full`, with the moment it was made.
+pub struct StoredBackup {
+    /// Time and kind, such as `20261121T121530.123456Z-full`.
     pub id: String,
-    /// The full backup that it goes on from, or is.
+    /// The id of the full backup that it is based on, or is.
     pub generation: String,
     pub created_at: Timestamp,
 }
 
 impl Repository {
-    /// The place at `location`: a directory, or `s3://bucket/prefix` with its credentials in the environment
+    /// Opens the repository at `location`: a directory, or `s3://bucket/prefix` with credentials in the environment
     /// (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`).
     ///
     /// # Errors
-    /// When the location is not understood, or the directory cannot be made.
+    /// When the location is invalid, or the directory cannot be created.
     pub fn open(location: &str, key: BackupKey) -> Result<Self> {
         let (store, prefix): (Arc<dyn ObjectStore>, String) = match location.strip_prefix("s3://") {
             Some(rest) => {
-                // The process has one library for cryptography; it may be chosen already.
+                // Fails if the process has already installed a provider, which is fine.
                 let _ = rustls::crypto::ring::default_provider().install_default();
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 let plain = std::env::var("AWS_ENDPOINT").is_ok_and(|endpoint| endpoint.starts_with("http://"));
@@ -65,7 +64,7 @@ impl Repository {
             store,
             prefix: prefix.trim_start_matches('/').into(),
             key: key.0,
-            guard: Guard::new(Policy::new("the backup's place")),
+            guard: Guard::new(Policy::new("the backup location")),
         })
     }
 
@@ -78,7 +77,10 @@ impl Repository {
         let put = self.guard.call(move || {
             let (store, path, bytes) = (store.clone(), path.clone(), bytes.clone());
             async move {
-                store.put(&path, bytes.into()).await.inspect_err(|error| tracing::warn!(%error, "a backup cannot be written"))
+                store
+                    .put(&path, bytes.into())
+                    .await
+                    .inspect_err(|error| tracing::warn!(%error, "cannot write to the backup location"))
             }
         });
         put.await.map(|_| ()).map_err(|problem| failed(name, &problem.detail))
@@ -100,8 +102,8 @@ impl Repository {
         got.map(|bytes| bytes.to_vec()).ok_or_else(|| BackupError(format!("{name} is missing")))
     }
 
-    /// The names of everything below a prefix.
-    async fn names(&self, below: &str) -> Result<Vec<String>> {
+    /// The names of all objects below a prefix.
+    async fn list_names(&self, below: &str) -> Result<Vec<String>> {
         let (store, path) = (self.store.clone(), self.path(below));
         let listed = self.guard.call(move || {
             let (store, path) = (store.clone(), path.clone());
@@ -111,51 +113,51 @@ impl Repository {
         Ok(listed.into_iter().filter_map(|name| name.strip_prefix(&self.prefix).map(str::to_owned)).collect())
     }
 
-    /// Every backup, the oldest first.
+    /// All backups, oldest first.
     ///
     /// # Errors
-    /// When the place does not answer.
-    pub async fn list(&self) -> Result<Vec<Stored>> {
-        let mut all: Vec<Stored> = self
-            .names("")
+    /// When the repository does not respond.
+    pub async fn list(&self) -> Result<Vec<StoredBackup>> {
+        let mut all: Vec<StoredBackup> = self
+            .list_names("")
             .await?
             .iter()
             .filter_map(|name| {
                 let (generation, manifest) = name.split_once('/')?;
                 let id = manifest.strip_suffix(".manifest")?;
-                Some(Stored { id: id.into(), generation: generation.into(), created_at: moment(id)? })
+                Some(StoredBackup { id: id.into(), generation: generation.into(), created_at: parse_time(id)? })
             })
             .collect();
         all.sort();
         Ok(all)
     }
 
-    /// The backup of this id, or the newest.
+    /// The backup with this id, or the newest.
     ///
     /// # Errors
-    /// When there is none.
-    pub async fn find(&self, id: Option<&str>) -> Result<Stored> {
+    /// When there is no such backup, or the repository does not respond.
+    pub async fn find(&self, id: Option<&str>) -> Result<StoredBackup> {
         let all = self.list().await?;
         let found = match id {
             Some(id) => all.into_iter().find(|stored| stored.id == id),
             None => all.into_iter().last(),
         };
         found.ok_or_else(|| {
-            BackupError(id.map_or_else(|| "there is no backup yet".into(), |id| format!("there is no backup {id}")))
+            BackupError(id.map_or_else(|| "no backup here yet".into(), |id| format!("backup {id} does not exist")))
         })
     }
 
-    /// Removes generations but for so many of the newest. How many were removed.
+    /// Removes all but the newest `generations`, and returns how many were removed.
     ///
     /// # Errors
-    /// When the place does not answer.
-    pub async fn keep(&self, generations: usize) -> Result<usize> {
+    /// When the repository does not respond.
+    pub async fn prune(&self, generations: usize) -> Result<usize> {
         let mut all: Vec<String> = self.list().await?.into_iter().map(|stored| stored.generation).collect();
         all.dedup();
         let old = all.len().saturating_sub(generations.max(1));
         for generation in &all[..old] {
-            // Manifests first: what is half removed is no backup any more.
-            let mut names = self.names(generation).await?;
+            // Manifests first, so that a half-removed backup is no longer listed.
+            let mut names = self.list_names(generation).await?;
             names.sort_by_key(|name| !name.ends_with(".manifest"));
             for name in names {
                 self.store.delete(&self.path(&name)).await.map_err(|error| failed(&name, &error))?;
@@ -165,59 +167,60 @@ impl Repository {
     }
 
     /// Begins a backup.
-    pub(crate) async fn begin(&self, kind: Kind) -> Result<Writing<'_>> {
+    pub(crate) async fn begin(&self, kind: Kind) -> Result<BackupWriter<'_>> {
         let newest = self.list().await?.into_iter().last().filter(|_| kind == Kind::Incremental);
         let kind = if newest.is_some() { Kind::Incremental } else { Kind::Full };
-        let id = format!("{}-{}", compact(Timestamp::now()), kind.name());
+        let id = format!("{}-{}", format_time(Timestamp::now()), kind.name());
         let (generation, known) = match newest {
             Some(stored) => {
-                let names = self.names(&format!("{}/pieces", stored.generation)).await?;
+                let names = self.list_names(&format!("{}/pieces", stored.generation)).await?;
                 let known = names.iter().filter_map(|name| name.rsplit('/').next().map(str::to_owned)).collect();
                 (stored.generation, known)
             }
             None => (id.clone(), HashSet::new()),
         };
-        Ok(Writing { repository: self, id, generation, kind, known, pieces: 0, bytes: 0 })
+        Ok(BackupWriter { repository: self, id, generation, kind, known, pieces: 0, bytes: 0 })
     }
 
-    /// A piece of a backup, as it was.
+    /// The decrypted content of a piece.
     pub(crate) async fn piece(&self, generation: &str, name: &str) -> Result<Vec<u8>> {
         self.open_sealed(&format!("{generation}/pieces/{name}"), name).await
     }
 
-    pub(crate) async fn sealed_manifest(&self, stored: &Stored) -> Result<Vec<u8>> {
+    pub(crate) async fn sealed_manifest(&self, stored: &StoredBackup) -> Result<Vec<u8>> {
         self.open_sealed(&format!("{}/{}.manifest", stored.generation, stored.id), &stored.id).await
     }
 
     async fn open_sealed(&self, path: &str, context: &str) -> Result<Vec<u8>> {
         let sealed = self.get(path).await?;
         let packed = self.key.open(context, &sealed);
-        let packed = packed.ok_or_else(|| BackupError(format!("{path} does not open: it is damaged, or this is not its key")))?;
+        let packed =
+            packed.ok_or_else(|| BackupError(format!("cannot decrypt {path}: it is damaged, or this is not its key")))?;
         let mut bytes = Vec::new();
         GzDecoder::new(packed.as_slice()).read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
         Ok(bytes)
     }
 }
 
-/// A backup that is being made.
+/// Writes one backup.
 #[derive(Debug)]
-pub struct Writing<'a> {
+pub struct BackupWriter<'a> {
     repository: &'a Repository,
     id: String,
     generation: String,
     kind: Kind,
-    /// Pieces that the generation has already.
+    /// Names of the pieces that the generation already has.
     known: HashSet<String>,
     pieces: u64,
     bytes: u64,
 }
 
-impl Writing<'_> {
+impl BackupWriter<'_> {
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Writes a piece, if its generation does not have it. Its name.
+    /// Writes a piece unless its generation already has it. Returns its name.
     pub async fn piece(&mut self, bytes: &[u8]) -> Result<String> {
         let name = self.repository.key.sign(bytes);
         if self.known.insert(name.clone()) {
@@ -229,7 +232,7 @@ impl Writing<'_> {
         Ok(name)
     }
 
-    /// Writes the manifest: only now it is a backup. Its id, and how many pieces and bytes were written.
+    /// Writes the manifest, which completes the backup. Returns its id, and the number of pieces and bytes written.
     pub async fn finish(self, manifest: &[u8]) -> Result<(String, u64, u64)> {
         let sealed = self.seal(&self.id, manifest)?;
         self.repository.put(&format!("{}/{}.manifest", self.generation, self.id), sealed).await?;
@@ -245,12 +248,12 @@ impl Writing<'_> {
 }
 
 /// `2026-11-21T12:15:30.123456Z` as `20261121T121530.123456Z`.
-fn compact(at: Timestamp) -> String {
+fn format_time(at: Timestamp) -> String {
     at.to_string().replace(['-', ':'], "")
 }
 
-/// The moment in a backup's id.
-fn moment(id: &str) -> Option<Timestamp> {
+/// The time in a backup's id.
+fn parse_time(id: &str) -> Option<Timestamp> {
     let (date, rest) = id.split_once('-')?.0.split_once('T')?;
     let (year, month, day) = (date.get(..4)?, date.get(4..6)?, date.get(6..)?);
     let (hour, minute, second) = (rest.get(..2)?, rest.get(2..4)?, rest.get(4..)?);
@@ -259,13 +262,13 @@ fn moment(id: &str) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
-    use super::{compact, moment};
+    use super::{format_time, parse_time};
     use capsule_contracts::Timestamp;
 
     #[test]
-    fn an_id_tells_when_it_was_made() {
+    fn an_id_contains_the_time_of_the_backup() {
         let now = Timestamp::now();
-        assert_eq!(moment(&format!("{}-full", compact(now))), Some(now));
-        assert_eq!(moment("pieces"), None);
+        assert_eq!(parse_time(&format!("{}-full", format_time(now))), Some(now));
+        assert_eq!(parse_time("pieces"), None);
     }
 }

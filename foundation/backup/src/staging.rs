@@ -1,5 +1,5 @@
-//! The fresh directory that a backup is restored into, and its swap with the data directory. Until the swap, what is
-//! in the data directory is not touched; nobody but its owner can enter either of them at any time.
+//! The fresh directory that a backup is restored into, and its swap with the data directory. The data directory is
+//! not changed before the swap. Both have the mode 0700 at all times.
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -11,30 +11,30 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, syncfs}
 
 use crate::{BackupError, Result, failed};
 
-/// The name of the directory that is filled, where it lies in the data directory itself.
-pub const INSIDE: &str = ".restoring";
-/// What was in the data directory before is kept under this name and the time.
-const BEFORE: &str = "before-restore";
+/// The name of the staging directory where it is inside the data directory.
+pub const STAGING_DIRECTORY: &str = ".restoring";
+/// The previous content of the data directory is kept under this name and the time of the swap.
+const KEPT_PREFIX: &str = "before-restore";
 
-/// A directory that is being filled, to become the data directory.
+/// A directory that a restore fills and then puts in place of the data directory.
 #[derive(Debug)]
 pub struct Staging {
     target: PathBuf,
     directory: PathBuf,
-    /// Whether it lies in the target, entry by entry of which is then exchanged.
+    /// Whether the directory is inside the target, whose entries are then replaced one by one.
     is_inside: bool,
-    /// Tells one that is being filled from one that was left behind.
+    /// Held while the directory is being filled, to distinguish it from an abandoned one.
     lock: File,
     is_exchanging: bool,
     is_swapped: bool,
 }
 
 impl Staging {
-    /// Makes a fresh directory beside `target`; within it where it is a file system of its own, or its parent
-    /// cannot be written.
+    /// Creates a fresh directory beside `target`, or inside it where `target` is a mount point or its parent is not
+    /// writable.
     ///
     /// # Errors
-    /// When `target` is not empty, unless it is to be replaced, or another restore is under way.
+    /// When `target` is not empty and `replace` is false, or another restore is in progress.
     pub fn begin(target: &Path, replace: bool) -> Result<Self> {
         let at = |error: std::io::Error| failed(&target.display().to_string(), &error);
         let target = match target.canonicalize() {
@@ -46,9 +46,9 @@ impl Staging {
             }
             Err(error) => return Err(at(error)),
         };
-        if !replace && entries(&target)?.iter().any(|entry| entry.file_name().is_none_or(|name| name != INSIDE)) {
+        if !replace && entries(&target)?.iter().any(|entry| entry.file_name().is_none_or(|name| name != STAGING_DIRECTORY)) {
             return Err(BackupError(format!(
-                "{} is not empty. Name another data directory, or give --replace: what is there is then kept beside it",
+                "{} is not empty. Use another data directory, or --replace, which moves the current content aside",
                 target.display()
             )));
         }
@@ -60,16 +60,16 @@ impl Staging {
             (Ok(target), Ok(parent)) => target.dev() != parent.dev(),
             _ => false,
         };
-        let made = if is_mount { Err(ErrorKind::CrossesDevices.into()) } else { make(&beside) };
+        let made = if is_mount { Err(ErrorKind::CrossesDevices.into()) } else { create_fresh(&beside) };
         let (directory, is_inside) = match made {
             Ok(()) => (beside, false),
             Err(error) if is_mount || (error.kind() == ErrorKind::PermissionDenied && target.is_dir()) => {
-                let inside = target.join(INSIDE);
-                make(&inside).map_err(at)?;
+                let inside = target.join(STAGING_DIRECTORY);
+                create_fresh(&inside).map_err(at)?;
                 (inside, true)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err(BackupError(format!("another restore into {} is under way", target.display())));
+                return Err(BackupError(format!("another restore into {} is in progress", target.display())));
             }
             Err(error) => return Err(at(error)),
         };
@@ -84,24 +84,23 @@ impl Staging {
         &self.directory
     }
 
-    /// Puts the directory in the place of the data directory. Tells where what was there before is kept, if anything
-    /// was there.
+    /// Puts the directory in place of the data directory. Returns where the previous content is kept, if there was any.
     ///
     /// # Errors
-    /// When it cannot be renamed; the data directory is then as it was, or the error says where its content is.
+    /// When it cannot be renamed. The data directory is then unchanged, or the error contains the place of its content.
     pub fn swap(mut self) -> Result<Option<PathBuf>> {
         let shown = self.target.display().to_string();
         let at = |error: std::io::Error| failed(&shown, &error);
         syncfs(&self.lock).map_err(|error| at(error.into()))?;
         let old = entries(&self.target)?;
         let old: Vec<_> = old.into_iter().filter(|entry| *entry != self.directory).collect();
-        let before = format!("{BEFORE}-{}", Timestamp::now().as_seconds());
+        let before = format!("{KEPT_PREFIX}-{}", Timestamp::now().as_seconds());
         self.is_exchanging = self.is_inside;
         let kept = if self.is_inside {
             self.exchange_entries(&old, &before).map_err(at)?
         } else {
             if let Ok(owner) = std::fs::metadata(&self.target) {
-                // The server may run as another user than who restores.
+                // The server may run as another user than the restore.
                 let _ = lchown(&self.directory, Some(owner.uid()), Some(owner.gid()));
             }
             if old.is_empty() {
@@ -113,11 +112,11 @@ impl Staging {
                 let exchanged = renameat_with(CWD, &self.directory, CWD, &self.target, RenameFlags::EXCHANGE);
                 let moved = match exchanged {
                     Ok(()) => std::fs::rename(&self.directory, &kept),
-                    // Not every file system exchanges.
+                    // Not every file system supports the exchange.
                     Err(_) => std::fs::rename(&self.target, &kept).and_then(|()| std::fs::rename(&self.directory, &self.target)),
                 };
                 moved.map_err(|error| {
-                    failed(&format!("what was in {} is in {}", self.target.display(), kept.display()), &error)
+                    failed(&format!("the previous content of {} is now in {}", self.target.display(), kept.display()), &error)
                 })?;
                 Some(kept)
             }
@@ -130,7 +129,8 @@ impl Staging {
         let kept = self.target.join(format!(".{before}"));
         let mut any = false;
         for entry in old {
-            let Some(name) = entry.file_name().filter(|name| !name.to_string_lossy().starts_with(&format!(".{BEFORE}"))) else {
+            let Some(name) = entry.file_name().filter(|name| !name.to_string_lossy().starts_with(&format!(".{KEPT_PREFIX}")))
+            else {
                 continue;
             };
             if !std::mem::replace(&mut any, true) {
@@ -149,22 +149,22 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Where an exchange was begun, the directory stays: it says that the data directory is not whole.
+        // After the exchange began, the directory stays as a marker of an incomplete data directory.
         if !self.is_swapped && !self.is_exchanging {
             let _ = std::fs::remove_dir_all(&self.directory);
         }
     }
 }
 
-/// Makes the directory, in place of one that an interrupted restore left behind.
-fn make(directory: &Path) -> std::io::Result<()> {
-    let make = || DirBuilder::new().mode(0o700).create(directory);
-    match make() {
+/// Creates the directory, after removing one that an interrupted restore left behind.
+fn create_fresh(directory: &Path) -> std::io::Result<()> {
+    let create = || DirBuilder::new().mode(0o700).create(directory);
+    match create() {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let left = File::open(directory)?;
             flock(&left, FlockOperation::NonBlockingLockExclusive).map_err(|_| std::io::Error::from(ErrorKind::WouldBlock))?;
             std::fs::remove_dir_all(directory)?;
-            make()
+            create()
         }
         made => made,
     }
@@ -180,7 +180,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{INSIDE, Staging};
+    use super::{STAGING_DIRECTORY, Staging};
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_directory_appears_as_a_whole_and_only_for_its_owner() {
+    fn a_data_directory_appears_at_once_and_only_its_owner_can_enter_it() {
         let folder = tempfile::tempdir().expect("a folder");
         for (target, is_there) in [("new", false), ("empty", true), ("deep/er/new", false)] {
             let target = folder.path().join(target);
@@ -208,7 +208,7 @@ mod tests {
             assert_eq!(mode(staging.path()), 0o700);
             std::fs::write(staging.path().join("file"), "new").expect("written");
             assert!(!target.join("file").exists());
-            assert!(Staging::begin(&target, false).expect_err("twice").to_string().contains("under way"));
+            assert!(Staging::begin(&target, false).expect_err("twice").to_string().contains("in progress"));
             assert_eq!(staging.swap().expect("swapped"), None);
             assert_eq!((names(&target), mode(&target)), (vec!["file".to_owned()], 0o700));
         }
@@ -216,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_is_replaced_only_when_asked_for_and_kept() {
+    fn previous_content_is_replaced_only_with_replace_and_is_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let target = folder.path().join("data");
         std::fs::create_dir(&target).expect("made");
         std::fs::write(target.join("file"), "old").expect("written");
         assert!(Staging::begin(&target, false).expect_err("not empty").to_string().contains("not empty"));
-        // One that fails leaves everything as it was.
+        // A failed restore changes nothing.
         let staging = Staging::begin(&target, true).expect("begun");
         std::fs::write(staging.path().join("file"), "half").expect("written");
         drop(staging);
@@ -238,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_renamed_is_filled_from_within() {
+    fn a_directory_that_cannot_be_renamed_is_replaced_entry_by_entry() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("file"), "old").expect("written");
-        let directory = folder.path().join(INSIDE);
+        let directory = folder.path().join(STAGING_DIRECTORY);
         std::fs::create_dir(&directory).expect("made");
         let lock = std::fs::File::open(&directory).expect("opened");
         let staging =

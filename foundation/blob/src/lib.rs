@@ -1,5 +1,5 @@
-//! Large things, kept by what they are: uploads named by the SHA-256 of their bytes, in a local
-//! directory. They never go over the bus; their digests do.
+//! Content-addressed storage for uploads: files in a local directory, named by the SHA-256 of their content.
+//! Only digests are sent over the bus, never the content.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -8,11 +8,11 @@ use sha2::{Digest, Sha256};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
-/// What nobody has written to for so long is not being written any more.
-const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
+/// An unfinished blob that was not written to for this long is abandoned.
+const ABANDONED_AFTER: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// The free space of the disk is looked at whenever so many bytes were written.
-const CHECKED_EVERY: u64 = 4 << 20;
+/// The free disk space is checked each time this many bytes were written.
+const RESERVE_CHECK_BYTES: u64 = 4 << 20;
 
 /// A directory of blobs.
 #[derive(Clone, Debug)]
@@ -22,44 +22,44 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Keeps blobs in `directory`, and forgets what was begun long ago and never finished.
+    /// Opens the blobs in `directory`, and removes abandoned ones.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// When the directory cannot be created.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(directory.join("unfinished"))?;
         let blobs = Self { directory: directory.into(), reserve: 0 };
-        // Other processes may be writing theirs.
-        if let Some(before) = SystemTime::now().checked_sub(ABANDONED) {
+        // Other processes may be writing newer ones.
+        if let Some(before) = SystemTime::now().checked_sub(ABANDONED_AFTER) {
             blobs.remove_unfinished(before);
         }
         Ok(blobs)
     }
 
-    /// Refuses to write when the disk has less than `reserve` bytes free.
+    /// Makes writes fail while the disk has less than `reserve` bytes free.
     #[must_use]
     pub fn with_reserve(self, reserve: u64) -> Self {
         Self { reserve, ..self }
     }
 
-    /// Removes what was begun, never finished, and last written to before a moment.
+    /// Removes unfinished blobs that were last written to before `before`.
     pub fn remove_unfinished(&self, before: SystemTime) {
-        for path in old(&self.directory.join("unfinished"), before) {
+        for path in files_older_than(&self.directory.join("unfinished"), before) {
             let _ = std::fs::remove_file(path);
         }
     }
 
-    /// The digests of blobs that were kept before a moment.
+    /// The digests of blobs that were last written to before `before`.
     #[must_use]
     pub fn older_than(&self, before: SystemTime) -> Vec<String> {
-        let names = old(&self.directory, before).into_iter();
+        let names = files_older_than(&self.directory, before).into_iter();
         names.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect()
     }
 
-    /// Begins a blob. `name` tells it from others under way.
+    /// Begins a blob. `name` must be unique among unfinished blobs.
     ///
     /// # Errors
-    /// When the file cannot be made, or the reserve is reached: `StorageFull`.
+    /// When the file cannot be created. `StorageFull` when less than the reserve is free.
     pub async fn begin(&self, name: &str) -> std::io::Result<Writer> {
         let path = self.directory.join("unfinished").join(name);
         let file = File::create(&path).await?;
@@ -69,7 +69,7 @@ impl Blobs {
             file,
             digest: Sha256::new(),
             bytes: 0,
-            kept: false,
+            is_committed: false,
             reserve: self.reserve,
             unchecked: 0,
         };
@@ -77,10 +77,10 @@ impl Blobs {
         Ok(writer)
     }
 
-    /// Where a blob's bytes are. The digest must be 64 hexadecimal digits.
+    /// The path of a blob's file. The digest must be 64 hexadecimal digits.
     ///
     /// # Errors
-    /// When it is not, or there is no such blob.
+    /// `InvalidInput` for a malformed digest, `NotFound` if there is no such blob.
     pub fn path(&self, digest: &str) -> std::io::Result<PathBuf> {
         if digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(std::io::ErrorKind::InvalidInput.into());
@@ -89,10 +89,10 @@ impl Blobs {
         if path.is_file() { Ok(path) } else { Err(std::io::ErrorKind::NotFound.into()) }
     }
 
-    /// Forgets a blob, if it is there.
+    /// Removes a blob, if it exists.
     ///
     /// # Errors
-    /// When it is there and cannot be removed.
+    /// When it exists and cannot be removed.
     pub fn remove(&self, digest: &str) -> std::io::Result<()> {
         match self.path(digest) {
             Ok(path) => std::fs::remove_file(path),
@@ -101,8 +101,8 @@ impl Blobs {
     }
 }
 
-/// The files of a directory that were last written to before a moment.
-fn old(directory: &Path, before: SystemTime) -> Vec<PathBuf> {
+/// The files in a directory that were last written to before `before`.
+fn files_older_than(directory: &Path, before: SystemTime) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let is_old = |entry: &std::fs::DirEntry| {
         let kind = entry.metadata();
@@ -111,7 +111,7 @@ fn old(directory: &Path, before: SystemTime) -> Vec<PathBuf> {
     entries.filter(is_old).map(|entry| entry.path()).collect()
 }
 
-/// A blob being written. Dropped before it is kept, it leaves nothing.
+/// Writes a blob. Dropping it before [`Writer::commit`] removes what was written.
 #[derive(Debug)]
 pub struct Writer {
     directory: PathBuf,
@@ -119,9 +119,9 @@ pub struct Writer {
     file: File,
     digest: Sha256,
     bytes: u64,
-    kept: bool,
+    is_committed: bool,
     reserve: u64,
-    /// Bytes written since the free space was looked at.
+    /// Bytes written since the free space was last checked.
     unchecked: u64,
 }
 
@@ -129,17 +129,17 @@ impl Writer {
     fn check_reserve(&mut self) -> std::io::Result<()> {
         self.unchecked = 0;
         let free = rustix::fs::statvfs(&self.directory).map(|system| system.f_bavail.saturating_mul(system.f_frsize));
-        // Where it cannot be told, the disk itself is the limit.
+        // If the free space is unknown, the write itself fails when the disk is full.
         if free.is_ok_and(|free| free < self.reserve) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     /// Adds bytes.
     ///
     /// # Errors
-    /// When the disk does not take them, or the reserve is reached: `StorageFull`.
+    /// When they cannot be written. `StorageFull` when less than the reserve is free.
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.unchecked += bytes.len() as u64;
-        if self.unchecked >= CHECKED_EVERY {
+        if self.unchecked >= RESERVE_CHECK_BYTES {
             self.check_reserve()?;
         }
         self.file.write_all(bytes).await?;
@@ -148,29 +148,29 @@ impl Writer {
         Ok(())
     }
 
-    /// How many bytes were written.
+    /// The number of bytes written so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Keeps the blob for good; returns its digest and its size in bytes.
+    /// Syncs the blob to disk and makes it available. Returns its digest and its size in bytes.
     ///
     /// # Errors
-    /// When it cannot be made to last.
-    pub async fn keep(mut self) -> std::io::Result<(String, u64)> {
+    /// When it cannot be synced or renamed.
+    pub async fn commit(mut self) -> std::io::Result<(String, u64)> {
         self.file.flush().await?;
         self.file.sync_all().await?;
         let digest = hex::encode(std::mem::take(&mut self.digest).finalize());
         tokio::fs::rename(&self.path, self.directory.join(&digest)).await?;
-        self.kept = true;
+        self.is_committed = true;
         Ok((digest, self.bytes))
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.is_committed {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -181,12 +181,12 @@ mod tests {
     use super::Blobs;
 
     #[tokio::test]
-    async fn a_blob_is_found_by_its_digest_and_one_not_kept_leaves_nothing() {
+    async fn a_committed_blob_is_found_by_its_digest_and_a_dropped_one_is_removed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let blobs = Blobs::open(directory.path()).expect("opens");
         let mut writer = blobs.begin("one").await.expect("begins");
         writer.write(b"hello").await.expect("writes");
-        let (digest, bytes) = writer.keep().await.expect("keeps");
+        let (digest, bytes) = writer.commit().await.expect("keeps");
         assert_eq!(bytes, 5);
         assert_eq!(digest, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
         assert_eq!(std::fs::read(blobs.path(&digest).expect("is there")).expect("reads"), b"hello");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_reserve_of_the_disk_is_not_given_away() {
+    async fn a_write_that_would_use_the_disk_reserve_fails() {
         let directory = tempfile::tempdir().expect("tempdir");
         let blobs = Blobs::open(directory.path()).expect("opens").with_reserve(u64::MAX);
         let error = blobs.begin("one").await.expect_err("no disk is that large");

@@ -3,7 +3,7 @@
 
 use capsule_contracts::event::PERSONAL;
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::{Transaction, remembered, unscoped};
+use capsule_store::{Transaction, idempotency, unscoped};
 use futures_util::future::BoxFuture;
 
 use crate::events::UNREADABLE;
@@ -35,6 +35,6 @@ pub fn erase<'a>(tx: &'a Transaction<'_>, user: Uuid) -> BoxFuture<'a, Result<()
             named
         ))
         .await?;
-        remembered::erase(tx, user).await
+        idempotency::erase(tx, user).await
     })
 }

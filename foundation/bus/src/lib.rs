@@ -170,7 +170,7 @@ impl Bus {
             (Some(route), _) => dispatch(&route, subject, context.clone(), payload, false).await,
             (None, Some(remote)) => {
                 let span = tracing::info_span!("send", otel.name = Empty, otel.kind = Empty, subject);
-                capsule_observe::describe(&span, subject, "client");
+                capsule_observe::name_span(&span, subject, "client");
                 remote.request(context, subject, &payload).instrument(span).await
             }
             (None, None) => Err(nobody(subject)),

@@ -172,7 +172,7 @@ pub async fn census(store: &Store) {
             metrics::gauge!("capsule_inbox_pending", "service" => store.name()).set(of("pending"));
             metrics::gauge!("capsule_dead_letters", "service" => store.name()).set(of("dead"));
         }
-        store.count_connections();
+        store.report_connection_metrics();
         tokio::time::sleep(events::POLL * 10).await;
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_contracts::{Problem, Timestamp};
-use capsule_store::{Store, remembered, unscoped};
+use capsule_store::{Store, idempotency, unscoped};
 use futures_util::future::BoxFuture;
 
 use crate::service::Service;
@@ -48,6 +48,6 @@ pub async fn purge(store: &Store, now: Timestamp) -> Result<(), Problem> {
     tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", events))
         .await?;
     tx.run(unscoped!("sagas belong to the service", "DELETE FROM sagas WHERE ended_at < $1", sagas)).await?;
-    remembered::forget_old(&tx, now).await?;
+    idempotency::prune(&tx, now).await?;
     tx.commit().await
 }

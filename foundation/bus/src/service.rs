@@ -11,7 +11,7 @@ use capsule_contracts::operations::addressed;
 use capsule_contracts::organization::{AddedMember, GetMembership, MembershipChanged};
 use capsule_contracts::project::Place;
 use capsule_contracts::{Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid};
-use capsule_store::{Store, Transaction, lease, remembered, unscoped};
+use capsule_store::{Store, Transaction, idempotency, lease, unscoped};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tracing::Instrument;
@@ -171,7 +171,7 @@ impl<S: Service> Router<S> {
                 subject,
                 correlation_id = context.correlation_id
             );
-            capsule_observe::describe(&span, subject, if remote { "server" } else { "internal" });
+            capsule_observe::name_span(&span, subject, if remote { "server" } else { "internal" });
             if remote {
                 capsule_observe::continue_trace(&span, context.traceparent.as_deref());
             }
@@ -307,20 +307,20 @@ where
 {
     let store = service.store().clone();
     let deadline = call.context.deadline;
-    if let Some(known) = remembered::look_up(&store, command.id).await? {
+    if let Some(known) = idempotency::find(&store, command.id).await? {
         return replay::<M>(&store, &command, known, deadline).await;
     }
-    let (outcome, committed) = remembered::run(&store, command.id, &command.digest, handler(service, call)).await;
+    let (outcome, committed) = idempotency::run(&store, command.id, &command.digest, handler(service, call)).await;
     match outcome {
         Ok(reply) => {
             let reply = encode::<M>(&reply)?;
             if committed && !holds_credentials::<M>() {
-                remembered::keep(&store, command.id, &reply).await?;
+                idempotency::store_reply(&store, command.id, &reply).await?;
             }
             Ok(reply)
         }
-        Err(problem) if problem.code == remembered::REPEATED => {
-            let known = remembered::look_up(&store, command.id).await?.ok_or(problem)?;
+        Err(problem) if problem.code == idempotency::REPEATED => {
+            let known = idempotency::find(&store, command.id).await?.ok_or(problem)?;
             replay::<M>(&store, &command, known, deadline).await
         }
         Err(problem) => Err(problem),
@@ -336,7 +336,7 @@ fn holds_credentials<M: Message>() -> bool {
 async fn replay<M: Message>(
     store: &Store,
     command: &Command,
-    mut known: remembered::Known,
+    mut known: idempotency::CommandRecord,
     deadline: Instant,
 ) -> Result<Vec<u8>, Problem> {
     if known.digest != command.digest {
@@ -344,7 +344,7 @@ async fn replay<M: Message>(
     }
     loop {
         if let Some(reply) = &known.reply {
-            return remembered::open(store, command.id, reply);
+            return idempotency::open_reply(store, command.id, reply);
         }
         if holds_credentials::<M>() || Instant::now() + events::POLL > deadline {
             return Err(
@@ -352,7 +352,7 @@ async fn replay<M: Message>(
             );
         }
         tokio::time::sleep(events::POLL / 10).await;
-        known = remembered::look_up(store, command.id).await?.ok_or_else(Problem::internal)?;
+        known = idempotency::find(store, command.id).await?.ok_or_else(Problem::internal)?;
     }
 }
 

@@ -1,6 +1,7 @@
-//! What several processes of an installation share for a while: counts for rate limits, answers worth
-//! remembering, sessions that were revoked. In Redis; and where there is none, or it is down, each process
-//! goes by itself: nothing that must be true depends on it.
+//! A cache that the processes of an installation share: counters of rate limits, replies, and revoked sessions.
+//!
+//! It is in Redis. Without Redis, or while it is down, each process uses only its own memory. Nothing may depend on
+//! the cache for correctness.
 
 mod limits;
 pub mod revocation;
@@ -13,12 +14,12 @@ use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use tokio::sync::OnceCell;
 
-pub use limits::{Limiter, Rate, Verdict};
+pub use limits::{Decision, Limiter, Rate};
 
-/// A shared cache that does not answer at once is not waited for.
-const PATIENCE: Duration = Duration::from_millis(250);
-/// One that is down is left alone so long.
-const REST: Duration = Duration::from_secs(2);
+/// How long to wait for a response of the shared cache.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a failing cache is not called.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// A shared cache, or none.
 #[derive(Clone)]
@@ -37,59 +38,59 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// No shared cache: every process goes by itself.
+    /// No shared cache.
     #[must_use]
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// The Redis server at `url` (`redis://:password@host:port/db`). It is connected to when it is first
-    /// asked, and again whenever the connection is lost.
+    /// The Redis server at `url` (`redis://:password@host:port/db`). The first command connects, and a lost
+    /// connection is reestablished.
     ///
     /// # Errors
-    /// When the address is not understood; it is not shown, for it may hold a password.
+    /// When `url` is invalid. The error does not contain it, as it may contain a password.
     pub fn at(url: &str) -> Result<Self, String> {
         let client = redis::Client::open(url).map_err(|_| "must look like redis://:password@host:6379".to_owned())?;
-        let policy = Policy { deadline: PATIENCE, retries: 0, failures: 3, rest: REST, ..Policy::new("Redis") };
+        let policy = Policy { deadline: RESPONSE_TIMEOUT, retries: 0, failures: 3, rest: RETRY_AFTER, ..Policy::new("Redis") };
         Ok(Self(Some(Arc::new(Shared { client, connection: OnceCell::new(), guard: Guard::new(policy) }))))
     }
 
-    /// Whether there is a shared cache at all.
+    /// Whether a shared cache is configured.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Whether it answers. `None` where there is none.
-    pub async fn answers(&self) -> Option<bool> {
+    /// Whether the shared cache responds. `None` where none is configured.
+    pub async fn is_available(&self) -> Option<bool> {
         self.0.as_ref()?;
         Some(self.get(&["capsule:ping"]).await.is_some())
     }
 
-    /// The values of several keys, each if it is there. `None` where the cache does not answer.
+    /// The values of several keys, each `None` if missing. `None` if there is no shared cache or it does not respond.
     pub async fn get(&self, keys: &[&str]) -> Option<Vec<Option<Vec<u8>>>> {
         let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-        self.ask(move |mut redis| {
+        self.call(move |mut redis| {
             let keys = keys.clone();
             async move { redis.mget::<_, Vec<Option<Vec<u8>>>>(keys).await }
         })
         .await
     }
 
-    /// Keeps a value for so long. Whether it was kept.
-    pub async fn put(&self, key: &str, value: &[u8], time: Duration) -> bool {
-        let (key, value, seconds) = (key.to_owned(), value.to_vec(), time.as_secs().max(1));
-        let kept = self.ask(move |mut redis| {
+    /// Stores a value for `ttl`, at least one second. Returns whether it was stored.
+    pub async fn put(&self, key: &str, value: &[u8], ttl: Duration) -> bool {
+        let (key, value, seconds) = (key.to_owned(), value.to_vec(), ttl.as_secs().max(1));
+        let stored = self.call(move |mut redis| {
             let (key, value) = (key.clone(), value.clone());
             async move { redis.set_ex::<_, _, ()>(key, value, seconds).await }
         });
-        kept.await.is_some()
+        stored.await.is_some()
     }
 
-    /// Counts one more under a key that lasts so long, and tells how many there are.
-    async fn count(&self, key: &str, time: Duration) -> Option<u64> {
-        let (key, seconds) = (key.to_owned(), i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
-        self.ask(move |mut redis| {
+    /// Increments a counter that expires after `ttl`, and returns its value.
+    async fn increment(&self, key: &str, ttl: Duration) -> Option<u64> {
+        let (key, seconds) = (key.to_owned(), i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX));
+        self.call(move |mut redis| {
             let key = key.clone();
             async move {
                 let mut both = redis::pipe();
@@ -100,7 +101,7 @@ impl Cache {
         .await
     }
 
-    async fn ask<T, F, Fut>(&self, question: F) -> Option<T>
+    async fn call<T, F, Fut>(&self, command: F) -> Option<T>
     where
         F: Fn(ConnectionManager) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = redis::RedisResult<T>> + Send + 'static,
@@ -108,17 +109,17 @@ impl Cache {
     {
         let shared = self.0.clone()?;
         let guard = shared.guard.clone();
-        let answer = guard.call(move || {
-            let (shared, question) = (shared.clone(), question.clone());
-            async move { question(shared.connection().await?).await }
+        let reply = guard.call(move || {
+            let (shared, command) = (shared.clone(), command.clone());
+            async move { command(shared.connection().await?).await }
         });
-        answer.await.ok()
+        reply.await.ok()
     }
 }
 
 impl Shared {
     async fn connection(&self) -> redis::RedisResult<ConnectionManager> {
-        let config = ConnectionManagerConfig::new().set_number_of_retries(1).set_response_timeout(Some(PATIENCE));
+        let config = ConnectionManagerConfig::new().set_number_of_retries(1).set_response_timeout(Some(RESPONSE_TIMEOUT));
         let connect = || self.client.get_connection_manager_with_config(config);
         self.connection.get_or_try_init(connect).await.cloned()
     }

@@ -1,11 +1,11 @@
-//! The list of sessions that were revoked while their access tokens still hold. The identity service writes
-//! it; whoever believes an access token without asking that service looks here first.
+//! The revoked sessions whose access tokens have not expired yet. The identity service writes the list; the gateway
+//! reads it before it accepts an access token without asking that service.
 
 use capsule_contracts::Uuid;
 
-/// There only while the list is complete, which is said anew every few seconds: where it is missing, the list
-/// says nothing.
-pub const COMPLETE: &str = "capsule:revocations-complete";
+/// This key exists while the list is complete. It expires within seconds unless it is renewed. While it is missing,
+/// the list must not be used.
+pub const COMPLETE_KEY: &str = "capsule:revocations-complete";
 
 /// The key of a revoked session.
 #[must_use]

@@ -1,8 +1,8 @@
-//! What a process tells of itself: logs, metrics, traces, health.
+//! Logs, metrics, traces and health of a process.
 //!
-//! Logs go to standard error, pretty or as JSON, a correlation id on every line that belongs to a
-//! request. Metrics are in Prometheus' text format. Health is two questions: is the process alive,
-//! and can it do its work.
+//! Logs go to standard error, as text or JSON, with a correlation id on every line that belongs to a
+//! request. Metrics are in Prometheus' text format. There are two health checks, as in Kubernetes: liveness and
+//! readiness.
 
 mod traces;
 
@@ -23,25 +23,26 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use traces::{Exporting, Traces, continue_trace, describe, traceparent};
+pub use traces::{TraceExportGuard, Traces, continue_trace, name_span, traceparent};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Pretty,
     Json,
 }
 
-/// Bounds of latency histograms, in seconds.
+/// Upper bounds of latency histograms, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// Sends this process's logs to standard error, and its traces to their collector if there is one. `levels` is
-/// a list such as `info,capsule_deploy=debug`. What it returns is to be kept as long as the process lives.
+/// Starts logging to standard error, and the export of traces if `traces` is given. `levels` is a list such as
+/// `info,capsule_deploy=debug`. Keep the returned guard until the process ends.
 ///
 /// # Errors
-/// When `levels` or the collector's address is not understood.
-pub fn start(format: Format, levels: &str, traces: Option<&Traces>) -> Result<Option<Exporting>, String> {
-    let filter = EnvFilter::try_new(levels).map_err(|error| format!("`{levels}` is no list of log levels: {error}"))?;
+/// When `levels` or the collector's address is invalid.
+pub fn start(format: Format, levels: &str, traces: Option<&Traces>) -> Result<Option<TraceExportGuard>, String> {
+    let filter = EnvFilter::try_new(levels)
+        .map_err(|error| format!("`{levels}` is not a list of log levels such as `info,capsule_deploy=debug`: {error}"))?;
     let base = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -50,34 +51,33 @@ pub fn start(format: Format, levels: &str, traces: Option<&Traces>) -> Result<Op
         Format::Pretty => base.with_target(false).compact().with_filter(filter).boxed(),
         Format::Json => base.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let (tracer, exporting) = traces.map(traces::start).transpose()?.unzip();
-    // Spans of our own, down to each statement; events are for the logs.
+    let (tracer, guard) = traces.map(traces::start).transpose()?.unzip();
+    // Only Capsule's own spans. Events go to the logs.
     let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("capsule"));
     let spans = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer).with_filter(ours));
-    // Set once per process; a second call changes nothing.
+    // A second call in the same process has no effect.
     let _ = tracing_subscriber::registry().with(logs).with(spans).try_init();
-    Ok(exporting)
+    Ok(guard)
 }
 
-/// Begins to count. The handle renders what was counted.
+/// Installs the metrics recorder of this process. The handle renders the metrics.
 ///
 /// # Errors
-/// When this process counts already.
+/// When a recorder is already installed.
 pub fn metrics() -> Result<PrometheusHandle, String> {
     PrometheusBuilder::new()
         .set_buckets(&BUCKETS)
         .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|error| format!("metrics cannot be recorded: {error}"))
+        .map_err(|error| format!("cannot record metrics: {error}"))
 }
 
-/// A dependency of a process, and whether it is there.
+/// The name of a dependency, and a check of whether it is available.
 pub type Check = (String, Arc<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>);
 
-/// A dependency that takes longer to answer is missing: who asks does not wait for long either.
-const CHECK: Duration = Duration::from_secs(2);
+/// A dependency that does not respond within this time is reported as missing.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether a process lives, and can do its work: `/health/live`, `/health/ready`, and `/health`, which is
-/// the same as the latter.
+/// Routes for liveness (`/health/live`) and readiness (`/health/ready`, and the same as `/health`).
 pub fn health(checks: Vec<Check>) -> Router {
     let checks = Arc::new(checks);
     let ready = get(move || {
@@ -90,7 +90,7 @@ pub fn health(checks: Vec<Check>) -> Router {
         .route("/health", ready)
 }
 
-/// The private pages of a process: its health, and `/metrics`.
+/// The routes of a process's private listener: health, and `/metrics`.
 pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
     health(checks).route(
         "/metrics",
@@ -101,11 +101,11 @@ pub fn pages(metrics: PrometheusHandle, checks: Vec<Check>) -> Router {
     )
 }
 
-/// Asks every dependency; says which are missing.
+/// Runs all checks and reports the state of each dependency.
 async fn ready(checks: &[Check]) -> impl IntoResponse + use<> {
     let mut states = serde_json::Map::new();
     let mut all = true;
-    let asked = checks.iter().map(|(_, check)| tokio::time::timeout(CHECK, check()));
+    let asked = checks.iter().map(|(_, check)| tokio::time::timeout(CHECK_TIMEOUT, check()));
     for ((name, _), there) in checks.iter().zip(futures_util::future::join_all(asked).await) {
         let there = there.unwrap_or_default();
         all &= there;

@@ -1,5 +1,4 @@
-//! Traces: spans are sent by OTLP over HTTP, as protobuf, to whatever collects them. What travels between
-//! processes is W3C Trace Context.
+//! Traces: spans are exported by OTLP over HTTP with protobuf. Processes pass each other W3C Trace Context.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,48 +19,48 @@ use tower::{ServiceBuilder, ServiceExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// A collector that does not take spans in this time gets the next ones only.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of one export. Its spans are dropped afterwards.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One that does not answer is left alone for so long.
-const REST: Duration = Duration::from_secs(30);
+/// How long a failing collector is not called.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 const TRACEPARENT: &str = "traceparent";
 
-/// Whether spans are sent at all.
+/// Whether spans are exported.
 static TRACING: AtomicBool = AtomicBool::new(false);
 
-/// Where spans go, and how many.
+/// Configuration of the export of traces.
 #[derive(Clone, Debug)]
 pub struct Traces {
     /// The collector's address, such as `http://127.0.0.1:4318`.
     pub endpoint: String,
-    /// Of a hundred traces that begin here, so many are kept.
+    /// The percentage of traces begun here that are sampled.
     pub percent: u32,
-    /// The name of this process.
+    /// The service name of this process.
     pub name: String,
 }
 
-/// Sends what is left when it is dropped.
+/// Exports the remaining spans when it is dropped.
 #[derive(Debug)]
-pub struct Exporting(SdkTracerProvider);
+pub struct TraceExportGuard(SdkTracerProvider);
 
-impl Drop for Exporting {
+impl Drop for TraceExportGuard {
     fn drop(&mut self) {
         let _ = self.0.shutdown();
     }
 }
 
-/// Begins to send spans.
-pub fn start(traces: &Traces) -> Result<(SdkTracer, Exporting), String> {
+/// Starts the export of spans.
+pub fn start(traces: &Traces) -> Result<(SdkTracer, TraceExportGuard), String> {
     let endpoint = format!("{}/v1/traces", traces.endpoint.trim_end_matches('/'));
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(Client::new())
         .with_endpoint(endpoint)
-        .with_timeout(PATIENCE)
+        .with_timeout(EXPORT_TIMEOUT)
         .build()
-        .map_err(|error| format!("traces cannot be sent to {}: {error}", traces.endpoint))?;
+        .map_err(|error| format!("cannot export traces to {}: {error}", traces.endpoint))?;
     let ratio = Sampler::TraceIdRatioBased(f64::from(traces.percent.min(100)) / 100.0);
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
@@ -69,10 +68,10 @@ pub fn start(traces: &Traces) -> Result<(SdkTracer, Exporting), String> {
         .with_resource(Resource::builder().with_service_name(traces.name.clone()).build())
         .build();
     TRACING.store(true, Ordering::Relaxed);
-    Ok((provider.tracer("capsule"), Exporting(provider)))
+    Ok((provider.tracer("capsule"), TraceExportGuard(provider)))
 }
 
-/// The `traceparent` of the span this is called in, for who is asked next. `None` where nothing is traced.
+/// The `traceparent` of the current span, for outgoing requests. `None` if the span is not traced.
 #[must_use]
 pub fn traceparent() -> Option<String> {
     let context = Span::current().context();
@@ -84,24 +83,25 @@ pub fn traceparent() -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
-/// Names a span for traces; it must have the empty fields `otel.name` and `otel.kind`. Logs are not told.
-pub fn describe(span: &Span, name: &str, kind: &str) {
+/// Sets a span's name and kind for traces. The span must have the empty fields `otel.name` and `otel.kind`. Logs do not
+/// contain them.
+pub fn name_span(span: &Span, name: &str, kind: &str) {
     if TRACING.load(Ordering::Relaxed) {
         span.record("otel.name", name);
         span.record("otel.kind", kind);
     }
 }
 
-/// Makes a span part of the trace that a `traceparent` names.
+/// Makes a span a child of the one in `traceparent`.
 pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
     if let Some(traceparent) = traceparent {
         let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
-        // Fails where nothing is traced.
+        // Fails where the span is not traced.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
     }
 }
 
-/// The client that spans are sent with, on the exporter's own thread.
+/// The HTTP client of the exporter, on the exporter's own thread.
 #[derive(Debug)]
 struct Client {
     agent: ureq::Agent,
@@ -110,13 +110,13 @@ struct Client {
 
 impl Client {
     fn new() -> Self {
-        let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build().into();
-        Self { agent, breaker: BreakerLayer::new("the collector of traces", 3, REST) }
+        let agent = ureq::Agent::config_builder().timeout_global(Some(EXPORT_TIMEOUT)).http_status_as_error(false).build().into();
+        Self { agent, breaker: BreakerLayer::new("the trace collector", 3, RETRY_AFTER) }
     }
 }
 
 impl Client {
-    /// Sends a request past the breaker. On the exporter's thread nothing else waits.
+    /// Sends a request through the circuit breaker. Blocks, which is fine on the exporter's own thread.
     fn send(&self, request: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, HttpError>> {
         let agent = self.agent.clone();
         let send = tower::service_fn(move |request: Request<Bytes>| std::future::ready(exchange(&agent, request)));

@@ -1,5 +1,5 @@
-//! A service's database as plain rows: read as a whole at one moment, and written into an empty one, on
-//! either engine. Backups and moves are made of it.
+//! Copies of a service's database, independent of the engine: rows are read from a consistent snapshot and written
+//! into an empty database. Backups and migrations between engines use it.
 
 use std::fmt::Write;
 
@@ -13,17 +13,17 @@ use sha2::{Digest, Sha256};
 
 use crate::{Databases, Migrations, StoreError, migrate};
 
-/// Tables that belong to the processes at work, not to what they know.
-const PASSING: [&str; 1] = ["leases"];
-/// Tables with one row that a migration makes.
-const SEEDED: [&str; 2] = ["routing", "user_ids"];
-/// Rows read or written at a time.
-pub const CHUNK: usize = 500;
+/// Tables that are not copied: they describe the processes that use a database.
+const EPHEMERAL_TABLES: [&str; 1] = ["leases"];
+/// Tables with one row that a migration inserts.
+const SEEDED_TABLES: [&str; 2] = ["routing", "user_ids"];
+/// Maximum number of rows per read.
+pub const CHUNK_ROWS: usize = 500;
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ColumnType {
     Uuid,
     Text,
     Integer,
@@ -32,7 +32,7 @@ pub enum Kind {
     Bytes,
 }
 
-impl Kind {
+impl ColumnType {
     fn of(declared: &str) -> Option<Self> {
         Some(match declared.to_ascii_lowercase().as_str() {
             "uuid" => Self::Uuid,
@@ -50,13 +50,13 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     pub name: String,
-    pub columns: Vec<(String, Kind)>,
+    pub columns: Vec<(String, ColumnType)>,
 }
 
-/// A row: its values in the order of the table's columns, as JSON; bytes in hexadecimal.
+/// A row's values as JSON, in the order of the table's columns. Bytes are in hexadecimal.
 pub type Row = Vec<serde_json::Value>;
 
-/// How many rows a table has, and what they are, in whatever order.
+/// The number of rows of a table, and a digest of their content that does not depend on their order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub count: u64,
@@ -64,20 +64,20 @@ pub struct Summary {
     pub digest: String,
 }
 
-/// Summarizes rows.
+/// Computes a [`Summary`].
 #[derive(Debug, Default)]
-pub struct Summing(Vec<[u8; 32]>);
+pub struct Summarizer(Vec<[u8; 32]>);
 
-impl Summing {
+impl Summarizer {
     /// Adds a row.
     pub fn add(&mut self, row: &Row) {
         let text = serde_json::to_vec(row).unwrap_or_default();
         self.0.push(Sha256::digest(text).into());
     }
 
-    /// The summary of what was added, whatever the order: engines sort differently.
+    /// The summary of the added rows. Does not depend on their order, as engines sort differently.
     #[must_use]
-    pub fn end(mut self) -> Summary {
+    pub fn finish(mut self) -> Summary {
         self.0.sort_unstable();
         let mut all = Sha256::new();
         self.0.iter().for_each(|digest| all.update(digest));
@@ -85,7 +85,7 @@ impl Summing {
     }
 }
 
-/// A database as it is at one moment.
+/// A consistent view of a database at one moment.
 pub struct Snapshot {
     transaction: DatabaseTransaction,
     tables: Vec<Table>,
@@ -98,12 +98,12 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    /// Looks at a service's database; others go on writing to it. `None` where there is none.
+    /// Opens a snapshot of a service's database, which others may go on writing to. `None` if there is no database.
     ///
     /// # Errors
-    /// When it cannot be read, or has a column of a type that is not known.
+    /// When it cannot be read, or has a column of an unknown type.
     pub async fn take(databases: &Databases, service: &str) -> Result<Option<Self>, StoreError> {
-        if !databases.has(service).await? {
+        if !databases.exists(service).await? {
             return Ok(None);
         }
         let connection = databases.writer(service).await?;
@@ -116,13 +116,13 @@ impl Snapshot {
         Ok(Some(Self { transaction, tables }))
     }
 
-    /// The tables, each after those that it refers to.
+    /// The tables, each after the ones its foreign keys refer to.
     #[must_use]
     pub fn tables(&self) -> &[Table] {
         &self.tables
     }
 
-    /// Rows of a table, from the one at this place on: at most [`CHUNK`].
+    /// At most [`CHUNK_ROWS`] rows of a table, starting at row number `from`.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -130,26 +130,26 @@ impl Snapshot {
         read(&self.transaction, table, from).await.map_err(|cause| failed(&table.name, &cause))
     }
 
-    /// How many rows there are in which table, and what they are.
+    /// The summary of a table.
     ///
     /// # Errors
     /// When they cannot be read.
     pub async fn summary(&self, table: &Table) -> Result<Summary, StoreError> {
-        let mut summing = Summing::default();
+        let mut summarizer = Summarizer::default();
         let mut from = 0;
         loop {
             let rows = self.rows(table, from).await?;
-            rows.iter().for_each(|row| summing.add(row));
+            rows.iter().for_each(|row| summarizer.add(row));
             from += rows.len();
-            if rows.len() < CHUNK {
-                return Ok(summing.end());
+            if rows.len() < CHUNK_ROWS {
+                return Ok(summarizer.finish());
             }
         }
     }
 }
 
 impl Snapshot {
-    /// Component and version of each migration that was applied.
+    /// Component and version of each applied migration.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -161,7 +161,7 @@ impl Snapshot {
         rows.iter().map(version).collect::<Result<_, sea_orm::DbErr>>().map_err(|cause| failed("schema_history", &cause))
     }
 
-    /// The tables whose rows are told from each other by their summaries.
+    /// The summary of each table except the migration history.
     async fn summaries(&self) -> Result<Vec<(String, Summary)>, StoreError> {
         let mut all = Vec::new();
         for table in self.tables.iter().filter(|table| table.name != "schema_history") {
@@ -171,11 +171,11 @@ impl Snapshot {
     }
 }
 
-/// Copies a service's database into an empty one elsewhere, and compares both by count and digest. One that
-/// was copied before is compared only. How many rows there are.
+/// Copies a service's database into an empty one elsewhere, compares both by count and digest, and returns the number
+/// of rows. If the destination already equals the source, copies nothing.
 ///
 /// # Errors
-/// When it cannot be read or written, is not empty there, or is not the same afterwards.
+/// When a database cannot be read or written, the destination is not empty, or the copy differs.
 pub async fn copy(from: &Databases, to: &Databases, service: &str, migrations: Migrations) -> Result<u64, StoreError> {
     let Some(original) = Snapshot::take(from, service).await? else { return Ok(0) };
     let expected = original.summaries().await?;
@@ -185,20 +185,20 @@ pub async fn copy(from: &Databases, to: &Databases, service: &str, migrations: M
     {
         return Ok(rows);
     }
-    let filling = Filling::begin(to, service, migrations, &original.versions().await?).await?;
+    let import = DatabaseImport::begin(to, service, migrations, &original.versions().await?).await?;
     for table in original.tables() {
         let mut from = 0;
         loop {
             let rows = original.rows(table, from).await?;
-            filling.write(table, &rows).await?;
+            import.write(table, &rows).await?;
             from += rows.len();
-            if rows.len() < CHUNK {
+            if rows.len() < CHUNK_ROWS {
                 break;
             }
         }
     }
-    filling.commit().await?;
-    let copied = Snapshot::take(to, service).await?.ok_or_else(|| StoreError(format!("{service}: the copy is not there")))?;
+    import.commit().await?;
+    let copied = Snapshot::take(to, service).await?.ok_or_else(|| StoreError(format!("{service}: the copy is missing")))?;
     let copied = copied.summaries().await?;
     match expected.iter().zip(&copied).find(|(one, other)| one != other) {
         None if expected.len() == copied.len() => Ok(rows),
@@ -206,26 +206,25 @@ pub async fn copy(from: &Databases, to: &Databases, service: &str, migrations: M
     }
 }
 
-/// A service's database that is being filled; nothing of it is seen before [`Filling::commit`].
-pub struct Filling {
+/// A transaction that fills a service's database. Nothing is visible to others before [`DatabaseImport::commit`].
+pub struct DatabaseImport {
     connection: DatabaseConnection,
     transaction: DatabaseTransaction,
     tables: Vec<Table>,
     service: String,
 }
 
-impl std::fmt::Debug for Filling {
+impl std::fmt::Debug for DatabaseImport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Filling({})", self.service)
+        write!(f, "DatabaseImport({})", self.service)
     }
 }
 
-impl Filling {
-    /// Makes the database, with its schema as `versions` says (component and version of each migration that
-    /// was applied there), and begins to fill it.
+impl DatabaseImport {
+    /// Creates the database with the migrations in `versions` (component and version), and begins a transaction.
     ///
     /// # Errors
-    /// When it cannot be made, or is not empty, or a migration is not known here.
+    /// When it cannot be created, is not empty, or a migration is not part of this program.
     pub async fn begin(
         databases: &Databases,
         service: &str,
@@ -237,7 +236,7 @@ impl Filling {
             let known = migrations.iter().find(|(name, _)| name == component);
             if known.is_none_or(|(_, known)| known.iter().all(|migration| migration.version != *version)) {
                 return Err(StoreError(format!(
-                    "{service}: it has the migration V{version:03} of {component}, which is not known here; use the newer version"
+                    "{service}: the migration V{version:03} of {component} is from a newer version of Capsule; use that version"
                 )));
             }
         }
@@ -248,11 +247,11 @@ impl Filling {
         }
         let transaction = connection.begin().await.map_err(|cause| failed(service, &cause))?;
         let tables = tables(&transaction).await.map_err(|error| failed(service, &error))?;
-        let is_seeded = |table: &&Table| SEEDED.contains(&table.name.as_str());
+        let is_seeded = |table: &&Table| SEEDED_TABLES.contains(&table.name.as_str());
         for table in tables.iter().filter(|table| !is_seeded(table) && table.name != "schema_history") {
             let any = Statement::from_string(transaction.get_database_backend(), format!("SELECT 1 FROM {} LIMIT 1", table.name));
             if transaction.query_one_raw(any).await.map_err(|cause| failed(service, &cause))?.is_some() {
-                return Err(StoreError(format!("{service}: the database there is not empty: {} has rows", table.name)));
+                return Err(StoreError(format!("{service}: the destination database is not empty: {} has rows", table.name)));
             }
         }
         for table in tables.iter().filter(is_seeded) {
@@ -265,39 +264,39 @@ impl Filling {
     /// Writes rows of a table.
     ///
     /// # Errors
-    /// When there is no such table here, or they do not fit it.
+    /// When the table does not exist, or the rows do not match its columns.
     pub async fn write(&self, table: &Table, rows: &[Row]) -> Result<(), StoreError> {
-        // Written by the migrations already.
+        // Already written by the migrations.
         if table.name == "schema_history" {
             return Ok(());
         }
         let wrong = |what: &str| StoreError(format!("{}: {}: {what}", self.service, table.name));
         if !self.tables.contains(table) {
-            return Err(wrong("there is no such table, or it has other columns here"));
+            return Err(wrong("the table does not exist, or has other columns"));
         }
         let names: Vec<&str> = table.columns.iter().map(|(name, _)| name.as_str()).collect();
         let mut sql = format!("INSERT INTO {} ({}) VALUES (", table.name, names.join(", "));
-        for place in 1..=names.len() {
-            let _ = write!(sql, "{}${place}", if place == 1 { "" } else { ", " });
+        for number in 1..=names.len() {
+            let _ = write!(sql, "{}${number}", if number == 1 { "" } else { ", " });
         }
         sql.push(')');
         for row in rows {
             let values: Option<Vec<Value>> = if row.len() == names.len() {
-                row.iter().zip(&table.columns).map(|(value, (_, kind))| bind(value, *kind)).collect()
+                row.iter().zip(&table.columns).map(|(value, (_, column_type))| bind(value, *column_type)).collect()
             } else {
                 None
             };
-            let values = values.ok_or_else(|| wrong("a row does not fit its columns"))?;
+            let values = values.ok_or_else(|| wrong("a row does not match its columns"))?;
             let insert = Statement::from_sql_and_values(self.transaction.get_database_backend(), &sql, values);
             self.transaction.execute_raw(insert).await.map_err(|cause| wrong(&cause.to_string()))?;
         }
         Ok(())
     }
 
-    /// Makes it last.
+    /// Commits the transaction.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When the database cannot commit.
     pub async fn commit(self) -> Result<(), StoreError> {
         let service = self.service.clone();
         self.transaction.commit().await.map_err(|cause| failed(&service, &cause))?;
@@ -309,7 +308,7 @@ fn failed(what: &str, cause: &dyn std::fmt::Display) -> StoreError {
     StoreError(format!("{what}: {cause}"))
 }
 
-/// The tables in the order in which they were made, which is that of what refers to what.
+/// The tables in the order of their creation, so that each follows the ones it refers to.
 async fn tables(connection: &DatabaseTransaction) -> Result<Vec<Table>, StoreError> {
     let backend = connection.get_database_backend();
     let (tables, columns) = match backend {
@@ -332,16 +331,16 @@ async fn tables(connection: &DatabaseTransaction) -> Result<Vec<Table>, StoreErr
         .map_err(|cause| failed("the catalogue", &cause))?;
     for row in names {
         let name = text(&row, 0)?;
-        if PASSING.contains(&name.as_str()) {
+        if EPHEMERAL_TABLES.contains(&name.as_str()) {
             continue;
         }
         let ask = Statement::from_sql_and_values(backend, columns, [name.as_str().into()]);
         let rows = connection.query_all_raw(ask).await.map_err(|cause| failed(&name, &cause))?;
         let columns = rows.iter().map(|row| {
             let (column, declared) = (text(row, 0)?, text(row, 1)?);
-            let kind =
-                Kind::of(&declared).ok_or_else(|| failed(&name, &format!("the column {column} has the type {declared}")))?;
-            Ok((column, kind))
+            let column_type = ColumnType::of(&declared)
+                .ok_or_else(|| failed(&name, &format!("the column {column} has the type {declared}")))?;
+            Ok((column, column_type))
         });
         all.push(Table { columns: columns.collect::<Result<_, StoreError>>()?, name });
     }
@@ -350,46 +349,48 @@ async fn tables(connection: &DatabaseTransaction) -> Result<Vec<Table>, StoreErr
 
 async fn read(connection: &DatabaseTransaction, table: &Table, from: usize) -> Result<Vec<Row>, sea_orm::DbErr> {
     let names: Vec<&str> = table.columns.iter().map(|(name, _)| name.as_str()).collect();
-    // Any order will do, if it is the same for each chunk: all columns tell rows apart.
-    let sql = format!("SELECT {0} FROM {1} ORDER BY {0} LIMIT {CHUNK} OFFSET {from}", names.join(", "), table.name);
+    // Any order works if it is the same for each chunk. Ordering by all columns is total but for equal rows.
+    let sql = format!("SELECT {0} FROM {1} ORDER BY {0} LIMIT {CHUNK_ROWS} OFFSET {from}", names.join(", "), table.name);
     let rows = connection.query_all_raw(Statement::from_string(connection.get_database_backend(), sql)).await?;
-    rows.iter().map(|row| table.columns.iter().enumerate().map(|(at, (_, kind))| value(row, at, *kind)).collect()).collect()
+    rows.iter()
+        .map(|row| table.columns.iter().enumerate().map(|(at, (_, column_type))| value(row, at, *column_type)).collect())
+        .collect()
 }
 
-fn value(row: &QueryResult, at: usize, kind: Kind) -> Result<serde_json::Value, sea_orm::DbErr> {
-    Ok(match kind {
-        Kind::Uuid => row.try_get_by_index::<Option<Uuid>>(at)?.map(|id| id.to_string()).into(),
-        Kind::Text => row.try_get_by_index::<Option<String>>(at)?.into(),
-        Kind::Integer => row.try_get_by_index::<Option<i32>>(at)?.into(),
-        Kind::Bigint => row.try_get_by_index::<Option<i64>>(at)?.into(),
-        Kind::Boolean => row.try_get_by_index::<Option<bool>>(at)?.into(),
-        Kind::Bytes => row.try_get_by_index::<Option<Vec<u8>>>(at)?.map(hex::encode).into(),
+fn value(row: &QueryResult, at: usize, column_type: ColumnType) -> Result<serde_json::Value, sea_orm::DbErr> {
+    Ok(match column_type {
+        ColumnType::Uuid => row.try_get_by_index::<Option<Uuid>>(at)?.map(|id| id.to_string()).into(),
+        ColumnType::Text => row.try_get_by_index::<Option<String>>(at)?.into(),
+        ColumnType::Integer => row.try_get_by_index::<Option<i32>>(at)?.into(),
+        ColumnType::Bigint => row.try_get_by_index::<Option<i64>>(at)?.into(),
+        ColumnType::Boolean => row.try_get_by_index::<Option<bool>>(at)?.into(),
+        ColumnType::Bytes => row.try_get_by_index::<Option<Vec<u8>>>(at)?.map(hex::encode).into(),
     })
 }
 
-/// A value to be written. `None` where it is not of this kind.
-fn bind(value: &serde_json::Value, kind: Kind) -> Option<Value> {
+/// Converts a value to a parameter. `None` if it does not match the column's type.
+fn bind(value: &serde_json::Value, column_type: ColumnType) -> Option<Value> {
     use serde_json::Value as Json;
-    Some(match (kind, value) {
-        (Kind::Uuid, Json::Null) => Value::Uuid(None),
-        (Kind::Uuid, Json::String(text)) => text.parse::<Uuid>().ok()?.into(),
-        (Kind::Text, Json::Null) => Value::String(None),
-        (Kind::Text, Json::String(text)) => text.clone().into(),
-        (Kind::Integer, Json::Null) => Value::Int(None),
-        (Kind::Integer, number) => i32::try_from(number.as_i64()?).ok()?.into(),
-        (Kind::Bigint, Json::Null) => Value::BigInt(None),
-        (Kind::Bigint, number) => number.as_i64()?.into(),
-        (Kind::Boolean, Json::Null) => Value::Bool(None),
-        (Kind::Boolean, Json::Bool(truth)) => (*truth).into(),
-        (Kind::Bytes, Json::Null) => Value::Bytes(None),
-        (Kind::Bytes, Json::String(text)) => hex::decode(text).ok()?.into(),
+    Some(match (column_type, value) {
+        (ColumnType::Uuid, Json::Null) => Value::Uuid(None),
+        (ColumnType::Uuid, Json::String(text)) => text.parse::<Uuid>().ok()?.into(),
+        (ColumnType::Text, Json::Null) => Value::String(None),
+        (ColumnType::Text, Json::String(text)) => text.clone().into(),
+        (ColumnType::Integer, Json::Null) => Value::Int(None),
+        (ColumnType::Integer, number) => i32::try_from(number.as_i64()?).ok()?.into(),
+        (ColumnType::Bigint, Json::Null) => Value::BigInt(None),
+        (ColumnType::Bigint, number) => number.as_i64()?.into(),
+        (ColumnType::Boolean, Json::Null) => Value::Bool(None),
+        (ColumnType::Boolean, Json::Bool(truth)) => (*truth).into(),
+        (ColumnType::Bytes, Json::Null) => Value::Bytes(None),
+        (ColumnType::Bytes, Json::String(text)) => hex::decode(text).ok()?.into(),
         _ => return None,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Filling, Snapshot};
+    use super::{DatabaseImport, Snapshot};
     use crate::{Databases, Keyring, Migration, Migrations, Store, unscoped};
     use capsule_contracts::Uuid;
 
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_is_what_the_original_was() {
+    async fn a_copy_equals_the_original() {
         let (one, two) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
         let (from, store) = open(one.path()).await;
         let tx = store.begin().await.expect("begins");
@@ -427,8 +428,9 @@ mod tests {
         tx.commit().await.expect("commits");
         let to = Databases::Embedded(two.path().into());
         let snapshot = Snapshot::take(&from, "test").await.expect("reads").expect("is there");
-        let filling =
-            Filling::begin(&to, "test", MIGRATIONS, &[("test".into(), 1), ("test".into(), 2)]).await.expect("an empty one");
+        let import = DatabaseImport::begin(&to, "test", MIGRATIONS, &[("test".into(), 1), ("test".into(), 2)])
+            .await
+            .expect("an empty one");
         for table in snapshot.tables() {
             let mut from = 0;
             loop {
@@ -437,25 +439,25 @@ mod tests {
                     break;
                 }
                 from += rows.len();
-                filling.write(table, &rows).await.expect("writes");
+                import.write(table, &rows).await.expect("writes");
             }
         }
-        filling.commit().await.expect("commits");
+        import.commit().await.expect("commits");
         let copy = Snapshot::take(&to, "test").await.expect("reads").expect("is there");
         for table in snapshot.tables().iter().filter(|table| table.name != "schema_history") {
             let (original, copied) = (snapshot.summary(table).await.expect("sums"), copy.summary(table).await.expect("sums"));
             assert_eq!(original.count, 1200);
             assert_eq!(original, copied, "{}", table.name);
         }
-        let again = Filling::begin(&to, "test", MIGRATIONS, &[("test".into(), 1), ("test".into(), 2)]).await;
+        let again = DatabaseImport::begin(&to, "test", MIGRATIONS, &[("test".into(), 1), ("test".into(), 2)]).await;
         assert!(again.expect_err("refused").0.contains("not empty"));
     }
 
     #[tokio::test]
-    async fn what_is_newer_than_this_program_is_refused() {
+    async fn a_database_of_a_newer_version_is_refused() {
         let directory = tempfile::tempdir().expect("tempdir");
         let to = Databases::Embedded(directory.path().into());
-        let newer = Filling::begin(&to, "test", MIGRATIONS, &[("test".into(), 3)]).await;
+        let newer = DatabaseImport::begin(&to, "test", MIGRATIONS, &[("test".into(), 3)]).await;
         assert!(newer.expect_err("refused").0.contains("V003 of test"));
     }
 }

@@ -1,13 +1,13 @@
-//! Leadership: of all processes that run a service, one does its background work.
+//! Leader election: one of the processes that run a service does its background work.
 //!
-//! A leader holds a lease, a row with a token that rises with every new leader, and renews it. On
-//! `PostgreSQL` it holds an advisory lock on a session of its own as well: the server frees it the moment
-//! the session ends, so a leader that died is followed at once. One that merely stopped (SIGSTOP, a
-//! frozen machine) is followed when others saw no renewal for [`PATIENCE`] by their own clocks.
+//! The leader holds a lease, a row whose fencing token grows with every new leader, and renews it. On
+//! `PostgreSQL` it also holds an advisory lock in a separate session. The server releases the lock when the
+//! session ends, so a leader that died is replaced at once. A leader that only stopped (SIGSTOP, a frozen
+//! machine) is replaced once others have seen no renewal for [`LEASE_DURATION`] by their own clocks.
 //!
-//! What makes this safe is neither lock nor clock but the token: a transaction begun within a term
-//! first reads the lease, under the lock that lets only one writer in. An old leader that wakes up finds
-//! another token there and cannot write.
+//! Safety depends only on the token, not on the lock or clocks: a transaction begun within a term first reads
+//! the lease, under the lock that admits one writer at a time. A former leader that resumes finds another token
+//! and cannot write.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, FromQueryResult};
 
 use crate::{Store, Transaction, unscoped};
 
-/// A leader renews its lease this often.
-const RENEW: Duration = Duration::from_secs(2);
-/// A leader that could not renew for so long steps down.
-const STEP_DOWN: Duration = Duration::from_secs(6);
-/// Others take a lease over that was not renewed for so long.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Others look at the lease this often.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between renewals of the lease.
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// A leader that has not renewed its lease for this long steps down.
+const RENEW_DEADLINE: Duration = Duration::from_secs(6);
+/// A lease that was not renewed for this long can be acquired by another process. Longer than [`RENEW_DEADLINE`].
+const LEASE_DURATION: Duration = Duration::from_secs(10);
+/// Interval between attempts to acquire the lease.
+const RETRY_PERIOD: Duration = Duration::from_secs(1);
 /// The key of the advisory lock that a leader's session holds.
-const LOCK: i64 = 7_305_003;
+const LEADER_LOCK_KEY: i64 = 7_305_003;
 
 tokio::task_local! {
     static TERM: Term;
 }
 
-/// A leader's time in office.
+/// The period between acquiring a lease and losing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Term {
     service: &'static str,
@@ -47,8 +47,7 @@ struct Lease {
     session: Option<i64>,
 }
 
-/// Spawns work that belongs to the term, if any, in which it is spawned: once that is over, it cannot
-/// write any more.
+/// Spawns a task that belongs to the caller's term, if there is one: after the term, the task's writes fail.
 pub fn spawn<F>(work: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
@@ -59,26 +58,26 @@ where
     }
 }
 
-/// Refuses to go on where the term that this work belongs to is over.
+/// Fails if the term that the current task belongs to is over.
 pub(crate) async fn fence(tx: &Transaction<'_>) -> Result<(), Problem> {
     let Ok(term) = TERM.try_with(|term| *term) else { return Ok(()) };
     if term.service != tx.name() {
         return Ok(());
     }
-    let token = tx.read().value::<i64>(token()).await?;
+    let token = tx.read().value::<i64>(select_token()).await?;
     if token == Some(term.token) {
         return Ok(());
     }
     metrics::counter!("capsule_fenced_writes_total", "service" => term.service).increment(1);
-    Err(Problem::unavailable("Another process leads this service now."))
+    Err(Problem::unavailable("Another process is now the leader of this service."))
 }
 
-fn token() -> crate::Statement {
+fn select_token() -> crate::Statement {
     unscoped!("one lease for the service", "SELECT token FROM leases WHERE id = 1")
 }
 
-/// Does `work` whenever this process leads the service, for as long as the process lives. The work is
-/// dropped when leadership is lost, and begun anew when it is won again.
+/// Runs `work` whenever this process leads the service. Drops it when leadership is lost, and starts it again when
+/// leadership is regained. Never returns.
 pub async fn lead<W, F>(store: Arc<Store>, work: W)
 where
     W: Fn() -> F,
@@ -87,68 +86,68 @@ where
     let service = store.name();
     let gauge = metrics::gauge!("capsule_leader", "service" => service);
     gauge.set(0.0);
-    let mut seen: Option<(Lease, Instant)> = None;
+    let mut observed: Option<(Lease, Instant)> = None;
     loop {
-        match campaign(&store, &mut seen).await {
-            Ok(Some(office)) => {
-                seen = None;
-                tracing::info!(service, term = office.term.token, "this process leads the service");
+        match try_acquire(&store, &mut observed).await {
+            Ok(Some(leadership)) => {
+                observed = None;
+                tracing::info!(service, term = leadership.term.token, "this process is now the leader");
                 gauge.set(1.0);
                 tokio::select! {
-                    () = TERM.scope(office.term, work()) => {}
-                    () = office.keep(&store) => tracing::warn!(service, term = office.term.token, "leadership is lost"),
+                    () = TERM.scope(leadership.term, work()) => {}
+                    () = leadership.renew_until_lost(&store) => tracing::warn!(service, term = leadership.term.token, "leadership lost"),
                 }
                 gauge.set(0.0);
             }
             Ok(None) => {}
-            Err(problem) => tracing::warn!(service, %problem, "who leads cannot be found out; trying again"),
+            Err(problem) => tracing::warn!(service, %problem, "cannot determine the leader; retrying"),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(RETRY_PERIOD).await;
     }
 }
 
-/// A lease that is held, and on a server the session that holds the lock.
-struct Office {
+/// A lease held by this process and, on a server, the session that holds the lock.
+struct Leadership {
     term: Term,
     session: Option<DatabaseConnection>,
 }
 
-/// Takes the lease if it is free. `seen` remembers since when it has not been renewed.
-async fn campaign(store: &Store, seen: &mut Option<(Lease, Instant)>) -> Result<Option<Office>, Problem> {
+/// Acquires the lease if it is free or expired. `observed` is the lease as last read, and since when it is unchanged.
+async fn try_acquire(store: &Store, observed: &mut Option<(Lease, Instant)>) -> Result<Option<Leadership>, Problem> {
     let Some(session) = store.session().await? else {
-        // An embedded database has one process.
-        return take(store, None).await.map(Some);
+        // Only one process uses an embedded database.
+        return acquire(store, None).await.map(Some);
     };
     let lease = unscoped!("one lease for the service", "SELECT token, renewals, session FROM leases WHERE id = 1");
     let lease = store.read().first::<Lease>(lease).await?;
-    if !lock(&session).await? {
+    if !try_lock(&session).await? {
         let Some(lease) = lease else { return Ok(None) };
-        let since = match seen.take() {
+        let since = match observed.take() {
             Some((known, since)) if known == lease => since,
             _ => Instant::now(),
         };
         let holder = lease.session;
-        *seen = Some((lease, since));
-        if since.elapsed() < PATIENCE {
+        *observed = Some((lease, since));
+        if since.elapsed() < LEASE_DURATION {
             return Ok(None);
         }
-        tracing::warn!(service = store.name(), "the leader does not renew its lease: it is replaced");
+        tracing::warn!(service = store.name(), "the lease expired; replacing the leader");
         let end = unscoped!("ends the old leader's session", "SELECT pg_terminate_backend($1::int)", holder.unwrap_or_default());
         store.read().value::<bool>(end).await?;
-        if !lock(&session).await? {
+        if !try_lock(&session).await? {
             return Ok(None);
         }
     }
-    take(store, Some(session)).await.map(Some)
+    acquire(store, Some(session)).await.map(Some)
 }
 
-async fn lock(session: &DatabaseConnection) -> Result<bool, Problem> {
+async fn try_lock(session: &DatabaseConnection) -> Result<bool, Problem> {
     let reader = crate::Reader { connection: session };
-    let locked = unscoped!("one lease for the service", "SELECT pg_try_advisory_lock($1)", LOCK);
+    let locked = unscoped!("one lease for the service", "SELECT pg_try_advisory_lock($1)", LEADER_LOCK_KEY);
     Ok(reader.value::<bool>(locked).await?.unwrap_or_default())
 }
 
-async fn take(store: &Store, session: Option<DatabaseConnection>) -> Result<Office, Problem> {
+async fn acquire(store: &Store, session: Option<DatabaseConnection>) -> Result<Leadership, Problem> {
     let holder = match &session {
         Some(session) => {
             let id = unscoped!("names the session", "SELECT pg_backend_pid()::bigint");
@@ -164,18 +163,18 @@ async fn take(store: &Store, session: Option<DatabaseConnection>) -> Result<Offi
         holder
     ))
     .await?;
-    let token = tx.read().value::<i64>(token()).await?.ok_or_else(Problem::internal)?;
+    let token = tx.read().value::<i64>(select_token()).await?.ok_or_else(Problem::internal)?;
     tx.commit().await?;
-    Ok(Office { term: Term { service: store.name(), token }, session })
+    Ok(Leadership { term: Term { service: store.name(), token }, session })
 }
 
-impl Office {
-    /// Renews the lease; returns once it is lost.
-    async fn keep(&self, store: &Store) {
+impl Leadership {
+    /// Renews the lease until it is lost.
+    async fn renew_until_lost(&self, store: &Store) {
         let Some(session) = &self.session else { return std::future::pending().await };
         let mut renewed = Instant::now();
-        while renewed.elapsed() < STEP_DOWN {
-            tokio::time::sleep(RENEW).await;
+        while renewed.elapsed() < RENEW_DEADLINE {
+            tokio::time::sleep(RENEW_INTERVAL).await;
             let renewal = unscoped!(
                 "one lease for the service",
                 "UPDATE leases SET renewals = renewals + 1 WHERE id = 1 AND token = $1",
@@ -183,10 +182,10 @@ impl Office {
             );
             let began = Instant::now();
             let renewal = session.execute_raw(renewal.build(session));
-            match tokio::time::timeout(STEP_DOWN.saturating_sub(renewed.elapsed()), renewal).await {
+            match tokio::time::timeout(RENEW_DEADLINE.saturating_sub(renewed.elapsed()), renewal).await {
                 Ok(Ok(done)) if done.rows_affected() == 1 => renewed = began,
                 Ok(Ok(_)) => return,
-                Ok(Err(cause)) => tracing::warn!(service = store.name(), %cause, "the lease could not be renewed"),
+                Ok(Err(cause)) => tracing::warn!(service = store.name(), %cause, "cannot renew the lease"),
                 Err(_) => return,
             }
         }
@@ -195,7 +194,7 @@ impl Office {
 
 #[cfg(test)]
 mod tests {
-    use super::{TERM, lead, take};
+    use super::{TERM, acquire, lead};
     use crate::{Databases, Keyring, Migration, Store, unscoped};
     use std::sync::Arc;
 
@@ -219,19 +218,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_leader_writes_until_another_has_followed_it() {
+    async fn a_leader_can_write_until_it_is_replaced() {
         let directory = tempfile::tempdir().expect("tempdir");
         let (one, other) = (open(directory.path()).await, open(directory.path()).await);
-        let old = take(&one, None).await.expect("leads").term;
+        let old = acquire(&one, None).await.expect("leads").term;
         TERM.scope(old, write(&one, 1)).await.expect("it leads");
-        let new = take(&other, None).await.expect("leads").term;
+        let new = acquire(&other, None).await.expect("leads").term;
         assert_eq!(TERM.scope(old, write(&one, 2)).await.expect_err("it leads no more").code, "unavailable");
         TERM.scope(new, write(&other, 2)).await.expect("it leads");
         write(&one, 3).await.expect("what belongs to no term is not fenced");
     }
 
     #[tokio::test]
-    async fn what_is_spawned_within_a_term_ends_with_it() {
+    async fn a_task_spawned_within_a_term_cannot_write_after_it() {
         let directory = tempfile::tempdir().expect("tempdir");
         let (one, other) = (open(directory.path()).await, open(directory.path()).await);
         let (send, receive) = tokio::sync::oneshot::channel();
@@ -249,7 +248,7 @@ mod tests {
             }
         }));
         let (go, spawned) = receive.await.expect("it leads");
-        take(&other, None).await.expect("leads");
+        acquire(&other, None).await.expect("leads");
         go.send(()).expect("waited for");
         spawned.await.expect("ends").expect_err("its term is over");
         leading.abort();

@@ -1,16 +1,16 @@
-//! Databases: one per service, with migrations, encrypted columns, and statements that cannot
-//! forget the tenant.
+//! Databases: one per service, with migrations, encrypted columns, and statements that do not compile
+//! without a tenant filter.
 //!
-//! Embedded, a service's database is one `SQLite` file: WAL, `synchronous=FULL`, one writer and a
-//! pool of readers. At scale it is a `PostgreSQL` database. Migrations and statements are the same,
-//! in the subset of SQL that both take.
+//! An embedded database is one `SQLite` file: WAL, `synchronous=FULL`, one writer and a pool of readers.
+//! The alternative is a `PostgreSQL` database. Both take the same migrations and statements, which use the
+//! subset of SQL that the two engines share.
 
 pub mod copy;
 mod databases;
+pub mod idempotency;
 mod keyring;
 pub mod lease;
 mod migrate;
-pub mod remembered;
 mod statement;
 
 use capsule_contracts::Problem;
@@ -21,16 +21,16 @@ use sea_orm::{
 use tracing::Instrument;
 
 pub use databases::Databases;
-pub use keyring::{DerivedKey, Keyring, make as make_secret_file};
-pub use migrate::{Migration, Migrations, Step, StepState};
+pub use keyring::{DerivedKey, Keyring, create_secret_file};
+pub use migrate::{Migration, MigrationState, MigrationStatus, Migrations};
 pub use sea_orm::Value;
 pub use statement::{Scope, Statement, contains_tenant};
 
-/// Waits for the place of the one writer of a `PostgreSQL` database.
-const ONE_WRITER: &str = "SELECT pg_advisory_xact_lock(7305002)";
+/// Waits for the lock that admits one writer at a time to a `PostgreSQL` database. The transaction holds it.
+const WRITER_LOCK: &str = "SELECT pg_advisory_xact_lock(7305002)";
 
-/// Waits for the place of the one who changes a `PostgreSQL` database's schema; kept as long as the session.
-const ONE_MIGRATION: &str = "SELECT pg_advisory_lock(7305001)";
+/// Waits for the lock that admits one migrating process at a time to a `PostgreSQL` database. The session holds it.
+const MIGRATION_LOCK: &str = "SELECT pg_advisory_lock(7305001)";
 
 /// A service's database.
 #[derive(Debug)]
@@ -60,23 +60,27 @@ impl Store {
         Ok(Self { name, readers, writer, databases: databases.clone(), keyring, committed: tokio::sync::Notify::new() })
     }
 
-    /// How a service's database stands to its migrations; none is applied.
+    /// The status of each migration in a service's database. Applies none.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub async fn steps(databases: &Databases, name: &str, migrations: Migrations) -> Result<Vec<Step>, StoreError> {
-        if !databases.has(name).await? {
+    pub async fn migration_status(
+        databases: &Databases,
+        name: &str,
+        migrations: Migrations,
+    ) -> Result<Vec<MigrationStatus>, StoreError> {
+        if !databases.exists(name).await? {
             return Ok(migrations.iter().flat_map(|(component, migrations)| migrate::pending(component, migrations)).collect());
         }
         let connection = databases.writer(name).await?;
-        let mut steps = Vec::new();
+        let mut all = Vec::new();
         for (component, migrations) in migrations {
-            steps.extend(migrate::steps(&connection, component, migrations).await?);
+            all.extend(migrate::status(&connection, component, migrations).await?);
         }
-        Ok(steps)
+        Ok(all)
     }
 
-    /// Applies the migrations that a service's database has not seen yet.
+    /// Applies the pending migrations of a service's database.
     ///
     /// # Errors
     /// When it cannot be opened, or a migration fails or was changed after it was applied.
@@ -85,13 +89,13 @@ impl Store {
         migrate_all(databases, name, &connection, migrations).await
     }
 
-    /// Takes the migration files as they are now for what was applied; see [`Store::steps`] for what differs. The
-    /// files that were taken over.
+    /// Records the current checksum of every migration whose file changed after it was applied, and returns the names
+    /// of these files. [`Store::migration_status`] lists them beforehand.
     ///
     /// # Errors
     /// When the database cannot be opened or written.
     pub async fn repair(databases: &Databases, name: &str, migrations: Migrations) -> Result<Vec<String>, StoreError> {
-        if !databases.has(name).await? {
+        if !databases.exists(name).await? {
             return Ok(Vec::new());
         }
         let connection = databases.writer(name).await?;
@@ -102,12 +106,12 @@ impl Store {
         Ok(repaired)
     }
 
-    /// A session of one's own on the database's server, for a lock that lasts as long as it does. `None`
+    /// Opens a separate session on the database's server, for a lock that the session holds until it ends. `None`
     /// where the database is embedded.
     async fn session(&self) -> Result<Option<DatabaseConnection>, Problem> {
         self.databases.session(self.name).await.map_err(|error| {
-            tracing::warn!(%error, "no session for the leader's lock");
-            Problem::unavailable("The database does not answer.")
+            tracing::warn!(%error, "cannot open a database session for the leader's lock");
+            Problem::unavailable("The database does not respond.")
         })
     }
 
@@ -117,7 +121,7 @@ impl Store {
         self.name
     }
 
-    /// Encrypts and decrypts what must not rest in the clear.
+    /// The keyring that encrypts values at rest.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
@@ -129,7 +133,7 @@ impl Store {
         Reader { connection: &self.readers }
     }
 
-    /// Begins a transaction that may write. It is undone unless committed. Do nothing slow while
+    /// Begins a transaction that may write. It is rolled back unless committed. Do nothing slow while
     /// it is open: a service has one writer at a time, on either engine.
     ///
     /// # Errors
@@ -139,40 +143,40 @@ impl Store {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         };
-        let inner = self.writer.begin_with_options(options).await.map_err(broken)?;
+        let inner = self.writer.begin_with_options(options).await.map_err(database_problem)?;
         if inner.get_database_backend() == DatabaseBackend::Postgres {
-            // Ends with the transaction. Nothing is then ever undone for having met another writer.
-            inner.execute_unprepared(ONE_WRITER).await.map_err(broken)?;
+            // Released with the transaction. With one writer there are no serialization failures to retry.
+            inner.execute_unprepared(WRITER_LOCK).await.map_err(database_problem)?;
         }
         let tx = Transaction { inner, store: self };
         lease::fence(&tx).await?;
         Ok(tx)
     }
 
-    /// Resolves once something was committed after the last time it resolved.
+    /// Waits for a commit. A commit since the last call resolves it at once.
     pub async fn committed(&self) {
         self.committed.notified().await;
     }
 
-    /// Writes what was changed into the database itself and empties the log of changes, so that what was erased is in
-    /// neither. Nothing is to be done on a server, which reclaims by itself.
+    /// Moves the write-ahead log of an embedded database into its file and empties the log, so that erased data is
+    /// left in neither. Does nothing on `PostgreSQL`.
     pub async fn scrub(&self) {
         if self.writer.get_database_backend() == DatabaseBackend::Sqlite
             && let Err(cause) = self.writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await
         {
-            tracing::warn!(service = self.name, %cause, "the log of changes could not be emptied; it is overwritten later");
+            tracing::warn!(service = self.name, %cause, "the write-ahead log could not be emptied; it is overwritten later");
         }
     }
 
-    /// Whether the database answers, and has a connection free to do so with.
+    /// Whether the pool has a free connection and the database responds on it.
     pub async fn is_ready(&self) -> bool {
-        self.count_connections();
+        self.report_connection_metrics();
         self.readers.execute_unprepared("SELECT 1").await.is_ok()
     }
 
-    /// Tells in numbers how many connections are in use, and how many there may be.
-    pub fn count_connections(&self) {
-        let (size, idle, most) = match self.readers.get_database_backend() {
+    /// Sets the gauges of used connections and of their maximum.
+    pub fn report_connection_metrics(&self) {
+        let (size, idle, max) = match self.readers.get_database_backend() {
             DatabaseBackend::Postgres => {
                 let pool = self.readers.get_postgres_connection_pool();
                 (pool.size(), pool.num_idle(), pool.options().get_max_connections())
@@ -184,7 +188,7 @@ impl Store {
         };
         let used = f64::from(size) - idle as f64;
         metrics::gauge!("capsule_database_connections_used", "service" => self.name).set(used);
-        metrics::gauge!("capsule_database_connections_max", "service" => self.name).set(f64::from(most));
+        metrics::gauge!("capsule_database_connections_max", "service" => self.name).set(f64::from(max));
     }
 }
 
@@ -198,11 +202,12 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// All rows.
     ///
     /// # Errors
-    /// When the statement fails, which is logged, never shown.
+    /// When the statement fails. The cause is logged, not returned.
     pub async fn all<T: FromQueryResult>(&self, statement: Statement) -> Result<Vec<T>, Problem> {
         let span = statement.span();
-        let rows = self.connection.query_all_raw(statement.build(self.connection)).instrument(span).await.map_err(broken)?;
-        rows.iter().map(|row| T::from_query_result(row, "").map_err(broken)).collect()
+        let rows =
+            self.connection.query_all_raw(statement.build(self.connection)).instrument(span).await.map_err(database_problem)?;
+        rows.iter().map(|row| T::from_query_result(row, "").map_err(database_problem)).collect()
     }
 
     /// The first row, if any.
@@ -210,7 +215,7 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// As [`Reader::all`].
     pub async fn first<T: FromQueryResult>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        self.row(statement).await?.map(|row| T::from_query_result(&row, "").map_err(broken)).transpose()
+        self.row(statement).await?.map(|row| T::from_query_result(&row, "").map_err(database_problem)).transpose()
     }
 
     /// Whether there is any row.
@@ -226,12 +231,12 @@ impl<C: ConnectionTrait> Reader<'_, C> {
     /// # Errors
     /// As [`Reader::all`].
     pub async fn value<T: sea_orm::TryGetable>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        self.row(statement).await?.map(|row| row.try_get_by_index::<T>(0).map_err(broken)).transpose()
+        self.row(statement).await?.map(|row| row.try_get_by_index::<T>(0).map_err(database_problem)).transpose()
     }
 
     async fn row(&self, statement: Statement) -> Result<Option<sea_orm::QueryResult>, Problem> {
         let span = statement.span();
-        self.connection.query_one_raw(statement.build(self.connection)).instrument(span).await.map_err(broken)
+        self.connection.query_one_raw(statement.build(self.connection)).instrument(span).await.map_err(database_problem)
     }
 }
 
@@ -261,42 +266,42 @@ impl Transaction<'_> {
         self.store.name
     }
 
-    /// Runs a statement that changes rows; tells how many.
+    /// Runs a statement that changes rows, and returns how many it changed.
     ///
     /// # Errors
-    /// [`Problem::conflict`] where a unique row exists already, otherwise as [`Reader::all`].
+    /// [`Problem::conflict`] on a unique violation, otherwise as [`Reader::all`].
     pub async fn run(&self, statement: Statement) -> Result<u64, Problem> {
         let span = statement.span();
         match self.inner.execute_raw(statement.build(&self.inner)).instrument(span).await {
             Ok(done) => Ok(done.rows_affected()),
-            Err(cause) if is_unique_violation(&cause) => Err(Problem::conflict("Something of this name exists already.")),
-            Err(cause) => Err(broken(cause)),
+            Err(cause) if is_unique_violation(&cause) => Err(Problem::conflict("This name is already in use.")),
+            Err(cause) => Err(database_problem(cause)),
         }
     }
 
-    /// Makes the transaction's changes last, and wakes who waits for them.
+    /// Commits, and resolves [`Store::committed`]. The first commit of a command records the command's id.
     ///
     /// # Errors
-    /// When the database cannot commit, or the command that runs was carried out before.
+    /// When the database cannot commit, or the running command was already executed.
     pub async fn commit(self) -> Result<(), Problem> {
-        remembered::mark(&self).await?;
-        self.inner.commit().await.map_err(broken)?;
+        idempotency::record(&self).await?;
+        self.inner.commit().await.map_err(database_problem)?;
         self.store.committed.notify_one();
         Ok(())
     }
 }
 
-/// Brings a schema up to date; on a server, one process at a time.
+/// Brings a schema up to date. On `PostgreSQL`, one process at a time does so.
 async fn migrate_all(
     databases: &Databases,
     name: &str,
     connection: &DatabaseConnection,
     migrations: &[(&str, &[Migration])],
 ) -> Result<(), StoreError> {
-    let failed = |cause| StoreError(format!("{name}: migrations cannot be locked: {cause}"));
+    let failed = |cause| StoreError(format!("{name}: cannot lock the migrations: {cause}"));
     let session = databases.session(name).await?;
     if let Some(session) = &session {
-        session.execute_unprepared(ONE_MIGRATION).await.map_err(failed)?;
+        session.execute_unprepared(MIGRATION_LOCK).await.map_err(failed)?;
     }
     for (component, migrations) in migrations {
         migrate::run(connection, component, migrations).await?;
@@ -311,13 +316,13 @@ fn is_unique_violation(cause: &sea_orm::DbErr) -> bool {
     matches!(cause.sql_err(), Some(sea_orm::SqlErr::UniqueConstraintViolation(_)))
 }
 
-/// Logs what the database said and gives the caller a problem that does not show it.
+/// Logs a database error and returns a problem that does not show it.
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
-fn broken(cause: sea_orm::DbErr) -> Problem {
+fn database_problem(cause: sea_orm::DbErr) -> Problem {
     if matches!(cause, sea_orm::DbErr::ConnectionAcquire(_)) {
         metrics::counter!("capsule_database_exhausted_total").increment(1);
-        tracing::error!(%cause, "no connection to the database was to be had");
-        return Problem::unavailable("The database does not answer, or has more to do than it can.");
+        tracing::error!(%cause, "no database connection was available");
+        return Problem::unavailable("The database does not respond, or is overloaded.");
     }
     tracing::error!(%cause, "database statement failed");
     Problem::internal()
@@ -347,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_transaction_that_is_dropped_leaves_nothing() {
+    async fn a_dropped_transaction_is_rolled_back() {
         let directory = tempfile::tempdir().expect("tempdir");
         let store = open(directory.path(), &[FIRST]).await.expect("opens");
         let tx = store.begin().await.expect("begins");
@@ -378,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_migration_is_taken_over_by_a_repair() {
+    async fn a_repair_accepts_a_changed_migration() {
         let directory = tempfile::tempdir().expect("tempdir");
         drop(open(directory.path(), &[FIRST]).await.expect("opens"));
         const CHANGED: Migration = Migration {
@@ -399,11 +404,11 @@ mod tests {
         drop(open(directory.path(), &[FIRST, third]).await.expect("opens"));
         let second = Migration { version: 2, name: "second", sql: "CREATE TABLE second (id BIGINT);" };
         let error = open(directory.path(), &[FIRST, second, third]).await.expect_err("refused").to_string();
-        assert!(error.contains("V002__second.sql") && error.contains("later one"), "{error}");
+        assert!(error.contains("V002__second.sql") && error.contains("later migration"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_failing_migration_leaves_the_database_as_it_was_and_is_named() {
+    async fn a_failing_migration_is_rolled_back_and_its_line_is_shown() {
         let directory = tempfile::tempdir().expect("tempdir");
         let broken = Migration { version: 2, name: "break", sql: "CREATE TABLE more (id BIGINT);\nCREATE TALBE oops;" };
         let error = open(directory.path(), &[FIRST, broken]).await.expect_err("fails").to_string();

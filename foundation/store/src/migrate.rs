@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::StoreError;
 
-/// One step of a schema's history.
+/// A migration: one file of SQL.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
     pub version: i32,
@@ -41,33 +41,33 @@ macro_rules! migrations {
 /// The migrations of a service's database: those of each component in it, in their order.
 pub type Migrations = &'static [(&'static str, &'static [Migration])];
 
-/// A migration, and how a database stands to it.
+/// A migration and its state in a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct MigrationStatus {
     /// `V001__create_users_table.sql`
     pub file: String,
     /// Which part of the database it belongs to.
     pub component: String,
-    pub state: StepState,
+    pub state: MigrationState,
     /// When it was applied.
     pub applied_at: Option<Timestamp>,
 }
 
-/// How a database stands to a migration.
+/// The state of a migration in a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepState {
+pub enum MigrationState {
     Applied,
     Pending,
-    /// It was changed after it was applied here.
+    /// Its file changed after it was applied.
     Changed,
-    /// It was applied here, but this program does not know it.
+    /// It was applied, but is not part of this program.
     Unknown,
-    /// It was not applied here, though a later one was.
+    /// It was not applied, but a later one was.
     OutOfOrder,
 }
 
-impl StepState {
-    /// The name that the command line shows.
+impl MigrationState {
+    /// The name shown on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -88,23 +88,27 @@ struct Applied {
     applied_at: i64,
 }
 
-const HISTORY: &str = "CREATE TABLE IF NOT EXISTS schema_history (component TEXT NOT NULL, version INTEGER NOT NULL, \
+const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS schema_history (component TEXT NOT NULL, version INTEGER NOT NULL, \
                        name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at BIGINT NOT NULL, PRIMARY KEY (component, version))";
 
-/// The migrations of a component, for a database that is not there yet.
-pub fn pending<'a>(component: &'a str, migrations: &'a [Migration]) -> impl Iterator<Item = Step> + use<'a> {
-    migrations.iter().map(|migration| Step {
+/// The migrations of a component in a database that does not exist yet: all pending.
+pub fn pending<'a>(component: &'a str, migrations: &'a [Migration]) -> impl Iterator<Item = MigrationStatus> + use<'a> {
+    migrations.iter().map(|migration| MigrationStatus {
         file: migration.file(),
         component: component.into(),
-        state: StepState::Pending,
+        state: MigrationState::Pending,
         applied_at: None,
     })
 }
 
-/// How a database stands to each migration of a component, known or not.
-pub async fn steps(connection: &DatabaseConnection, component: &str, migrations: &[Migration]) -> Result<Vec<Step>, StoreError> {
+/// The status of each migration of a component, including applied ones that are not part of this program.
+pub async fn status(
+    connection: &DatabaseConnection,
+    component: &str,
+    migrations: &[Migration],
+) -> Result<Vec<MigrationStatus>, StoreError> {
     let failed = |what: &str, cause: &dyn std::fmt::Display| StoreError(format!("{component}: {what}: {cause}"));
-    connection.execute_unprepared(HISTORY).await.map_err(|cause| failed("cannot prepare the schema history", &cause))?;
+    connection.execute_unprepared(CREATE_HISTORY).await.map_err(|cause| failed("cannot prepare the schema history", &cause))?;
     let applied = connection
         .query_all_raw(Statement::from_sql_and_values(
             connection.get_database_backend(),
@@ -117,52 +121,58 @@ pub async fn steps(connection: &DatabaseConnection, component: &str, migrations:
     let known = migrations.iter().map(|migration| {
         let row = applied.iter().find(|row| row.version == migration.version);
         let state = match row {
-            None if applied.iter().any(|row| row.version > migration.version) => StepState::OutOfOrder,
-            None => StepState::Pending,
-            Some(row) if row.checksum == migration.checksum() => StepState::Applied,
-            Some(_) => StepState::Changed,
+            None if applied.iter().any(|row| row.version > migration.version) => MigrationState::OutOfOrder,
+            None => MigrationState::Pending,
+            Some(row) if row.checksum == migration.checksum() => MigrationState::Applied,
+            Some(_) => MigrationState::Changed,
         };
-        Step { file: migration.file(), component: component.into(), state, applied_at: row.map(|row| Timestamp(row.applied_at)) }
+        MigrationStatus {
+            file: migration.file(),
+            component: component.into(),
+            state,
+            applied_at: row.map(|row| Timestamp(row.applied_at)),
+        }
     });
-    let strangers = applied.iter().filter(|row| migrations.iter().all(|known| known.version != row.version)).map(|row| Step {
-        file: file(row.version, &row.name),
-        component: component.into(),
-        state: StepState::Unknown,
-        applied_at: Some(Timestamp(row.applied_at)),
-    });
-    Ok(known.chain(strangers).collect())
+    let unknown =
+        applied.iter().filter(|row| migrations.iter().all(|known| known.version != row.version)).map(|row| MigrationStatus {
+            file: file(row.version, &row.name),
+            component: component.into(),
+            state: MigrationState::Unknown,
+            applied_at: Some(Timestamp(row.applied_at)),
+        });
+    Ok(known.chain(unknown).collect())
 }
 
-/// Applies what is missing, each migration in a transaction of its own.
+/// Applies the pending migrations, each in its own transaction.
 pub async fn run(connection: &DatabaseConnection, component: &str, migrations: &[Migration]) -> Result<(), StoreError> {
     let failed = |what: &str, cause: &dyn std::fmt::Display| StoreError(format!("{component}: {what}: {cause}"));
-    let steps = steps(connection, component, migrations).await?;
-    for step in &steps {
-        match step.state {
-            StepState::Applied | StepState::Pending => {}
-            StepState::Unknown => {
-                let why = format!("it has {} which is not known here; run the newer version, or restore a backup", step.file);
+    let statuses = status(connection, component, migrations).await?;
+    for status in &statuses {
+        match status.state {
+            MigrationState::Applied | MigrationState::Pending => {}
+            MigrationState::Unknown => {
+                let why = format!("it has {}; run the newer version, or restore a backup", status.file);
                 return Err(failed("the database is newer than this program", &why));
             }
-            StepState::Changed => {
-                let why = "it was changed after it was applied here; restore the file, and put the change into a new migration, \
-                           or, if the schema is as the file says now, take it over with `capsule migrate repair`";
-                return Err(failed(&step.file, &why));
+            MigrationState::Changed => {
+                let why = "it changed after it was applied; restore the file and put the change into a new migration, or, if \
+                           the schema already matches the file, run `capsule migrate repair`";
+                return Err(failed(&status.file, &why));
             }
-            StepState::OutOfOrder => {
-                let why = "a later one was applied here already; give it the next number";
-                return Err(failed(&step.file, &why));
+            MigrationState::OutOfOrder => {
+                let why = "a later migration was already applied; give this file the next number";
+                return Err(failed(&status.file, &why));
             }
         }
     }
-    for (migration, step) in migrations.iter().zip(steps) {
-        if step.state == StepState::Applied {
+    for (migration, status) in migrations.iter().zip(statuses) {
+        if status.state == MigrationState::Applied {
             continue;
         }
-        let tx = connection.begin().await.map_err(|cause| failed(&step.file, &cause))?;
+        let tx = connection.begin().await.map_err(|cause| failed(&status.file, &cause))?;
         for (line, statement) in statements(migration.sql) {
             let done = tx.execute_unprepared(statement).await;
-            done.map_err(|cause| failed(&format!("{}:{line}", step.file), &format!("{cause}\n  in: {statement}")))?;
+            done.map_err(|cause| failed(&format!("{}:{line}", status.file), &format!("{cause}\n  in: {statement}")))?;
         }
         tx.execute_raw(Statement::from_sql_and_values(
             connection.get_database_backend(),
@@ -176,8 +186,8 @@ pub async fn run(connection: &DatabaseConnection, component: &str, migrations: &
             ],
         ))
         .await
-        .map_err(|cause| failed(&step.file, &cause))?;
-        tx.commit().await.map_err(|cause| failed(&step.file, &cause))?;
+        .map_err(|cause| failed(&status.file, &cause))?;
+        tx.commit().await.map_err(|cause| failed(&status.file, &cause))?;
     }
     Ok(())
 }
@@ -186,16 +196,16 @@ fn file(version: i32, name: &str) -> String {
     format!("V{version:03}__{name}.sql")
 }
 
-/// Takes the files as they are now for what was applied: for each that was changed since, its new checksum is
-/// written down. Nothing else is changed. The files that were taken over.
+/// Records the current checksum of each migration whose file changed after it was applied, and returns the names of
+/// these files. Changes nothing else.
 pub async fn repair(
     connection: &DatabaseConnection,
     component: &str,
     migrations: &[Migration],
 ) -> Result<Vec<String>, StoreError> {
     let mut repaired = Vec::new();
-    for (migration, step) in migrations.iter().zip(steps(connection, component, migrations).await?) {
-        if step.state != StepState::Changed {
+    for (migration, status) in migrations.iter().zip(status(connection, component, migrations).await?) {
+        if status.state != MigrationState::Changed {
             continue;
         }
         let update = Statement::from_sql_and_values(
@@ -204,13 +214,14 @@ pub async fn repair(
             [migration.checksum().into(), migration.name.into(), component.into(), migration.version.into()],
         );
         let done = connection.execute_raw(update).await;
-        done.map_err(|cause| StoreError(format!("{component}: {}: {cause}", step.file)))?;
-        repaired.push(step.file);
+        done.map_err(|cause| StoreError(format!("{component}: {}: {cause}", status.file)))?;
+        repaired.push(status.file);
     }
     Ok(repaired)
 }
 
-/// The statements of a file, each with the line that it begins in. Knows texts, names in quotes and comments.
+/// The statements of a file, each with the number of its first line. Semicolons in string literals, quoted names and
+/// `--` comments do not end a statement.
 fn statements(sql: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = 0;
     std::iter::from_fn(move || {
@@ -230,7 +241,7 @@ fn statements(sql: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// How many bytes of white space and comments a text begins with.
+/// The length in bytes of the white space and comments at the start of `text`.
 fn skip_blank(text: &str) -> usize {
     let mut at = 0;
     loop {
@@ -244,7 +255,7 @@ fn skip_blank(text: &str) -> usize {
     }
 }
 
-/// How many bytes a statement has, its semicolon included.
+/// The length in bytes of the statement at the start of `text`, with its semicolon.
 fn statement_length(text: &str) -> usize {
     let mut quote = None;
     let mut comment = false;
@@ -270,7 +281,7 @@ mod tests {
     use super::statements;
 
     #[test]
-    fn a_file_is_taken_apart_into_statements_with_their_lines() {
+    fn a_file_is_split_into_statements_with_line_numbers() {
         let sql = "-- One; with a comment\nCREATE TABLE a (\n  id INT -- not; here\n);\n\nINSERT INTO a VALUES ('x;''y');\n\n-- end\n;\nDROP TABLE \"odd;name\"";
         let found: Vec<_> = statements(sql).collect();
         assert_eq!(found.len(), 3, "{found:?}");

@@ -1,12 +1,12 @@
-//! SQL statements with their values, in two kinds: those on tenant data, which take the proof of
-//! authorization, and the few others, which say why they need none.
+//! SQL statements with their values, in two kinds: [`scoped!`](crate::scoped) statements on tenant data require a
+//! grant; the few [`unscoped!`](crate::unscoped) ones state why they need none.
 
 use capsule_contracts::Uuid;
 use sea_orm::{ConnectionTrait, Value};
 
-/// Proof that the caller may touch an organization's data. Only the dispatcher makes such values.
+/// Permission to access an organization's data. Only the dispatcher creates such values.
 pub trait Scope {
-    /// The organization whose rows may be touched.
+    /// The organization whose rows may be read and written.
     fn organization(&self) -> Uuid;
 }
 
@@ -32,7 +32,7 @@ impl Statement {
         Self { sql: sql.into(), values }
     }
 
-    /// A span around its execution, for traces; its values are nobody's business.
+    /// A span around its execution, for traces. Leaves out the values, which may be personal or secret.
     pub(crate) fn span(&self) -> tracing::Span {
         tracing::debug_span!("sql", otel.kind = "client", db.query.text = self.sql)
     }
@@ -42,8 +42,8 @@ impl Statement {
     }
 }
 
-/// A statement on tenant data: takes the proof of authorization, and does not compile unless it
-/// names `:tenant`, for which the organization's id is put.
+/// A statement on tenant data. Takes a [`Scope`], and does not compile unless its SQL contains `:tenant`, which is
+/// bound to the scope's organization.
 ///
 /// ```compile_fail
 /// # struct Proof;
@@ -55,13 +55,13 @@ impl Statement {
 #[macro_export]
 macro_rules! scoped {
     ($scope:expr, $sql:expr $(, $value:expr)* $(,)?) => {{
-        const { assert!($crate::contains_tenant($sql), "a statement on tenant data must name :tenant") };
+        const { assert!($crate::contains_tenant($sql), "a statement on tenant data must contain :tenant") };
         $crate::Statement::scoped($scope, $sql, vec![$($crate::Value::from($value)),*])
     }};
 }
 
-/// A statement that needs no proof, and why: a table that belongs to no tenant, or the one look-up
-/// that finds out whose a thing is.
+/// A statement that needs no [`Scope`], with the reason: a table that belongs to no tenant, or the query
+/// that finds out which organization owns a resource.
 #[macro_export]
 macro_rules! unscoped {
     ($reason:literal, $sql:expr $(, $value:expr)* $(,)?) => {
@@ -69,7 +69,7 @@ macro_rules! unscoped {
     };
 }
 
-/// Whether `sql` names `:tenant`.
+/// Whether `sql` contains `:tenant`.
 #[doc(hidden)]
 #[must_use]
 pub const fn contains_tenant(sql: &str) -> bool {

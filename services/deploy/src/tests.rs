@@ -382,10 +382,10 @@ async fn what_nothing_refers_to_is_removed_by_the_time_that_is_given() {
     let deploys = deploys(data.path()).await;
     let mut writer = deploys.blobs.begin("one").await.expect("begun");
     writer.write(b"left behind").await.expect("written");
-    let (digest, _) = writer.keep().await.expect("kept");
+    let (digest, _) = writer.commit().await.expect("kept");
     let mut writer = deploys.blobs.begin("two").await.expect("begun");
     writer.write(b"used").await.expect("written");
-    let (used, _) = writer.keep().await.expect("kept");
+    let (used, _) = writer.commit().await.expect("kept");
     let insert = unscoped!(
         "test",
         "INSERT INTO uploads (id, organization_id, service_id, digest, bytes, created_at) VALUES ($1, $2, $3, $4, 4, $5)",

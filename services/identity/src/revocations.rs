@@ -39,7 +39,7 @@ pub async fn keep(identity: &Identity) {
 
 /// Writes what was revoked since `written`. How far the list goes now, if it is complete.
 async fn publish(identity: &Identity, written: i64) -> Result<Option<i64>, Problem> {
-    let there = identity.cache.get(&[revocation::COMPLETE]).await;
+    let there = identity.cache.get(&[revocation::COMPLETE_KEY]).await;
     // One that was emptied must not be called complete for what was written to it before.
     let since = if matches!(there.as_deref(), Some([Some(_)])) { written } else { 0 };
     let lived = Timestamp::now().plus_seconds(-tokens::ACCESS_SECONDS).0;
@@ -56,5 +56,5 @@ async fn publish(identity: &Identity, written: i64) -> Result<Option<i64>, Probl
         }
         newest = session.revoked_at;
     }
-    Ok(identity.cache.put(revocation::COMPLETE, b"1", COMPLETE).await.then_some(newest))
+    Ok(identity.cache.put(revocation::COMPLETE_KEY, b"1", COMPLETE).await.then_some(newest))
 }

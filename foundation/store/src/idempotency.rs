@@ -1,7 +1,7 @@
-//! Commands that may arrive twice: by a broker's redelivery, or a client that asks again.
+//! Idempotent commands. A command arrives twice when a broker redelivers it or a client repeats its request.
 //!
-//! The first transaction that a command commits writes the command's id down as well. A second
-//! arrival finds it there, or, if both run at once, fails to commit.
+//! The first transaction that a command commits also records the command's id. A second delivery finds the record,
+//! or, if both run at once, fails to commit.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,65 +12,65 @@ use sea_orm::FromQueryResult;
 
 use crate::{Store, Transaction, unscoped};
 
-/// A command's reply is kept so long, in seconds.
-const KEPT_SECONDS: i64 = 24 * 3600;
+/// How long commands and their replies are kept.
+const RETENTION_SECONDS: i64 = 24 * 3600;
 
-/// The code of the problem that a command's second run ends with where the first has committed.
+/// The problem code of a second run of a command that has already committed.
 pub const REPEATED: &str = "repeated_command";
 
 tokio::task_local! {
-    static COMMAND: Arc<Mark>;
+    static COMMAND: Arc<RunningCommand>;
 }
 
 #[derive(Debug)]
-struct Mark {
+struct RunningCommand {
     service: &'static str,
     id: Uuid,
     digest: String,
     written: AtomicBool,
 }
 
-/// What is known of a command.
+/// A command that has committed.
 #[derive(Debug, FromQueryResult)]
-pub struct Known {
-    /// The digest of its body: another body under the same id is another command.
+pub struct CommandRecord {
+    /// The digest of its body, to reject a different body with the same id.
     pub digest: String,
-    /// Its sealed reply, once it has one.
+    /// Its encrypted reply; see [`open_reply`]. `None` until it is stored.
     pub reply: Option<Vec<u8>>,
 }
 
-/// What is known of a command, if it has had an effect.
+/// Finds the record of a command. `None` if it has not committed anything.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn look_up(store: &Store, id: Uuid) -> Result<Option<Known>, Problem> {
+pub async fn find(store: &Store, id: Uuid) -> Result<Option<CommandRecord>, Problem> {
     let row = unscoped!("commands belong to the service", "SELECT digest, reply FROM commands WHERE id = $1", id);
     store.read().first(row).await
 }
 
-/// Runs a command: what it commits first is committed with its id. Tells whether it committed anything.
+/// Runs a command and records its id with its first commit. Returns the result, and whether anything was committed.
 pub async fn run<T>(store: &Store, id: Uuid, digest: &str, command: impl Future<Output = T>) -> (T, bool) {
-    let mark = Arc::new(Mark { service: store.name(), id, digest: digest.into(), written: AtomicBool::new(false) });
-    let result = COMMAND.scope(mark.clone(), command).await;
-    (result, mark.written.load(Ordering::Relaxed))
+    let running = Arc::new(RunningCommand { service: store.name(), id, digest: digest.into(), written: AtomicBool::new(false) });
+    let result = COMMAND.scope(running.clone(), command).await;
+    (result, running.written.load(Ordering::Relaxed))
 }
 
-/// Keeps the reply of a command for those who send it again.
+/// Stores the reply of a command, for repeated deliveries.
 ///
 /// # Errors
 /// When it cannot be written.
-pub async fn keep(store: &Store, id: Uuid, reply: &[u8]) -> Result<(), Problem> {
+pub async fn store_reply(store: &Store, id: Uuid, reply: &[u8]) -> Result<(), Problem> {
     let sealed = store.keyring().seal(&context(id), reply)?;
     let tx = store.begin().await?;
     tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = $1 WHERE id = $2", sealed, id)).await?;
     tx.commit().await
 }
 
-/// A reply as it was given.
+/// Decrypts a stored reply.
 ///
 /// # Errors
-/// When it does not open.
-pub fn open(store: &Store, id: Uuid, reply: &[u8]) -> Result<Vec<u8>, Problem> {
+/// When it was encrypted with another key, or is damaged.
+pub fn open_reply(store: &Store, id: Uuid, reply: &[u8]) -> Result<Vec<u8>, Problem> {
     store.keyring().open_sealed(&context(id), reply)
 }
 
@@ -78,36 +78,37 @@ fn context(id: Uuid) -> String {
     format!("commands/{id}")
 }
 
-/// Forgets commands that nobody will send again at `now`.
+/// Deletes commands whose retention is over at `now`.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn forget_old(tx: &Transaction<'_>, now: Timestamp) -> Result<(), Problem> {
-    let old = now.plus_seconds(-KEPT_SECONDS).0;
+pub async fn prune(tx: &Transaction<'_>, now: Timestamp) -> Result<(), Problem> {
+    let old = now.plus_seconds(-RETENTION_SECONDS).0;
     tx.run(unscoped!("commands belong to the service", "DELETE FROM commands WHERE done_at < $1", old)).await?;
     Ok(())
 }
 
 #[derive(FromQueryResult)]
-struct Kept {
+struct StoredReply {
     id: Uuid,
     reply: Vec<u8>,
 }
 
-/// Drops the replies that name a user who is erased; their commands are not carried out again.
+/// Deletes the stored replies that contain the id of an erased user. The records stay, so their commands do not run
+/// again.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn erase(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
-    let name = user.to_string();
+    let user = user.to_string();
     let kept = unscoped!("commands belong to the service", "SELECT id, reply FROM commands WHERE reply IS NOT NULL");
-    for kept in tx.read().all::<Kept>(kept).await? {
-        // One that does not open helps nobody either.
-        let names = match tx.keyring().open_sealed(&context(kept.id), &kept.reply) {
-            Ok(reply) => reply.windows(name.len()).any(|window| window == name.as_bytes()),
+    for kept in tx.read().all::<StoredReply>(kept).await? {
+        // A reply that cannot be decrypted is useless; delete it too.
+        let contains_user = match tx.keyring().open_sealed(&context(kept.id), &kept.reply) {
+            Ok(reply) => reply.windows(user.len()).any(|window| window == user.as_bytes()),
             Err(_) => true,
         };
-        if names {
+        if contains_user {
             tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = NULL WHERE id = $1", kept.id))
                 .await?;
         }
@@ -115,29 +116,29 @@ pub async fn erase(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Writes the id of the command that runs, if one does and it is not written yet, in the transaction
-/// that is about to be committed.
-pub(crate) async fn mark(tx: &Transaction<'_>) -> Result<(), Problem> {
-    let Ok(mark) = COMMAND.try_with(Arc::clone) else { return Ok(()) };
-    if mark.service != tx.name() || mark.written.load(Ordering::Relaxed) {
+/// Records the id of the running command, if there is one, in the transaction that is about to commit. Later commits
+/// of the same command record nothing.
+pub(crate) async fn record(tx: &Transaction<'_>) -> Result<(), Problem> {
+    let Ok(running) = COMMAND.try_with(Arc::clone) else { return Ok(()) };
+    if running.service != tx.name() || running.written.load(Ordering::Relaxed) {
         return Ok(());
     }
     let written = tx
         .run(unscoped!(
             "commands belong to the service",
             "INSERT INTO commands (id, digest, done_at) VALUES ($1, $2, $3)",
-            mark.id,
-            mark.digest.as_str(),
+            running.id,
+            running.digest.as_str(),
             Timestamp::now().0
         ))
         .await;
     match written {
         Ok(_) => {
-            mark.written.store(true, Ordering::Relaxed);
+            running.written.store(true, Ordering::Relaxed);
             Ok(())
         }
         Err(problem) if problem.code == "conflict" => {
-            Err(Problem { code: REPEATED.into(), ..Problem::conflict("This command was carried out before.") })
+            Err(Problem { code: REPEATED.into(), ..Problem::conflict("This command was already executed.") })
         }
         Err(problem) => Err(problem),
     }
@@ -145,7 +146,7 @@ pub(crate) async fn mark(tx: &Transaction<'_>) -> Result<(), Problem> {
 
 #[cfg(test)]
 mod tests {
-    use super::{REPEATED, keep, look_up, open, run};
+    use super::{REPEATED, find, open_reply, run, store_reply};
     use crate::{Databases, Keyring, Migration, Store, unscoped};
     use capsule_contracts::{Problem, Uuid};
 
@@ -166,13 +167,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_that_runs_twice_takes_effect_once() {
+    async fn a_command_that_runs_twice_has_one_effect() {
         let directory = tempfile::tempdir().expect("tempdir");
         let keyring = Keyring::open(&directory.path().join("key")).expect("keyring");
         let databases = Databases::Embedded(directory.path().into());
         let store = Store::open(&databases, "test", keyring, &[("test", &[TABLES])]).await.expect("opens");
         let id = Uuid::from_u128(1);
-        assert!(look_up(&store, id).await.expect("answers").is_none());
+        assert!(find(&store, id).await.expect("answers").is_none());
         let (done, committed) = run(&store, id, "digest", add(&store, 2)).await;
         assert!(done.is_ok() && committed, "it may commit more than once");
         let (again, _) = run(&store, id, "digest", add(&store, 1)).await;
@@ -180,11 +181,11 @@ mod tests {
         let count = unscoped!("test", "SELECT COUNT(*) FROM things");
         assert_eq!(store.read().value::<i64>(count).await.expect("reads"), Some(2));
 
-        keep(&store, id, b"the reply").await.expect("kept");
-        let known = look_up(&store, id).await.expect("answers").expect("known");
+        store_reply(&store, id, b"the reply").await.expect("kept");
+        let known = find(&store, id).await.expect("answers").expect("known");
         let reply = known.reply.expect("kept");
-        assert!(!reply.windows(5).any(|window| window == b"reply"), "it rests sealed");
-        assert_eq!((known.digest.as_str(), open(&store, id, &reply).expect("opens")), ("digest", b"the reply".to_vec()));
+        assert!(!reply.windows(5).any(|window| window == b"reply"), "it is stored encrypted");
+        assert_eq!((known.digest.as_str(), open_reply(&store, id, &reply).expect("opens")), ("digest", b"the reply".to_vec()));
         let (_, committed) = run(&store, Uuid::from_u128(2), "digest", async {}).await;
         assert!(!committed);
     }
