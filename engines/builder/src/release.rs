@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use capsule_ingress::published::{is_published, is_published_folder};
+use capsule_buildplan::{is_published, is_published_folder};
 
 use capsule_runtime::trees;
 

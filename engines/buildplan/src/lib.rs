@@ -16,6 +16,7 @@ mod frameworks;
 mod languages;
 mod plan;
 mod ports;
+mod published;
 mod tree;
 mod versions;
 mod workspace;
@@ -29,6 +30,7 @@ pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
     Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
 };
+pub use published::{is_published, is_published_folder};
 pub use tree::{Listing, MOST_BYTES, Memory, Tree};
 pub use versions::{VersionMismatch, is_satisfied, mismatches};
 pub use workspace::affected;

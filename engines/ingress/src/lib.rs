@@ -14,7 +14,6 @@ mod identity;
 mod pages;
 mod pool;
 mod proxy;
-pub mod published;
 mod request;
 mod serve;
 mod sites;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use capsule_buildplan::{is_published, is_published_folder};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -16,7 +17,6 @@ use tower_http::services::{ServeDir, ServeFile};
 
 use crate::body::PrefixedBody;
 use crate::pages::{self, Body};
-use crate::published::{is_published, is_published_folder};
 use crate::table::Site;
 
 /// Files up to this size are kept in memory once they were asked for,

@@ -4,6 +4,7 @@
 mod node;
 mod php;
 mod recipes;
+mod site;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -379,29 +380,6 @@ impl Writer<'_> {
         if let Some(command) = web.or_else(|| self.plan.processes.values().next()) {
             let _ = writeln!(text, "CMD {}", exec(&format!("{}{command}", recipe.prefix)));
         }
-    }
-
-    /// Files behind a small server.
-    fn site(&self, text: &mut String, from: Option<&str>) {
-        let output = self.plan.build.output.as_deref().unwrap_or(".");
-        let _ = writeln!(text, "FROM {}", self.image("static", None));
-        let otherwise = if self.plan.networking.single_page { "/index.html" } else { "=404" };
-        let configuration = format!(
-            "server {{ listen 8080; root /usr/share/nginx/html; absolute_redirect off; error_page 404 /404.html; location / {{ try_files $uri $uri/ $uri.html {otherwise}; }} }}"
-        );
-        let source = match (from, output) {
-            (Some(_), ".") => format!("{WORK}/"),
-            (Some(_), folder) => format!("{WORK}/{folder}/"),
-            (None, ".") => "./".to_owned(),
-            (None, folder) => format!("{folder}/"),
-        };
-        let from = from.map(|stage| format!("--from={stage} ")).unwrap_or_default();
-        let _ = writeln!(text, "RUN printf '%s\\n' '{configuration}' > /etc/nginx/conf.d/default.conf");
-        let copied = serde_json::to_string(&[source.as_str(), "/usr/share/nginx/html/"]).unwrap_or_default();
-        let _ = writeln!(text, "COPY {from}{copied}");
-        let _ = writeln!(text, "ENV PORT=8080\nEXPOSE 8080\nUSER 101");
-        health_check(text, "8080", "/", "[234]");
-        let _ = writeln!(text, "CMD [\"nginx\", \"-g\", \"daemon off;\"]");
     }
 }
 

@@ -1,14 +1,17 @@
-//! What a site publishes: every file but those that are hidden, hold keys, or are for the platform. The files
-//! are chosen by this when a site is copied, and again when it is served.
+//! Which files a static site publishes: all but hidden files, files that hold keys, and files for the platform. The rule
+//! is applied when a site is copied, when it is served, and in the Dockerfile of a site.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path};
 
 /// The one hidden folder that is public (RFC 8615).
-const WELL_KNOWN: &str = ".well-known";
+pub const WELL_KNOWN: &str = ".well-known";
+
+/// The folder of npm's packages.
+pub const PACKAGES_FOLDER: &str = "node_modules";
 
 /// Names of files for the tools that build and host a site, not for its visitors.
-const TOOL_FILES: [&str; 26] = [
+pub const TOOL_FILES: [&str; 26] = [
     "_headers",
     "_redirects",
     "_routes.json",
@@ -37,11 +40,11 @@ const TOOL_FILES: [&str; 26] = [
     "wrangler.toml",
 ];
 /// So begin the names of their variants: `Dockerfile.dev`.
-const TOOL_FILE_VARIANTS: [&str; 4] = ["containerfile.", "docker-compose.", "dockerfile.", "procfile."];
+pub const TOOL_FILE_VARIANTS: [&str; 4] = ["containerfile.", "docker-compose.", "dockerfile.", "procfile."];
 /// A page about such a file is one.
-const PAGES: [&str; 12] = ["css", "htm", "html", "jpg", "js", "md", "pdf", "png", "svg", "txt", "webp", "xml"];
+pub const PAGES: [&str; 12] = ["css", "htm", "html", "jpg", "js", "md", "pdf", "png", "svg", "txt", "webp", "xml"];
 /// Names of private keys and of files with credentials.
-const KEY_FILES: [&str; 13] = [
+pub const KEY_FILES: [&str; 13] = [
     "_netrc",
     "credentials",
     "credentials.csv",
@@ -57,14 +60,14 @@ const KEY_FILES: [&str; 13] = [
     "serviceaccountkey.json",
 ];
 /// So begin the names of keys and of credentials of applications; what ends in `.pub` is public.
-const KEY_PREFIXES: [&str; 8] =
+pub const KEY_PREFIXES: [&str; 8] =
     ["client_secret", "id_dsa.", "id_ecdsa.", "id_ecdsa_sk.", "id_ed25519.", "id_ed25519_sk.", "id_rsa.", "ssh_host_"];
 /// So begin the names of keys that are named for what they are for: `id_rsa_github`. Pages are about them.
-const NAMED_KEY_PREFIXES: [&str; 4] = ["id_dsa", "id_ecdsa", "id_ed25519", "id_rsa"];
+pub const NAMED_KEY_PREFIXES: [&str; 4] = ["id_dsa", "id_ecdsa", "id_ed25519", "id_rsa"];
 /// In the name of the file that holds the key of a Firebase project.
-const FIREBASE_KEY: &str = "-firebase-adminsdk-";
+pub const FIREBASE_KEY: &str = "-firebase-adminsdk-";
 /// Endings of the names of keys, keystores, stores of passwords, and files of tools that hold credentials.
-const KEY_ENDINGS: [&str; 24] = [
+pub const KEY_ENDINGS: [&str; 24] = [
     "agekey",
     "bks",
     "env",
@@ -91,7 +94,7 @@ const KEY_ENDINGS: [&str; 24] = [
     "tfvars",
 ];
 /// Endings of copies that editors and people make; what a copy is of decides.
-const COPY_ENDINGS: [&str; 9] = ["backup", "bak", "copy", "old", "orig", "save", "swo", "swp", "tmp"];
+pub const COPY_ENDINGS: [&str; 9] = ["backup", "bak", "copy", "old", "orig", "save", "swo", "swp", "tmp"];
 
 /// Whether a site publishes the file with this path below its folder, links followed. Case is ignored: some
 /// file systems ignore it, too.
@@ -107,7 +110,7 @@ pub fn is_published_folder(path: &Path) -> bool {
     path.components().all(|part| match part {
         Component::Normal(name) => {
             let name = name.to_string_lossy().to_lowercase();
-            !is_hidden(&name) && name != "node_modules"
+            !is_hidden(&name) && name != PACKAGES_FOLDER
         }
         Component::CurDir => true,
         _ => false,
@@ -142,85 +145,89 @@ fn is_published_file(name: &OsStr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::path::Path;
 
     use super::{is_published, is_published_folder};
 
+    pub const NOT_PUBLISHED: [&str; 48] = [
+        ".npmrc",
+        ".env",
+        ".Env.production",
+        ".htpasswd",
+        ".ssh/id_rsa",
+        ".aws/credentials",
+        "a/.git/config",
+        ".SVN/entries",
+        ".DS_Store",
+        "id_rsa",
+        "keys/ID_ED25519",
+        "id_rsa.bak",
+        "id_rsa.txt",
+        "ssh_host_ed25519_key",
+        "id_rsa_github",
+        "id_ed25519-deploy",
+        "ID_RSA2",
+        "id_ecdsa_sk.txt",
+        "id_ed25519_sk",
+        "deploy_key",
+        "credentials",
+        "Credentials.csv",
+        "my-app-firebase-adminsdk-x1y2z-0123456789.json",
+        "production.env",
+        "client_secret_123.json",
+        "id_ed25519~",
+        "#id_rsa#",
+        "server.pem",
+        "server.KEY",
+        "server.key.old",
+        "store.p12",
+        "store.pfx",
+        "a/store.jks",
+        "site.htpasswd",
+        "capsule.toml",
+        "Capsule.TOML",
+        "_redirects",
+        "sub/_headers",
+        "netlify.toml",
+        "Procfile",
+        "Procfile.dev",
+        "Dockerfile",
+        "dockerfile.prod",
+        "docker-compose.override.yml",
+        "node_modules/x.js",
+        "../x",
+        "/x",
+        "terraform.tfstate.backup",
+    ];
+
+    pub const PUBLISHED: [&str; 18] = [
+        "index.html",
+        ".well-known/acme-challenge/x",
+        "./a/b.js",
+        "download.tar.gz",
+        "id_rsa.pub",
+        "id_rsa_github.pub",
+        "id_rsa-guide.html",
+        "credentials.html",
+        "ssh_host_rsa_key.pub",
+        "environment.html",
+        "keyboard.html",
+        "monkey",
+        "guide/dockerfile/index.html",
+        "guide/dockerfile.html",
+        "procfile-guide.html",
+        "README.md",
+        "_next/static/app.js",
+        "name..html",
+    ];
+
     #[test]
     fn neither_hidden_files_nor_keys_nor_tool_files_are_published() {
-        for path in [
-            ".npmrc",
-            ".env",
-            ".Env.production",
-            ".htpasswd",
-            ".ssh/id_rsa",
-            ".aws/credentials",
-            "a/.git/config",
-            ".SVN/entries",
-            ".DS_Store",
-            "id_rsa",
-            "keys/ID_ED25519",
-            "id_rsa.bak",
-            "id_rsa.txt",
-            "ssh_host_ed25519_key",
-            "id_rsa_github",
-            "id_ed25519-deploy",
-            "ID_RSA2",
-            "id_ecdsa_sk.txt",
-            "id_ed25519_sk",
-            "deploy_key",
-            "credentials",
-            "Credentials.csv",
-            "my-app-firebase-adminsdk-x1y2z-0123456789.json",
-            "production.env",
-            "client_secret_123.json",
-            "id_ed25519~",
-            "#id_rsa#",
-            "server.pem",
-            "server.KEY",
-            "server.key.old",
-            "store.p12",
-            "store.pfx",
-            "a/store.jks",
-            "site.htpasswd",
-            "capsule.toml",
-            "Capsule.TOML",
-            "_redirects",
-            "sub/_headers",
-            "netlify.toml",
-            "Procfile",
-            "Procfile.dev",
-            "Dockerfile",
-            "dockerfile.prod",
-            "docker-compose.override.yml",
-            "node_modules/x.js",
-            "../x",
-            "/x",
-            "terraform.tfstate.backup",
-        ] {
+        for path in NOT_PUBLISHED {
             assert!(!is_published(Path::new(path)), "{path}");
         }
-        for path in [
-            "index.html",
-            ".well-known/acme-challenge/x",
-            "./a/b.js",
-            "download.tar.gz",
-            "id_rsa.pub",
-            "id_rsa_github.pub",
-            "id_rsa-guide.html",
-            "credentials.html",
-            "ssh_host_rsa_key.pub",
-            "environment.html",
-            "keyboard.html",
-            "monkey",
-            "guide/dockerfile/index.html",
-            "guide/dockerfile.html",
-            "procfile-guide.html",
-            "README.md",
-            "_next/static/app.js",
-            "name..html",
-        ] {
+        for path in PUBLISHED {
             assert!(is_published(Path::new(path)), "{path}");
         }
         assert!(is_published_folder(Path::new("a/dockerfile")) && is_published_folder(Path::new("")));
