@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{Databases, Migrations, StoreError, migrate};
 
-/// Tables that are not copied: they describe the processes that use a database.
-const EPHEMERAL_TABLES: [&str; 1] = ["leases"];
+/// Tables that are not copied: they describe the processes that use a database, or mark it as the original.
+const EPHEMERAL_TABLES: [&str; 2] = ["leases", "restore_marks"];
 /// Tables with one row that a migration inserts.
 const SEEDED_TABLES: [&str; 2] = ["routing", "user_ids"];
 /// Maximum number of rows per read.

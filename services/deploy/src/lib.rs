@@ -165,6 +165,7 @@ pub const MIGRATIONS: Migrations = &[
             3 "count_use_and_quarantine_hosts",
             4 "close_services",
             5 "count_attempts_and_remember_removals",
+            6 "detect_restores",
         ],
     ),
 ];
