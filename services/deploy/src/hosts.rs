@@ -7,6 +7,8 @@ use capsule_contracts::project::Configuration;
 use capsule_contracts::{Problem, Timestamp, Uuid};
 use capsule_store::{Scope, Store, Transaction, scoped, unscoped};
 
+use crate::reconcile;
+
 /// First labels that mean the platform, mail or proofs of who has a domain to others, whatever the base domain is.
 const RESERVED: [&str; 32] = [
     "_acme-challenge",
@@ -110,19 +112,15 @@ pub fn placeholder(service: Uuid, environment: Uuid) -> String {
     format!("removed/{service}/{environment}")
 }
 
-/// Prunes what is free by now.
+/// Deletes the hosts whose quarantine is over.
 ///
 /// # Errors
-/// When the database does not answer.
+/// If the database does not answer.
 pub async fn prune(store: &Store) -> Result<(), Problem> {
     let now = Timestamp::now().0;
-    let over = unscoped!("the platform's own work", "SELECT 1 FROM host_quarantine WHERE free_at <= $1 LIMIT 1", now);
-    if store.read().exists(over).await? {
-        let tx = store.begin().await?;
-        tx.run(unscoped!("the platform's own work", "DELETE FROM host_quarantine WHERE free_at <= $1", now)).await?;
-        tx.commit().await?;
-    }
-    Ok(())
+    let exists = unscoped!("the platform's own work", "SELECT 1 FROM host_quarantine WHERE free_at <= $1 LIMIT 1", now);
+    let delete = unscoped!("the platform's own work", "DELETE FROM host_quarantine WHERE free_at <= $1", now);
+    reconcile::delete_if_any(store, exists, delete).await
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Store, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Deploys;
 use crate::instances::memory_limit;
+use crate::{Deploys, reconcile};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -220,21 +220,17 @@ pub async fn more_instances(
     Ok(if live.count <= count && live.mib() <= memory { Room::Now } else { Room::Later })
 }
 
-/// Prunes what counts no more.
+/// Deletes the uses that no longer count.
 ///
 /// # Errors
-/// When the database does not answer.
+/// If the database does not answer.
 pub async fn prune(store: &Store) -> Result<(), Problem> {
-    // An hour late: nothing is written for every single row that has become old.
     let before = Timestamp::now().plus_seconds(-DAY).0;
+    // An hour late, so that not each expired row costs a transaction.
     let much_older = Timestamp::now().plus_seconds(-DAY - HOUR).0;
-    let old = unscoped!("the platform's own work", "SELECT 1 FROM quota_uses WHERE at < $1 LIMIT 1", much_older);
-    if store.read().exists(old).await? {
-        let tx = store.begin().await?;
-        tx.run(unscoped!("the platform's own work", "DELETE FROM quota_uses WHERE at < $1", before)).await?;
-        tx.commit().await?;
-    }
-    Ok(())
+    let exists = unscoped!("the platform's own work", "SELECT 1 FROM quota_uses WHERE at < $1 LIMIT 1", much_older);
+    let delete = unscoped!("the platform's own work", "DELETE FROM quota_uses WHERE at < $1", before);
+    reconcile::delete_if_any(store, exists, delete).await
 }
 
 pub async fn count_use(deploys: Arc<Deploys>, call: Call<CountDeployUse>) -> Result<QuotaUse, Problem> {

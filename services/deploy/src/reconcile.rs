@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{lease, scoped, unscoped};
+use capsule_store::{Statement, Store, lease, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::placements::{self, Placement};
@@ -277,6 +277,19 @@ pub async fn purge(deploys: &Deploys, now: Timestamp) -> Result<(), Problem> {
         prune(deploys, &placement).await?;
     }
     uploads::sweep(deploys, now).await
+}
+
+/// Runs `delete` in a transaction if `exists` finds a row: most passes find none, and begin no transaction.
+///
+/// # Errors
+/// If the database does not answer.
+pub async fn delete_if_any(store: &Store, exists: Statement, delete: Statement) -> Result<(), Problem> {
+    if store.read().exists(exists).await? {
+        let tx = store.begin().await?;
+        tx.run(delete).await?;
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 async fn remove_all(directories: Vec<std::path::PathBuf>) {
