@@ -16,3 +16,6 @@ pub use reserve::{DiskReserve, ReserveReached};
 pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
 pub use toolchains::{Settings, Toolchains};
 pub use versions::{Versions, local_mismatches};
+
+/// The uid and gid of `nobody`, which own no file.
+const NOBODY_UID: u32 = 65534;

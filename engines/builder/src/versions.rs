@@ -13,7 +13,7 @@ use capsule_runtime::{Limits, Network, Spec, Writes};
 
 use crate::steps::Builder;
 use crate::toolchains::stand_in_version;
-use crate::trees;
+use crate::{NOBODY_UID, trees};
 
 /// Tools by their names in plans: the program, how it tells its version, and what stands before that.
 const PROBES: [(&str, &str, &str, &str); 18] = [
@@ -36,8 +36,6 @@ const PROBES: [(&str, &str, &str, &str); 18] = [
     ("deno", "deno", "--version", "deno "),
     ("bun", "bun", "--version", ""),
 ];
-/// The user that owns nothing.
-const NOBODY: u32 = 65534;
 
 /// The version in what a tool prints.
 fn version_in(marker: &str, printed: &str) -> Option<String> {
@@ -131,7 +129,7 @@ async fn ask(builder: &Builder, script: &str, directory: &Path) -> Vec<String> {
     let (folder, log) = (directory.join("app"), directory.join("log"));
     let made = std::fs::create_dir_all(&folder).and_then(|()| {
         let root = rustix::process::geteuid().is_root();
-        if root { std::os::unix::fs::chown(&folder, Some(NOBODY), Some(NOBODY)) } else { Ok(()) }
+        if root { std::os::unix::fs::chown(&folder, Some(NOBODY_UID), Some(NOBODY_UID)) } else { Ok(()) }
     });
     let name = directory.file_name().map(|name| name.to_string_lossy().replace('-', "")).unwrap_or_default();
     let spec = Spec {
@@ -140,7 +138,7 @@ async fn ask(builder: &Builder, script: &str, directory: &Path) -> Vec<String> {
         directory: folder,
         mounts: builder.toolchains.mounts().to_vec(),
         environment: builder.toolchains.environment(),
-        uid: NOBODY,
+        uid: NOBODY_UID,
         limits: Limits { seconds: Some(30), ..builder.limits },
         network: Network::Isolated,
         once: true,

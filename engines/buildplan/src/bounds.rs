@@ -11,7 +11,7 @@ pub const MOST_EVIDENCE: usize = 2000;
 /// Doubts.
 pub const MOST_QUESTIONS: usize = 50;
 /// Bytes of a text that is only read by people.
-const MOST_TEXT: usize = 1000;
+const MAX_TEXT_BYTES: usize = 1000;
 /// Bytes of a command or the value of a variable.
 const MOST_COMMAND: usize = 16 << 10;
 /// Variables of a build.
@@ -19,17 +19,18 @@ const MOST_VARIABLES: usize = 500;
 /// Bytes of all texts of a plan.
 const MOST_BYTES: usize = 256 << 10;
 
-/// A text for people, cut at a sane length.
-pub fn cut(text: &str) -> String {
-    cut_to(text, MOST_TEXT)
+/// Truncates a text for people to the length that a plan keeps.
+pub fn truncate(text: &str) -> String {
+    truncate_to(text, MAX_TEXT_BYTES)
 }
 
-/// A text for people, cut at so many bytes.
-pub fn cut_to(text: &str, most: usize) -> String {
-    if text.len() <= most {
+/// Truncates a text for people to `max_bytes`, at the end of a character, and marks the cut with `…`.
+#[must_use]
+pub fn truncate_to(text: &str, max_bytes: usize) -> String {
+    if text.len() <= max_bytes {
         return text.to_owned();
     }
-    format!("{}…", &text[..text.floor_char_boundary(most)])
+    format!("{}…", &text[..text.floor_char_boundary(max_bytes)])
 }
 
 /// Whether a process type may be called so: its name is part of names on the host.
@@ -39,7 +40,7 @@ pub fn is_process_name(name: &str) -> bool {
 
 /// Whether a path can be asked for over HTTP.
 pub fn is_http_path(path: &str) -> bool {
-    path.starts_with('/') && path.len() <= MOST_TEXT && path.bytes().all(|byte| byte.is_ascii_graphic())
+    path.starts_with('/') && path.len() <= MAX_TEXT_BYTES && path.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Refuses a plan that is larger than a plan may be or holds what no plan has, and names what makes it so.
@@ -51,7 +52,7 @@ pub fn check(plan: &Plan) -> Result<(), PlanError> {
         return Err(at(
             plan,
             "processes",
-            format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", cut_to(name, 100)),
+            format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", truncate_to(name, 100)),
         ));
     }
     if plan.processes.len() > MOST_PROCESSES {
@@ -83,7 +84,7 @@ pub fn check(plan: &Plan) -> Result<(), PlanError> {
         return Err(at(plan, "build.env", message));
     }
     if let Some((name, value)) = variables.iter().find(|(name, value)| name.len() > 256 || value.len() > MOST_COMMAND) {
-        let message = format!("the variable {} has {} bytes; at most {MOST_COMMAND} are allowed", cut(name), value.len());
+        let message = format!("the variable {} has {} bytes; at most {MOST_COMMAND} are allowed", truncate(name), value.len());
         return Err(at(plan, "build.env", message));
     }
     let bytes = size(plan);

@@ -21,7 +21,7 @@ mod tree;
 mod versions;
 mod workspace;
 
-pub use bounds::check;
+pub use bounds::{check, truncate_to};
 pub use declared::Declared;
 pub use dockerfile::{IMAGES, Image, ImageOptions, dockerfile};
 pub use folder::Folder;
@@ -83,7 +83,7 @@ pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
     let planned = make(&repo, options);
     // What ran out of its budget did not see everything, whatever it made of the rest.
     let planned = repo.check().and(planned).and_then(|plan| check(&plan).map(|()| plan));
-    planned.map_err(PlanError::cut)
+    planned.map_err(PlanError::truncated)
 }
 
 fn make(repo: &Repo<'_>, options: Options) -> Result<Plan, PlanError> {

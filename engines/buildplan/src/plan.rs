@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{MOST_EVIDENCE, MOST_LISTED, MOST_PROCESSES, MOST_QUESTIONS, cut, is_http_path};
+use crate::bounds::{MOST_EVIDENCE, MOST_LISTED, MOST_PROCESSES, MOST_QUESTIONS, is_http_path, truncate};
 use crate::frameworks::{Found, Type};
 use crate::versions::VersionMismatch;
 
@@ -176,8 +176,8 @@ impl PlanError {
     }
 
     /// The same with texts of a sane length: they may have come out of the file.
-    pub(crate) fn cut(self) -> Self {
-        Self { file: cut(&self.file), line: self.line, message: cut(&self.message) }
+    pub(crate) fn truncate(self) -> Self {
+        Self { file: truncate(&self.file), line: self.line, message: truncate(&self.message) }
     }
 }
 
@@ -221,15 +221,15 @@ impl Draft {
     /// Records why `field` has `value`. Earlier evidence for the same field gives way, but for lists, which grow.
     pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f64) {
         let grows = matches!(field, "needs" | "system_packages" | "members");
-        let value = cut(value);
+        let value = truncate(value);
         self.plan.evidence.retain(|known| known.field != field || (grows && known.value != value));
         if self.plan.evidence.len() < MOST_EVIDENCE {
             self.plan.evidence.push(Evidence {
-                field: cut(field),
+                field: truncate(field),
                 value,
-                file: cut(source.file),
+                file: truncate(source.file),
                 line: source.line,
-                reason: cut(reason),
+                reason: truncate(reason),
                 confidence,
             });
         }
@@ -376,7 +376,11 @@ impl Draft {
     /// A doubt about `field`, settled by `answer_with` in `capsule.toml`.
     pub fn ask(&mut self, field: &str, text: &str, answer_with: &str) {
         if self.plan.questions.len() < MOST_QUESTIONS {
-            self.plan.questions.push(Question { field: cut(field), text: cut(text), answer_with: cut(answer_with) });
+            self.plan.questions.push(Question {
+                field: truncate(field),
+                text: truncate(text),
+                answer_with: truncate(answer_with),
+            });
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::bounds::cut;
+use crate::bounds::truncate;
 use crate::budget::may_search;
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, Tree, join, line_of};
@@ -250,7 +250,7 @@ fn members(
         // A worker that was only guessed is more likely a tool.
         let is_guess = plan.kind == Kind::Worker && plan.detection.framework.is_none() && !member.has("Procfile");
         if is_deployable && !is_guess {
-            all.push(Member { path: cut(&folder), name: cut(&name_of(&member, &folder)), kind: plan.kind });
+            all.push(Member { path: truncate(&folder), name: truncate(&name_of(&member, &folder)), kind: plan.kind });
         }
     }
     for member in &all {
@@ -367,7 +367,7 @@ pub fn enter(repo: &Repo<'_>, draft: &mut Draft, folder: &str, source: Source<'_
 pub fn affected(tree: &dyn Tree, changed: &[&str]) -> Result<Vec<Member>, PlanError> {
     let repo = Repo::new(tree);
     let touched = touched(&repo, changed);
-    repo.check().and(touched).map_err(PlanError::cut)
+    repo.check().and(touched).map_err(PlanError::truncated)
 }
 
 fn touched(repo: &Repo<'_>, changed: &[&str]) -> Result<Vec<Member>, PlanError> {

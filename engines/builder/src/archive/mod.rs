@@ -16,6 +16,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use capsule_buildplan::truncate_to;
 use capsule_runtime::trees;
 use flate2::read::GzDecoder;
 
@@ -45,6 +46,8 @@ const MOST_PATH: usize = 4096;
 const MOST_PART: usize = 255;
 /// Parts of a path.
 const MOST_PARTS: usize = 128;
+/// Bytes of a text from the archive that a message shows.
+const MAX_SHOWN_BYTES: usize = 200;
 
 /// Why an archive was refused; the text is for the user.
 #[derive(Debug)]
@@ -66,8 +69,7 @@ impl From<ReserveReached> for ArchiveError {
 
 /// The beginning of a text from the archive: names may have millions of bytes.
 fn shown(text: &str) -> String {
-    const MOST: usize = 200;
-    if text.len() <= MOST { text.to_owned() } else { format!("{}…", &text[..text.floor_char_boundary(MOST)]) }
+    truncate_to(text, MAX_SHOWN_BYTES)
 }
 
 fn refused(text: impl Into<String>) -> ArchiveError {
@@ -345,7 +347,7 @@ fn text(bytes: &[u8]) -> Result<String, ArchiveError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text.to_owned()),
         Err(_) => {
-            let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
+            let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_SHOWN_BYTES)]);
             Err(refused(format!("the name `{begin}` in the archive is not UTF-8")))
         }
     }

@@ -18,7 +18,7 @@ use seccompiler::{
 };
 
 use super::{Answer, CONTAINERS, ROOM};
-use crate::archive;
+use crate::{NOBODY_UID, archive};
 
 /// CPU time of one plan.
 pub const CPU_SECONDS: u64 = 10;
@@ -26,8 +26,6 @@ pub const CPU_SECONDS: u64 = 10;
 pub const MEMORY_BYTES: u64 = 512 << 20;
 const STACK_BYTES: u64 = 8 << 20;
 const DESCRIPTORS: u64 = 256;
-/// The user that owns nothing.
-const NOBODY: u32 = 65534;
 
 /// The role's entry: `planner folder|archive [room=<bytes>] [containers]`, with the folder or the archive as standard input.
 /// The answer is JSON on standard output; an archive is decompressed to standard error.
@@ -130,7 +128,7 @@ pub fn confine(input: &OwnedFd, is_folder: bool) -> Result<(), String> {
     rustix::process::chroot(".").map_err(at("chroot"))?;
     rustix::process::chdir("/").map_err(at("chroot"))?;
     if is_root {
-        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        let (user, group) = (Uid::from_raw(NOBODY_UID), Gid::from_raw(NOBODY_UID));
         setgroups(&[]).map_err(at("groups"))?;
         setresgid(group, group, group).map_err(at("group"))?;
         setresuid(user, user, user).map_err(at("user"))?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{check_process_name, too_many_processes};
-use crate::bounds::{MOST_PROCESSES, cut_to, is_http_path};
+use crate::bounds::{MOST_PROCESSES, is_http_path, truncate_to};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Repo;
 
@@ -77,7 +77,7 @@ impl Declared {
             return Err(PlanError {
                 file: Self::FILE.into(),
                 line: crate::tree::line_of(text, "health_check"),
-                message: format!("health_check must be a path that begins with /, not `{}`", cut_to(path, 200)),
+                message: format!("health_check must be a path that begins with /, not `{}`", truncate_to(path, 200)),
             });
         }
         let build = &declared.build;

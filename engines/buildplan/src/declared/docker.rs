@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::bounds::{MOST_LISTED, cut};
+use crate::bounds::{MOST_LISTED, truncate};
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, join, line_where};
 
@@ -232,7 +232,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
             draft.port(port, at(name), &format!("the service {name} of the compose file"), 1.0);
         }
         if !folder.is_empty() && folder != "." {
-            draft.plan.members = vec![Member { path: cut(&folder), name: cut(name), kind: Kind::Web }];
+            draft.plan.members = vec![Member { path: truncate(&folder), name: truncate(name), kind: Kind::Web }];
         }
         return Ok(());
     }
@@ -248,7 +248,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
         let kind = if port_of(service).is_some() { Kind::Web } else { Kind::Worker };
         let path = if folder.is_empty() { ".".to_owned() } else { join("", &folder) };
         draft.because("members", name, at(name), "a service that the compose file builds", 1.0);
-        draft.plan.members.push(Member { path: cut(&path), name: cut(name), kind });
+        draft.plan.members.push(Member { path: truncate(&path), name: truncate(name), kind });
     }
     draft.kind(Kind::Monorepo);
     draft.plan.questions.clear();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{check_process_name, too_many_processes};
-use crate::bounds::{MOST_PROCESSES, cut_to};
+use crate::bounds::{MOST_PROCESSES, truncate_to};
 use crate::plan::{Draft, PlanError, Source};
 use crate::tree::{Repo, line_of};
 
@@ -77,8 +77,11 @@ pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             continue;
         }
         let number = Some(index + 1);
-        let malformed =
-            || PlanError { file: FILE.into(), line: number, message: format!("`{}` is not `type: command`", cut_to(line, 200)) };
+        let malformed = || PlanError {
+            file: FILE.into(),
+            line: number,
+            message: format!("`{}` is not `type: command`", truncate_to(line, 200)),
+        };
         let (name, command) = line.split_once(':').ok_or_else(malformed)?;
         let (name, command) = (name.trim(), command.trim());
         if command.is_empty() {

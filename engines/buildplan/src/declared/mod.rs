@@ -11,7 +11,7 @@ pub use docker::{DOCKERFILES, compose, dockerfile};
 pub use heroku::{app_json, aptfile, procfile};
 pub use platforms::others;
 
-use crate::bounds::{MOST_PROCESSES, cut_to, is_process_name};
+use crate::bounds::{MOST_PROCESSES, is_process_name, truncate_to};
 use crate::plan::PlanError;
 
 /// The error of a file that declares more process types than an application may have.
@@ -27,6 +27,6 @@ fn check_process_name(name: &str, file: &str, line: Option<usize>) -> Result<(),
     Err(PlanError {
         file: file.into(),
         line,
-        message: format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", cut_to(name, 200)),
+        message: format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", truncate_to(name, 200)),
     })
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::bounds::{cut_to, is_process_name};
+use crate::bounds::{is_process_name, truncate_to};
 use crate::plan::{Draft, Kind, Source};
 use crate::tree::{Repo, line_of};
 
@@ -66,7 +66,7 @@ impl Other<'_> {
 
     fn process(&mut self, name: &str, pointer: &str) {
         if !is_process_name(name) {
-            let text = format!("{} names a process type `{}`, which was left out", self.file, cut_to(name, 100));
+            let text = format!("{} names a process type `{}`, which was left out", self.file, truncate_to(name, 100));
             return self.draft.ask("processes", &text, "[processes]\nweb = \"the command that starts it\"");
         }
         if let Some(command) = self.command(pointer, None) {
