@@ -15,20 +15,20 @@ pub use operator::{
     SagasCommand, Server, ServerCommand, UsersCommand,
 };
 
-/// From a folder to a running, routed application.
+/// Deploy and run applications on your own server.
 #[derive(Debug, Parser)]
 #[command(name = "capsule", version, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
-    /// The server to talk to, such as capsule.example.com: https, unless it is of this host [default: the one of this host, or the one signed in to last]
+    /// Server URL, such as capsule.example.com; https, except for loopback addresses [default: this host's server, or the one you last signed in to]
     #[arg(long, global = true, env = "CAPSULE_SERVER", value_name = "URL")]
     pub server: Option<String>,
-    /// The data directory of this host's server [default: /var/lib/capsule for root, ~/.local/share/capsule for others]
+    /// Data directory of this host's server [default: /var/lib/capsule for root, ~/.local/share/capsule for others]
     #[arg(long, global = true, env = "CAPSULE_DATA", value_name = "DIRECTORY")]
     pub data: Option<PathBuf>,
-    /// Print results as JSON, and an error as a JSON object on the last line of standard error
+    /// Print results as JSON, and errors as one JSON object on the last line of standard error
     #[arg(long, global = true)]
     pub json: bool,
-    /// Talk to a server elsewhere over http, where passwords and sessions can be read on the way; kept for its session
+    /// Allow http to a remote server, although passwords and sessions can be read in transit; kept with the session
     #[arg(long, global = true, env = "CAPSULE_INSECURE_HTTP", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure_http: bool,
     #[command(subcommand)]
@@ -39,151 +39,151 @@ pub struct Arguments {
 pub enum Command {
     /// Run a server
     Server(Server),
-    /// Look at a server's configuration
+    /// Check a server's configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Look at the databases' migrations, or apply them; a server applies them at its start
+    /// Show or apply database migrations; a server applies them when it starts
     Migrate {
         #[command(subcommand)]
         command: MigrateCommand,
     },
-    /// Back the installation up, and restore it
+    /// Back up and restore the installation
     Backup {
         #[command(subcommand)]
         command: BackupCommand,
     },
-    /// Sign in to a server, or make an account there
+    /// Sign in to a server, or create an account there
     Login(Login),
-    /// Make an account, with the link that you were sent
+    /// Create an account with a registration link
     Register(Register),
-    /// Change your password; every other session ends
+    /// Change your password and end your other sessions
     Password,
-    /// Your account
+    /// Manage your account
     Account {
         #[command(subcommand)]
         command: AccountCommand,
     },
-    /// Organizations, their members, and invitations
+    /// Manage organizations, members and invitations
     Org {
         #[command(subcommand)]
         command: OrgCommand,
     },
     /// Sign out
     Logout,
-    /// Tell who is signed in, and where
+    /// Show the signed-in user and the server
     Whoami,
     /// Write a capsule.toml for a folder
-    Init(At),
-    /// Show what a folder would be deployed as, and why
+    Init(ServiceArgs),
+    /// Show how a folder would be built and run, and why
     Plan {
         #[command(flatten)]
         of: PlanOf,
         #[command(flatten)]
         image: PlanImage,
     },
-    /// Build an image of a folder with Docker Engine
+    /// Build a container image from a folder with Docker Engine
     Build(Build),
-    /// Deploy a folder: the one with the nearest capsule.toml, here or above
+    /// Deploy a folder: the nearest one with a capsule.toml, here or above
     Deploy(Deploy),
-    /// Show how a service is
-    Status(At),
-    /// Show what a service's instances print, or the log of a deployment
+    /// Show a service's status
+    Status(ServiceArgs),
+    /// Show the logs of a service's instances, or of a deployment
     Logs {
         #[command(flatten)]
-        at: At,
-        /// Keep showing what is printed from now on
+        at: ServiceArgs,
+        /// Keep printing new lines
         #[arg(long, short)]
         follow: bool,
-        /// Begin with this many of the newest lines of each instance
+        /// Start with this many of the newest lines of each instance
         #[arg(long, short = 'n', value_name = "LINES")]
         tail: Option<u32>,
-        /// Show the log of the latest deployment, or of the one of this number
+        /// Show the log of the deployment with this number, or of the latest
         #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "0")]
         deployment: Option<i64>,
     },
-    /// Look at variables and secrets, and change them
+    /// Manage variables and secrets
     Env {
         #[command(subcommand)]
         command: EnvCommand,
     },
-    /// Replace a service's instances by new ones, without losing a request
-    Restart(At),
+    /// Replace a service's instances with new ones, without losing a request
+    Restart(ServiceArgs),
     /// Stop a service's instances
-    Stop(At),
+    Stop(ServiceArgs),
     /// Start a stopped service
-    Start(At),
-    /// Return to an earlier deployment, with its configuration, without building
+    Start(ServiceArgs),
+    /// Roll back to an earlier deployment and its configuration, without a build
     Rollback {
-        /// The number of the deployment to return to [default: the one before the present]
+        /// Number of the deployment to roll back to [default: the latest one of another release]
         number: Option<i64>,
         #[command(flatten)]
-        at: Place,
+        at: ServiceOptions,
     },
-    /// Cancel a deployment that is under way; what ran before keeps running
+    /// Cancel a deployment in progress; the previous version stays live
     Cancel {
-        /// The number of the deployment [default: the one under way]
+        /// Number of the deployment [default: the one in progress]
         number: Option<i64>,
         #[command(flatten)]
-        at: Place,
+        at: ServiceOptions,
     },
-    /// Open a service's address in the browser
-    Open(At),
-    /// Delete a service's deployment in one environment (-e), or the service with all of them
+    /// Open a service's URL in the browser
+    Open(ServiceArgs),
+    /// Delete a service and its instances, in one environment (-e) or in all
     Destroy(Destroy),
-    /// Show what an organization may use, and how much of it is used
+    /// Show an organization's quotas and usage
     Quotas {
-        /// The organization, by its slug [default: your own]
+        /// Organization slug [default: your personal organization]
         #[arg(long, short = 'o', value_name = "SLUG")]
         organization: Option<String>,
     },
-    /// Look at what needs an administrator of the installation, and settle it
+    /// Administer the installation: users, quotas, dead letters and sagas
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
     },
     /// Check whether this host can build and run applications
     Doctor,
-    /// Print completions for a shell
+    /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum EnvCommand {
-    /// List the variables, and the names of the secrets
-    List(Place),
-    /// Set variables
+    /// List variables and the names of secrets
+    List(ServiceOptions),
+    /// Set variables or secrets
     Set {
-        /// NAME=VALUE; for a secret NAME alone asks for the value, or reads it from standard input
+        /// NAME=VALUE; with --secret, NAME alone prompts for the value or reads it from standard input
         #[arg(required = true)]
         variables: Vec<String>,
-        /// Keep them as secrets: encrypted, and never shown again
+        /// Store as secrets: encrypted, and never shown again
         #[arg(long)]
         secret: bool,
         #[command(flatten)]
-        at: Place,
+        at: ServiceOptions,
     },
     /// Remove variables or secrets
     Unset {
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        at: Place,
+        at: ServiceOptions,
     },
 }
 
 #[derive(Debug, Args)]
 pub struct Deploy {
     #[command(flatten)]
-    pub at: At,
-    /// Do not wait for the deployment's end
+    pub at: ServiceArgs,
+    /// Do not wait for the deployment to finish
     #[arg(long)]
     pub detach: bool,
-    /// Create project and service if they are missing, with the folder's name where none is given, without asking
+    /// Create a missing project and service without asking; their default name is the folder's
     #[arg(long, short)]
     pub yes: bool,
-    /// Create the environment if it is missing
+    /// Create the environment if it does not exist
     #[arg(long)]
     pub create: bool,
 }
@@ -191,54 +191,54 @@ pub struct Deploy {
 #[derive(Debug, Args)]
 pub struct Destroy {
     #[command(flatten)]
-    pub at: At,
-    /// Delete the service with its deployments in all environments
+    pub at: ServiceArgs,
+    /// Delete the service in all environments
     #[arg(long, conflicts_with = "environment")]
     pub all_environments: bool,
-    /// Do not ask; for the whole service, only together with --all-environments
+    /// Do not ask for confirmation; to delete the service in all environments, also give --all-environments
     #[arg(long, short)]
     pub yes: bool,
 }
 
-/// A folder, and the service it is.
+/// A folder, and the names of its service.
 #[derive(Clone, Debug, Args)]
-pub struct At {
+pub struct ServiceArgs {
     /// The application's folder
     #[arg(default_value = ".")]
     pub folder: PathBuf,
     #[command(flatten)]
-    pub names: Names,
+    pub names: NameOptions,
 }
 
-/// As [`At`], for commands whose positional arguments are other things.
+/// The same as [`ServiceArgs`], for commands whose positional arguments are not the folder.
 #[derive(Clone, Debug, Args)]
-pub struct Place {
+pub struct ServiceOptions {
     /// The application's folder
     #[arg(long, short = 'C', default_value = ".", value_name = "FOLDER")]
     pub folder: PathBuf,
     #[command(flatten)]
-    pub names: Names,
+    pub names: NameOptions,
 }
 
-impl From<Place> for At {
-    fn from(place: Place) -> Self {
+impl From<ServiceOptions> for ServiceArgs {
+    fn from(place: ServiceOptions) -> Self {
         Self { folder: place.folder, names: place.names }
     }
 }
 
-/// Which service in which environment; what is not given is in the nearest `capsule.toml`, here or above.
+/// The service and its environment. The nearest `capsule.toml`, here or above, has what is not given.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Names {
-    /// The organization, by its slug [default: your own]
+pub struct NameOptions {
+    /// Organization slug [default: your personal organization]
     #[arg(long, short = 'o', value_name = "SLUG")]
     pub organization: Option<String>,
-    /// The project, by its slug
+    /// Project slug
     #[arg(long, short = 'p', value_name = "SLUG")]
     pub project: Option<String>,
-    /// The service, by its name
+    /// Service name
     #[arg(long, short = 's', value_name = "NAME")]
     pub service: Option<String>,
-    /// The environment, by its name [default: production]
+    /// Environment name [default: production]
     #[arg(long, short = 'e', value_name = "NAME")]
     pub environment: Option<String>,
 }

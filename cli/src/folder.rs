@@ -1,4 +1,4 @@
-//! What a folder says of where it is deployed to, in `capsule.toml`, here or above, and that it is kept there.
+//! Finds, reads and writes a folder's `capsule.toml`: which organization, project and service the folder belongs to.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,43 +8,43 @@ use capsule_buildplan::Declared;
 use capsule_contracts::message::{is_label, to_label};
 use toml_edit::DocumentMut;
 
-use crate::arguments::At;
+use crate::arguments::ServiceArgs;
 use crate::terminal::{self, Failure};
 
-/// A service in an environment, by names.
+/// The names of a service and its environment.
 #[derive(Clone, Debug)]
-pub struct Wanted {
-    /// By its slug; one's own where nothing names another.
+pub struct ServiceNames {
+    /// Slug; `None` is the user's personal organization.
     pub organization: Option<String>,
-    /// What names the organization, for the message where it is wrong.
+    /// What names the organization, such as `--organization names`: for the error message.
     pub organization_from: &'static str,
     pub project: String,
     pub service: String,
     pub environment: String,
-    /// Whether the environment was named, and is not just the default.
+    /// Whether an option or `capsule.toml` names the environment. Otherwise, it is the default.
     pub is_environment_named: bool,
 }
 
-/// A folder with the `capsule.toml` that is about it.
+/// A folder and its `capsule.toml`.
 #[derive(Debug)]
 pub struct Application {
     /// Where `capsule.toml` is, or would be.
     pub folder: PathBuf,
     pub declared: Declared,
-    /// Whether `capsule.toml` was found above the folder that was asked for.
+    /// Whether `capsule.toml` was found above the given folder.
     pub is_above: bool,
 }
 
 impl Application {
-    /// The application that a folder belongs to: the one of the nearest `capsule.toml`, here or above.
+    /// The application of a folder: the one with the nearest `capsule.toml`, here or above.
     ///
     /// # Errors
-    /// When there is no such folder, or the file cannot be read or is malformed.
+    /// When the folder does not exist, or the file cannot be read or is malformed.
     pub fn of(folder: &Path) -> anyhow::Result<Self> {
         let start = folder.canonicalize().ok().filter(|path| path.is_dir());
         let start = start.ok_or_else(|| {
-            Failure::new("no_such_folder", format!("There is no folder {}.", folder.display()))
-                .hint("Go to the application's folder, or name it.")
+            Failure::new("no_such_folder", format!("The folder {} does not exist.", folder.display()))
+                .hint("Change to the application's folder, or give its path.")
         })?;
         let home = std::env::var_os("HOME").and_then(|home| Path::new(&home).canonicalize().ok());
         match search(&start, home.as_deref()) {
@@ -54,8 +54,9 @@ impl Application {
     }
 }
 
-/// The nearest folder with a `capsule.toml`, from `start` upwards: not beyond the root of its repository, the home
-/// directory, or a folder that others own or may write to, who could put the file there.
+/// The nearest folder with a `capsule.toml`, from `start` upwards. The search stops at the root of the repository, at
+/// the home directory, and before a folder that another user owns or can write to: that user could have put the file
+/// there.
 fn search(start: &Path, home: Option<&Path>) -> Option<PathBuf> {
     let owner = std::fs::metadata(start).ok()?.uid();
     let mut at = start;
@@ -78,48 +79,49 @@ fn search(start: &Path, home: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
-/// What the folder's `capsule.toml` says; nothing, if there is none.
+/// The content of the folder's `capsule.toml`, empty if there is none.
 fn declared(folder: &Path) -> anyhow::Result<Declared> {
     let path = folder.join(Declared::FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) => Declared::parse(&text).map_err(|error| anyhow!("{}/{error}", folder.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Declared::default()),
-        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
-/// The service that a command is about; everything about it must be known.
+/// The service of a command, from the options and `capsule.toml`.
 ///
 /// # Errors
-/// When project or service are named nowhere.
-pub fn known(at: &At) -> anyhow::Result<Wanted> {
+/// When neither names the project or the service.
+pub fn resolve(at: &ServiceArgs) -> anyhow::Result<ServiceNames> {
     let declared = Application::of(&at.folder)?.declared;
     let missing = |what: &str| {
         Failure::new(
             "no_capsule_toml",
-            format!("Which {what}? No capsule.toml in {} or above it names one.", at.folder.display()),
+            format!("No {what} given, and no capsule.toml in {} or above it names one.", at.folder.display()),
         )
-        .hint(format!("Go to the application's folder, or give --{what}."))
+        .hint(format!("Change to the application's folder, or use --{what}."))
     };
     let project = at.names.project.clone().or(declared.project.clone()).ok_or_else(|| missing("project"))?;
     let service = at.names.service.clone().or(declared.service.clone()).ok_or_else(|| missing("service"))?;
-    Ok(wanted(at, &declared, project, service))
+    Ok(service_names(at, &declared, project, service))
 }
 
-/// What is to be deployed, and whether a person has just named what may be missing.
+/// What to deploy.
 #[derive(Debug)]
-pub struct Chosen {
+pub struct Selection {
     pub folder: PathBuf,
-    pub wanted: Wanted,
-    pub was_asked: bool,
+    pub names: ServiceNames,
+    /// Whether the user has typed a name at a prompt, and so agrees that it is created.
+    pub was_prompted: bool,
 }
 
-/// What is to be deployed: the application of the folder, or, where the command line names another service than the
-/// `capsule.toml` above, the folder itself. Names that are missing are asked for, with the folder's name as the proposal.
+/// What to deploy: the application of the folder, or the folder itself if the command line names another service than
+/// the `capsule.toml` above. Prompts for missing names, with the folder's name as the default.
 ///
 /// # Errors
 /// When a name is missing or malformed.
-pub fn chosen(at: &At, yes: bool) -> anyhow::Result<Chosen> {
+pub fn select(at: &ServiceArgs, yes: bool) -> anyhow::Result<Selection> {
     let application = Application::of(&at.folder)?;
     let declared = application.declared;
     let is_another = |named: &Option<String>, declared: &Option<String>| named.is_some() && named != declared;
@@ -127,51 +129,52 @@ pub fn chosen(at: &At, yes: bool) -> anyhow::Result<Chosen> {
         && (is_another(&at.names.service, &declared.service) || is_another(&at.names.project, &declared.project));
     let folder = if is_own { at.folder.clone() } else { application.folder };
     let path = folder.canonicalize()?;
-    let proposal = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
-    let mut was_asked = false;
+    let default = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
+    let mut was_prompted = false;
     let mut choose = |what: &str, named: Option<String>| match named {
-        Some(name) => label(what, &name),
-        None if yes => Ok(proposal.clone()),
-        None if terminal::can_ask() => {
-            was_asked = true;
-            label(what, &terminal::ask(what, Some(&proposal), "")?)
+        Some(name) => check_name(what, &name),
+        None if yes => Ok(default.clone()),
+        None if terminal::can_prompt() => {
+            was_prompted = true;
+            check_name(what, &terminal::prompt(what, Some(&default), "")?)
         }
         None => Err(Failure::new(
             "no_capsule_toml",
-            format!("Which {}? No capsule.toml in {} or above it names one.", what.to_lowercase(), at.folder.display()),
+            format!("No {} given, and no capsule.toml in {} or above it names one.", what.to_lowercase(), at.folder.display()),
         )
-        .hint(format!("Give --{}, or --yes to create `{proposal}`.", what.to_lowercase()))
+        .hint(format!("Use --{}, or --yes to create `{default}`.", what.to_lowercase()))
         .into()),
     };
     let project = choose("Project", at.names.project.clone().or(declared.project.clone()))?;
     let service = choose("Service", at.names.service.clone().or(declared.service.clone().filter(|_| !is_own)))?;
-    Ok(Chosen { folder, wanted: wanted(at, &declared, project, service), was_asked })
+    Ok(Selection { folder, names: service_names(at, &declared, project, service), was_prompted })
 }
 
-/// What `capsule init` writes into a folder: of this folder only, whatever is above it.
+/// The names that `capsule init` writes into a folder. A `capsule.toml` above it is not used.
 ///
 /// # Errors
-/// When a name is malformed, or cannot be asked for.
-pub fn for_init(at: &At) -> anyhow::Result<Wanted> {
+/// When the folder does not exist, or a name is malformed.
+pub fn for_init(at: &ServiceArgs) -> anyhow::Result<ServiceNames> {
     let path = at.folder.canonicalize().ok().filter(|path| path.is_dir());
-    let path = path.ok_or_else(|| Failure::new("no_such_folder", format!("There is no folder {}.", at.folder.display())))?;
+    let path =
+        path.ok_or_else(|| Failure::new("no_such_folder", format!("The folder {} does not exist.", at.folder.display())))?;
     let declared = declared(&at.folder)?;
-    let proposal = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
+    let default = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
     let choose = |what: &str, named: Option<String>| match named {
-        Some(name) => label(what, &name),
-        // A file is written, and nothing created: the proposal does where nobody can be asked.
-        None if !terminal::can_ask() => Ok(proposal.clone()),
-        None => label(what, &terminal::ask(what, Some(&proposal), "")?),
+        Some(name) => check_name(what, &name),
+        // Without a terminal, use the default: `init` writes a file but creates nothing on the server.
+        None if !terminal::can_prompt() => Ok(default.clone()),
+        None => check_name(what, &terminal::prompt(what, Some(&default), "")?),
     };
     let project = choose("Project", at.names.project.clone().or(declared.project.clone()))?;
     let service = choose("Service", at.names.service.clone().or(declared.service.clone()))?;
-    Ok(wanted(at, &declared, project, service))
+    Ok(service_names(at, &declared, project, service))
 }
 
-fn wanted(at: &At, declared: &Declared, project: String, service: String) -> Wanted {
+fn service_names(at: &ServiceArgs, declared: &Declared, project: String, service: String) -> ServiceNames {
     let environment = at.names.environment.clone().or(declared.environment.clone());
     let organization_from = if at.names.organization.is_some() { "--organization names" } else { "capsule.toml names" };
-    Wanted {
+    ServiceNames {
         organization: at.names.organization.clone().or(declared.organization.clone()),
         organization_from,
         project,
@@ -181,30 +184,30 @@ fn wanted(at: &At, declared: &Declared, project: String, service: String) -> Wan
     }
 }
 
-fn label(what: &str, name: &str) -> anyhow::Result<String> {
+fn check_name(what: &str, name: &str) -> anyhow::Result<String> {
     if is_label(name) {
         return Ok(name.into());
     }
     let what = what.to_lowercase();
-    Err(Failure::new("invalid_name", format!("Invalid {what} name `{name}`: use a-z, 0-9 and -, at most 40."))
+    Err(Failure::new("invalid_name", format!("Invalid {what} name `{name}`: use a-z, 0-9 and -, at most 40 characters."))
         .hint(format!("Try {}.", to_label(name, "app")))
         .into())
 }
 
-/// Writes organization, project and service into the folder's `capsule.toml`, leaving the rest of it as it is.
-/// Returns whether anything had to be written.
-pub fn remember(folder: &Path, wanted: &Wanted) -> anyhow::Result<bool> {
+/// Writes organization, project and service into the folder's `capsule.toml` where they are missing. The rest of the
+/// file does not change. Returns whether the file changed.
+pub fn save_names(folder: &Path, names: &ServiceNames) -> anyhow::Result<bool> {
     let path = folder.join(Declared::FILE);
     let before = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let mut document: DocumentMut = before.parse().with_context(|| format!("{} is malformed", path.display()))?;
+    let mut document: DocumentMut = before.parse().with_context(|| format!("{} is not valid TOML", path.display()))?;
     let names = [
-        ("organization", wanted.organization.as_deref()),
-        ("project", Some(wanted.project.as_str())),
-        ("service", Some(wanted.service.as_str())),
+        ("organization", names.organization.as_deref()),
+        ("project", Some(names.project.as_str())),
+        ("service", Some(names.service.as_str())),
     ];
     for (name, value) in names {
         if let Some(value) = value
@@ -217,56 +220,56 @@ pub fn remember(folder: &Path, wanted: &Wanted) -> anyhow::Result<bool> {
     if after == before {
         return Ok(false);
     }
-    std::fs::write(&path, after).with_context(|| format!("{} cannot be written", path.display()))?;
+    std::fs::write(&path, after).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(true)
 }
 
-/// The line before what was found.
-const FOUND: &str = "# What `capsule plan` found. Uncomment to override.";
-/// What that line was before.
-const FOUND_BEFORE: &str = "# What `capsule plan` found. Take the # away to say it otherwise.";
+/// The line before the plan.
+const PLAN_HEADING: &str = "# What `capsule plan` found. Uncomment to override.";
+/// The same line as earlier versions wrote it.
+const EARLIER_PLAN_HEADING: &str = "# What `capsule plan` found. Take the # away to say it otherwise.";
 
-/// Adds what a plan found to the folder's `capsule.toml`, as comments; once, and not where something of it is
-/// said already. Returns whether anything had to be written.
-pub fn annotate(folder: &Path, found: &str) -> anyhow::Result<bool> {
+/// Adds a plan's settings to the folder's `capsule.toml` as comments, unless the file has such comments or sections.
+/// Returns whether the file changed.
+pub fn annotate(folder: &Path, settings: &str) -> anyhow::Result<bool> {
     let path = folder.join(Declared::FILE);
-    let before = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let is_said = before.contains(FOUND)
-        || before.contains(FOUND_BEFORE)
+    let before = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let has_settings = before.contains(PLAN_HEADING)
+        || before.contains(EARLIER_PLAN_HEADING)
         || ["build", "processes", "networking"].iter().any(|name| before.contains(&format!("[{name}")));
-    if is_said || found.is_empty() {
+    if has_settings || settings.is_empty() {
         return Ok(false);
     }
     let comments: String =
-        found.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("# {line}\n") }).collect();
-    std::fs::write(&path, format!("{before}\n{FOUND}\n#\n{comments}"))
-        .with_context(|| format!("{} cannot be written", path.display()))?;
+        settings.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("# {line}\n") }).collect();
+    std::fs::write(&path, format!("{before}\n{PLAN_HEADING}\n#\n{comments}"))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Application, Wanted, annotate, chosen, known, remember, search};
-    use crate::arguments::{At, Names};
+    use super::{Application, ServiceNames, annotate, resolve, save_names, search, select};
+    use crate::arguments::{NameOptions, ServiceArgs};
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
-    fn at(folder: &Path, names: Names) -> At {
-        At { folder: folder.into(), names }
+    fn at(folder: &Path, names: NameOptions) -> ServiceArgs {
+        ServiceArgs { folder: folder.into(), names }
     }
 
-    fn named(project: &str, service: &str) -> Names {
+    fn named(project: &str, service: &str) -> NameOptions {
         let name = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        Names { project: name(project), service: name(service), ..Names::default() }
+        NameOptions { project: name(project), service: name(service), ..NameOptions::default() }
     }
 
     #[test]
-    fn what_was_asked_is_remembered_and_nothing_else_changes() {
+    fn what_was_prompted_is_remembered_and_nothing_else_changes() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("capsule.toml");
         let own = "# mine\n[build]\nbuild = \"make\" # this way\n";
         std::fs::write(&file, own).expect("written");
-        let wanted = Wanted {
+        let names = ServiceNames {
             organization: Some("ada".into()),
             organization_from: "",
             project: "shop".into(),
@@ -274,29 +277,29 @@ mod tests {
             environment: "production".into(),
             is_environment_named: false,
         };
-        assert!(remember(folder.path(), &wanted).expect("remembered"));
-        assert!(!remember(folder.path(), &wanted).expect("nothing to do"));
+        assert!(save_names(folder.path(), &names).expect("saved"));
+        assert!(!save_names(folder.path(), &names).expect("nothing to do"));
         let text = std::fs::read_to_string(&file).expect("there");
         assert!(text.contains("# mine") && text.contains("build = \"make\" # this way"), "{text}");
-        let at = at(folder.path(), Names::default());
-        assert!(!annotate(folder.path(), "[build]\ninstall = \"x\"").expect("nothing to do"), "it is said already");
-        let known = known(&at).expect("known");
-        assert_eq!((known.project.as_str(), known.service.as_str(), known.environment.as_str()), ("shop", "web", "production"));
-        assert_eq!(known.organization.as_deref(), Some("ada"), "the organization is pinned");
+        let at = at(folder.path(), NameOptions::default());
+        assert!(!annotate(folder.path(), "[build]\ninstall = \"x\"").expect("nothing to do"), "the section exists");
+        let names = resolve(&at).expect("known");
+        assert_eq!((names.project.as_str(), names.service.as_str(), names.environment.as_str()), ("shop", "web", "production"));
+        assert_eq!(names.organization.as_deref(), Some("ada"), "the organization is pinned");
         // Another organization is not pinned in its place.
-        let other = Wanted { organization: Some("eve".into()), ..wanted };
-        assert!(!remember(folder.path(), &other).expect("nothing to do"));
+        let other = ServiceNames { organization: Some("eve".into()), ..names };
+        assert!(!save_names(folder.path(), &other).expect("nothing to do"));
     }
 
     #[test]
-    fn without_a_capsule_toml_the_missing_name_is_told() {
+    fn without_a_capsule_toml_the_error_names_the_missing_option() {
         let folder = tempfile::tempdir().expect("a folder");
         let at = at(folder.path(), named("shop", ""));
-        assert!(known(&at).expect_err("no service").to_string().contains("--service"));
+        assert!(resolve(&at).expect_err("no service").to_string().contains("--service"));
     }
 
     #[test]
-    fn the_nearest_capsule_toml_counts_up_to_the_root_of_the_repository() {
+    fn the_nearest_capsule_toml_up_to_the_root_of_the_repository_is_used() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().canonicalize().expect("there");
         let deep = root.join("repository/apps/web/src");
@@ -312,12 +315,12 @@ mod tests {
         assert_eq!(search(&deep, None), Some(root.join("repository/apps/web")));
         let application = Application::of(&deep).expect("found");
         assert!(application.is_above && application.declared.service.as_deref() == Some("inner"), "{application:?}");
-        let known = known(&at(&deep, Names::default())).expect("known");
-        assert_eq!((known.project.as_str(), known.service.as_str()), ("shop", "inner"));
+        let names = resolve(&at(&deep, NameOptions::default())).expect("known");
+        assert_eq!((names.project.as_str(), names.service.as_str()), ("shop", "inner"));
     }
 
     #[test]
-    fn the_search_ends_at_the_home_directory_and_where_others_may_write() {
+    fn the_search_ends_at_the_home_directory_and_where_others_can_write() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().canonicalize().expect("there");
         let (home, deep) = (root.join("home"), root.join("home/work/src"));
@@ -339,25 +342,25 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_below_an_application_makes_no_project() {
+    fn a_folder_below_an_application_does_not_create_a_project() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().canonicalize().expect("there");
         std::fs::create_dir(root.join("src")).expect("made");
         std::fs::write(root.join("capsule.toml"), "project = \"shop\"\nservice = \"web\"\n").expect("written");
-        let of = |names, yes| chosen(&at(&root.join("src"), names), yes);
+        let of = |names, yes| select(&at(&root.join("src"), names), yes);
         for yes in [false, true] {
-            let above = of(Names::default(), yes).expect("known");
-            assert_eq!((above.folder.as_path(), above.wanted.service.as_str()), (root.as_path(), "web"));
+            let above = of(NameOptions::default(), yes).expect("known");
+            assert_eq!((above.folder.as_path(), above.names.service.as_str()), (root.as_path(), "web"));
         }
-        // Another service that is named is the folder's own.
+        // If another service is named, the folder itself is deployed.
         let own = of(named("", "worker"), true).expect("known");
-        assert_eq!((own.folder.as_path(), own.wanted.project.as_str()), (root.join("src").as_path(), "shop"));
-        assert_eq!(own.wanted.service, "worker");
+        assert_eq!((own.folder.as_path(), own.names.project.as_str()), (root.join("src").as_path(), "shop"));
+        assert_eq!(own.names.service, "worker");
         std::fs::remove_file(root.join("capsule.toml")).expect("removed");
-        if !crate::terminal::can_ask() {
-            let told = of(Names::default(), false).expect_err("nobody says so").to_string();
-            assert!(told.contains("--project") && told.contains("--yes"), "{told}");
+        if !crate::terminal::can_prompt() {
+            let error = of(NameOptions::default(), false).expect_err("no name").to_string();
+            assert!(error.contains("--project") && error.contains("--yes"), "{error}");
         }
-        assert_eq!(of(Names::default(), true).expect("as told").wanted.project, "src");
+        assert_eq!(of(NameOptions::default(), true).expect("named after the folder").names.project, "src");
     }
 }

@@ -1,5 +1,5 @@
-//! What a repository knows, asked of the `git` program. Of the programs that a repository's own configuration
-//! may name, none is run, but for filters of files, without which git cannot compare any.
+//! Reads commits and changes of a repository with the `git` program. Programs that the repository's configuration names
+//! are not run, except file filters, which git needs to compare files.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,20 +7,20 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
-use capsule_buildplan::{Listing, MOST_BYTES};
+use capsule_buildplan::{Listing, MAX_FILE_BYTES};
 
-/// The files of a commit below a folder of the working tree, each read when it is asked for.
+/// The files of a commit below a folder of the working tree. Each file is read on demand.
 pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>> {
-    // The tree of this folder in that commit; what follows names everything from there on.
+    // The tree of this folder in the commit. Paths are relative to it.
     let prefix = text(&run(folder, &["rev-parse", "--show-prefix"])?)?;
     let tree = format!("{revision}:{}", prefix.trim_end_matches('\n'));
     let verified = run(folder, &["rev-parse", "--verify", "--end-of-options", &tree]);
-    let tree = text(&verified.with_context(|| format!("there is no commit `{revision}` with this folder in it"))?)?;
+    let tree = text(&verified.with_context(|| format!("There is no commit `{revision}` that contains this folder"))?)?;
     let tree = tree.trim_end();
     let mut paths = Vec::new();
     for entry in run(folder, &["ls-tree", "-r", "-z", "--full-tree", tree])?.split(|byte| *byte == 0) {
-        // `100644 blob 0123… name`, the name behind a tab; links and submodules are of other kinds. Names
-        // that are not text hold nothing that a plan is made from.
+        // `100644 blob 0123…`, a tab, and the name. Links and submodules have other modes. A plan does not use files
+        // whose names are not UTF-8.
         if let Ok(entry) = std::str::from_utf8(entry)
             && let Some((kind, path)) = entry.split_once('\t')
             && kind.starts_with("100")
@@ -33,10 +33,10 @@ pub fn commit(folder: &Path, revision: &str) -> anyhow::Result<Listing<'static>>
     Ok(Listing::new(paths, move |path| reader.borrow_mut().read(&format!("{tree}:{path}")).ok().flatten()))
 }
 
-/// The files below a folder that are not as they were in a revision, those that git does not know among them.
+/// The files below a folder that changed since a revision, including untracked ones.
 pub fn changed(folder: &Path, since: &str) -> anyhow::Result<Vec<String>> {
     let differ = ["diff", "--name-only", "--relative", "--no-ext-diff", "--no-textconv", "-z", "--end-of-options", since, "--"];
-    let mut names = run(folder, &differ).with_context(|| format!("what has changed since `{since}` cannot be told"))?;
+    let mut names = run(folder, &differ).with_context(|| format!("Cannot list the changes since `{since}`"))?;
     names.extend(run(folder, &["ls-files", "--others", "--exclude-standard", "-z"])?);
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
@@ -50,19 +50,20 @@ fn git(folder: &Path) -> Command {
 }
 
 fn run(folder: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let done = git(folder).args(arguments).output().context("git is needed to look into commits, and cannot be started")?;
-    if !done.status.success() {
-        let told = String::from_utf8_lossy(&done.stderr);
-        bail!("git: {}", told.trim().trim_start_matches("fatal: ").trim_start_matches("error: "));
+    let finished =
+        git(folder).args(arguments).output().context("Cannot start git, which is needed to read commits. Install it")?;
+    if !finished.status.success() {
+        let message = String::from_utf8_lossy(&finished.stderr);
+        bail!("git: {}", message.trim().trim_start_matches("fatal: ").trim_start_matches("error: "));
     }
-    Ok(done.stdout)
+    Ok(finished.stdout)
 }
 
 fn text(bytes: &[u8]) -> anyhow::Result<String> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| anyhow!("git names a folder that is not UTF-8"))
+    String::from_utf8(bytes.to_vec()).map_err(|_| anyhow!("git printed a path that is not UTF-8"))
 }
 
-/// Reads one object after the other.
+/// Reads objects by name, through one `git cat-file --batch`.
 struct Objects {
     process: Child,
     input: ChildStdin,
@@ -73,13 +74,13 @@ impl Objects {
     fn open(folder: &Path) -> anyhow::Result<Self> {
         let mut command = git(folder);
         command.args(["cat-file", "--batch"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = command.spawn().context("git cannot be started")?;
+        let mut process = command.spawn().context("cannot start git")?;
         let pipes = process.stdin.take().zip(process.stdout.take());
-        let (input, output) = pipes.context("git has no pipes")?;
+        let (input, output) = pipes.context("git has no standard input or output")?;
         Ok(Self { process, input, output: BufReader::new(output) })
     }
 
-    /// An object's content; nothing if there is none of this name, or if it is too large to decide anything.
+    /// The content of a blob. `None` if there is none of this name, or if it exceeds the maximum size that a plan reads.
     fn read(&mut self, name: &str) -> std::io::Result<Option<Vec<u8>>> {
         if name.contains('\n') {
             return Ok(None);
@@ -91,12 +92,12 @@ impl Objects {
         let Some(size) = head.rsplit_once(" blob ").and_then(|(_, size)| size.trim().parse::<u64>().ok()) else {
             return Ok(None);
         };
-        // With the end of the line behind it.
+        // The content is followed by a newline.
         let mut all = self.output.by_ref().take(size + 1);
         let mut content = Vec::new();
-        all.by_ref().take(size.min(MOST_BYTES)).read_to_end(&mut content)?;
+        all.by_ref().take(size.min(MAX_FILE_BYTES)).read_to_end(&mut content)?;
         std::io::copy(&mut all, &mut std::io::sink())?;
-        Ok((size <= MOST_BYTES).then_some(content))
+        Ok((size <= MAX_FILE_BYTES).then_some(content))
     }
 }
 

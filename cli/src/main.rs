@@ -1,4 +1,4 @@
-//! `capsule`: the server and its client in one binary, and the roles it takes on behalf of itself.
+//! `capsule`: the server, its client, and the roles that the server starts, in one binary.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod arguments;
@@ -18,15 +18,15 @@ use std::process::ExitCode;
 use terminal::Terminal;
 
 fn main() -> ExitCode {
-    // Before anything is set up: a shim is to stay small.
-    if let Some(code) = roles::take() {
+    // Before any other set-up, to keep shims small.
+    if let Some(code) = roles::run_if_role() {
         return code;
     }
-    let words: Vec<_> = std::env::args_os().collect();
-    let arguments = match usage::parse(&words) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = match usage::parse(&arguments) {
         Ok(arguments) => arguments,
-        Err(error) => return Terminal { json: usage::wants_json(&words) }.usage(&error),
+        Err(error) => return Terminal { json: usage::has_json_flag(&arguments) }.usage(&error),
     };
     let terminal = Terminal { json: arguments.json };
-    commands::run(arguments).unwrap_or_else(|error| terminal.complain(&error))
+    commands::run(arguments).unwrap_or_else(|error| terminal.fail(&error))
 }

@@ -1,17 +1,18 @@
-//! Which known name was probably meant by one that is not known.
+//! Suggests known names for an unknown one.
 
 use strsim::{damerau_levenshtein, jaro_winkler};
 
-/// The known names that are near to `name`, the nearest first.
+/// The known names that are near `name`, nearest first: within a third of its letters by edit distance, or beginning
+/// with it.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let folded = name.to_lowercase();
-    let most = (folded.chars().count() / 3).max(1);
+    let max_distance = (folded.chars().count() / 3).max(1);
     let mut near: Vec<(usize, &str)> = known
         .into_iter()
         .filter_map(|known| {
             let distance = damerau_levenshtein(&folded, &known.to_lowercase());
-            let is_beginning = folded.chars().count() >= 3 && known.to_lowercase().starts_with(&folded);
-            (distance <= most || is_beginning).then_some((distance, known))
+            let is_prefix = folded.chars().count() >= 3 && known.to_lowercase().starts_with(&folded);
+            (distance <= max_distance || is_prefix).then_some((distance, known))
         })
         .collect();
     let similarity = |known: &str| jaro_winkler(&folded, known);
@@ -19,7 +20,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
     near.into_iter().map(|(_, known)| known).collect()
 }
 
-/// A sentence that asks whether the nearest name was meant, with a space before it; nothing if none is near.
+/// ` Did you mean …?` with the nearest name, or an empty string if none is near.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(name, known).first().map_or_else(String::new, |near| format!(" Did you mean {near}?"))
 }
@@ -29,9 +30,9 @@ mod tests {
     use super::{did_you_mean, nearest};
 
     #[test]
-    fn a_typo_finds_what_was_meant_and_another_word_nothing() {
+    fn a_typo_finds_the_nearest_name_and_another_word_finds_nothing() {
         let environments = ["production", "staging", "dev"];
-        for (typed, meant) in [
+        for (typed, expected) in [
             ("prdouction", "production"),
             ("productoin", "production"),
             ("prod", "production"),
@@ -39,7 +40,7 @@ mod tests {
             ("Staging", "staging"),
             ("dve", "dev"),
         ] {
-            assert_eq!(nearest(typed, environments).first(), Some(&meant), "{typed}");
+            assert_eq!(nearest(typed, environments).first(), Some(&expected), "{typed}");
         }
         assert!(nearest("customers", environments).is_empty());
         assert_eq!(did_you_mean("prdouction", environments), " Did you mean production?");

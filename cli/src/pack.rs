@@ -1,5 +1,4 @@
-//! Packs a folder for its way to the server: a gzipped tar archive without what `.gitignore` and
-//! `.capsuleignore` leave out.
+//! Packs a folder for upload: a gzipped tar archive without the files that `.gitignore` and `.capsuleignore` exclude.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -10,10 +9,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use ignore::WalkBuilder;
 
-/// Never of use to a build, whatever the ignore files say.
-const NEVER: [&str; 3] = [".git", ".hg", ".svn"];
+/// Never packed, whatever the ignore files contain.
+const EXCLUDED: [&str; 3] = [".git", ".hg", ".svn"];
 
-/// An archive in a temporary file without a name.
+/// An archive in an unnamed temporary file.
 pub struct Packed {
     pub file: File,
     pub bytes: u64,
@@ -21,9 +20,12 @@ pub struct Packed {
 }
 
 /// Packs a folder.
+///
+/// # Errors
+/// When a file cannot be read, or there is none to pack.
 pub fn pack(folder: &Path) -> anyhow::Result<Packed> {
-    let file = tempfile::tempfile().context("a temporary file cannot be made")?;
-    // Speed before size: most uploads stay on one machine or a fast line.
+    let file = tempfile::tempfile().context("cannot create a temporary file")?;
+    // Fast rather than small: most uploads stay on one machine or a fast network.
     let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::fast()));
     archive.mode(tar::HeaderMode::Deterministic);
     archive.follow_symlinks(false);
@@ -35,7 +37,7 @@ pub fn pack(folder: &Path) -> anyhow::Result<Packed> {
         .git_exclude(true)
         .require_git(false)
         .add_custom_ignore_filename(".capsuleignore")
-        .filter_entry(|entry| !NEVER.iter().any(|never| entry.file_name() == *never))
+        .filter_entry(|entry| !EXCLUDED.iter().any(|name| entry.file_name() == *name))
         .sort_by_file_name(Ord::cmp)
         .build();
     for entry in walk {
@@ -47,12 +49,15 @@ pub fn pack(folder: &Path) -> anyhow::Result<Packed> {
         }
         let Some(kind) = entry.file_type() else { continue };
         if kind.is_file() || kind.is_dir() || kind.is_symlink() {
-            archive.append_path_with_name(path, name).with_context(|| format!("{} cannot be packed", path.display()))?;
+            archive.append_path_with_name(path, name).with_context(|| format!("cannot read {}", path.display()))?;
             files += usize::from(!kind.is_dir());
         }
     }
     if files == 0 {
-        bail!("there is nothing to deploy in {}: it is empty, or everything is ignored", folder.display());
+        bail!(
+            "Nothing to deploy in {}: the folder is empty, or .gitignore and .capsuleignore exclude every file.",
+            folder.display()
+        );
     }
     let mut file = archive.into_inner()?.finish()?;
     file.flush()?;
@@ -67,7 +72,7 @@ mod tests {
     use std::io::Seek;
 
     #[test]
-    fn what_is_ignored_stays_at_home() {
+    fn ignored_files_are_not_packed() {
         let folder = tempfile::tempdir().expect("a folder");
         for (name, content) in [
             (".gitignore", "node_modules/\n*.log\n!keep.log\n"),

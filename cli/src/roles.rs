@@ -1,17 +1,18 @@
-//! What the server starts this binary as: shims, sandboxes, uplinks, planners, the ingress. Not for people.
+//! The roles in which the server starts this binary: shims, sandboxes, uplinks, planners and the ingress. They are not
+//! commands for users.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Takes the role that the first argument names, if it names one.
-pub fn take() -> Option<ExitCode> {
+/// Runs the role that the first argument names. `None` if it names none.
+pub fn run_if_role() -> Option<ExitCode> {
     match std::env::args_os().nth(1).as_ref().and_then(|role| role.to_str()) {
-        Some("shim") => Some(alone(capsule_runtime::shim::run)),
-        Some("sandbox") => Some(alone(capsule_runtime::sandbox::run)),
-        Some("uplink") => Some(alone(capsule_runtime::uplink::run)),
-        Some(capsule_builder::planner::ROLE) => Some(alone(capsule_builder::planner::run)),
-        Some("ingress") => Some(alone(|| match ingress() {
+        Some("shim") => Some(run_isolated(capsule_runtime::shim::run)),
+        Some("sandbox") => Some(run_isolated(capsule_runtime::sandbox::run)),
+        Some("uplink") => Some(run_isolated(capsule_runtime::uplink::run)),
+        Some(capsule_builder::planner::ROLE) => Some(run_isolated(capsule_builder::planner::run)),
+        Some("ingress") => Some(run_isolated(|| match ingress() {
             Ok(()) => 0,
             Err(error) => {
                 crate::terminal::log_error(&error.to_string());
@@ -22,30 +23,29 @@ pub fn take() -> Option<ExitCode> {
     }
 }
 
-/// Runs a role without what the server's own caller left open: these processes outlive the server, or start programs of
-/// others.
-fn alone(role: impl FnOnce() -> i32) -> ExitCode {
+/// Runs a role after closing inherited file descriptors: these processes outlive the server, or start programs of users.
+fn run_isolated(role: impl FnOnce() -> i32) -> ExitCode {
     let status = match capsule_runtime::descriptors::close_inherited() {
         Ok(()) => role(),
         Err(error) => {
-            crate::terminal::log_error(&format!("inherited descriptors cannot be closed: {error}"));
+            crate::terminal::log_error(&format!("cannot close inherited file descriptors: {error}"));
             126
         }
     };
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
-/// How long an application may take to begin its response, once the request has been sent.
+/// How long an application may take to start its response after the request was sent.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Of the files that the ingress may open, one backend takes an eighth at the most, two for each request: the
-/// others' visitors still find it open.
-fn requests_per_backend(files: u64) -> usize {
-    usize::try_from(files / 16).unwrap_or(usize::MAX).clamp(256, 4096)
+/// Concurrent requests to one backend. Each takes two open files, and one backend may take at most an eighth of
+/// `open_files`, so that the ingress can still serve the others.
+fn requests_per_backend(open_files: u64) -> usize {
+    usize::try_from(open_files / 16).unwrap_or(usize::MAX).clamp(256, 4096)
 }
 
-/// Takes as many open files as the system allows this process, and returns the number.
-fn raise_open_files() -> u64 {
+/// Raises the limit of open files to the maximum for this process, and returns it.
+fn raise_open_files_limit() -> u64 {
     let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
     match rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
@@ -67,9 +67,9 @@ fn ingress() -> std::io::Result<()> {
         }
     }
     let (Some(data), Some(listen)) = (data, listen) else {
-        return Err(std::io::Error::other("the ingress is started by `capsule server`"));
+        return Err(std::io::Error::other("`capsule ingress` needs --data and --listen; `capsule server` starts it"));
     };
-    // A session of its own: what ends the server's terminal does not end the ingress.
+    // A session of its own, so that closing the server's terminal does not end the ingress.
     let _ = rustix::process::setsid();
     let run = data.join("run");
     let options = capsule_ingress::Options {
@@ -78,8 +78,8 @@ fn ingress() -> std::io::Result<()> {
         instances: run.join("i"),
         gateways: run.join("gateways"),
         table: data.join("routes.json"),
-        requests: requests_per_backend(raise_open_files()),
-        timeout: BACKEND_TIMEOUT,
+        max_in_flight: requests_per_backend(raise_open_files_limit()),
+        response_timeout: BACKEND_TIMEOUT,
     };
     capsule_ingress::run(options)
 }

@@ -1,4 +1,4 @@
-//! A command line that is not understood: which command was probably meant.
+//! Parses the command line. For an unknown command, suggests the nearest ones.
 
 use std::ffi::OsString;
 
@@ -8,24 +8,24 @@ use clap::{Command, CommandFactory, Parser};
 use crate::arguments::Arguments;
 use crate::nearest::nearest;
 
-/// Commands that take something away: proposed only behind the others, so that a typo and a hasty Enter do no harm.
+/// Commands that stop or delete something. They are suggested after all others, so that a typo does no harm.
 const DESTRUCTIVE: [&str; 9] = ["destroy", "stop", "cancel", "down", "unset", "discard", "restore", "logout", "rollback"];
 
-/// Understands the command line.
+/// Parses the command line.
 ///
 /// # Errors
-/// When it cannot be understood, or asks for help.
+/// When it is invalid, or requests help or the version.
 pub fn parse(arguments: &[OsString]) -> Result<Arguments, Box<Error>> {
-    Arguments::try_parse_from(arguments).map_err(|error| Box::new(suggested(error, arguments)))
+    Arguments::try_parse_from(arguments).map_err(|error| Box::new(with_suggestions(error, arguments)))
 }
 
-/// Whether an error is to be told as JSON; asked where the command line could not be understood.
-pub fn wants_json(arguments: &[OsString]) -> bool {
+/// Whether `--json` was given, for a command line that cannot be parsed.
+pub fn has_json_flag(arguments: &[OsString]) -> bool {
     arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json")
 }
 
-/// An error about an unknown command, with the commands that are near.
-fn suggested(mut error: Error, arguments: &[OsString]) -> Error {
+/// Adds the nearest commands to an error about an unknown command.
+fn with_suggestions(mut error: Error, arguments: &[OsString]) -> Error {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return error;
     }
@@ -39,7 +39,7 @@ fn suggested(mut error: Error, arguments: &[OsString]) -> Error {
     error
 }
 
-/// The command in which `typed` was looked for.
+/// The command that has no subcommand `typed`.
 fn parent(typed: &str, arguments: &[OsString]) -> Command {
     let mut command = Arguments::command();
     for argument in arguments.iter().skip(1).filter_map(|argument| argument.to_str()) {
@@ -54,16 +54,16 @@ fn parent(typed: &str, arguments: &[OsString]) -> Command {
 }
 
 fn near_commands(typed: &str, command: &Command) -> Vec<String> {
-    let known: Vec<&str> = command.get_subcommands().filter(|known| !known.is_hide_set()).map(Command::get_name).collect();
+    let known: Vec<&str> = command.get_subcommands().filter(|inner| !inner.is_hide_set()).map(Command::get_name).collect();
     let mut names = nearest(typed, known);
-    // A stable sort: the nearest stays first of its kind.
+    // A stable sort: within each group, the nearest stays first.
     names.sort_by_key(|name| DESTRUCTIVE.contains(name));
     names.into_iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{DESTRUCTIVE, near_commands, parse, wants_json};
+    use super::{DESTRUCTIVE, has_json_flag, near_commands, parse};
     use crate::arguments::Arguments;
     use clap::CommandFactory;
     use std::ffi::OsString;
@@ -73,14 +73,14 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_proposes_the_nearest_command_and_a_destructive_one_never_before_another() {
+    fn a_typo_suggests_the_nearest_command_and_destructive_ones_last() {
         let command = Arguments::command();
-        for (typed, meant) in
+        for (typed, expected) in
             [("dpeloy", "deploy"), ("deplyo", "deploy"), ("stauts", "status"), ("lgos", "logs"), ("strat", "start")]
         {
-            assert_eq!(near_commands(typed, &command).first().map(String::as_str), Some(meant), "{typed}");
+            assert_eq!(near_commands(typed, &command).first().map(String::as_str), Some(expected), "{typed}");
         }
-        // Every spelling with two neighbours exchanged or one letter left out.
+        // Every spelling with two adjacent letters swapped or one left out.
         let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         for name in &names {
             for at in 1..name.len() {
@@ -88,20 +88,20 @@ mod tests {
                 letters.swap(at - 1, at);
                 for typed in [letters.iter().collect::<String>(), [&name[..at], &name[at + 1..]].concat()] {
                     let near = near_commands(&typed, &command);
-                    let harmless = near.iter().position(|name| !DESTRUCTIVE.contains(&name.as_str()));
-                    assert!(harmless.is_none_or(|first| first == 0), "{typed}: {near:?}");
+                    let first_harmless = near.iter().position(|name| !DESTRUCTIVE.contains(&name.as_str()));
+                    assert!(first_harmless.is_none_or(|first| first == 0), "{typed}: {near:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn the_error_names_the_proposal() {
-        let told = |text: &str| parse(&words(text)).expect_err("a typo").to_string();
-        assert!(told("capsule dpeloy").contains("'deploy'"), "{}", told("capsule dpeloy"));
-        assert!(!told("capsule dpeloy").contains("destroy"), "{}", told("capsule dpeloy"));
-        assert!(told("capsule env lsit").contains("'list'"), "{}", told("capsule env lsit"));
-        assert!(!told("capsule zzzzzz").contains("similar"), "{}", told("capsule zzzzzz"));
-        assert!(wants_json(&words("capsule --json dpeloy")) && !wants_json(&words("capsule dpeloy -- --json")));
+    fn the_error_names_the_suggestion() {
+        let message = |text: &str| parse(&words(text)).expect_err("a typo").to_string();
+        assert!(message("capsule dpeloy").contains("'deploy'"), "{}", message("capsule dpeloy"));
+        assert!(!message("capsule dpeloy").contains("destroy"), "{}", message("capsule dpeloy"));
+        assert!(message("capsule env lsit").contains("'list'"), "{}", message("capsule env lsit"));
+        assert!(!message("capsule zzzzzz").contains("similar"), "{}", message("capsule zzzzzz"));
+        assert!(has_json_flag(&words("capsule --json dpeloy")) && !has_json_flag(&words("capsule dpeloy -- --json")));
     }
 }

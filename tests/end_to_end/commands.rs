@@ -42,7 +42,7 @@ fn helpless() {
     let told = server.capsule(&["whoami", "--server", "http://127.0.0.1:9"]).refused();
     assert!(told.err.contains("http://127.0.0.1:9"), "{told:?}");
     let told = server.capsule(&["whoami", "--server", "ftp://example.com/x"]).refused();
-    assert!(told.err.contains("not a server's URL"), "{told:?}");
+    assert!(told.err.contains("Invalid server URL"), "{told:?}");
     server.start();
     let empty = tempfile::tempdir().expect("a folder");
     let at = empty.path().to_str().expect("a path");
@@ -171,7 +171,7 @@ fn sources() {
     assert!(told.err.contains("broken.zip: the archive is damaged"), "{told:?}");
     std::fs::write(&broken, "a letter").expect("written");
     let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
-    assert!(told.err.contains("it is no archive that is known"), "{told:?}");
+    assert!(told.err.contains("unknown archive format"), "{told:?}");
     let at = folders[0].to_str().expect("a path");
     for revision in ["nothing", "--output=/tmp/escaped", "HEAD:x", "HEAD\nHEAD"] {
         let told = server.capsule(&["plan", at, &format!("--commit={revision}")]).refused();
@@ -201,7 +201,7 @@ fn since() {
     }
     commit(folder.path());
     let touched = |words: &[&str]| server.capsule(&[&["plan", at], words].concat()).ok().out;
-    assert_eq!(touched(&["--since", "HEAD"]).trim(), "No member is touched.");
+    assert_eq!(touched(&["--since", "HEAD"]).trim(), "No member is affected.");
     write("packages/ui/button.js", "// new, and git does not know it");
     write("apps/api/package.json", r#"{"name": "api", "scripts": {"start": "node ."}}"#);
     assert_eq!(touched(&["--since", "HEAD"]).lines().collect::<Vec<_>>(), ["apps/api", "apps/web", "packages/ui"]);
@@ -220,7 +220,7 @@ fn malformed() {
         ("[build]\nbiuld = \"make\"\n", "capsule.toml:2: unknown field `biuld`"),
         ("[build\n", "capsule.toml:1"),
         ("[networking]\n\nhealth_check = \"health\"\n", "capsule.toml:3: health_check must be a path"),
-        ("[processes]\nWEB = \"x\"\n", "capsule.toml:2: `WEB` is no process type"),
+        ("[processes]\nWEB = \"x\"\n", "capsule.toml:2: `WEB` is not a valid process type"),
     ] {
         std::fs::write(folder.path().join("capsule.toml"), content).expect("written");
         for command in ["plan", "deploy"] {
@@ -234,7 +234,7 @@ fn malformed() {
 fn account() {
     let server = Server::default();
     let url = format!("http://localhost:{}", server.port());
-    server.first_account();
+    server.register_first_account();
     // Another data directory: the server is no local one any more.
     let elsewhere: &[(&str, &str)] = &[("CAPSULE_DATA", "/nowhere")];
     let address = format!("http://127.0.0.1:{}", server.port());
@@ -290,7 +290,7 @@ pub fn migrations() {
     assert_eq!(states(&server, "info"), BTreeSet::from(["applied".to_owned()]));
     server.migrate("validate").ok();
     let refused = server.migrate("run").refused();
-    assert!(refused.err.contains("A server runs with the data directory"), "{refused:?}");
+    assert!(refused.err.contains("A server is already running with the data directory"), "{refused:?}");
     server.stop();
     assert_eq!(states(&server, "run"), BTreeSet::from(["applied".to_owned()]));
 }
@@ -312,7 +312,7 @@ fn claimed() {
     let server = Server::default();
     let second = server.capsule(&["server", "--listen", "127.0.0.1:0", "--set", "private_listen=127.0.0.1:0"]).refused();
     assert!(
-        second.err.contains(&format!("already: process {}", server.pid())) && second.err.contains("capsule server down"),
+        second.err.contains(&format!(": process {}.", server.pid())) && second.err.contains("capsule server down"),
         "{second:?}"
     );
     // Another's address is told, not waited for.
@@ -341,7 +341,7 @@ fn health() {
     let mut server = Server::default();
     let private = server.announced()[0]["private"].as_str().expect("an address").to_owned();
     let told = server.capsule(&["server", "health", "--at", &private]).ok();
-    assert!(told.out.contains("Everything"), "{told:?}");
+    assert!(told.out.contains("Healthy"), "{told:?}");
     server.stop();
     let told = server.capsule(&["server", "health", "--at", &private]).refused();
     assert!(told.err.contains(&private), "{told:?}");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use capsule_tests::{Docker, Ran, Server, corpus, eventually, example, fixture, free_port, root};
+use capsule_tests::{Docker, CommandOutput, Server, corpus, eventually, example, fixture, free_port, root};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -84,7 +84,7 @@ fn engine() -> Arc<Docker> {
 }
 
 /// Runs `capsule build`.
-fn build(engine: &Docker, server: &Server, folder: &Path, tag: &str, more: &[&str], environment: &[(&str, &str)]) -> Ran {
+fn build(engine: &Docker, server: &Server, folder: &Path, tag: &str, more: &[&str], environment: &[(&str, &str)]) -> CommandOutput {
     let socket = engine.socket();
     let mut arguments: Vec<String> = vec!["build".into(), folder.display().to_string(), "--tag".into(), tag.into()];
     arguments.extend(["--engine".into(), socket.display().to_string()]);
@@ -163,7 +163,7 @@ fn traced() {
 }
 
 /// What `capsule build --json` told, line by line.
-fn events(ran: &Ran) -> Vec<Value> {
+fn events(ran: &CommandOutput) -> Vec<Value> {
     ran.err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
@@ -190,7 +190,7 @@ fn done_before() {
 
 /// Debian's Engine crashes when a build begins with what is being dropped.
 fn kept_within_bounds() {
-    let (engine, server) = (Docker::apart(&[]), Server::unstarted(&[]));
+    let (engine, server) = (Docker::start_isolated(&[]), Server::unstarted(&[]));
     engine.make_base();
     let once = |tag: &str, round: u32, more: &[&str]| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -241,7 +241,7 @@ fn secret() {
         engine.docker(&["run", "--rm", "--user", "0", "--entrypoint", "grep", tag, "--recursive", value, "/app", "/run", "/tmp"]);
     assert!(!found.success, "{found:?}");
     let missing = build(&engine, &server, folder.path(), tag, &["--secret", "NOT_SET"], &[]).refused();
-    assert!(missing.err.contains("NOT_SET is not in the environment"), "{missing:?}");
+    assert!(missing.err.contains("The environment variable NOT_SET is not set"), "{missing:?}");
 }
 
 fn bounds() {
@@ -270,7 +270,7 @@ fn bounds() {
     let images: Vec<String> = BASES.iter().map(|base| format!("{base}={TOOLCHAINS}")).collect();
     let mut words = vec!["build", &at, "--tag", tag, "--engine", &socket];
     words.extend(images.iter().flat_map(|image| ["--image", image.as_str()]));
-    let mut child = server.begin(&words);
+    let mut child = server.spawn_with_stdout(&words);
     eventually("the step runs", || (!capsule_tests::processes("sleep 601").is_empty()).then_some(()));
     capsule_tests::signal(child.id(), capsule_tests::Signal::INT);
     assert!(!child.wait().expect("it ends").success());
@@ -300,7 +300,7 @@ fn held() {
 /// `BuildKit` is told the group as it is where systemd manages the Engine's, which no machine without
 /// systemd can do.
 fn held_in_slices() {
-    let engine = Docker::apart(&["--cgroup-parent", "system.slice:docker:"]);
+    let engine = Docker::start_isolated(&["--cgroup-parent", "system.slice:docker:"]);
     engine.make_base();
     held_by(&engine, &[None]);
 }

@@ -1,6 +1,6 @@
 //! The same platform on PostgreSQL: one database for each service, the same migrations and queries.
 
-use capsule_tests::{Postgres, Server, Shape, eventually, everywhere, probe};
+use capsule_tests::{Postgres, Server, Shape, eventually, with_shape, probe};
 use libtest_mimic::Trial;
 
 use crate::attacks::quotas;
@@ -28,7 +28,7 @@ pub fn trials() -> Vec<Trial> {
             with_postgres(quotas::bounded);
             with_postgres(quotas::hosts);
         }),
-        on("an embedded installation moves over, and goes on as it was", || everywhere(&Shape::default(), moves_over)),
+        on("an embedded installation moves over, and goes on as it was", || with_shape(&Shape::default(), moves_over)),
         on("a pool that is used up is told of, and frees itself", pool_is_used_up),
         on("applications go on while the database is dead, and Capsule goes on when it is back", database_dies),
     ]
@@ -36,7 +36,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn with_postgres(work: impl FnOnce()) {
     let postgres = Postgres::start();
-    everywhere(&Shape { settings: vec![format!("database.url={}", postgres.url())], ..Shape::default() }, work);
+    with_shape(&Shape { settings: vec![format!("database.url={}", postgres.url())], ..Shape::default() }, work);
 }
 
 fn moves_over() {
@@ -50,26 +50,26 @@ fn moves_over() {
     let service = server.service(&token, "mine");
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
-    assert!(move_over(&server).refused().err.contains("already: process"), "not while a server writes");
+    assert!(move_over(&server).refused().err.contains("already running"), "not while a server writes");
     server.stop();
-    assert!(server.capsule(&["migrate", "to-postgres"]).refused().err.contains("set database.url"));
+    assert!(server.capsule(&["migrate", "to-postgres"]).refused().err.contains("Set database.url"));
     let moved = move_over(&server).ok().json();
     let rows = |moved: &serde_json::Value| {
         moved.as_array().expect("a list").iter().map(|row| row["rows"].as_u64().expect("a number")).sum::<u64>()
     };
     assert!(rows(&moved) > 20, "{moved}");
-    assert_eq!(postgres.ask("capsule_identity", "SELECT count(*) FROM users WHERE email = 'mover@example.com'"), ["1"]);
+    assert_eq!(postgres.query("capsule_identity", "SELECT count(*) FROM users WHERE email = 'mover@example.com'"), ["1"]);
     // Cut short after a database, it is gone on with; all there, it is compared only.
-    let _ = postgres.ask("postgres", "DROP DATABASE capsule_deploy");
+    let _ = postgres.query("postgres", "DROP DATABASE capsule_deploy");
     assert_eq!(move_over(&server).ok().json(), moved);
     assert_eq!(move_over(&server).ok().json(), moved);
     // What somebody else has written there is not written over.
-    let _ = postgres.ask("capsule_identity", "UPDATE users SET name = 'other'");
+    let _ = postgres.query("capsule_identity", "UPDATE users SET name = 'other'");
     assert!(move_over(&server).refused().err.contains("not empty"));
-    let _ = postgres.ask("postgres", "DROP DATABASE capsule_identity");
+    let _ = postgres.query("postgres", "DROP DATABASE capsule_identity");
     move_over(&server).ok();
 
-    server.set(&to);
+    server.add_setting(&to);
     server.start();
     assert_eq!(server.get("app-production.localhost", "/").body, "version one");
     server.api("GET", &format!("/services/{service}"), Some(&token), None).ok();
@@ -105,7 +105,7 @@ fn pool_is_used_up() {
     assert_eq!(server.metric(0, exhausted).unwrap_or_default(), 0.0);
     // Nobody gets on while somebody else holds the table; each waits with a connection of the pool.
     std::thread::scope(|scope| {
-        scope.spawn(|| postgres.ask("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)"));
+        scope.spawn(|| postgres.query("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)"));
         std::thread::sleep(std::time::Duration::from_secs(1));
         let late: Vec<_> = (0..6)
             .map(|n| {

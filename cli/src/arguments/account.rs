@@ -5,10 +5,10 @@ use clap::{Args, Subcommand};
 
 #[derive(Debug, Args)]
 pub struct Login {
-    /// Your e-mail address; the password is asked for, or read from standard input
+    /// Your e-mail address; the password is prompted for, or read from standard input
     #[arg(long)]
     pub email: Option<String>,
-    /// Make an account instead of signing in to one
+    /// Create an account instead of signing in
     #[arg(long)]
     pub register: bool,
     /// Your name, for a new account
@@ -16,26 +16,26 @@ pub struct Login {
     pub name: Option<String>,
 }
 
-/// The first account of an installation takes its set-up token: in the environment variable CAPSULE_SETUP_TOKEN, or
-/// in place of the link.
+/// The first account of an installation needs the set-up token: in the environment variable CAPSULE_SETUP_TOKEN, or
+/// in place of the registration link.
 #[derive(Debug, Args)]
 pub struct Register {
-    /// Your e-mail address, as it was invited; the password is asked for, or read from standard input
+    /// The e-mail address that was invited; the password is prompted for, or read from standard input
     #[arg(long)]
     pub email: Option<String>,
     /// Your name
     #[arg(long)]
     pub name: Option<String>,
-    /// Read the registration link from standard input: its first line, before the password's
+    /// Read the registration link from the first line of standard input, before the password
     #[arg(long)]
     pub token_stdin: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
-    /// Erase your account, with every organization that is yours alone
+    /// Erase your account and every organization of which you are the only member
     Delete {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -43,18 +43,18 @@ pub enum AccountCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum OrgCommand {
-    /// List your organizations, and the invitations that wait for your answer
+    /// List your organizations and pending invitations
     List,
     /// Create an organization
     Create {
         name: String,
-        /// [default: made from the name]
+        /// Organization slug [default: derived from the name]
         #[arg(long)]
         slug: Option<String>,
     },
-    /// List the members of an organization, pending ones too
+    /// List the members of an organization, including pending ones
     Members { organization: String },
-    /// Invite a person to an organization; for an address without an account, a registration link is shown once
+    /// Invite a person to an organization; for an address without an account, prints a registration link once
     Add {
         organization: String,
         email: String,
@@ -64,7 +64,7 @@ pub enum OrgCommand {
     },
     /// Change a member's role
     Role { organization: String, email: String, role: Role },
-    /// Remove a member, pending or not
+    /// Remove a member or withdraw an invitation
     Remove { organization: String, email: String },
     /// Accept an invitation
     Accept { organization: String },
@@ -73,14 +73,14 @@ pub enum OrgCommand {
     /// Leave an organization
     Leave {
         organization: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
-    /// Delete an organization with everything in it
+    /// Delete an organization and everything in it
     Delete {
         organization: String,
-        /// Do not ask; your password is taken in any case
+        /// Do not ask for confirmation; the password is still required
         #[arg(long, short)]
         yes: bool,
     },

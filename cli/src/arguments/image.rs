@@ -2,89 +2,89 @@
 
 use std::path::PathBuf;
 
-/// Building an image.
+/// Arguments of `capsule build`.
 #[derive(Debug, clap::Args)]
 pub struct Build {
     /// The folder to build
     #[arg(default_value = ".")]
     pub folder: PathBuf,
-    /// What the image will be called
+    /// Name and tag of the image
     #[arg(long, short, value_name = "NAME:TAG")]
     pub tag: String,
     /// The Unix socket of Docker Engine
     #[arg(long, value_name = "SOCKET", default_value = "/var/run/docker.sock")]
     pub engine: PathBuf,
-    /// Use this base image, as `name=image`: `node=registry.example.com/node:22@sha256:…`
+    /// Replace a base image, such as node=registry.example.com/node:22@sha256:…
     #[arg(long = "image", value_name = "NAME=IMAGE")]
     pub images: Vec<String>,
-    /// Show the build this environment variable as a secret, by mount: no layer keeps it
+    /// Mount this environment variable in the build as a secret; no layer contains it
     #[arg(long = "secret", value_name = "NAME")]
     pub secrets: Vec<String>,
-    /// Give the build this environment variable as an argument
+    /// Pass this environment variable as a build argument
     #[arg(long = "build-arg", value_name = "NAME")]
     pub arguments: Vec<String>,
-    /// Build with Docker's classic builder
+    /// Use Docker's classic builder instead of BuildKit
     #[arg(long)]
     pub classic: bool,
-    /// Do everything anew
+    /// Do not use the build cache
     #[arg(long)]
     pub no_cache: bool,
-    /// Instrument the program for OpenTelemetry
+    /// Add OpenTelemetry instrumentation to the program
     #[arg(long)]
     pub opentelemetry: bool,
-    /// The longest that it may take
+    /// Timeout of the build
     #[arg(long, value_name = "SECONDS", default_value = "1800")]
     pub seconds: u64,
-    /// The most memory that a step may use
+    /// Memory limit of a build step
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(6..))]
     pub memory_mib: Option<u64>,
-    /// The most that a step may use of the processors, in hundredths of a core
+    /// CPU limit of a build step, in percent of a core
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpu_percent: Option<u32>,
-    /// The largest that the image may be
+    /// Maximum size of the image
     #[arg(long, value_name = "MIB")]
     pub size_mib: Option<u64>,
-    /// After the build, keep no more of its cache than this
+    /// Shrink the build cache to this size after the build
     #[arg(long, value_name = "MIB")]
     pub keep_mib: Option<u64>,
 }
 
-/// What is planned.
+/// The source that is planned.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanOf {
-    /// The folder to look at, or an archive of it (tar, tar.gz, zip)
+    /// The folder to plan, or an archive of it (tar, tar.gz, zip)
     #[arg(default_value = ".")]
     pub folder: PathBuf,
-    /// Look at the folder as it is in this commit
+    /// Plan the folder as it is in this commit
     #[arg(long, value_name = "REVISION")]
     pub commit: Option<String>,
-    /// List the members of a monorepo that a change of this file touches; may be given several times
+    /// List the monorepo members affected by a change of this file; can be repeated
     #[arg(long, value_name = "FILE", conflicts_with = "dockerfile")]
     pub changed: Vec<String>,
-    /// List the members that are touched by what has changed since this commit
+    /// List the monorepo members affected by changes since this commit
     #[arg(long, value_name = "REVISION", conflicts_with = "dockerfile")]
     pub since: Option<String>,
 }
 
-/// What an image is made of.
+/// Options of the Dockerfile that `capsule plan --dockerfile` prints.
 #[derive(Debug, Default, clap::Args)]
 pub struct PlanImage {
-    /// Print the Dockerfile that the plan makes
+    /// Print the Dockerfile generated from the plan
     #[arg(long)]
     pub dockerfile: bool,
-    /// Use this base image, as `name=image`: `node=registry.example.com/node:22@sha256:…`
+    /// Replace a base image, such as node=registry.example.com/node:22@sha256:…
     #[arg(long = "image", value_name = "NAME=IMAGE", requires = "dockerfile")]
     pub images: Vec<String>,
-    /// Give the build this secret, by mount: no layer keeps it
+    /// Mount this secret in the build; no layer contains it
     #[arg(long = "secret", value_name = "NAME", requires = "dockerfile")]
     pub secrets: Vec<String>,
-    /// Give the build this argument
+    /// Declare this build argument
     #[arg(long = "build-arg", value_name = "NAME", requires = "dockerfile")]
     pub arguments: Vec<String>,
-    /// Write it for Docker's classic builder, without caches that outlive a build
+    /// Generate it for Docker's classic builder, without cache mounts
     #[arg(long, requires = "dockerfile")]
     pub classic: bool,
-    /// Instrument the program for OpenTelemetry
+    /// Add OpenTelemetry instrumentation to the program
     #[arg(long, requires = "dockerfile")]
     pub opentelemetry: bool,
 }

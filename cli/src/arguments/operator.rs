@@ -9,23 +9,23 @@ use super::pair;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Server {
-    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+    /// Configuration file [default: capsule.toml in the data directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where applications and the API are reached, such as 0.0.0.0:80
+    /// Address that the ingress listens on for applications and the API, such as 0.0.0.0:80
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
     /// Run only these parts in this process: gateway, identity, organization, project, deploy
     #[arg(long, value_name = "PART,…", value_delimiter = ',', value_enum)]
     pub only: Vec<Part>,
-    /// Another setting, by its name: --set build.memory_mib=2048
+    /// Override any setting, such as --set build.memory_mib=2048
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub set: Vec<(String, String)>,
     #[command(subcommand)]
     pub command: Option<ServerCommand>,
 }
 
-/// What a process may run.
+/// A part of the server that a process can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Part {
     Gateway,
@@ -52,106 +52,106 @@ impl Part {
 
 #[derive(Debug, Subcommand)]
 pub enum ServerCommand {
-    /// Stop the server, every instance and the ingress; data stays
+    /// Stop the server, the ingress and all instances; data is kept
     Down,
-    /// Tell whether the server can do its work
+    /// Check the server's health
     Health {
-        /// The private address of a process [default: those of this host with the data directory]
+        /// Private address of a process [default: all processes on this host with this data directory]
         #[arg(long, value_name = "ADDRESS:PORT")]
         at: Option<String>,
     },
-    /// End the ingress; the server starts another with its settings and of its build. Connections may end
+    /// Replace the ingress with one of the server's settings and version; long connections end
     ReplaceIngress,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check the configuration, and show each setting with where it comes from
-    Check(ConfigCheck),
+    /// Validate the configuration and show each setting with its source
+    Check(ConfigOptions),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum MigrateCommand {
-    /// Apply what is missing; no server may run with this data directory
-    Run(ConfigCheck),
-    /// Show each migration, and whether it was applied
-    Info(ConfigCheck),
-    /// Take the migrations as they are now for what was applied, where the schema is as they say
-    Repair(ConfigCheck),
-    /// Move an embedded installation's data to the PostgreSQL server that database.url names; may be run again
-    ToPostgres(ConfigCheck),
-    /// Fail if one is missing, was changed after it was applied, or is not known here
-    Validate(ConfigCheck),
+    /// Apply pending migrations; no server may be running with this data directory
+    Run(ConfigOptions),
+    /// List migrations and their state
+    Info(ConfigOptions),
+    /// Record the current migrations as the applied ones, where the schema matches them
+    Repair(ConfigOptions),
+    /// Copy an embedded installation's data to the PostgreSQL server in database.url; can be repeated
+    ToPostgres(ConfigOptions),
+    /// Fail if a migration is pending, was changed after it was applied, or is unknown
+    Validate(ConfigOptions),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum BackupCommand {
-    /// Make a backup; the server may go on meanwhile
+    /// Create a backup; the server can keep running
     Create {
-        /// Write everything, whatever earlier backups hold
+        /// Create a full backup instead of an incremental one
         #[arg(long)]
         full: bool,
         #[command(flatten)]
-        place: BackupPlace,
+        options: BackupOptions,
     },
-    /// List the backups, the oldest first
+    /// List backups, oldest first
     List {
         #[command(flatten)]
-        place: BackupPlace,
+        options: BackupOptions,
     },
-    /// Read a backup to its last byte
+    /// Read a whole backup and verify it
     Verify {
-        /// [default: the newest]
+        /// Backup ID [default: the newest]
         id: Option<String>,
         #[command(flatten)]
-        place: BackupPlace,
+        options: BackupOptions,
     },
-    /// Restore a backup into the data directory, and into empty databases; the server must be stopped
+    /// Restore a backup into the data directory and empty databases; the server must be stopped
     Restore {
-        /// [default: the newest]
+        /// Backup ID [default: the newest]
         id: Option<String>,
-        /// Replace what is in the data directory; it is kept beside it
+        /// Replace the data directory; the old one is kept beside it
         #[arg(long)]
         replace: bool,
         #[command(flatten)]
-        place: BackupPlace,
+        options: BackupOptions,
     },
 }
 
 #[derive(Debug, Args)]
-pub struct BackupPlace {
-    /// A directory, or s3://bucket/prefix [default: the setting backup.location]
+pub struct BackupOptions {
+    /// Backup location: a directory or s3://bucket/prefix [default: the setting backup.location]
     #[arg(long, value_name = "LOCATION")]
     pub at: Option<String>,
-    /// The key that backups are encrypted with [default: keys/backup.key in the data directory]
+    /// Encryption key of the backups [default: keys/backup.key in the data directory]
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+    /// Configuration file [default: capsule.toml in the data directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// A setting as it would be given to the server
+    /// Override a setting of the server
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// The accounts of the installation, and who administers it
+    /// Manage accounts and administrators
     Users {
         #[command(subcommand)]
         command: UsersCommand,
     },
-    /// Events that a service could not handle, however often it tried
+    /// Manage events that a service failed to handle after all retries
     DeadLetters {
         #[command(subcommand)]
         command: DeadLettersCommand,
     },
-    /// Processes over several services: deletions of organizations, erasures of users
+    /// Show operations over several services: deletions of organizations, erasures of users
     Sagas {
         #[command(subcommand)]
         command: SagasCommand,
     },
-    /// What organizations may use
+    /// Manage organizations' quotas
     Quotas {
         #[command(subcommand)]
         command: QuotasCommand,
@@ -160,16 +160,16 @@ pub enum AdminCommand {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum QuotasCommand {
-    /// Show an organization's quotas, and how much of them is used
+    /// Show an organization's quotas and usage
     Show {
-        /// The organization, by its slug
+        /// Organization slug or ID
         organization: String,
     },
-    /// Set quotas of an organization; the others stay as they are
+    /// Set quotas of an organization; the other quotas keep their values
     Set {
-        /// The organization, by its slug
+        /// Organization slug or ID
         organization: String,
-        /// Limits such as instances=100; instances=default sets the installation's limit again
+        /// Limits such as instances=100; instances=default restores the installation's limit
         #[arg(required = true, value_name = "NAME=LIMIT", value_parser = pair)]
         limits: Vec<(String, String)>,
     },
@@ -177,46 +177,46 @@ pub enum QuotasCommand {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List them
+    /// List dead letters
     List,
-    /// Show one, with when and why each attempt failed
+    /// Show a dead letter with its failed attempts
     Show { id: uuid::Uuid },
-    /// Try again to handle one
+    /// Retry a dead letter
     Replay { id: uuid::Uuid },
-    /// Give one up
+    /// Discard a dead letter
     Discard { id: uuid::Uuid },
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum SagasCommand {
-    /// List them, the newest first
+    /// List sagas, newest first
     List,
-    /// Show one, with what was done and undone
+    /// Show a saga with the steps done and undone
     Show { id: uuid::Uuid },
 }
 
 #[derive(Debug, Args)]
-pub struct ConfigCheck {
-    /// The configuration file [default: capsule.toml in the data directory, if it is there]
+pub struct ConfigOptions {
+    /// Configuration file [default: capsule.toml in the data directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// A setting as it would be given to the server
+    /// Override a setting of the server
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum UsersCommand {
-    /// List the accounts
+    /// List accounts
     List,
     /// Make a user an administrator of the installation
     Grant { email: String },
-    /// End that; the last administrator stays one
+    /// Make an administrator an ordinary user; the last administrator cannot be revoked
     Revoke { email: String },
     /// Erase a user's account
     Delete {
         email: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },

@@ -1,4 +1,4 @@
-//! The address of a server: `https` unless it is of this host, or `http` was asked for.
+//! The URL of a server: `https` by default, `http` for loopback addresses.
 
 use std::net::IpAddr;
 
@@ -9,21 +9,21 @@ use crate::terminal::Failure;
 /// A server's base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     pub url: String,
     pub is_https: bool,
     pub is_loopback: bool,
 }
 
 impl Address {
-    /// Understands what a person typed, such as `capsule.example.com` or `http://localhost:8080`.
+    /// Parses a URL that a user typed, such as `capsule.example.com` or `http://localhost:8080`.
     ///
     /// # Errors
-    /// When it is no base URL of a server, or holds a password.
+    /// When it is not a base URL, or contains a user name.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let malformed = || {
-            Failure::new("invalid_server", format!("`{text}` is not a server's URL."))
-                .hint("Give one such as https://capsule.example.com.")
+            Failure::new("invalid_server", format!("Invalid server URL `{text}`."))
+                .hint("Use a URL such as https://capsule.example.com.")
         };
         let typed = text.trim();
         let (scheme, rest) = match typed.split_once("://") {
@@ -34,8 +34,8 @@ impl Address {
         let uri: Uri = format!("https://{}", rest.trim_end_matches('/')).parse().map_err(|_| malformed())?;
         let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else { return Err(malformed()) };
         if authority.as_str().contains('@') {
-            return Err(Failure::new("invalid_server", "A server's URL holds no user name and no password.")
-                .hint("Give the URL alone, and sign in with `capsule login --server URL`."));
+            return Err(Failure::new("invalid_server", "The server URL contains a user name or password.")
+                .hint("Remove them, and sign in with `capsule login --server URL`."));
         }
         if host.is_empty() || authority.as_str().ends_with(':') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(malformed());
@@ -51,37 +51,40 @@ impl Address {
         Ok(Self { url: format!("{scheme}://{}", authority.as_str().to_ascii_lowercase()), is_https, is_loopback })
     }
 
-    /// Whether what is sent there can be read on the way.
-    pub fn is_in_clear(&self) -> bool {
+    /// Whether requests are sent over the network without encryption.
+    pub fn is_unencrypted(&self) -> bool {
         !self.is_https && !self.is_loopback
     }
 
-    /// Refuses to send passwords and sessions where they can be read on the way, unless that was asked for.
-    pub fn permit(&self, insecure_http: bool) -> Result<(), Failure> {
-        if self.is_in_clear() && !insecure_http {
+    /// Checks that passwords and sessions may be sent to this address.
+    ///
+    /// # Errors
+    /// When the connection is not encrypted and `insecure_http` is not set.
+    pub fn check_encryption(&self, insecure_http: bool) -> Result<(), Failure> {
+        if self.is_unencrypted() && !insecure_http {
             let https = self.url.replacen("http://", "https://", 1);
             return Err(Failure::new(
                 "insecure_http",
-                format!("{} is reached without encryption: your password and session would be sent in the clear.", self.url),
+                format!("The connection to {} is not encrypted: your password and session would be sent in the clear.", self.url),
             )
-            .hint(format!("Use {https}, or give --insecure-http if you trust the network in between.")));
+            .hint(format!("Use {https}, or --insecure-http if you trust the network.")));
         }
         Ok(())
     }
 }
 
-/// Whether a host, as a URL has it, is this one.
+/// Whether the host of a URL is a loopback address or name.
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
     match host.parse::<IpAddr>() {
         Ok(address) => address.to_canonical().is_loopback(),
-        // RFC 6761: these names are of the loopback address.
+        // RFC 6761: these names resolve to the loopback address.
         Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
 }
 
-/// A URL that a browser may be given: of the web, without a user name, and of no other characters than URLs of
-/// applications have.
+/// Returns a URL that is safe to open in a browser: http or https, without a user name, and only with characters that
+/// URLs of applications contain.
 pub fn web_page(url: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -96,7 +99,7 @@ mod tests {
     use super::{Address, web_page};
 
     #[test]
-    fn https_is_assumed_but_for_this_host() {
+    fn https_is_the_default_except_for_loopback_addresses() {
         for (typed, url) in [
             ("capsule.example.com", "https://capsule.example.com"),
             ("Capsule.Example.com:8443/", "https://capsule.example.com:8443"),
@@ -117,23 +120,23 @@ mod tests {
         ] {
             let address = Address::parse(typed).expect(typed);
             assert_eq!(address.url, url, "{typed}");
-            assert!(address.permit(false).is_ok(), "{typed}");
+            assert!(address.check_encryption(false).is_ok(), "{typed}");
         }
     }
 
     #[test]
-    fn a_password_goes_in_the_clear_only_where_that_was_asked_for() {
+    fn unencrypted_connections_need_insecure_http() {
         for typed in ["http://capsule.example.com", "http://10.0.0.5:8080", "http://[fe80::1]", "http://localhost.example.com"] {
             let address = Address::parse(typed).expect(typed);
-            let refused = address.permit(false).expect_err(typed);
+            let refused = address.check_encryption(false).expect_err(typed);
             assert_eq!(refused.code, "insecure_http");
             assert!(refused.message.contains("in the clear"), "{refused}");
-            assert!(address.permit(true).is_ok() && address.is_in_clear());
+            assert!(address.check_encryption(true).is_ok() && address.is_unencrypted());
         }
     }
 
     #[test]
-    fn what_is_no_base_url_is_refused() {
+    fn a_url_that_is_not_a_base_url_is_refused() {
         for typed in [
             "",
             "ftp://example.com",
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_is_given_pages_of_the_web_only() {
+    fn only_web_pages_are_opened_in_a_browser() {
         for url in ["http://web-production.localhost:8080", "https://web.example.com/"] {
             assert!(web_page(url).is_some_and(|page| page.starts_with("http")), "{url}");
         }

@@ -1,4 +1,4 @@
-//! The API as the commands call it. Signs in again by itself where it can.
+//! The client of the API. It renews its session without the user where possible.
 
 mod address;
 mod local;
@@ -26,7 +26,7 @@ use session::Tokens;
 
 const NOT_SIGNED_IN: &str = "not_signed_in";
 
-/// Which server is meant, as the command line and the environment say.
+/// The server that the command line and the environment choose.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
     /// `--server`
@@ -37,18 +37,18 @@ pub struct Choice {
     pub insecure_http: bool,
 }
 
-/// A server, and who we are there.
+/// A server, and the session with it.
 pub struct Client {
     agent: Agent,
     /// The server's base URL, without a slash at its end.
     server: String,
-    /// For people; the same as `server`, but for a local server.
+    /// The URL to show. Equal to `server`, except for a local server.
     name: String,
-    /// The name under which the session is kept.
-    kept_as: String,
+    /// The name under which the session is stored.
+    session_name: String,
     tokens: Option<Tokens>,
-    /// Whose session the server has accepted during this command.
-    acted_as: Option<String>,
+    /// The id of the user whose session the server has accepted during this command.
+    user_id: Option<String>,
     local_token: Option<String>,
     local_sign_in: LocalSignIn,
     /// The data directory of a local server.
@@ -57,13 +57,13 @@ pub struct Client {
     insecure_http: bool,
 }
 
-/// When the local token may open a session. It does so as the local administrator, whoever was signed in before.
+/// When the local token may open a session. That session is the local administrator's, whoever was signed in before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LocalSignIn {
-    /// Where there was no session, or the local token had opened it.
-    Unasked,
-    /// In place of any session that has ended: the person signs in.
-    Asked,
+    /// If there is no session, or the local token opened the one that ended.
+    Automatic,
+    /// In place of any session that has ended, because the user runs `capsule login`.
+    Requested,
     Never,
 }
 
@@ -71,14 +71,14 @@ impl LocalSignIn {
     /// Whether the local token may open a session after `ended`.
     fn permits(self, ended: Option<&Tokens>) -> bool {
         match self {
-            Self::Unasked => ended.is_none_or(|tokens| tokens.by_local_token),
-            Self::Asked => true,
+            Self::Automatic => ended.is_none_or(|tokens| tokens.by_local_token),
+            Self::Requested => true,
             Self::Never => false,
         }
     }
 }
 
-/// A request that the server refused.
+/// An error response of the server.
 #[derive(Debug)]
 pub struct Refused(pub Problem);
 
@@ -102,24 +102,27 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Whether an error is the server's answer that there is no such thing.
+/// Whether an error is the server's response that a resource was not found.
 pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == "not_found")
 }
 
-/// Whether an error is the server's answer that the act takes the password once more.
-pub fn takes_password(error: &anyhow::Error) -> bool {
+/// Whether an error is the server's response that the request needs the password.
+pub fn requires_password(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == "reauthentication_required")
 }
 
-/// Whether to wait for the server is in vain: it has answered, or the session has ended.
+/// Whether a retry is pointless: the server has responded, or the session has ended.
 pub fn is_final(error: &anyhow::Error) -> bool {
     error.is::<Refused>() || error.downcast_ref::<Failure>().is_some_and(|failure| failure.code == NOT_SIGNED_IN)
 }
 
 impl Client {
-    /// The server that was named, or else the one of the data directory. Only where neither is given, and no server
-    /// runs with this user's data directory, is it the one signed in to last: what was named never falls back.
+    /// Finds the server: `--server`, or else the one of `--data`, or else the one of the user's default data directory,
+    /// or else the one that the user last signed in to. An explicit choice never falls back to another server.
+    ///
+    /// # Errors
+    /// When there is no such server, or its URL is invalid or insecure.
     pub fn find(choice: &Choice) -> anyhow::Result<Self> {
         let directory = choice.data.clone().unwrap_or_else(data::default_directory);
         let local = local::find(&directory);
@@ -134,52 +137,55 @@ impl Client {
             return Self::local(&directory, local, None);
         }
         if choice.data.is_some() {
-            return Err(local::why_not(&directory).into());
+            return Err(local::not_found(&directory).into());
         }
         match session::last()? {
             Some((name, tokens)) => Self::remote(&Address::parse(&name)?, Some(tokens), choice),
             None => Err(Failure::new(
                 "no_server",
-                format!("No server runs with the data directory {}, and you are not signed in to any.", directory.display()),
+                format!(
+                    "No server is running with the data directory {}, and you are not signed in to another.",
+                    directory.display()
+                ),
             )
-            .hint("Start a server with `capsule server`, or sign in to one with `capsule login --server URL`.")
+            .hint("Start one with `capsule server`, or sign in with `capsule login --server URL`.")
             .into()),
         }
     }
 
-    fn local(directory: &Path, local: local::Local, named: Option<String>) -> anyhow::Result<Self> {
-        let name = named.unwrap_or_else(|| local.url.clone());
-        // Whoever signed in under another of its names is signed in: the local token does not take their place.
-        let (mut kept_as, mut tokens) = (name.clone(), None);
+    fn local(directory: &Path, local: local::Local, given_url: Option<String>) -> anyhow::Result<Self> {
+        let name = given_url.unwrap_or_else(|| local.url.clone());
+        // A session may be stored under another name of the server. The local token must not replace it.
+        let (mut session_name, mut tokens) = (name.clone(), None);
         for known in [&name, &local.url, &local.address] {
             tokens = session::load(known)?;
             if tokens.is_some() {
-                kept_as.clone_from(known);
+                session_name.clone_from(known);
                 break;
             }
         }
         Ok(Self {
-            // What is of this host is reached without a proxy.
+            // No proxy for a server on this host.
             agent: agent(false, false),
             server: local.address,
             name,
-            kept_as,
+            session_name,
             tokens,
-            acted_as: None,
+            user_id: None,
             local_token: Some(local.token),
-            local_sign_in: LocalSignIn::Unasked,
+            local_sign_in: LocalSignIn::Automatic,
             directory: Some(directory.into()),
             insecure_http: false,
         })
     }
 
     fn remote(address: &Address, tokens: Option<Tokens>, choice: &Choice) -> anyhow::Result<Self> {
-        // Who signed in this way goes on this way.
+        // `--insecure-http` at sign-in applies to the whole session.
         let insecure_http = choice.insecure_http || tokens.as_ref().is_some_and(|tokens| tokens.insecure_http);
-        address.permit(insecure_http)?;
-        if address.is_in_clear() {
+        address.check_encryption(insecure_http)?;
+        if address.is_unencrypted() {
             terminal::warn(&format!(
-                "{} is reached without encryption: passwords and sessions can be read on the way.",
+                "The connection to {} is not encrypted: passwords and sessions can be read in transit.",
                 address.url
             ));
         }
@@ -187,47 +193,47 @@ impl Client {
             agent: agent(address.is_https, !address.is_loopback),
             server: address.url.clone(),
             name: address.url.clone(),
-            kept_as: address.url.clone(),
+            session_name: address.url.clone(),
             tokens,
-            acted_as: None,
+            user_id: None,
             local_token: None,
             local_sign_in: LocalSignIn::Never,
             directory: None,
-            insecure_http: address.is_in_clear(),
+            insecure_http: address.is_unencrypted(),
         })
     }
 
-    /// The server's URL, for people.
+    /// The server's URL, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether the server is of this host and can be signed in to without a password.
+    /// Whether the server is on this host and the user can sign in without a password.
     pub fn is_local(&self) -> bool {
         self.local_token.is_some()
     }
 
-    /// The data directory, where the server is of this host.
+    /// The data directory of a server on this host.
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
     }
 
-    /// The secret that signs the owner of this host's server in, if this is that server.
+    /// The secret that signs in the owner of a server on this host.
     pub fn local_token(&self) -> Option<&str> {
         self.local_token.as_deref()
     }
 
-    /// What stands for the password: the local token, in a session that it has opened.
+    /// The local token, which replaces the password in a session that it has opened.
     pub fn password_substitute(&self) -> Option<&str> {
         self.local_token().filter(|_| self.tokens.as_ref().is_some_and(|tokens| tokens.by_local_token))
     }
 
-    /// The person signs in: where their session has ended, the local token opens another, whatever opened that one.
+    /// Lets the local token replace any session that has ended: the user runs `capsule login`.
     pub fn sign_in_locally(&mut self) {
-        self.local_sign_in = LocalSignIn::Asked;
+        self.local_sign_in = LocalSignIn::Requested;
     }
 
-    /// Only a session that the person has counts: the local token opens none.
+    /// Requires an existing session: the local token does not open one.
     pub fn require_session(&mut self) {
         self.local_sign_in = LocalSignIn::Never;
     }
@@ -252,37 +258,42 @@ impl Client {
         self.call("DELETE", path, None)
     }
 
-    /// As [`Client::delete`], with a body: what must not be in an address.
+    /// Like [`Client::delete`], with a body for what must not be in a URL.
     pub fn delete_with<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         self.call("DELETE", path, Some(&serde_json::to_vec(body)?))
     }
 
     fn call<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: Option<&[u8]>) -> anyhow::Result<T> {
-        let mut response = self.signed_in(|client| client.send(method, path, body))?;
-        let text =
-            response.body_mut().with_config().limit(64 << 20).read_to_string().context("the server's answer was cut short")?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("the server at {} answered {method} {path} in an unknown way", self.name))
+        let mut response = self.send_signed_in(|client| client.send(method, path, body))?;
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(64 << 20)
+            .read_to_string()
+            .context("the connection closed before the response was complete")?;
+        serde_json::from_str(&text).with_context(|| {
+            format!("invalid response of the server at {} to {method} {path}; it may be of another version", self.name)
+        })
     }
 
-    /// The items of a stream, one by one as they come.
+    /// The items of a stream, as they arrive.
     pub fn stream<T: DeserializeOwned>(
         &mut self,
         path: &str,
     ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<T>> + use<T>> {
-        let response = self.signed_in(|client| client.send("GET", path, None))?;
+        let response = self.send_signed_in(|client| client.send("GET", path, None))?;
         let lines = BufReader::new(response.into_body().into_reader()).lines();
-        Ok(lines.map(|line| Ok(serde_json::from_str(&line.context("the connection to the server was lost")?)?)))
+        Ok(lines.map(|line| Ok(serde_json::from_str(&line.context("lost the connection to the server")?)?)))
     }
 
-    /// Sends an archive of `length` bytes. `open` opens it anew for every attempt.
+    /// Uploads an archive of `length` bytes that `open` opens.
     pub fn upload<T: DeserializeOwned, R: Read>(
         &mut self,
         path: &str,
         length: u64,
         open: impl Fn() -> std::io::Result<R>,
     ) -> anyhow::Result<T> {
-        // Signing in again in the middle of an upload would waste it: settle that before.
+        // Renew the session before the upload: an expired one would waste it.
         let _: Value = self.get("/auth/me")?;
         let mut reader = open()?;
         let request = self
@@ -292,24 +303,24 @@ impl Client {
             .header("content-length", length.to_string())
             .header("authorization", self.authorization().unwrap_or_default());
         let response = request.send(SendBody::from_reader(&mut reader)).map_err(|error| self.unreachable(&error))?;
-        let mut response = accepted(response)?;
+        let mut response = check_status(response)?;
         Ok(serde_json::from_str(&response.body_mut().read_to_string()?)?)
     }
 
-    /// Sends a request; signs in or anew where it must and can.
-    fn signed_in(&mut self, send: impl Fn(&Self) -> anyhow::Result<Response<Body>>) -> anyhow::Result<Response<Body>> {
+    /// Sends a request. Signs in first, or renews the session and retries, where necessary.
+    fn send_signed_in(&mut self, send: impl Fn(&Self) -> anyhow::Result<Response<Body>>) -> anyhow::Result<Response<Body>> {
         if self.tokens.is_none() {
-            self.sign_in_again()?;
+            self.renew_session()?;
         }
         let mut response = send(self)?;
         if response.status() == 401 {
-            self.sign_in_again()?;
+            self.renew_session()?;
             response = send(self)?;
         }
         if response.status() != 401 {
-            self.acted_as = self.tokens.as_ref().and_then(|tokens| tokens.user_id.clone());
+            self.user_id = self.tokens.as_ref().and_then(|tokens| tokens.user_id.clone());
         }
-        accepted(response)
+        check_status(response)
     }
 
     fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> anyhow::Result<Response<Body>> {
@@ -318,7 +329,7 @@ impl Client {
         if let Some(authorization) = self.authorization() {
             request = request.header("authorization", authorization);
         }
-        let sent = match body {
+        let result = match body {
             Some(body) if method == "DELETE" => {
                 let mut request = self.agent.delete(format!("{}/api/v1{path}", self.server));
                 if let Some(authorization) = self.authorization() {
@@ -329,7 +340,7 @@ impl Client {
             Some(body) => self.agent.run(request.header("content-type", "application/json").body(body)?),
             None => self.agent.run(request.body(())?),
         };
-        sent.map_err(|error| self.unreachable(&error))
+        result.map_err(|error| self.unreachable(&error))
     }
 
     fn authorization(&self) -> Option<String> {
@@ -338,101 +349,102 @@ impl Client {
 
     fn unreachable(&self, error: &ureq::Error) -> anyhow::Error {
         let hint = match &self.directory {
-            Some(directory) => format!("Look into its log, or start it: capsule server --data {}", directory.display()),
-            None => "Check the URL and whether the server runs; a server of this host is started by `capsule server`.".into(),
+            Some(directory) => format!("Check its log, or start it: capsule server --data {}", directory.display()),
+            None => "Check the URL, and that the server is running. `capsule server` starts one on this host.".into(),
         };
         Failure::new("unreachable", format!("The server at {} does not answer: {error}.", self.name)).hint(hint).into()
     }
 
-    /// Exchanges the refresh token, or else uses the local one. A session that has ended stays kept until the person
-    /// signs in anew or out: without it, the next command would be the local administrator's.
-    fn sign_in_again(&mut self) -> anyhow::Result<()> {
-        let _turn = session::lock()?;
-        // Another command may have been faster, and a refresh token works only once.
-        let kept = session::load(&self.kept_as)?;
-        if let Some(kept) = &kept
-            && self.tokens.as_ref().is_some_and(|tokens| tokens.access_token != kept.access_token)
+    /// Renews the session with the refresh token, or else with the local token. A session that has ended stays stored
+    /// until the user signs in or out; otherwise, the next command would run as the local administrator.
+    fn renew_session(&mut self) -> anyhow::Result<()> {
+        let _lock = session::lock()?;
+        // Another command may have renewed it already, and a refresh token works only once.
+        let stored = session::load(&self.session_name)?;
+        if let Some(stored) = &stored
+            && self.tokens.as_ref().is_some_and(|tokens| tokens.access_token != stored.access_token)
         {
-            self.require_same_user(kept)?;
-            self.tokens = Some(kept.clone());
+            self.require_same_user(stored)?;
+            self.tokens = Some(stored.clone());
             return Ok(());
         }
-        if let Some(tokens) = &kept {
+        if let Some(tokens) = &stored {
             let response =
                 self.send("POST", "/auth/refresh", Some(json!({"refresh_token": tokens.refresh_token}).to_string().as_bytes()))?;
             if response.status() != 401 {
-                return self.keep(accepted(response)?, tokens.by_local_token);
+                return self.store(check_status(response)?, tokens.by_local_token);
             }
         }
-        // Another command may have signed out: this one began in that session.
-        let ended = kept.or_else(|| self.tokens.clone());
+        // Another command may have signed out since this one started.
+        let ended = stored.or_else(|| self.tokens.clone());
         match self.local_token.clone() {
             Some(token) if self.local_sign_in.permits(ended.as_ref()) => {
                 let response = self.send("POST", "/auth/local", Some(json!({"token": token}).to_string().as_bytes()))?;
-                self.keep(accepted(response)?, true)
+                self.store(check_status(response)?, true)
             }
             _ => Err(self.not_signed_in(ended.is_some()).into()),
         }
     }
 
-    fn not_signed_in(&self, has_ended: bool) -> Failure {
-        let message = match has_ended {
+    fn not_signed_in(&self, session_ended: bool) -> Failure {
+        let message = match session_ended {
             true => format!("Your session at {} has ended.", self.name),
             false => format!("You are not signed in to {}.", self.name),
         };
         let local = match self.is_local() {
-            true => " Without --email, it signs in as the local administrator.",
+            true => " Without --email, this signs in as the local administrator.",
             false => "",
         };
         Failure::new(NOT_SIGNED_IN, message).hint(format!("Run `capsule login --server {}`.{local}", self.name))
     }
 
-    /// A command that has acted as one user does not go on as another.
+    /// Fails if this command has sent requests as another user.
     fn require_same_user(&self, next: &Tokens) -> Result<(), Failure> {
-        if self.acted_as.is_none() || self.acted_as == next.user_id {
+        if self.user_id.is_none() || self.user_id == next.user_id {
             return Ok(());
         }
-        Err(Failure::new(NOT_SIGNED_IN, format!("Your session at {} has ended: another account has signed in.", self.name))
-            .hint("Check with `capsule whoami` who is signed in, and run the command again."))
+        Err(Failure::new(NOT_SIGNED_IN, format!("Your session at {} has ended: another account signed in.", self.name))
+            .hint("Run `capsule whoami` to see the account, then run the command again."))
     }
 
-    /// Signs in with a password, or makes an account.
-    pub fn enter(&mut self, path: &str, body: &Value) -> anyhow::Result<()> {
-        let _turn = session::lock()?;
+    /// Opens a session by signing in or registering.
+    pub fn open_session(&mut self, path: &str, body: &Value) -> anyhow::Result<()> {
+        let _lock = session::lock()?;
         let response = self.send("POST", path, Some(body.to_string().as_bytes()))?;
-        self.acted_as = None;
-        self.keep(accepted(response)?, false)
+        self.user_id = None;
+        self.store(check_status(response)?, false)
     }
 
-    fn keep(&mut self, mut response: Response<Body>, by_local_token: bool) -> anyhow::Result<()> {
-        let session: Value =
-            serde_json::from_str(&response.body_mut().read_to_string()?).context("the server's answer is unknown")?;
+    fn store(&mut self, mut response: Response<Body>, by_local_token: bool) -> anyhow::Result<()> {
+        let session: Value = serde_json::from_str(&response.body_mut().read_to_string()?)
+            .context("invalid response of the server; it may be of another version")?;
         let user_id = session["user"]["id"].as_str().map(str::to_owned);
-        let tokens: Tokens = serde_json::from_value(session).context("the server's answer is unknown")?;
+        let tokens: Tokens =
+            serde_json::from_value(session).context("invalid response of the server; it may be of another version")?;
         let tokens = Tokens { insecure_http: self.insecure_http, by_local_token, user_id, ..tokens };
         self.require_same_user(&tokens)?;
-        session::keep(&self.kept_as, &tokens)?;
+        session::store(&self.session_name, &tokens)?;
         self.tokens = Some(tokens);
         Ok(())
     }
 
-    /// Ends the session, there and here.
-    pub fn leave(&mut self) -> anyhow::Result<()> {
-        let _turn = session::lock()?;
-        let told = self.tokens.is_some().then(|| self.send("POST", "/auth/logout", Some(b"{}")));
-        session::forget(&self.kept_as)?;
+    /// Ends the session on the server and removes it here.
+    pub fn sign_out(&mut self) -> anyhow::Result<()> {
+        let _lock = session::lock()?;
+        let response = self.tokens.is_some().then(|| self.send("POST", "/auth/logout", Some(b"{}")));
+        session::remove(&self.session_name)?;
         self.tokens = None;
-        // An expired token has nothing to end.
-        match told {
-            Some(Ok(response)) if response.status() != 401 => accepted(response).map(|_| ()),
-            Some(Err(error)) => Err(error.context("signed out here, but the server could not be told")),
+        // With an expired token, there is no session to end.
+        match response {
+            Some(Ok(response)) if response.status() != 401 => check_status(response).map(|_| ()),
+            Some(Err(error)) => Err(error.context("Signed out here, but the session on the server is still open")),
             _ => Ok(()),
         }
     }
 }
 
-/// How servers are reached. Redirects are not followed: they could lead a password or a session elsewhere, or to
-/// where it is read on the way.
+/// The HTTP agent. It does not follow redirects: they could send a password or a session to another server, or
+/// unencrypted.
 fn agent(is_https: bool, through_proxies: bool) -> Agent {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
@@ -445,22 +457,22 @@ fn agent(is_https: bool, through_proxies: bool) -> Agent {
     config.build().into()
 }
 
-/// A refusal is an error.
-fn accepted(mut response: Response<Body>) -> anyhow::Result<Response<Body>> {
+/// Returns a successful response, and turns others into errors.
+fn check_status(mut response: Response<Body>) -> anyhow::Result<Response<Body>> {
     if response.status().is_success() {
         return Ok(response);
     }
     let status = response.status();
     if status.is_redirection() {
         let to = response.headers().get("location").and_then(|to| to.to_str().ok()).unwrap_or("another address");
-        return Err(Failure::new("redirected", format!("The server redirects to {to}. Nothing was sent there."))
-            .hint("If that is your server, name it with --server URL.")
+        return Err(Failure::new("redirected", format!("The server redirects to {to}. The redirect was not followed."))
+            .hint("If that is your server, use it with --server URL.")
             .into());
     }
     let text = response.body_mut().read_to_string().unwrap_or_default();
     match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Err(Refused(problem).into()),
-        Err(_) => bail!("The server answered with {status}. Is it a Capsule server?"),
+        Err(_) => bail!("Unexpected response {status}. Check that the URL is that of a Capsule server."),
     }
 }
 
@@ -483,37 +495,37 @@ mod tests {
             agent: agent(false, false),
             server: "http://127.0.0.1:8080".into(),
             name: "http://localhost:8080".into(),
-            kept_as: "http://localhost:8080".into(),
+            session_name: "http://localhost:8080".into(),
             tokens,
-            acted_as: None,
+            user_id: None,
             local_token: Some("the local token".into()),
-            local_sign_in: LocalSignIn::Unasked,
+            local_sign_in: LocalSignIn::Automatic,
             directory: None,
             insecure_http: false,
         }
     }
 
     #[test]
-    fn the_local_token_does_not_take_the_place_of_a_person_by_itself() {
-        let (local, person) = (tokens(true), tokens(false));
-        assert!(LocalSignIn::Unasked.permits(None) && LocalSignIn::Unasked.permits(Some(&local)));
-        assert!(!LocalSignIn::Unasked.permits(Some(&person)));
-        assert!(LocalSignIn::Asked.permits(Some(&person)));
+    fn the_local_token_does_not_replace_a_users_session_automatically() {
+        let (local, user) = (tokens(true), tokens(false));
+        assert!(LocalSignIn::Automatic.permits(None) && LocalSignIn::Automatic.permits(Some(&local)));
+        assert!(!LocalSignIn::Automatic.permits(Some(&user)));
+        assert!(LocalSignIn::Requested.permits(Some(&user)));
         assert!(!LocalSignIn::Never.permits(None) && !LocalSignIn::Never.permits(Some(&local)));
     }
 
     #[test]
-    fn the_local_token_stands_for_the_password_only_in_a_session_that_it_opened() {
+    fn the_local_token_replaces_the_password_only_in_a_session_that_it_opened() {
         assert_eq!(client(Some(tokens(true))).password_substitute(), Some("the local token"));
         assert_eq!(client(Some(tokens(false))).password_substitute(), None);
         assert_eq!(client(None).password_substitute(), None);
     }
 
     #[test]
-    fn a_command_does_not_go_on_as_another_user() {
+    fn a_command_does_not_continue_as_another_user() {
         let mut client = client(Some(tokens(false)));
         client.require_same_user(&tokens(true)).expect("nothing was done yet");
-        client.acted_as = Some("ada".into());
+        client.user_id = Some("ada".into());
         client.require_same_user(&tokens(true)).expect("the same user");
         let other = Tokens { user_id: Some("bob".into()), ..tokens(true) };
         let refused = client.require_same_user(&other).expect_err("another user");
@@ -522,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_not_signed_in_is_told_how_to() {
+    fn the_error_of_an_ended_session_has_the_command_to_sign_in() {
         let ended = client(None).not_signed_in(true).to_string();
         assert!(ended.starts_with("Your session at http://localhost:8080 has ended."), "{ended}");
         assert!(ended.contains("Run `capsule login --server http://localhost:8080`."), "{ended}");

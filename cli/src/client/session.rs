@@ -1,4 +1,4 @@
-//! Sessions kept between commands, in a file that only its owner can read.
+//! Stores sessions between commands, in a file that only its owner can read.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -14,35 +14,35 @@ use serde::{Deserialize, Serialize};
 pub struct Tokens {
     pub access_token: String,
     pub refresh_token: String,
-    /// Whether the one who signed in asked for a connection without encryption.
+    /// Whether the user signed in with `--insecure-http`.
     #[serde(default)]
     pub insecure_http: bool,
-    /// Whether the local token opened the session, and not a password. A file of an earlier version does not have it.
+    /// Whether the local token opened the session, and not a password. Missing in files of earlier versions.
     #[serde(default)]
     pub by_local_token: bool,
-    /// Whose session it is. A file of an earlier version does not have it.
+    /// The id of the user. Missing in files of earlier versions.
     #[serde(default)]
     pub user_id: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Sessions {
-    /// The server signed in to last.
+    /// The server that the user last signed in to.
     last: Option<String>,
     /// By server.
     sessions: BTreeMap<String, Tokens>,
 }
 
-/// Held while tokens are exchanged, so that two commands do not use one refresh token twice.
-pub struct Turn(#[expect(dead_code, reason = "the lock lives as long as it")] File);
+/// An exclusive lock on the sessions, so that two commands do not use the same refresh token.
+pub struct Lock(#[expect(dead_code, reason = "the file holds the lock")] File);
 
-pub fn lock() -> anyhow::Result<Turn> {
+pub fn lock() -> anyhow::Result<Lock> {
     let directory = directory()?;
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-    made.with_context(|| format!("{} cannot be made", directory.display()))?;
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    created.with_context(|| format!("cannot create {}", directory.display()))?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("sessions.lock"))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-    Ok(Turn(file))
+    Ok(Lock(file))
 }
 
 pub fn load(server: &str) -> anyhow::Result<Option<Tokens>> {
@@ -55,16 +55,16 @@ pub fn last() -> anyhow::Result<Option<(String, Tokens)>> {
     Ok(all.sessions.remove(&server).map(|tokens| (server, tokens)))
 }
 
-/// Needs the turn.
-pub fn keep(server: &str, tokens: &Tokens) -> anyhow::Result<()> {
+/// Stores a session. The caller holds the [`Lock`].
+pub fn store(server: &str, tokens: &Tokens) -> anyhow::Result<()> {
     let mut all = read()?;
     all.sessions.insert(server.into(), tokens.clone());
     all.last = Some(server.into());
     write(&all)
 }
 
-/// Needs the turn.
-pub fn forget(server: &str) -> anyhow::Result<()> {
+/// Removes a session. The caller holds the [`Lock`].
+pub fn remove(server: &str) -> anyhow::Result<()> {
     let mut all = read()?;
     all.sessions.remove(server);
     if all.last.as_deref() == Some(server) {
@@ -78,17 +78,17 @@ fn directory() -> anyhow::Result<PathBuf> {
     configured
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")))
         .map(|base| base.join("capsule"))
-        .ok_or_else(|| anyhow!("neither HOME nor XDG_CONFIG_HOME is set: sessions cannot be kept"))
+        .ok_or_else(|| anyhow!("Cannot store sessions: set HOME or XDG_CONFIG_HOME."))
 }
 
 fn read() -> anyhow::Result<Sessions> {
     let path = directory()?.join("sessions.json");
     match std::fs::read(&path) {
         Ok(bytes) => {
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and sign in again", path.display()))
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged. Remove it and sign in again", path.display()))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Sessions::default()),
-        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 

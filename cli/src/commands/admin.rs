@@ -1,4 +1,4 @@
-//! For administrators of the installation: what could not be handled, and what is under way.
+//! `capsule admin`: users, quotas, dead letters and sagas of the installation.
 
 use anyhow::{anyhow, bail};
 use capsule_contracts::identity::User;
@@ -21,7 +21,7 @@ pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow
             }
     );
     if is_change {
-        terminal.say(&format!("Server {}", client.name()));
+        terminal.note(&format!("Server {}", client.name()));
     }
     match command {
         AdminCommand::Users { command } => users(client, command, terminal),
@@ -48,7 +48,7 @@ fn user(client: &mut Client, email: &str) -> anyhow::Result<User> {
     all_users(client)?
         .into_iter()
         .find(|user| user.email == wanted)
-        .ok_or_else(|| anyhow!("no account has the address {email}; `capsule admin users list` shows those that there are"))
+        .ok_or_else(|| anyhow!("There is no account {email}. `capsule admin users list` lists the accounts."))
 }
 
 fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyhow::Result<()> {
@@ -58,21 +58,24 @@ fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyh
                 let rows: Vec<_> = users
                     .iter()
                     .map(|user| {
-                        let rank = if user.platform_admin { "administrator" } else { "" };
-                        vec![user.email.clone(), user.name.clone(), user.created_at.to_string(), rank.to_owned()]
+                        let role = if user.platform_admin { "administrator" } else { "" };
+                        vec![user.email.clone(), user.name.clone(), user.created_at.to_string(), role.to_owned()]
                     })
                     .collect();
-                table(&["EMAIL", "NAME", "CREATED", ""], &rows)
+                table(&["EMAIL", "NAME", "CREATED", "ROLE"], &rows)
             });
         }
         UsersCommand::Delete { email, yes } => {
             let user = user(&mut client, email)?;
-            if !confirm(&format!("Erase the account {}, with every organization that is theirs alone?", user.email), *yes)? {
-                bail!("nothing was changed");
+            if !confirm(
+                &format!("Erase the account {}, and every organization of which it is the only member?", user.email),
+                *yes,
+            )? {
+                bail!("Nothing was changed.");
             }
             let path = format!("/admin/users/{}", user.id);
             let _: Empty = confirmed(&mut client, |client, password| client.delete_with(&path, &json!({"password": password})))?;
-            return terminal.show(&user, |user| format!("The account {} is being erased.", user.email));
+            return terminal.show(&user, |user| format!("Erasing the account {}.", user.email));
         }
         UsersCommand::Grant { email } => (email, true),
         UsersCommand::Revoke { email } => (email, false),
@@ -82,8 +85,8 @@ fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyh
         client.patch(&path, &json!({"platform_admin": platform_admin, "password": password}))
     })?;
     terminal.show(&changed, |user| match user.platform_admin {
-        true => format!("{} administers the installation now.", user.email),
-        false => format!("{} does not administer the installation any more.", user.email),
+        true => format!("{} is now an administrator of the installation.", user.email),
+        false => format!("{} is no longer an administrator of the installation.", user.email),
     })
 }
 
@@ -93,7 +96,7 @@ fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Termi
             let page: Page<DeadLetter> = client.get("/admin/dead-letters")?;
             terminal.show(&page.items, |letters| {
                 if letters.is_empty() {
-                    return "There are no dead letters: every event was handled.".into();
+                    return "No dead letters.".into();
                 }
                 let rows: Vec<_> = letters
                     .iter()
@@ -118,11 +121,11 @@ fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Termi
         }
         DeadLettersCommand::Replay { id } => {
             let letter: DeadLetter = client.post(&format!("/admin/dead-letters/{id}/replay"), &json!({}))?;
-            terminal.show(&letter, |letter| format!("{} tries again to handle {}.", letter.service, letter.kind))
+            terminal.show(&letter, |letter| format!("Retrying {1} in {0}.", letter.service, letter.kind))
         }
         DeadLettersCommand::Discard { id } => {
             let letter: DeadLetter = client.delete(&format!("/admin/dead-letters/{id}"))?;
-            terminal.show(&letter, |letter| format!("{} was given up for {}.", letter.kind, letter.service))
+            terminal.show(&letter, |letter| format!("Discarded {} for {}.", letter.kind, letter.service))
         }
     }
 }
@@ -133,7 +136,7 @@ fn sagas(mut client: Client, command: SagasCommand, terminal: Terminal) -> anyho
             let page: Page<Saga> = client.get("/admin/sagas")?;
             terminal.show(&page.items, |sagas| {
                 if sagas.is_empty() {
-                    return "There was no saga yet.".into();
+                    return "No sagas.".into();
                 }
                 let rows: Vec<_> = sagas
                     .iter()

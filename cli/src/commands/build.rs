@@ -1,4 +1,4 @@
-//! `capsule build`: an image of a folder, made by Docker Engine.
+//! `capsule build`: builds an image of a folder with Docker Engine.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::folder::Application;
 use crate::terminal::Terminal;
 
 pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
-    // Where no folder is named, it is the application's.
+    // Without a folder, build the application of the current one.
     let folder = match &build.folder {
         here if here == Path::new(".") => Application::of(here)?.folder,
         named => named.clone(),
@@ -29,7 +29,7 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
             let options = ImageOptions {
                 images: base_images(&build.images)?,
                 buildkit: !build.classic,
-                // What is built under one name shares its caches, and with nothing else.
+                // Builds of one image name share their caches, and only they do.
                 scope: build
                     .tag
                     .rsplit_once(':')
@@ -46,7 +46,7 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     };
     let method = if build.classic { Method::Classic } else { Method::BuildKit };
     let variable = |name: &String| {
-        let value = std::env::var(name).with_context(|| format!("{name} is not in the environment"))?;
+        let value = std::env::var(name).with_context(|| format!("The environment variable {name} is not set."))?;
         anyhow::Ok((name.clone(), value))
     };
     let mut job = ImageJob::new(&build.tag, context, method);
@@ -61,12 +61,12 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
         disk: build.size_mib.map(|mib| mib << 20),
     };
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // On standard error: the result alone is on standard output.
-    let tell = |event: &Event| {
+    // Events go to standard error. Standard output has only the result.
+    let report = |event: &Event| {
         let text = match event {
             Event::Step { step, name } => format!("#{step} {name}"),
             Event::Output { step, text } => format!("#{step} │ {text}"),
-            Event::Done { step, cached: true, .. } => format!("#{step} done before"),
+            Event::Done { step, cached: true, .. } => format!("#{step} cached"),
             Event::Done { step, seconds, .. } => format!("#{step} done in {seconds:.1} s"),
         };
         terminal.event(event, &text);
@@ -78,11 +78,11 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
             let _ = tokio::signal::ctrl_c().await;
             cancel.cancel();
         });
-        let built = engine.build(&job, &tell).await?;
+        let built = engine.build(&job, &report).await?;
         if let Some(keep) = build.keep_mib {
-            // The image is there all the same.
+            // The image is built all the same.
             if let Err(error) = engine.evict(keep << 20).await {
-                terminal.say(&format!("warning: the cache was not kept within {keep} MiB: {error}"));
+                terminal.note(&format!("warning: Cannot shrink the build cache to {keep} MiB: {error}"));
             }
         }
         anyhow::Ok(built)
@@ -92,7 +92,7 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     });
     terminal.show(&result, |_| {
         format!(
-            "Built {} ({} MiB) in {:.1} s; {} of {} steps were done before.",
+            "Built {} ({} MiB) in {:.1} s; {} of {} steps were cached.",
             build.tag,
             built.size >> 20,
             built.took.as_secs_f64(),
@@ -102,23 +102,23 @@ pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     })
 }
 
-/// The registries that `docker login` remembers, in `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+/// The registry credentials of `docker login`, from `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
 fn credentials() -> anyhow::Result<BTreeMap<String, Credentials>> {
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
     let folder = folder.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
     let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.is_file()) else {
         return Ok(BTreeMap::new());
     };
-    let read = || format!("{} cannot be read", path.display());
+    let read = || format!("Cannot read {}", path.display());
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).with_context(read)?).with_context(read)?;
     let known = config["auths"].as_object().into_iter().flatten();
     Ok(known
         .filter_map(|(host, auth)| {
-            // Kept by a helper, and not here, if there is none.
+            // Without `auth`, a credential helper keeps the password.
             let plain = BASE64_STANDARD.decode(auth["auth"].as_str()?).ok()?;
             let (username, password) =
                 String::from_utf8(plain).ok()?.split_once(':').map(|(name, word)| (name.to_owned(), word.to_owned()))?;
-            // Docker Hub is remembered by the address of its first version.
+            // Docker Hub is stored under the address of its API version 1.
             let host = host.trim_start_matches("https://").trim_end_matches("/v1/").to_owned();
             Some((host, Credentials { username, password }))
         })

@@ -9,47 +9,50 @@ use capsule_buildplan::Kind;
 use capsule_contracts::deploy::{Deployment, LogLine, Status, Upload};
 use serde_json::json;
 
-use super::interrupt::Watch;
+use super::interrupt::InterruptGuard;
 use super::prepare::prepare;
 use crate::arguments::Deploy;
 use crate::client::Client;
-use crate::folder::Wanted;
-use crate::terminal::{Failure, Progress, Terminal, bytes};
+use crate::folder::ServiceNames;
+use crate::terminal::{Failure, Progress, Terminal, bytes, counted};
 use crate::{folder, pack};
 
 pub fn deploy(mut client: Client, arguments: &Deploy, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let chosen = folder::chosen(&arguments.at, arguments.yes)?;
-    let folder = &chosen.folder;
+    let selection = folder::select(&arguments.at, arguments.yes)?;
+    let folder = &selection.folder;
     if *folder != arguments.at.folder {
-        terminal.say(&format!("Deploying {}, where capsule.toml is", folder.display()));
+        terminal.note(&format!("Deploying {}, which has the capsule.toml", folder.display()));
     }
     plan(folder, terminal)?;
-    let found = prepare(&mut client, &chosen, arguments, terminal)?;
-    let pinned = Wanted { organization: Some(found.organization.slug.clone()), ..chosen.wanted.clone() };
-    if folder::remember(folder, &pinned)? {
-        terminal.say("Kept organization, project and service in capsule.toml");
+    let found = prepare(&mut client, &selection, arguments, terminal)?;
+    let pinned = ServiceNames { organization: Some(found.organization.slug.clone()), ..selection.names.clone() };
+    if folder::save_names(folder, &pinned)? {
+        terminal.note("Saved organization, project and service in capsule.toml");
     }
     let packed = pack::pack(folder)?;
     let upload = send(&mut client, &found.service.id.to_string(), &packed, terminal)?;
     let body = json!({"upload_id": upload.id, "environment": found.environment});
     let deployment: Deployment = client.post(&format!("/services/{}/deploy", found.service.id), &body)?;
     if arguments.detach {
-        terminal.show(&deployment, |deployment| format!("Deployment {} has begun.", deployment.number))?;
+        terminal.show(&deployment, |deployment| format!("Deployment {} has started.", deployment.number))?;
         return Ok(ExitCode::SUCCESS);
     }
     follow(&mut client, &deployment, terminal)
 }
 
-/// Fails early where there is nothing to run.
+/// Plans the folder.
+///
+/// # Errors
+/// `nothing_to_run`, when the plan has neither a process nor static files.
 fn plan(folder: &Path, terminal: Terminal) -> anyhow::Result<()> {
     let plan = super::plan::of(folder)?;
-    terminal.say(&format!("Found {}", super::plan::summary(&plan)));
+    terminal.note(&super::plan::summary(&plan));
     if plan.kind != Kind::Static && plan.processes.is_empty() {
         let question = plan.questions.first();
-        let why = question.map_or("it is not clear how it is started".into(), |question| question.text.clone());
-        let answer = question.map_or("[processes]\nweb = \"…\"".into(), |question| question.answer_with.clone());
-        return Err(Failure::new("nothing_to_run", format!("There is nothing to run in {}: {why}", folder.display()))
-            .hint(format!("Say how in capsule.toml, such as\n\n{answer}"))
+        let why = question.map_or("no start command was found".into(), |question| question.text.clone());
+        let setting = question.map_or("[processes]\nweb = \"…\"".into(), |question| question.answer_with.clone());
+        return Err(Failure::new("nothing_to_run", format!("Nothing to run in {}: {why}.", folder.display()))
+            .hint(format!("Add this to capsule.toml:\n\n{setting}"))
             .into());
     }
     Ok(())
@@ -64,19 +67,19 @@ fn send(client: &mut Client, service: &str, packed: &pack::Packed, terminal: Ter
     });
     progress.finish();
     let upload = upload?;
-    terminal.say(&format!("Uploaded {} file(s), {}", packed.files, bytes(packed.bytes)));
+    terminal.note(&format!("Uploaded {}, {}", counted(packed.files, "file"), bytes(packed.bytes)));
     Ok(upload)
 }
 
-/// Shows a deployment's log until its end, then the outcome.
+/// Shows a deployment's log until it finishes, then the outcome.
 pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) -> anyhow::Result<ExitCode> {
     let id = deployment.id;
-    let began = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let progress = Progress::spinner(&format!("Deployment {}", deployment.number));
-    let watch = Watch::begin(terminal, &progress, how_to_cancel(deployment));
+    let guard = InterruptGuard::install(terminal, &progress, how_to_cancel(deployment));
     let mut shown = 0;
-    let settled = loop {
-        // A server that restarts meanwhile goes on with the deployment; so do we.
+    let finished = loop {
+        // A server that restarts continues the deployment, so keep following it.
         match client.stream::<LogLine>(&format!("/deployments/{id}/logs?follow=true")) {
             Ok(lines) => {
                 for (index, line) in lines.enumerate() {
@@ -88,49 +91,49 @@ pub fn follow(client: &mut Client, deployment: &Deployment, terminal: Terminal) 
                 }
             }
             Err(error) if crate::client::is_not_found(&error) => return Err(error),
-            Err(_) if began.elapsed() < Duration::from_secs(3600) => {}
+            Err(_) if started.elapsed() < Duration::from_secs(3600) => {}
             Err(error) => return Err(error),
         }
         match client.get::<Deployment>(&format!("/deployments/{id}")) {
-            Ok(now) if now.status.is_settled() => break now,
+            Ok(current) if current.status.is_settled() => break current,
             Ok(_) => {}
             Err(error) if crate::client::is_final(&error) => return Err(error),
-            Err(_) => progress.message("Waiting for the server to come back"),
+            Err(_) => progress.message("Waiting for the server"),
         }
         std::thread::sleep(Duration::from_millis(200));
     };
-    drop(watch);
+    drop(guard);
     progress.finish();
-    terminal.show(&settled, |settled| match settled.status {
+    terminal.show(&finished, |finished| match finished.status {
         Status::Running => {
-            format!("Deployment {} is running after {:.1} s\n{}", settled.number, began.elapsed().as_secs_f64(), settled.url)
+            format!("Deployment {} is running after {:.1} s\n{}", finished.number, started.elapsed().as_secs_f64(), finished.url)
         }
-        Status::Superseded => format!("Deployment {} gave way to a newer one", settled.number),
-        Status::Cancelled => format!("Deployment {} was cancelled", settled.number),
-        _ => format!("{}\n{}", failure_of(settled), EARLIER),
+        Status::Superseded => format!("Deployment {} was superseded by a newer one", finished.number),
+        Status::Cancelled => format!("Deployment {} was cancelled", finished.number),
+        _ => format!("{}\n{}", failure_of(finished), PREVIOUS_VERSION_IS_LIVE),
     })?;
-    if settled.status == Status::Running {
+    if finished.status == Status::Running {
         return Ok(ExitCode::SUCCESS);
     }
-    let (code, message) = match settled.status {
-        Status::Superseded => ("superseded", format!("Deployment {} gave way to a newer one.", settled.number)),
-        Status::Cancelled => ("cancelled", format!("Deployment {} was cancelled.", settled.number)),
-        _ => ("deployment_failed", failure_of(&settled)),
+    let (code, message) = match finished.status {
+        Status::Superseded => ("superseded", format!("Deployment {} was superseded by a newer one.", finished.number)),
+        Status::Cancelled => ("cancelled", format!("Deployment {} was cancelled.", finished.number)),
+        _ => ("deployment_failed", failure_of(&finished)),
     };
-    terminal.report(&Failure::new(code, message).hint(EARLIER));
+    terminal.report(&Failure::new(code, message).hint(PREVIOUS_VERSION_IS_LIVE));
     Ok(ExitCode::FAILURE)
 }
 
-/// What becomes of an earlier version when a deployment does not succeed.
-const EARLIER: &str = "An earlier version, if there is one, is still live.";
+/// The hint of a deployment that did not succeed.
+const PREVIOUS_VERSION_IS_LIVE: &str = "The previous version, if any, is still live.";
 
-fn failure_of(settled: &Deployment) -> String {
-    format!("Deployment {} failed: {}", settled.number, settled.error.as_deref().unwrap_or("the reason is not known"))
+fn failure_of(deployment: &Deployment) -> String {
+    format!("Deployment {} failed: {}", deployment.number, deployment.error.as_deref().unwrap_or("unknown reason"))
 }
 
 fn how_to_cancel(deployment: &Deployment) -> String {
-    let doing = if matches!(deployment.trigger.as_str(), "upload" | "redeploy") { "building" } else { "deploying" };
-    format!("Still {doing}. `capsule cancel {} -e {}` stops it.", deployment.number, deployment.environment_name)
+    let activity = if matches!(deployment.trigger.as_str(), "upload" | "redeploy") { "building" } else { "deploying" };
+    format!("Still {activity}. `capsule cancel {} -e {}` cancels it.", deployment.number, deployment.environment_name)
 }
 
 fn show(progress: &Progress, line: &LogLine) {

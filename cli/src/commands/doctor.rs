@@ -1,4 +1,4 @@
-//! `capsule doctor`: can this host build and run applications, and does a server answer?
+//! `capsule doctor`: checks whether this host can build and run applications, and whether a server answers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,29 +40,32 @@ pub fn doctor(client: anyhow::Result<Client>, directory: &Path, terminal: Termin
         lines.collect::<Vec<_>>().join("\n")
     })?;
     if broken {
-        terminal.report(&Failure::new("problems_found", "This host cannot build and run applications as it is."));
+        terminal.report(&Failure::new(
+            "problems_found",
+            "This host cannot build or run applications until the problems above are fixed.",
+        ));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn server(client: anyhow::Result<Client>) -> Finding {
-    let asked = client.and_then(|mut client| {
+    let result = client.and_then(|mut client| {
         let user: capsule_contracts::identity::User = client.get("/auth/me")?;
         Ok((client.name().to_owned(), user.email))
     });
-    match asked {
-        Ok((name, email)) => finding("server", "ok", format!("{name} answers, and you are {email}")),
+    match result {
+        Ok((name, email)) => finding("server", "ok", format!("{name} answers; signed in as {email}")),
         Err(error) => finding("server", "problem", format!("{error:#}").replace('\n', "; ")),
     }
 }
 
-/// The sandbox is tried, not guessed at.
+/// Runs a process in a sandbox.
 fn sandbox() -> Finding {
     match try_sandbox("true", &std::env::temp_dir()) {
-        Ok(0) => finding("sandbox", "ok", "processes can be run in a sandbox of their own"),
-        Ok(code) => finding("sandbox", "problem", format!("a process in a sandbox ended with {code} instead of 0")),
-        Err(error) => finding("sandbox", "problem", format!("processes cannot be run in a sandbox: {error:#}")),
+        Ok(0) => finding("sandbox", "ok", "processes can run in a sandbox"),
+        Ok(code) => finding("sandbox", "problem", format!("a process in a sandbox exited with status {code} instead of 0")),
+        Err(error) => finding("sandbox", "problem", format!("processes cannot run in a sandbox: {error:#}")),
     }
 }
 
@@ -95,36 +98,33 @@ fn try_sandbox(command: &str, within: &Path) -> anyhow::Result<i32> {
 
 fn limits() -> Finding {
     match unenforced().join("; ") {
-        missing if missing.is_empty() => finding("limits", "ok", "memory, CPU and processes are limited by control groups"),
+        missing if missing.is_empty() => finding("limits", "ok", "control groups limit memory, CPU and processes"),
         missing => finding("limits", "warning", missing),
     }
 }
 
-/// Whether `/app` is a layer above the release.
+/// Checks whether `/app` is an overlay above the release.
 fn layers(directory: &Path) -> Finding {
-    let look = "while read -r line; do case $line in *' /app '*' - overlay '*) exit 0;; esac; done </proc/self/mountinfo; exit 3";
-    // Tried where the data lies: not every file system may be a layer.
-    let tried = try_sandbox(look, existing(directory)).or_else(|_| try_sandbox(look, &std::env::temp_dir()));
-    match tried {
-        Ok(0) => finding("layers", "ok", "applications write into an overlay above their release, which stays as it was built"),
-        _ => finding(
-            "layers",
-            "warning",
-            "overlays cannot be mounted here: each instance gets a copy of its release to write into",
-        ),
+    let probe =
+        "while read -r line; do case $line in *' /app '*' - overlay '*) exit 0;; esac; done </proc/self/mountinfo; exit 3";
+    // In the data directory: not every file system can be a layer of an overlay.
+    let exit_code = try_sandbox(probe, nearest_existing(directory)).or_else(|_| try_sandbox(probe, &std::env::temp_dir()));
+    match exit_code {
+        Ok(0) => finding("layers", "ok", "applications write into an overlay above their release, which does not change"),
+        _ => finding("layers", "warning", "overlays cannot be mounted: each instance writes into its own copy of the release"),
     }
 }
 
 fn quotas(directory: &Path) -> Finding {
-    if has_project_quotas(existing(directory)) {
-        finding("quotas", "ok", "disk limits are enforced by project quotas")
+    if has_project_quotas(nearest_existing(directory)) {
+        finding("quotas", "ok", "project quotas enforce disk limits")
     } else {
-        finding("quotas", "ok", "disk limits are measured every two seconds: the file system has no project quotas in force")
+        finding("quotas", "ok", "disk usage is measured every two seconds: project quotas are not enabled on this file system")
     }
 }
 
-/// The nearest folder above that is there.
-fn existing(directory: &Path) -> &Path {
+/// The nearest directory above that exists.
+fn nearest_existing(directory: &Path) -> &Path {
     directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
@@ -132,20 +132,18 @@ fn network() -> Finding {
     if !rustix::process::geteuid().is_root() {
         let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok();
         return match (["slirp4netns", "nft"].into_iter().find(|program| !on_path(program)), tun) {
-            (None, true) => {
-                finding("network", "ok", "applications reach the world outside by slirp4netns, through a packet filter")
-            }
+            (None, true) => finding("network", "ok", "applications reach the internet through slirp4netns and a packet filter"),
             (Some(missing), _) => finding(
                 "network",
                 "problem",
                 format!(
-                    "`{missing}` is missing: applications and builds cannot reach the world outside; `apt-get install slirp4netns nftables`"
+                    "`{missing}` is missing, so applications and builds cannot reach the internet. Install it: `apt-get install slirp4netns nftables`"
                 ),
             ),
             (None, false) => finding(
                 "network",
                 "problem",
-                "/dev/net/tun cannot be opened: applications and builds cannot reach the world outside",
+                "/dev/net/tun cannot be opened, so applications and builds cannot reach the internet",
             ),
         };
     }
@@ -153,9 +151,11 @@ fn network() -> Finding {
         Some(missing) => finding(
             "network",
             "problem",
-            format!("`{missing}` is missing: applications cannot reach the world outside; `apt-get install iproute2 nftables`"),
+            format!(
+                "`{missing}` is missing, so applications cannot reach the internet. Install it: `apt-get install iproute2 nftables`"
+            ),
         ),
-        None => finding("network", "ok", "applications can be given a network of their own, behind a packet filter"),
+        None => finding("network", "ok", "each application gets its own network behind a packet filter"),
     }
 }
 
@@ -165,13 +165,13 @@ fn on_path(program: &str) -> bool {
 }
 
 fn space(directory: &Path) -> Finding {
-    match rustix::fs::statvfs(existing(directory)) {
+    match rustix::fs::statvfs(nearest_existing(directory)) {
         Ok(space) => {
             let gib = (space.f_bavail * space.f_frsize) >> 30;
             let state = if gib < 2 { "warning" } else { "ok" };
             finding("disk", state, format!("{gib} GiB free for {}", directory.display()))
         }
-        Err(error) => finding("disk", "warning", format!("free space of {} is not known: {error}", directory.display())),
+        Err(error) => finding("disk", "warning", format!("cannot read the free space of {}: {error}", directory.display())),
     }
 }
 
@@ -182,7 +182,7 @@ fn toolchains() -> Vec<Finding> {
         .into_iter()
         .map(|(name, program)| match toolchains.find(program) {
             Some(path) => finding(name, "ok", path.display().to_string()),
-            None => finding(name, "warning", "not on this host: such applications cannot be built here"),
+            None => finding(name, "warning", "not found on this host: its applications cannot be built here"),
         })
         .collect()
 }

@@ -1,4 +1,5 @@
-//! ^C while a deployment is waited for: the deployment goes on, and the person is told how to stop it.
+//! Handles ^C while a command waits for a deployment: the deployment continues, and the command prints how to cancel
+//! it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,39 +9,40 @@ use signal_hook::iterator::Signals;
 
 use crate::terminal::{Failure, Progress, Terminal};
 
-/// The status of a process that SIGINT ended, as shells have it.
-const STATUS: u8 = 130;
+/// The exit status of a process that SIGINT ended, as shells report it.
+const SIGINT_STATUS: u8 = 130;
 
-/// For as long as it lives, ^C ends the command with a message. Then it just ends it.
+/// While this exists, ^C ends the command with a message. After that, ^C ends it without one.
 #[derive(Debug)]
-pub struct Watch(Arc<AtomicBool>);
+pub struct InterruptGuard(Arc<AtomicBool>);
 
-impl Watch {
-    /// Begins to watch. Where that is not possible, ^C ends the command as always.
-    pub fn begin(terminal: Terminal, progress: &Progress, message: String) -> Self {
-        let waiting = Arc::new(AtomicBool::new(true));
-        // The second one ends the command at once, whatever the first is still at.
-        let again = Arc::new(AtomicBool::new(false));
-        let watched = signal_hook::flag::register_conditional_default(SIGINT, again.clone()).and_then(|_| Signals::new([SIGINT]));
-        if let Ok(mut signals) = watched {
-            let (waiting, progress) = (waiting.clone(), progress.clone());
+impl InterruptGuard {
+    /// Installs the handler. Where that fails, ^C ends the command without a message.
+    pub fn install(terminal: Terminal, progress: &Progress, message: String) -> Self {
+        let is_waiting = Arc::new(AtomicBool::new(true));
+        // The second ^C ends the command at once, even while the first is handled.
+        let was_interrupted = Arc::new(AtomicBool::new(false));
+        let signals =
+            signal_hook::flag::register_conditional_default(SIGINT, was_interrupted.clone()).and_then(|_| Signals::new([SIGINT]));
+        if let Ok(mut signals) = signals {
+            let (is_waiting, progress) = (is_waiting.clone(), progress.clone());
             std::thread::spawn(move || {
                 if signals.forever().next().is_some() {
-                    again.store(true, Ordering::SeqCst);
-                    if waiting.load(Ordering::SeqCst) {
+                    was_interrupted.store(true, Ordering::SeqCst);
+                    if is_waiting.load(Ordering::SeqCst) {
                         progress.finish();
-                        let failure = Failure { exit_status: STATUS, ..Failure::new("interrupted", message) };
-                        terminal.tell(&failure);
+                        let failure = Failure { exit_status: SIGINT_STATUS, ..Failure::new("interrupted", message) };
+                        terminal.notify(&failure);
                     }
-                    std::process::exit(i32::from(STATUS));
+                    std::process::exit(i32::from(SIGINT_STATUS));
                 }
             });
         }
-        Self(waiting)
+        Self(is_waiting)
     }
 }
 
-impl Drop for Watch {
+impl Drop for InterruptGuard {
     fn drop(&mut self) {
         self.0.store(false, Ordering::SeqCst);
     }

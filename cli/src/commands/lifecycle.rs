@@ -1,4 +1,4 @@
-//! A service's instances replaced, stopped, started, taken back.
+//! `capsule restart`, `stop`, `start` and `rollback`.
 
 use std::process::ExitCode;
 
@@ -8,39 +8,39 @@ use serde_json::json;
 
 use super::deploy::follow;
 use super::service;
-use crate::arguments::At;
+use crate::arguments::ServiceArgs;
 use crate::client::Client;
 use crate::folder;
 use crate::terminal::Terminal;
 
-pub fn restart(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    run_anew(client, at, "restart", terminal)
+pub fn restart(client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    deploy_again(client, at, "restart", terminal)
 }
 
-pub fn start(client: Client, at: &At, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    run_anew(client, at, "start", terminal)
+pub fn start(client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    deploy_again(client, at, "start", terminal)
 }
 
-/// Tells the server to run a service's release anew, and shows the deployment that this makes.
-fn run_anew(mut client: Client, at: &At, verb: &str, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+/// Runs an action that deploys the service's release again, and follows that deployment.
+fn deploy_again(mut client: Client, at: &ServiceArgs, action: &str, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
     found.announce(&client, terminal);
-    found.tell(&mut client, verb)?;
+    found.act(&mut client, action)?;
     match found.deployments(&mut client, 1)?.first() {
         Some(deployment) => follow(&mut client, deployment, terminal),
-        None => bail!("{} was never deployed to {}", found.service.name, found.environment),
+        None => bail!("{} was never deployed to {}. Deploy it first: capsule deploy", found.service.name, found.environment),
     }
 }
 
-pub fn stop(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+pub fn stop(mut client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
     found.announce(&client, terminal);
-    let state = found.tell(&mut client, "stop")?;
+    let state = found.act(&mut client, "stop")?;
     terminal.show(&state, |_| format!("Stopped {} in {}.", found.service.name, found.environment))
 }
 
-pub fn rollback(mut client: Client, at: &At, number: Option<i64>, terminal: Terminal) -> anyhow::Result<ExitCode> {
-    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+pub fn rollback(mut client: Client, at: &ServiceArgs, number: Option<i64>, terminal: Terminal) -> anyhow::Result<ExitCode> {
+    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
     found.announce(&client, terminal);
     let body = json!({"environment": found.environment, "number": number});
     let deployment: Deployment = client.post(&format!("/services/{}/rollback", found.service.id), &body)?;

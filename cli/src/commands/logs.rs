@@ -1,22 +1,22 @@
-//! What instances print, and what builds printed.
+//! `capsule logs`: the output of instances, and the logs of deployments.
 
 use capsule_contracts::deploy::LogLine;
 
 use super::service;
-use crate::arguments::At;
+use crate::arguments::ServiceArgs;
 use crate::client::Client;
 use crate::folder;
 use crate::terminal::Terminal;
 
 pub fn logs(
     mut client: Client,
-    at: &At,
+    at: &ServiceArgs,
     follow: bool,
     tail: Option<u32>,
     deployment: Option<i64>,
     terminal: Terminal,
 ) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
     let path = match deployment {
         Some(number) => {
             let deployment = service::deployment(&mut client, &found, number)?;
@@ -29,7 +29,7 @@ pub fn logs(
     };
     for line in client.stream::<LogLine>(&path)? {
         let line = line?;
-        // Whoever reads has seen enough.
+        // The reader closed the pipe.
         if terminal.item(&line, &format!("{} {}", line.at, line.source), &line.text).is_err() {
             return Ok(());
         }

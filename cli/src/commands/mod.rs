@@ -1,4 +1,4 @@
-//! The commands, one file for each kind.
+//! The commands, one file for each subject.
 
 mod account;
 mod admin;
@@ -31,7 +31,7 @@ use crate::client::{Choice, Client};
 use crate::server::data;
 use crate::terminal::{self, Terminal};
 
-/// Carries out what the command line says.
+/// Runs the command of the command line.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let terminal = Terminal { json: arguments.json };
     let choice = Choice { server: arguments.server, data: arguments.data.clone(), insecure_http: arguments.insecure_http };

@@ -1,4 +1,4 @@
-//! For whoever runs the server.
+//! `capsule server`, `config` and `migrate`: for operators.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,14 +12,15 @@ use super::health;
 use crate::arguments::{ConfigCommand, MigrateCommand, Server, ServerCommand};
 use crate::server::data::{self, Claim, Data};
 use crate::server::{self, DATABASES, configuration};
-use crate::terminal::{Terminal, table};
+use crate::terminal::{Terminal, counted, table};
 
 pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow::Result<()> {
     match arguments.command {
         Some(ServerCommand::Down) => {
             let ended = server::down(directory)?;
-            return terminal
-                .show(&json!({"instances": ended}), |_| format!("Stopped the server, the ingress and {ended} instance(s)."));
+            return terminal.show(&json!({"instances": ended}), |_| {
+                format!("Stopped the server, the ingress and {}.", counted(ended, "instance"))
+            });
         }
         Some(ServerCommand::Health { at }) => return health::health(directory, at.as_deref(), terminal),
         Some(ServerCommand::ReplaceIngress) => return replace_ingress(directory, terminal),
@@ -33,18 +34,18 @@ pub fn server(directory: &Path, arguments: Server, terminal: Terminal) -> anyhow
 }
 
 fn replace_ingress(directory: &Path, terminal: Terminal) -> anyhow::Result<()> {
-    terminal.say(
-        "Replacing the ingress: requests under way are finished, connections that last longer than 30 s end, and for a \
-         few seconds new ones are refused.",
+    terminal.note(
+        "Replacing the ingress: requests in flight finish, connections that last longer than 30 s are closed, and new \
+         connections are refused for a few seconds.",
     );
     let replaced = server::replace_ingress(directory)?;
     terminal.show(&replaced, |replaced| match (&replaced.ended, &replaced.pid, &replaced.listen) {
-        (_, Some(pid), Some(listen)) => format!("The ingress is process {pid} now, and listens on {listen}."),
+        (_, Some(pid), Some(listen)) => format!("Replaced the ingress: process {pid} listens on {listen}."),
         (Some(pid), ..) => format!(
-            "The ingress (process {pid}) has ended. Start the server, which starts another: capsule server --data {}",
+            "Stopped the ingress (process {pid}). The server starts a new one: capsule server --data {}",
             directory.display()
         ),
-        _ => "No ingress runs. The server starts one.".into(),
+        _ => "No ingress is running. The server starts one.".into(),
     })
 }
 
@@ -58,7 +59,7 @@ pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> a
         .iter()
         .map(|(name, origin)| {
             let value = settings.pointer(&format!("/{}", name.replace('.', "/"))).cloned().unwrap_or_default();
-            // It may hold a password.
+            // It may contain a password.
             let value = if name.ends_with(".url") && value != "" { json!("(set, not shown)") } else { value };
             (name, json!({"value": value, "origin": origin}))
         })
@@ -71,7 +72,7 @@ pub fn config(directory: &Path, command: ConfigCommand, terminal: Terminal) -> a
                 vec![(*name).clone(), value, setting["origin"].as_str().unwrap_or_default().to_owned()]
             })
             .collect();
-        table(&["SETTING", "VALUE", "FROM"], &rows)
+        table(&["SETTING", "VALUE", "SOURCE"], &rows)
     })
 }
 
@@ -82,21 +83,18 @@ async fn repair(databases: &Databases, terminal: Terminal) -> anyhow::Result<()>
         repaired.extend(files.into_iter().map(|file| format!("{name}: {file}")));
     }
     terminal.show(&repaired, |files| match files.as_slice() {
-        [] => "Nothing is to be repaired: every migration is as it was applied.".into(),
-        files => format!("Taken over as it is now:\n{}", files.join("\n")),
+        [] => "Nothing to repair: every migration is as it was applied.".into(),
+        files => format!("Recorded the current version of:\n{}", files.join("\n")),
     })
 }
 
 async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> anyhow::Result<()> {
     if matches!(to, Databases::Embedded(_)) {
-        bail!("set database.url to the PostgreSQL server that the data is to be moved to");
+        bail!("Set database.url to the PostgreSQL server to move the data to.");
     }
     let from = Databases::Embedded(directory.into());
     if !from.any_exists(&DATABASES.map(|(name, _)| name)) {
-        bail!(
-            "there are no embedded databases in {}: nothing is to be moved; name the data directory with --data",
-            directory.display()
-        );
+        bail!("There are no embedded databases in {}. Choose the data directory with --data.", directory.display());
     }
     let mut moved = Vec::new();
     for (name, migrations) in DATABASES {
@@ -106,8 +104,8 @@ async fn to_postgres(directory: &Path, to: &Databases, terminal: Terminal) -> an
     terminal.show(&moved, |moved| {
         let rows: Vec<_> =
             moved.iter().map(|row| vec![row["database"].as_str().unwrap_or_default().into(), row["rows"].to_string()]).collect();
-        let hint = "Everything is there, compared by count and digest. With database.url as it is, start the server;\n\
-                    the files of the embedded databases in the data directory can be removed once you are content.";
+        let hint = "All rows were copied, and compared by count and digest. Start the server with this database.url.\n\
+                    After you have checked it, you can remove the embedded databases (*.db) from the data directory.";
         format!("{}\n{hint}", table(&["DATABASE", "ROWS"], &rows))
     })
 }
@@ -121,9 +119,9 @@ pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -
     data::accessible(directory, "migrate")?;
     let loaded = configuration::load(directory, arguments.config.as_deref(), &arguments.set)?;
     let databases = server::databases(directory, &loaded.configuration);
-    // Nobody else may write meanwhile; looking is always allowed.
-    let looks = matches!(command, MigrateCommand::Info(_) | MigrateCommand::Validate(_));
-    let claimed = (!looks).then(|| Data::claim(directory, Claim::Alone)).transpose()?;
+    // No other process may write to the databases meanwhile. Reading is always allowed.
+    let is_read_only = matches!(command, MigrateCommand::Info(_) | MigrateCommand::Validate(_));
+    let claimed = (!is_read_only).then(|| Data::claim(directory, Claim::Alone)).transpose()?;
     let asynchronous = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         MigrateCommand::Repair(_) => return asynchronous.block_on(repair(&databases, terminal)),
@@ -136,15 +134,16 @@ pub fn migrate(directory: &Path, command: &MigrateCommand, terminal: Terminal) -
             if claimed.is_some() {
                 Store::migrate(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
             }
-            let steps = Store::migration_status(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
+            let steps =
+                Store::migration_status(&databases, name, migrations).await.map_err(|error| anyhow!("{name}: {error}"))?;
             all.extend(steps.into_iter().map(|step| (name, step)));
         }
         anyhow::Ok(all)
     })?;
-    let wrong: Vec<_> = steps.iter().filter(|(_, step)| step.state != MigrationState::Applied).collect();
-    if matches!(command, MigrateCommand::Validate(_)) && !wrong.is_empty() {
-        let told = wrong.iter().map(|(name, step)| format!("{name}: {} is {}", step.file, step.state.name()));
-        bail!("{}", told.collect::<Vec<_>>().join("\n"));
+    let not_applied: Vec<_> = steps.iter().filter(|(_, step)| step.state != MigrationState::Applied).collect();
+    if matches!(command, MigrateCommand::Validate(_)) && !not_applied.is_empty() {
+        let problems = not_applied.iter().map(|(name, step)| format!("{name}: {} is {}", step.file, step.state.name()));
+        bail!("{}", problems.collect::<Vec<_>>().join("\n"));
     }
     let shown: Vec<_> = steps
         .iter()

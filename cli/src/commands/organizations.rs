@@ -15,13 +15,13 @@ use crate::terminal::{Failure, Terminal, confirm, table};
 
 pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyhow::Result<()> {
     if !matches!(command, OrgCommand::List | OrgCommand::Members { .. }) {
-        terminal.say(&format!("Server {}", client.name()));
+        terminal.note(&format!("Server {}", client.name()));
     }
     match command {
         OrgCommand::List => list(&mut client, terminal),
         OrgCommand::Create { name, slug } => {
-            let made: Organization = client.post("/organizations", &json!({"name": name, "slug": slug}))?;
-            terminal.show(&made, |made| format!("Created the organization {} ({}).", made.name, made.slug))
+            let created: Organization = client.post("/organizations", &json!({"name": name, "slug": slug}))?;
+            terminal.show(&created, |created| format!("Created the organization {} ({}).", created.name, created.slug))
         }
         OrgCommand::Members { organization } => {
             let organization = find(&mut client, &organization, None)?;
@@ -43,8 +43,8 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             let member = member(&mut client, &organization, &email)?;
             let path = format!("/organizations/{}/members/{}/role", organization.id, member.user_id);
             let _: Empty = client.patch(&path, &json!({"role": role}))?;
-            let done = Member { role, ..member };
-            terminal.show(&done, |done| format!("{} is {} in {} now.", done.email, role.name(), organization.slug))
+            let changed = Member { role, ..member };
+            terminal.show(&changed, |changed| format!("{} is now {} in {}.", changed.email, role.name(), organization.slug))
         }
         OrgCommand::Remove { organization, email } => {
             let organization = find(&mut client, &organization, None)?;
@@ -57,7 +57,7 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
             let joined: Organization = client.post(&format!("/invitations/{}/accept", invitation.id), &json!({}))?;
             terminal.show(&joined, |joined| {
                 format!(
-                    "You are {} in {} now. Deploy there with --organization {}.",
+                    "You are now {} in {}. Deploy there with --organization {}.",
                     joined.role.name(),
                     joined.name,
                     joined.slug
@@ -72,20 +72,20 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
         OrgCommand::Leave { organization, yes } => {
             let organization = find(&mut client, &organization, None)?;
             if !confirm(&format!("Leave {}?", organization.slug), yes)? {
-                bail!("nothing was changed");
+                bail!("Nothing was changed.");
             }
             let _: Empty = client.post(&format!("/organizations/{}/leave", organization.id), &json!({}))?;
-            terminal.show(&organization, |organization| format!("You are no member of {} any more.", organization.slug))
+            terminal.show(&organization, |organization| format!("You left {}.", organization.slug))
         }
         OrgCommand::Delete { organization, yes } => {
             let organization = find(&mut client, &organization, None)?;
-            let question = format!("Delete {} with every project in it and all that runs there?", organization.slug);
+            let question = format!("Delete {} with all its projects and running services?", organization.slug);
             if !confirm(&question, yes)? {
-                bail!("nothing was changed");
+                bail!("Nothing was changed.");
             }
             let path = format!("/organizations/{}", organization.id);
             let _: Empty = confirmed(&mut client, |client, password| client.delete_with(&path, &json!({"password": password})))?;
-            terminal.show(&organization, |organization| format!("{} is being deleted.", organization.slug))
+            terminal.show(&organization, |organization| format!("Deleting {}.", organization.slug))
         }
     }
 }
@@ -99,7 +99,7 @@ fn list(client: &mut Client, terminal: Terminal) -> anyhow::Result<()> {
             vec![organization.slug.clone(), organization.name.clone(), organization.role.name().into(), state.into()]
         });
         let pending = invitations.iter().map(|invitation| {
-            let by = invitation.invited_by.as_deref().unwrap_or("an account that is gone");
+            let by = invitation.invited_by.as_deref().unwrap_or("a deleted account");
             vec![
                 invitation.organization_slug.clone(),
                 invitation.organization_name.clone(),
@@ -119,7 +119,7 @@ fn add(client: &mut Client, organization: &str, email: &str, role: Role, termina
     let organization = find(client, organization, None)?;
     let path = format!("/organizations/{}/members", organization.id);
     let added: AddedMember = client.post(&path, &json!({"email": email, "role": role}))?;
-    // The secret follows the #: no browser sends it, and no server logs it.
+    // The secret is in the fragment: browsers do not send it, and servers do not log it.
     let link = added.registration_token.as_ref().map(|token| format!("{}/register#{token}", client.name()));
     let mut shown = serde_json::to_value(&added)?;
     if let Some(link) = &link {
@@ -131,8 +131,8 @@ fn add(client: &mut Client, organization: &str, email: &str, role: Role, termina
         match link {
             None => format!("{invited}\n{accept}"),
             Some(link) => format!(
-                "{invited}\nThe address has no account here. Send them this link to make one; it is shown only now, works once, \
-                 and until {}:\n\n  {link}\n\nThey run: capsule register\n{accept}",
+                "{invited}\nThe address has no account here. Send them this registration link. It is shown only now, works once, and \
+                 expires at {}:\n\n  {link}\n\nThey run: capsule register\n{accept}",
                 added.expires_at
             ),
         }
@@ -180,7 +180,7 @@ fn invitation(client: &mut Client, slug: &str) -> anyhow::Result<Invitation> {
     let all = client.get::<Page<Invitation>>("/invitations")?.items;
     all.into_iter()
         .find(|invitation| invitation.organization_slug == slug || invitation.id.to_string() == slug)
-        .ok_or_else(|| anyhow!("you have no invitation to {slug}; `capsule org list` shows those that you have"))
+        .ok_or_else(|| anyhow!("You have no invitation to {slug}. `capsule org list` lists your invitations."))
 }
 
 fn members(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Member>> {
@@ -192,5 +192,5 @@ fn member(client: &mut Client, organization: &Organization, email: &str) -> anyh
     members(client, organization)?
         .into_iter()
         .find(|member| member.email == wanted)
-        .ok_or_else(|| anyhow!("{email} is no member of {}", organization.slug))
+        .ok_or_else(|| anyhow!("{email} is not a member of {0}. `capsule org members {0}` lists the members.", organization.slug))
 }

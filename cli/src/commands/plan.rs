@@ -1,4 +1,4 @@
-//! What a folder would be deployed as.
+//! `capsule plan` and `capsule init`: how a folder would be built and run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,19 +8,19 @@ use capsule_builder::archive;
 use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan, PlanError, Tree};
 use serde_json::json;
 
-use crate::arguments::{At, PlanImage, PlanOf};
+use crate::arguments::{PlanImage, PlanOf, ServiceArgs};
 use crate::folder::Application;
 use crate::terminal::{Terminal, table};
 use crate::{folder, git};
 
 pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Result<()> {
-    // A folder is planned as it would be deployed.
+    // Plan the folder that `capsule deploy` would deploy.
     let is_folder = of.folder.is_dir() && of.commit.is_none() && of.since.is_none() && of.changed.is_empty();
     let mut of = of.clone();
     if is_folder {
         let application = Application::of(&of.folder)?;
         if application.is_above {
-            terminal.say(&format!("Planning {}, where capsule.toml is", application.folder.display()));
+            terminal.note(&format!("Planning {}, which has the capsule.toml", application.folder.display()));
             of.folder = application.folder;
         }
     }
@@ -32,10 +32,10 @@ pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Resul
     }
     if of.since.is_some() || !changed.is_empty() {
         let changed: Vec<&str> = changed.iter().map(|path| path.trim_start_matches("./")).collect();
-        let touched = capsule_buildplan::affected(&*tree, &changed).map_err(failed)?;
-        return terminal.show(&touched, |touched| match touched.as_slice() {
-            [] => "No member is touched.".into(),
-            touched => touched.iter().map(|member| member.path.as_str()).collect::<Vec<_>>().join("\n"),
+        let affected = capsule_buildplan::affected(&*tree, &changed).map_err(failed)?;
+        return terminal.show(&affected, |affected| match affected.as_slice() {
+            [] => "No member is affected.".into(),
+            affected => affected.iter().map(|member| member.path.as_str()).collect::<Vec<_>>().join("\n"),
         });
     }
     let mut plan = capsule_buildplan::plan(&*tree).map_err(failed)?;
@@ -63,34 +63,34 @@ pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Resul
     })
 }
 
-/// Base images, as `name=image`.
+/// Parses base images given as `name=image`.
 pub fn base_images(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut images = BTreeMap::new();
     for pair in pairs {
-        let (name, image) = pair.split_once('=').ok_or_else(|| anyhow!("--image takes NAME=IMAGE, not `{pair}`"))?;
+        let (name, image) = pair.split_once('=').ok_or_else(|| anyhow!("Invalid --image `{pair}`. Use NAME=IMAGE."))?;
         if !IMAGES.iter().any(|(known, ..)| *known == name) {
             let names: Vec<&str> = IMAGES.iter().map(|(name, ..)| *name).collect();
-            bail!("there is no base image called `{name}`; there are {}", names.join(", "));
+            bail!("Unknown base image `{name}`. Known base images: {}.", names.join(", "));
         }
         images.insert(name.to_owned(), image.to_owned());
     }
     Ok(images)
 }
 
-/// Writes a `capsule.toml` that says where the folder is deployed to.
-pub fn init(at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let wanted = folder::for_init(at)?;
+/// Writes a `capsule.toml` with the project and service of the folder, and the plan as comments.
+pub fn init(at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let names = folder::for_init(at)?;
     let plan = of(&at.folder)?;
-    let written = folder::remember(&at.folder, &wanted)? | folder::annotate(&at.folder, &found(&plan))?;
-    let result = json!({"project": wanted.project, "service": wanted.service, "written": written, "plan": plan});
+    let written = folder::save_names(&at.folder, &names)? | folder::annotate(&at.folder, &settings(&plan))?;
+    let result = json!({"project": names.project, "service": names.service, "written": written, "plan": plan});
     terminal.show(&result, |_| {
-        let told = if written { "Wrote" } else { "Nothing to add to" };
-        format!("{}\n{told} {}.\nDeploy with: capsule deploy", text(&plan), at.folder.join("capsule.toml").display())
+        let outcome = if written { "Wrote" } else { "Nothing to add to" };
+        format!("{}\n{outcome} {}.\nDeploy with: capsule deploy", text(&plan), at.folder.join("capsule.toml").display())
     })
 }
 
-/// What a plan found, as lines of `capsule.toml`.
-fn found(plan: &Plan) -> String {
+/// The plan as settings of `capsule.toml`.
+fn settings(plan: &Plan) -> String {
     let quoted = |text: &String| toml_edit::Value::from(text.as_str()).to_string().trim().to_owned();
     let mut sections = Vec::new();
     let steps = [
@@ -120,42 +120,46 @@ fn found(plan: &Plan) -> String {
 
 /// The plan of a folder on this machine.
 pub fn of(folder: &Path) -> anyhow::Result<Plan> {
-    is_there(folder, Path::is_dir, "is not a folder")?;
+    check_path(folder, Path::is_dir, "is not a folder")?;
     capsule_buildplan::plan(&Folder::new(folder)).map_err(|error| anyhow!("{}/{error}", folder.display()))
 }
 
 /// The files of a folder, of a commit of it, or of an archive.
 fn tree(path: &Path, commit: Option<&str>) -> anyhow::Result<Box<dyn Tree>> {
     if let Some(revision) = commit {
-        is_there(path, Path::is_dir, "is not a folder, and only a folder has commits")?;
+        check_path(path, Path::is_dir, "is not a folder; --commit needs a folder")?;
         return Ok(Box::new(git::commit(path, revision)?));
     }
-    is_there(path, |path| path.is_dir() || path.is_file(), "is neither a folder nor an archive")?;
+    check_path(path, |path| path.is_dir() || path.is_file(), "is neither a folder nor an archive")?;
     if path.is_dir() {
         return Ok(Box::new(Folder::new(path)));
     }
     Ok(Box::new(archive::listing(path).map_err(|error| anyhow!("{}: {error}", path.display()))?))
 }
 
-fn is_there(path: &Path, is_right: impl Fn(&Path) -> bool, otherwise: &str) -> anyhow::Result<()> {
-    if !is_right(path) {
-        bail!("{} {}", path.display(), if path.exists() { otherwise } else { "is not there" });
+fn check_path(path: &Path, is_valid: impl Fn(&Path) -> bool, problem: &str) -> anyhow::Result<()> {
+    if !is_valid(path) {
+        bail!("{} {}", path.display(), if path.exists() { problem } else { "does not exist" });
     }
     Ok(())
 }
 
-/// In a few words: `javascript, express`.
+/// What was detected, in one sentence: `Detected javascript, express.`
 pub fn summary(plan: &Plan) -> String {
     let detection = &plan.detection;
     let mut parts: Vec<&str> = [&detection.language, &detection.framework].into_iter().flatten().map(String::as_str).collect();
     if plan.kind == Kind::Static && !parts.contains(&"static") {
         parts.push("static");
     }
-    if parts.is_empty() { "nothing known".into() } else { parts.join(", ") }
+    match parts.as_slice() {
+        [] if plan.processes.is_empty() => "Could not detect an app here.".into(),
+        [] => "No language or framework detected.".into(),
+        parts => format!("Detected {}.", parts.join(", ")),
+    }
 }
 
 fn text(plan: &Plan) -> String {
-    let mut sections = vec![format!("This is {}.", summary(plan))];
+    let mut sections = vec![summary(plan)];
     sections.extend(plan.mismatches.iter().map(|mismatch| format!("warning: {mismatch} on this machine.")));
     let mut commands: Vec<Vec<String>> = Vec::new();
     for (name, command) in [("install", &plan.build.install), ("build", &plan.build.build), ("release", &plan.build.release)] {
@@ -166,23 +170,23 @@ fn text(plan: &Plan) -> String {
         commands.push(vec!["files".into(), plan.build.output.clone().unwrap_or_else(|| ".".into())]);
     }
     if !commands.is_empty() {
-        sections.push(table(&["STEP", "WOULD BE RUN OR SERVED"], &commands));
+        sections.push(table(&["STEP", "COMMAND"], &commands));
     }
     let evidence: Vec<Vec<String>> = plan
         .evidence
         .iter()
         .map(|evidence| {
             let place = evidence.line.map_or_else(|| evidence.file.clone(), |line| format!("{}:{line}", evidence.file));
-            let sure = format!("{:.0}%", evidence.confidence * 100.0);
-            vec![evidence.field.clone(), evidence.value.clone(), place, sure, evidence.reason.clone()]
+            let confidence = format!("{:.0}%", evidence.confidence * 100.0);
+            vec![evidence.field.clone(), evidence.value.clone(), place, confidence, evidence.reason.clone()]
         })
         .collect();
     if !evidence.is_empty() {
-        sections.push(table(&["FOUND", "VALUE", "IN", "SURE", "BECAUSE"], &evidence));
+        sections.push(table(&["SETTING", "VALUE", "SOURCE", "CONFIDENCE", "REASON"], &evidence));
     }
     for question in &plan.questions {
         sections.push(format!(
-            "In doubt about {}: {}. This in capsule.toml settles it:\n{}",
+            "{} is unclear: {}. Add this to capsule.toml:\n{}",
             question.field, question.text, question.answer_with
         ));
     }

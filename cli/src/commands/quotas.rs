@@ -1,4 +1,4 @@
-//! What an organization may use, and how much of it is used.
+//! `capsule quotas` and `capsule admin quotas`: limits and usage of organizations.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::arguments::QuotasCommand;
 use crate::client::Client;
 use crate::terminal::{Terminal, table};
 
-/// From this share of a limit on, in percent, `capsule status` mentions it.
-const NEARLY: i64 = 80;
+/// `capsule status` warns from this usage on, in percent of the limit.
+const WARNING_PERCENT: i64 = 80;
 
-/// `capsule quotas`: of the organization with this slug, or of one's own.
+/// `capsule quotas`: of the organization with this slug, or of the personal one.
 pub fn quotas(mut client: Client, slug: Option<&str>, terminal: Terminal) -> anyhow::Result<()> {
     let organization = match slug {
         Some(slug) => organizations::find(&mut client, slug, None)?,
@@ -44,13 +44,13 @@ pub fn administer(mut client: Client, command: &QuotasCommand, terminal: Termina
     terminal.show(&quotas, |quotas| format!("Quotas of {slug}\n\n{}", text(quotas)))
 }
 
-/// The organization with this slug, or with this id.
+/// The id of the organization with this slug or id, whether or not the user is a member.
 fn find(client: &mut Client, slug: &str) -> anyhow::Result<Uuid> {
     if let Ok(id) = slug.parse::<Uuid>() {
         return Ok(id);
     }
     if !capsule_contracts::message::is_label(slug) {
-        bail!("`{slug}` is not the slug of an organization. Slugs have a-z, 0-9 and -.");
+        bail!("Invalid organization slug `{slug}`: use a-z, 0-9 and -.");
     }
     let page: Page<InspectedOrganization> = client.get(&format!("/admin/organizations?slug={slug}"))?;
     page.items.first().map(|organization| organization.id).with_context(|| format!("There is no organization {slug}."))
@@ -61,10 +61,10 @@ fn changes(texts: &[(String, String)]) -> anyhow::Result<Vec<(String, Option<u32
     let change = |(name, text): &(String, String)| {
         let limit = match text.as_str() {
             "default" => None,
-            text => Some(text.parse().with_context(|| format!("{name}: `{text}` is not a whole number, nor `default`."))?),
+            text => Some(text.parse().with_context(|| format!("{name}: `{text}` is neither a whole number nor `default`."))?),
         };
-        // With no limit given, only the name can be wrong.
-        match Quantity::refusal(name, limit.unwrap_or(u32::MAX)) {
+        // Without a limit, only the name can be invalid.
+        match Quantity::limit_error(name, limit.unwrap_or(u32::MAX)) {
             Some(why) => bail!("{name}: {why}."),
             None => Ok((name.clone(), limit)),
         }
@@ -78,16 +78,16 @@ fn text(quotas: &OrganizationQuotas) -> String {
         let of = if quota.own { "this organization" } else { "default" };
         vec![quota.name.clone(), used, quota.limit.to_string(), of.to_owned(), quota.description.clone()]
     };
-    table(&["QUOTA", "USED", "LIMIT", "SET FOR", ""], &quotas.items.iter().map(row).collect::<Vec<_>>())
+    table(&["QUOTA", "USED", "LIMIT", "SOURCE", ""], &quotas.items.iter().map(row).collect::<Vec<_>>())
 }
 
-/// What of an organization's quotas is nearly used up, a line for each: `capsule status` shows it.
+/// A line for each quota that is nearly used up. `capsule status` shows them.
 pub fn nearly_used_up(quotas: &[Quota]) -> Vec<String> {
-    let near = |quota: &&Quota| quota.used.is_some_and(|used| used > 0 && used * 100 >= quota.limit * NEARLY);
+    let near = |quota: &&Quota| quota.used.is_some_and(|used| used > 0 && used * 100 >= quota.limit * WARNING_PERCENT);
     let line = |quota: &Quota| {
-        format!("quota: {} of {} {} are used ({})", quota.used.unwrap_or_default(), quota.limit, quota.description, quota.name)
+        format!("quota: {} of {} {} used ({})", quota.used.unwrap_or_default(), quota.limit, quota.description, quota.name)
     };
-    // Of these, all in use at a time is how it ought to be.
+    // Using all concurrent builds is normal.
     let items = quotas.iter().filter(|quota| quota.name != Quantity::ConcurrentBuilds.name());
     items.filter(near).map(line).collect()
 }

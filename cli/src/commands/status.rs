@@ -1,4 +1,4 @@
-//! How a service is, and where.
+//! `capsule status`: the state of a service in an environment.
 
 use capsule_contracts::Timestamp;
 use capsule_contracts::deploy::{Deployment, DiskUsage, ServiceState};
@@ -7,22 +7,22 @@ use serde_json::json;
 
 use super::quotas::nearly_used_up;
 use super::service;
-use crate::arguments::At;
+use crate::arguments::ServiceArgs;
 use crate::client::Client;
 use crate::folder;
 use crate::server::outdated_ingress;
 use crate::terminal::{Terminal, table};
 
-pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::known(at)?, terminal)?;
+pub fn status(mut client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
     let state = found.state(&mut client)?;
     let deployments = found.deployments(&mut client, 5)?;
-    // Who can read the data directory can replace the ingress, too.
+    // Only a user who can read the data directory can replace the ingress.
     let warnings: Vec<String> = client.directory().and_then(outdated_ingress).into_iter().collect();
     for warning in &warnings {
         crate::terminal::warn(warning);
     }
-    // A server of an earlier version has none, and without them there is still a status.
+    // A server of an earlier version has no quotas. The status is shown without them.
     let quotas = client.get::<OrganizationQuotas>(&format!("/organizations/{}/quotas", found.service.organization_id));
     let quotas = quotas.map(|quotas| quotas.items).unwrap_or_default();
     let shown = json!({
@@ -30,18 +30,18 @@ pub fn status(mut client: Client, at: &At, terminal: Terminal) -> anyhow::Result
     });
     terminal.show(&shown, |_| {
         let warnings: String = state.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
-        let rest = text(&state, &deployments);
-        let mut all =
+        let rest = tables(&state, &deployments);
+        let mut text =
             format!("{} in {}: {}\n{}\n{warnings}{rest}", found.service.name, found.environment, state.state, state.url);
         let near = nearly_used_up(&quotas);
         if !near.is_empty() {
-            all += &format!("\n\n{}\nSee them all: capsule quotas", near.join("\n"));
+            text += &format!("\n\n{}\nShow all quotas: capsule quotas", near.join("\n"));
         }
-        all
+        text
     })
 }
 
-fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
+fn tables(state: &ServiceState, deployments: &[Deployment]) -> String {
     let mut sections = Vec::new();
     if !state.instances.is_empty() {
         let rows: Vec<_> = state
@@ -61,11 +61,11 @@ fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
             })
             .collect();
         sections.push(table(&["INSTANCE", "PROCESS", "STATE", "PID", "MEMORY", "DISK", "RESTARTS", "AGE"], &rows));
-        let ends = state
+        let exits = state
             .instances
             .iter()
             .filter_map(|instance| Some(format!("{} {} {}", instance.process, instance.id, instance.last_exit.as_ref()?)));
-        sections.extend(ends);
+        sections.extend(exits);
         sections.extend(state.instances.iter().find_map(|instance| instance.disk.as_ref()).map(disk_limit));
         let mut warnings: Vec<&String> = state.instances.iter().flat_map(|instance| &instance.warnings).collect();
         warnings.sort();
@@ -86,12 +86,12 @@ fn text(state: &ServiceState, deployments: &[Deployment]) -> String {
                 ]
             })
             .collect();
-        sections.push(table(&["DEPLOYMENT", "STATUS", "BY", "AGE", ""], &rows));
+        sections.push(table(&["DEPLOYMENT", "STATUS", "TRIGGER", "AGE", "ERROR"], &rows));
     }
     if sections.is_empty() { String::new() } else { format!("\n{}", sections.join("\n\n")) }
 }
 
-/// What an instance may hold on disk, and how that is enforced here.
+/// The disk limit of an instance, and how it is enforced.
 fn disk_limit(disk: &DiskUsage) -> String {
     let how = match disk.enforcement.as_str() {
         "measured" => "measured: an instance that exceeds it is stopped".to_owned(),
@@ -100,7 +100,7 @@ fn disk_limit(disk: &DiskUsage) -> String {
     format!("disk limit of an instance: {} MiB, {} files and folders ({how})", disk.limit_bytes >> 20, disk.limit_inodes)
 }
 
-/// How long ago: `12s`, `5m`, `3h`, `2d`.
+/// The time since `at`: `12s`, `5m`, `3h`, `2d`.
 fn age(at: Timestamp) -> String {
     let seconds = (Timestamp::now().0 - at.0).max(0) / 1_000_000;
     match seconds {

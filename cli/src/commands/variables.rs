@@ -1,4 +1,4 @@
-//! `capsule env`: variables and secrets of an environment.
+//! `capsule env`: the variables and secrets of an environment.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use capsule_contracts::project::Variables;
 use serde_json::json;
 
 use super::service;
-use crate::arguments::{At, EnvCommand};
+use crate::arguments::{EnvCommand, ServiceArgs};
 use crate::client::{Client, is_not_found};
 use crate::folder;
-use crate::terminal::{Terminal, ask_password, table};
+use crate::terminal::{Terminal, counted, prompt_password, table};
 
-const WHEN: &str = "It takes effect with the next deployment: capsule deploy";
+const NEXT_STEP: &str = "Changes take effect with the next deployment: capsule deploy";
 
 pub fn env(mut client: Client, command: EnvCommand, terminal: Terminal) -> anyhow::Result<()> {
     let (EnvCommand::List(place) | EnvCommand::Set { at: place, .. } | EnvCommand::Unset { at: place, .. }) = &command;
-    let found = service::find(&mut client, &folder::known(&At::from(place.clone()))?, terminal)?;
+    let found = service::find(&mut client, &folder::resolve(&ServiceArgs::from(place.clone()))?, terminal)?;
     let id = found.environment()?.id;
     if !matches!(command, EnvCommand::List(_)) {
         found.announce(&client, terminal);
@@ -29,28 +29,34 @@ pub fn env(mut client: Client, command: EnvCommand, terminal: Terminal) -> anyho
                 let variables = all.variables.iter().map(|(name, value)| vec![name.clone(), value.clone()]);
                 let secrets = all.secrets.iter().map(|name| vec![name.clone(), "(secret)".into()]);
                 let rows: Vec<_> = variables.chain(secrets).collect();
-                if rows.is_empty() { format!("{} has no variables", found.environment) } else { table(&["NAME", "VALUE"], &rows) }
+                if rows.is_empty() {
+                    format!("The environment {} has no variables or secrets.", found.environment)
+                } else {
+                    table(&["NAME", "VALUE"], &rows)
+                }
             })
         }
         EnvCommand::Set { variables, secret: true, .. } => {
             for text in &variables {
                 let (name, value) = match text.split_once('=') {
                     Some((name, value)) => (name, value.to_owned()),
-                    None => (text.as_str(), ask_password(&format!("Value of {text}"), false)?),
+                    None => (text.as_str(), prompt_password(&format!("Value of {text}"), false)?),
                 };
                 check_name(name)?;
                 let _: Empty = client.put(&format!("/environments/{id}/secrets/{name}"), &json!({"value": value}))?;
             }
-            terminal.show(&json!({"set": variables.len()}), |_| format!("Kept {} secret(s). {WHEN}", variables.len()))
+            terminal
+                .show(&json!({"set": variables.len()}), |_| format!("Saved {}. {NEXT_STEP}", counted(variables.len(), "secret")))
         }
         EnvCommand::Set { variables, .. } => {
             let mut changes = BTreeMap::new();
             for text in &variables {
-                let (name, value) = text.split_once('=').with_context(|| format!("`{text}` is not NAME=VALUE"))?;
+                let (name, value) =
+                    text.split_once('=').with_context(|| format!("Invalid variable `{text}`. Use NAME=VALUE."))?;
                 changes.insert(name, value);
             }
             let all: Variables = client.patch(&format!("/environments/{id}/variables"), &json!({"variables": changes}))?;
-            terminal.show(&all, |_| format!("Set {} variable(s). {WHEN}", changes.len()))
+            terminal.show(&all, |_| format!("Saved {}. {NEXT_STEP}", counted(changes.len(), "variable")))
         }
         EnvCommand::Unset { names, .. } => {
             let known: Variables = client.get(&format!("/environments/{id}/variables"))?;
@@ -60,7 +66,11 @@ pub fn env(mut client: Client, command: EnvCommand, terminal: Terminal) -> anyho
                 .map(String::as_str)
                 .collect();
             if !missing.is_empty() {
-                bail!("{} has no variable or secret {}", found.environment, missing.join(", "));
+                bail!(
+                    "The environment {} has no variable or secret {}. `capsule env list` lists them.",
+                    found.environment,
+                    missing.join(", ")
+                );
             }
             let changes: BTreeMap<&String, Option<String>> =
                 names.iter().filter(|name| known.variables.contains_key(*name)).map(|name| (name, None)).collect();
@@ -71,15 +81,15 @@ pub fn env(mut client: Client, command: EnvCommand, terminal: Terminal) -> anyho
                 }
             }
             let all: Variables = client.patch(&format!("/environments/{id}/variables"), &json!({"variables": changes}))?;
-            terminal.show(&all, |_| format!("Removed {}. {WHEN}", names.join(", ")))
+            terminal.show(&all, |_| format!("Removed {}. {NEXT_STEP}", names.join(", ")))
         }
     }
 }
 
-/// A secret's name becomes part of a path.
+/// Checks a secret's name, which becomes part of a path.
 fn check_name(name: &str) -> anyhow::Result<()> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        bail!("`{name}` is no name of a variable: use A-Z, a-z, 0-9 and _");
+        bail!("Invalid variable name `{name}`: use A-Z, a-z, 0-9 and _.");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Backups by schedule: one every hour, and a full one every day.
+//! Scheduled backups: incremental ones, and a full one every day.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,37 +8,47 @@ use capsule_contracts::Timestamp;
 
 use super::configuration::{Backup, Configuration};
 
-/// Looks this often whether it is time.
-const PERIOD: Duration = Duration::from_secs(60);
+/// How often the schedule is checked.
+const CHECK_PERIOD: Duration = Duration::from_secs(60);
 const DAY_SECONDS: i64 = 24 * 3600;
 
-/// What is backed up, or filled.
+/// The installation to back up or restore into.
 pub fn installation(directory: &Path, configuration: &Configuration) -> Installation {
     let databases = super::databases(directory, configuration);
     Installation { data: directory.into(), databases, services: super::DATABASES.to_vec() }
 }
 
-/// Makes backups for as long as the process lives. The place itself tells when the last one was made, and of
-/// several processes one looks at a time: whoever is first makes the next.
-pub async fn keep(settings: Backup, key: &Path, installation: Installation) {
+/// Creates backups until the process ends. The repository has the time of the last backup, and a lock file lets only one
+/// process of the host create the next.
+pub async fn run(settings: Backup, key: &Path, installation: Installation) {
     loop {
-        match once(&settings, key, &installation).await {
+        match create_if_due(&settings, key, &installation).await {
             Ok(Some(report)) => {
-                tracing::info!(id = report.id, rows = report.rows, files = report.files, bytes = report.bytes, "made a backup");
+                tracing::info!(
+                    id = report.id,
+                    rows = report.rows,
+                    files = report.files,
+                    bytes = report.bytes,
+                    "created a backup"
+                );
                 metrics::counter!("capsule_backups_total", "result" => "made").increment(1);
                 metrics::gauge!("capsule_backup_last_success_timestamp_seconds").set(Timestamp::now().as_seconds() as f64);
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(%error, "a backup could not be made; trying again");
+                tracing::error!(%error, "cannot create a backup; retrying");
                 metrics::counter!("capsule_backups_total", "result" => "failed").increment(1);
             }
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(CHECK_PERIOD).await;
     }
 }
 
-async fn once(settings: &Backup, key: &Path, installation: &Installation) -> Result<Option<capsule_backup::Report>, BackupError> {
+async fn create_if_due(
+    settings: &Backup,
+    key: &Path,
+    installation: &Installation,
+) -> Result<Option<capsule_backup::Report>, BackupError> {
     let path = installation.data.join("run/backup.lock");
     let lock = std::fs::File::create(&path).map_err(|error| BackupError(format!("{}: {error}", path.display())))?;
     if lock.try_lock().is_err() {
@@ -47,7 +57,8 @@ async fn once(settings: &Backup, key: &Path, installation: &Installation) -> Res
     let repository = Repository::open(&settings.location, BackupKey::open(key)?)?;
     let all = repository.list().await?;
     let now = Timestamp::now().as_seconds();
-    let age = |stored: Option<&capsule_backup::StoredBackup>| stored.map_or(i64::MAX, |stored| now - stored.created_at.as_seconds());
+    let age =
+        |stored: Option<&capsule_backup::StoredBackup>| stored.map_or(i64::MAX, |stored| now - stored.created_at.as_seconds());
     if age(all.last()) < i64::from(settings.minutes) * 60 {
         return Ok(None);
     }

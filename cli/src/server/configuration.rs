@@ -16,36 +16,35 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{Loaded, load};
 
-/// All settings of a server.
+/// The settings of a server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configuration {
-    /// Where the ingress listens: applications and the API.
+    /// Address of the ingress, which serves applications and the API.
     pub listen: SocketAddr,
-    /// Where health and metrics are told. Keep it private.
+    /// Address of the health and metrics pages. Keep it private.
     pub private_listen: SocketAddr,
-    /// Applications are hosts below it: `<service>-<environment>.<base_domain>`.
+    /// Parent domain of applications: `<service>-<environment>.<base_domain>`.
     pub base_domain: String,
-    /// The address that users see where a proxy with TLS is before the ingress, such as `https://apps.example.com`;
-    /// empty is the ingress's own. Addresses of applications and `CAPSULE_URL` have its scheme and port.
+    /// The URL that users see behind a TLS proxy, such as `https://apps.example.com`. Empty: the ingress's own. URLs of
+    /// applications and `CAPSULE_URL` use its scheme and port.
     pub public_url: String,
-    /// The addresses of such proxies, as `10.0.0.0/8` or `127.0.0.1`: what they say of their visitors in
-    /// `X-Forwarded-For` and `X-Forwarded-Proto` is believed. Nobody else's word is.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted: addresses or networks, such as `127.0.0.1`
+    /// or `10.0.0.0/8`.
     pub trusted_proxies: Vec<String>,
-    /// Who can make an account: `closed` is nobody, `invited` whoever a member has added to an organization, `open`
-    /// anybody. The first account takes the set-up token in any case.
+    /// Who can create an account: `closed` nobody, `invited` people whom a member has added to an organization, `open`
+    /// everyone. The first account always needs the set-up token.
     pub registration: Registration,
     pub log: Log,
     pub traces: Traces,
-    /// Where other processes of the installation reach this one's private pages, as `host:port`; the private
-    /// address itself unless set.
+    /// The `host:port` at which other processes of the installation reach `private_listen`. Empty: `private_listen`.
     pub advertise: String,
     pub database: Database,
     pub broker: Broker,
     pub redis: Redis,
     pub limits: Limits,
-    /// What an organization may use unless administrators set something else for it. See `capsule admin quotas`.
-    #[serde(deserialize_with = "super::quotas::known")]
+    /// Default quotas of an organization. `capsule admin quotas` sets others.
+    #[serde(deserialize_with = "super::quotas::deserialize")]
     pub quotas: Quotas,
     pub backup: Backup,
     pub uploads: Uploads,
@@ -60,16 +59,16 @@ pub struct Configuration {
 #[serde(deny_unknown_fields)]
 pub struct Log {
     pub format: LogFormat,
-    /// Such as `info` or `info,capsule_deploy=debug`.
+    /// Log filter, such as `info` or `info,capsule_deploy=debug`.
     pub levels: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traces {
-    /// Where spans are sent by OTLP over HTTP, such as `http://127.0.0.1:4318`; empty sends none.
+    /// OTLP/HTTP endpoint that receives spans, such as `http://127.0.0.1:4318`. Empty: none are sent.
     pub endpoint: String,
-    /// Of a hundred traces that begin here, so many are kept.
+    /// Percentage of traces starting in this process that are sampled.
     pub percent: u32,
 }
 
@@ -83,16 +82,16 @@ pub enum LogFormat {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
-    /// A PostgreSQL server, `postgres://user:password@host:port`; empty keeps one SQLite file for each
-    /// service in the data directory.
+    /// A PostgreSQL server, `postgres://user:password@host:port`. Empty: one SQLite file per service in the data
+    /// directory.
     pub url: String,
-    /// The most connections to PostgreSQL that one service holds.
+    /// Maximum number of PostgreSQL connections per service.
     pub connections: u32,
 }
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The address holds a password.
+        // The URL contains a password.
         write!(f, "Database({})", if self.url.is_empty() { "embedded" } else { "PostgreSQL" })
     }
 }
@@ -100,14 +99,14 @@ impl std::fmt::Debug for Database {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Broker {
-    /// A RabbitMQ server, `amqp://user:password@host:port/vhost`, or a Kafka cluster, `kafka://host:port,host:port`;
-    /// empty keeps messages within one process.
+    /// A RabbitMQ server, `amqp://user:password@host:port/vhost`, or a Kafka cluster, `kafka://host:port,host:port`.
+    /// Empty: all services run in one process.
     pub url: String,
 }
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The address holds a password.
+        // The URL contains a password.
         write!(f, "Broker({})", if self.url.is_empty() { "in process" } else { "set" })
     }
 }
@@ -115,43 +114,43 @@ impl std::fmt::Debug for Broker {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
-    /// A Redis server for what processes share for a while, `redis://:password@host:port`; empty lets each go
-    /// by itself.
+    /// A Redis server for state that processes share, such as rate limits, `redis://:password@host:port`. Empty: each
+    /// process has its own.
     pub url: String,
 }
 
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The address holds a password.
+        // The URL contains a password.
         write!(f, "Redis({})", if self.url.is_empty() { "none" } else { "set" })
     }
 }
 
-/// Backups by schedule.
+/// Scheduled backups.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backup {
-    /// A directory, or `s3://bucket/prefix` with its credentials in the environment; empty makes none.
+    /// A directory, or `s3://bucket/prefix` with credentials in the environment. Empty: no backups.
     pub location: String,
-    /// The minutes between two backups; once a day it is a full one.
+    /// Minutes between two backups. One backup a day is full.
     pub minutes: u32,
-    /// So many days' backups are kept.
+    /// Retention in days.
     pub keep_days: u32,
 }
 
-/// What clients may ask of the API. In a minute, or at a time, 0 is no limit.
+/// Limits of API clients. 0 disables a limit, except `organizations_per_user`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Requests of one user, or of one address that nobody is signed in at.
+    /// Requests per user, or per address for requests without a session.
     pub requests_per_minute: u32,
-    /// Attempts of one address to sign in or to register.
+    /// Attempts to sign in or to register per address.
     pub sign_ins_per_minute: u32,
-    /// How many organizations one user may make, at any time, the personal one not counted; 0 is none.
+    /// Organizations that a user may create, besides the personal one. 0: none.
     pub organizations_per_user: u32,
-    /// Attempts to sign in to one account in an hour from addresses where nobody signed in to it lately.
+    /// Attempts per hour to sign in to one account, from addresses that have not signed in to it recently.
     pub sign_ins_per_account_and_hour: u32,
-    /// Uploads, and streams of logs, that one user may have open at the same time.
+    /// Concurrent uploads per user; below, concurrent log streams.
     pub concurrent_uploads: u32,
     pub concurrent_streams: u32,
 }
@@ -160,33 +159,33 @@ pub struct Limits {
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
     pub max_mib: u32,
-    /// An upload that arrives more slowly than this is ended.
+    /// Minimum rate of an upload. A slower one is aborted.
     pub min_kib_per_second: u32,
-    /// An upload that takes longer than this is ended.
+    /// Timeout of an upload.
     pub max_seconds: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// So much of the data directory's disk is never given away: below it, uploads and builds are refused, and
-    /// whoever holds the most is stopped.
+    /// Free space to keep on the data directory's disk. Below it, uploads and builds are refused, and the instance that
+    /// uses the most disk is stopped.
     pub reserve_mib: u32,
 }
 
-/// What one instance of an application may use beyond the memory and CPU of its plan.
+/// Limits of an instance, besides memory and CPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// The most disk of what it writes into `/app`, unlinked files included.
+    /// Maximum disk usage of an instance's writes to `/app`, including unlinked open files.
     pub disk_mib: u32,
-    /// The most files and folders of what it writes into `/app`; 0 is 64 for each MiB of disk, at least 10,000.
+    /// Maximum number of files and directories an instance writes to `/app`. 0: 64 for each MiB of disk, at least 10,000.
     pub inodes: u32,
-    /// The size of `/tmp` and of the home directory, each. They are memory.
+    /// The size of `/tmp`, and of the home directory. Both are in memory.
     pub tmp_mib: u32,
 }
 
-/// The inodes that go with so much disk, unless they are set. A file system has about as many.
+/// The limit of inodes: `set`, or for 0 in proportion to the disk limit, about as many as a file system has.
 pub fn inodes(set: u32, disk_mib: u32) -> u64 {
     match set {
         0 => (u64::from(disk_mib) * 64).max(10_000),
@@ -197,24 +196,24 @@ pub fn inodes(set: u32, disk_mib: u32) -> u64 {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// How many builds run at a time.
+    /// Number of concurrent builds.
     pub concurrent: u32,
-    /// What one build may use; it gives way to running applications in any case.
+    /// Memory limit of a build. Builds run with a lower priority than applications.
     pub memory_mib: u32,
     pub cpu_percent: u32,
     pub seconds: u32,
-    /// The most disk of one build with its cache, unlinked files included.
+    /// Maximum disk usage of a build and its cache, including unlinked open files.
     pub disk_mib: u32,
-    /// The most files and folders of one build with its cache; 0 is 64 for each MiB of disk, at least 10,000.
+    /// Maximum number of files and directories of a build and its cache. 0: 64 for each MiB of disk, at least 10,000.
     pub inodes: u32,
-    /// The size of `/tmp` and of the home directory, each. They are memory.
+    /// The size of `/tmp`, and of the home directory. Both are in memory.
     pub tmp_mib: u32,
-    /// The most disk of all caches together; those used longest ago go first.
+    /// Maximum disk usage of all caches. The least recently used are removed first.
     pub cache_mib: u32,
-    /// A bundle of certificate authorities for builds and applications; empty leaves the tools to their
-    /// own. The host's own unless set.
+    /// Bundle of certificate authorities for builds and applications. Default: the host's. Empty: the tools use their
+    /// own.
     pub ca_bundle: PathBuf,
-    /// Variables of every build, such as those that name a registry mirror.
+    /// Environment variables of every build, such as the URL of a registry mirror.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
 }
@@ -222,21 +221,21 @@ pub struct Build {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
-    /// How long a new instance may take to become healthy.
+    /// Seconds until a new instance must be healthy.
     pub health_seconds: u32,
-    /// How long an old one may take to finish its requests.
+    /// Seconds in which an old instance can finish its requests in flight.
     pub drain_seconds: u32,
-    /// Days for which the host of a deleted service is kept for its organization; 0 gives it to whoever asks first.
+    /// Days for which the host of a deleted service stays reserved for its organization. 0: it is not reserved.
     pub host_quarantine_days: u32,
 }
 
-/// What holds applications and builds apart from the host.
+/// Isolation of applications and builds from the host.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sandbox {
-    /// What a service may do beyond the filter of system calls, by the service's id: `io_uring`, `user_namespaces`,
-    /// `ptrace`, `keyrings`, `perf_events`, `userfaultfd`, `memory_policy`, `personality`, or all by `unconfined`. It
-    /// holds for what is started from then on.
+    /// System calls that a service may use besides the allowed ones, by the service's id: `io_uring`, `user_namespaces`,
+    /// `ptrace`, `keyrings`, `perf_events`, `userfaultfd`, `memory_policy`, `personality`, or `unconfined` for all. A
+    /// change applies to instances that start after it.
     #[serde(default)]
     pub relax: BTreeMap<Uuid, Vec<Relaxation>>,
 }
@@ -289,7 +288,7 @@ impl Default for Configuration {
 }
 
 impl Configuration {
-    /// The address that users see, if it is set.
+    /// The parsed `public_url`, if it is set.
     pub fn public_url(&self) -> anyhow::Result<Option<PublicUrl>> {
         match self.public_url.as_str() {
             "" => Ok(None),
@@ -297,7 +296,7 @@ impl Configuration {
         }
     }
 
-    /// The networks of proxies that are believed.
+    /// The parsed `trusted_proxies`.
     pub fn trusted_proxies(&self) -> anyhow::Result<Vec<IpNet>> {
         let network = |text: &String| {
             let one = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
@@ -307,17 +306,17 @@ impl Configuration {
     }
 }
 
-/// What this host trusts, builds trust as well: many tools bring authorities of their own only.
+/// The host's bundle of certificate authorities. Many tools trust only their own bundle by default.
 fn host_authorities() -> PathBuf {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
-    named.into_iter().chain(usual.map(PathBuf::from)).find(|path| path.is_file()).unwrap_or_default()
+    let candidates = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+    named.into_iter().chain(candidates.map(PathBuf::from)).find(|path| path.is_file()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn inodes_go_with_the_disk_unless_they_are_set() {
+    fn inodes_follow_the_disk_limit_unless_they_are_set() {
         assert_eq!(super::inodes(0, 10_240), 655_360);
         assert_eq!(super::inodes(0, 1), 10_000);
         assert_eq!(super::inodes(7, 10_240), 7);

@@ -1,5 +1,5 @@
-//! The ingress outlives the server, its settings and its binary. Here it is found out whether it is still the one
-//! that the server would start, and it is replaced.
+//! Detects and replaces an outdated ingress. The ingress outlives the server, so it may have other settings or be of
+//! another build than the one that the server would start.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,24 +10,24 @@ use serde::Serialize;
 use super::data::{self, Running};
 use crate::terminal::Failure;
 
-/// A new ingress may take this long to come up.
-const START: Duration = Duration::from_secs(60);
+/// How long a new ingress may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An ingress that ended, and the one that took its place.
+/// The ingress that ended, and the one that replaced it.
 #[derive(Debug, Serialize)]
 pub struct Replaced {
-    /// The process that ended; nothing if none ran.
+    /// The process that ended; `None` if there was none.
     pub ended: Option<u32>,
-    /// The process that serves now; nothing where no server runs to start one.
+    /// The new process; `None` if no server is running to start one.
     pub pid: Option<u32>,
     pub listen: Option<String>,
 }
 
-/// The exact command, and what it does to visitors.
+/// The command that replaces the ingress, and its effect on connections.
 pub fn how_to_replace(directory: &Path) -> String {
     format!(
-        "Replace it: capsule server replace-ingress --data {} (requests under way are finished, connections that last \
-         longer than 30 s end, and for a few seconds new ones are refused).",
+        "Replace it: capsule server replace-ingress --data {} (requests in flight finish, connections that last longer \
+         than 30 s are closed, and new connections are refused for a few seconds).",
         directory.display()
     )
 }
@@ -40,20 +40,24 @@ fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
-/// The process that keeps the ingress of a data directory.
-fn keeper(directory: &Path) -> Option<Running> {
+/// The server process that manages the ingress of a data directory.
+fn manager(directory: &Path) -> Option<Running> {
     data::running(directory).into_iter().find(|process| process.public.is_some())
 }
 
-/// How the ingress of a data directory differs from the one that its server would start, and how it is replaced.
+/// A warning if the ingress of a data directory differs from the one that its server would start, with the command that
+/// replaces it.
 pub fn outdated_ingress(directory: &Path) -> Option<String> {
-    let keeper = keeper(directory)?;
+    let manager = manager(directory)?;
     let hello = block_on(client(directory).hello()).ok()?.ok()?;
-    let outdated = hello.outdated(keeper.listen.parse().ok()?, &keeper.build)?;
+    let outdated = hello.outdated_reason(manager.listen.parse().ok()?, &manager.build)?;
     Some(format!("{outdated} {}", how_to_replace(directory)))
 }
 
-/// Ends the ingress of a data directory. The server starts another, with its settings and of its build.
+/// Stops the ingress of a data directory and waits until the server has started a new one, with its settings and build.
+///
+/// # Errors
+/// When the ingress cannot be stopped, or the new one does not start in time.
 pub fn replace_ingress(directory: &Path) -> anyhow::Result<Replaced> {
     data::accessible(directory, "server replace-ingress")?;
     let directory = directory.canonicalize()?;
@@ -65,19 +69,21 @@ pub fn replace_ingress(directory: &Path) -> anyhow::Result<Replaced> {
             None => Ok(None),
         }
     })??;
-    if keeper(&directory).is_none() {
+    if manager(&directory).is_none() {
         return Ok(Replaced { ended, pid: None, listen: None });
     }
-    let now = block_on(another(&client, ended))?.ok_or_else(|| {
-        Failure::new("ingress_did_not_start", "The old ingress has ended, and no new one answers.")
-            .hint(format!("The server tries every few seconds. Why it fails: {}", directory.join("logs/ingress.log").display()))
+    let started = block_on(wait_for_other(&client, ended))?.ok_or_else(|| {
+        Failure::new("ingress_did_not_start", "The old ingress has ended, but no new one has started.").hint(format!(
+            "The server retries every few seconds. See {} for the reason.",
+            directory.join("logs/ingress.log").display()
+        ))
     })?;
-    Ok(Replaced { ended, pid: Some(now.pid), listen: Some(now.listen) })
+    Ok(Replaced { ended, pid: Some(started.pid), listen: Some(started.listen) })
 }
 
-/// Waits for an ingress that is another process.
-async fn another(client: &Client, ended: Option<u32>) -> Option<Hello> {
-    let deadline = Instant::now() + START;
+/// Waits for an ingress with another process id than `ended`.
+async fn wait_for_other(client: &Client, ended: Option<u32>) -> Option<Hello> {
+    let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         if let Ok(hello) = client.hello().await
             && Some(hello.pid) != ended

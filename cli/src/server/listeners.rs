@@ -1,36 +1,36 @@
-//! Who listens where the server wants to, so that "address in use" can be acted on.
+//! Explains why the server cannot listen on an address, and which process already does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use crate::terminal::Failure;
 
-/// The error of a setting whose address cannot be listened on.
+/// The error for a setting whose address cannot be listened on.
 pub fn cannot_listen(setting: &str, address: SocketAddr, origin: &str, error: &std::io::Error) -> Failure {
-    let mut message = format!("Cannot listen on {address}, the value of `{setting}` ({}): {}.", from(origin), told(error));
+    let mut message = format!("Cannot listen on {address}, the value of `{setting}` ({}): {}.", source(origin), reason(error));
     let other = if setting == "listen" { "--listen ADDRESS:PORT".into() } else { format!("--set {setting}=ADDRESS:PORT") };
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            let who = holder(address).unwrap_or_else(|| {
-                format!("Another program listens there: `ss -ltnp sport = :{}`, run as root, names it.", address.port())
+            let holder = holder(address).unwrap_or_else(|| {
+                format!("Run `ss -ltnp sport = :{}` as root to find the program that listens there.", address.port())
             });
             message.push(' ');
-            message.push_str(&who);
+            message.push_str(&holder);
             format!("Stop that program, or choose another address: {other}")
         }
         std::io::ErrorKind::PermissionDenied if address.port() < 1024 => {
-            format!("Ports below 1024 take root or CAP_NET_BIND_SERVICE. Choose another address: {other}")
+            format!("Ports below 1024 need root or CAP_NET_BIND_SERVICE. Choose another address: {other}")
         }
         _ => format!("Choose another address: {other}"),
     };
     Failure::new("cannot_listen", message).hint(hint)
 }
 
-fn from(origin: &str) -> String {
-    if origin == "default" { "its default".into() } else { format!("from {origin}") }
+fn source(origin: &str) -> String {
+    if origin == "default" { "the default".into() } else { format!("from {origin}") }
 }
 
-fn told(error: &std::io::Error) -> String {
+fn reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => "the address is in use".into(),
         std::io::ErrorKind::PermissionDenied => "permission denied".into(),
@@ -39,12 +39,12 @@ fn told(error: &std::io::Error) -> String {
     }
 }
 
-/// Whether an address can be listened on at the moment.
+/// Tries to listen on an address.
 pub fn try_listen(address: SocketAddr) -> std::io::Result<()> {
     std::net::TcpListener::bind(address).map(drop)
 }
 
-/// The process that listens on an address, as far as this user may see.
+/// Describes the process that listens on an address, if this user can see it.
 fn holder(address: SocketAddr) -> Option<String> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
     let sockets: Vec<String> = tables
@@ -67,7 +67,7 @@ fn has_any(pid: u32, sockets: &[String]) -> bool {
         .any(|link| sockets.iter().any(|socket| link == Path::new(socket)))
 }
 
-/// Of its command line no more than the data directory: there may be secrets in it.
+/// Shows only the data directory of its command line, which may contain secrets.
 fn described(pid: u32) -> String {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -79,7 +79,7 @@ fn described(pid: u32) -> String {
     format!("{who} listens there.")
 }
 
-/// The addresses that are listened on, with their sockets' inodes, of a table such as `/proc/net/tcp` (proc(5)).
+/// The listening addresses and their socket inodes in a table such as `/proc/net/tcp` (proc(5)).
 fn listeners(table: &str) -> Vec<(SocketAddr, String)> {
     const LISTEN: &str = "0A";
     let entry = |line: &str| {
@@ -94,7 +94,7 @@ fn listeners(table: &str) -> Vec<(SocketAddr, String)> {
     table.lines().skip(1).filter_map(entry).collect()
 }
 
-/// Words of 32 bits in the byte order of the host.
+/// Parses an address written as 32-bit words in host byte order.
 fn ip(hex: &str) -> Option<IpAddr> {
     let words: Option<Vec<[u8; 4]>> =
         (0..hex.len() / 8).map(|at| u32::from_str_radix(hex.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)).collect();
@@ -104,7 +104,7 @@ fn ip(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// Whether two listeners cannot be there at once.
+/// Whether two listeners exclude each other.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let (ip, other) = (a.ip().to_canonical(), b.ip().to_canonical());
     a.port() == b.port() && (ip == other || ip.is_unspecified() || other.is_unspecified())
@@ -116,12 +116,12 @@ mod tests {
     use std::net::{SocketAddr, TcpListener};
 
     #[test]
-    fn an_address_in_use_is_told_with_the_setting_its_origin_and_the_process() {
+    fn the_error_of_an_address_in_use_names_the_setting_its_source_and_the_process() {
         for ip in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(held) = TcpListener::bind(ip) else { continue };
             let address = held.local_addr().expect("an address");
             let error = TcpListener::bind(address).expect_err("in use");
-            let told =
+            let text =
                 cannot_listen("private_listen", address, "the environment variable CAPSULE_PRIVATE_LISTEN", &error).to_string();
             for part in [
                 "private_listen",
@@ -130,18 +130,18 @@ mod tests {
                 "This server itself listens there",
                 "--set private_listen=",
             ] {
-                assert!(told.contains(part), "no {part} in {told}");
+                assert!(text.contains(part), "no {part} in {text}");
             }
         }
     }
 
     #[test]
-    fn the_kernels_table_is_read() {
+    fn listeners_of_the_kernels_table_are_parsed() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
                      \x20  0: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100\n\
                      \x20  1: 0100007F:1F91 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100\n";
         let found = listeners(table);
-        assert_eq!(found.len(), 1, "a connection is no listener");
+        assert_eq!(found.len(), 1, "a connection is not a listener");
         assert_eq!(found[0].1, "4711");
         if cfg!(target_endian = "little") {
             assert_eq!(found[0].0, "127.0.0.1:8081".parse::<SocketAddr>().expect("an address"));

@@ -1,4 +1,4 @@
-//! `capsule server`: the services and the gateway, all in one process, or some of them in each of many.
+//! `capsule server`: the services and the gateway, in one process or spread over several.
 
 pub mod backups;
 pub mod configuration;
@@ -42,12 +42,12 @@ use data::{Claim, Data, Public, Running};
 use crate::arguments::Part;
 use crate::terminal;
 
-/// How often the address of the ingress is looked at.
-const LOOK: Duration = Duration::from_secs(2);
-/// Requests under way may take this long once the server is told to stop.
-const GOODBYE: Duration = Duration::from_secs(10);
+/// How often the address of the ingress is checked.
+const INGRESS_CHECK_PERIOD: Duration = Duration::from_secs(2);
+/// How long requests in flight may take once the server stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Every database, and its migrations.
+/// The databases and their migrations.
 pub const DATABASES: [(&str, Migrations); 4] = [
     (capsule_identity::NAME, capsule_identity::MIGRATIONS),
     (capsule_organization::NAME, capsule_organization::MIGRATIONS),
@@ -55,11 +55,13 @@ pub const DATABASES: [(&str, Migrations); 4] = [
     (capsule_deploy::NAME, capsule_deploy::MIGRATIONS),
 ];
 
-/// Runs a server, or `only` these parts of one, until it is told to stop. Applications and the ingress go on
-/// without it.
+/// Runs a server, or only the parts in `only`, until SIGTERM or SIGINT. Applications and the ingress keep running.
+///
+/// # Errors
+/// When the configuration does not fit the parts, or a part cannot start.
 pub fn run(directory: &Path, loaded: Loaded, only: &[Part]) -> anyhow::Result<()> {
     let configuration = &loaded.configuration;
-    // What its caller left open is for none of the programs that it starts.
+    // Programs that the server starts must not inherit file descriptors of its caller.
     capsule_runtime::descriptors::close_on_exec();
     let format = match configuration.log.format {
         LogFormat::Pretty => capsule_observe::Format::Pretty,
@@ -79,14 +81,14 @@ pub fn run(directory: &Path, loaded: Loaded, only: &[Part]) -> anyhow::Result<()
         capsule_observe::start(format, &configuration.log.levels, traces).map_err(|error| anyhow!("log.levels: {error}"))?;
     let claim = if parts.len() == Part::ALL.len() && configuration.broker.url.is_empty() { Claim::Alone } else { Claim::Shared };
     if claim == Claim::Shared && configuration.broker.url.is_empty() {
-        bail!("--only takes a broker by which this process reaches the others: set broker.url");
+        bail!("--only needs a broker between the processes. Set broker.url.");
     }
     if claim == Claim::Shared && configuration.database.url.is_empty() {
-        bail!("several processes take a PostgreSQL server: set database.url");
+        bail!("Several processes need a PostgreSQL server. Set database.url.");
     }
     if configuration.public_url()?.is_some_and(|url| url.is_https()) && configuration.trusted_proxies.is_empty() {
         tracing::warn!(
-            "public_url is https, but no proxy is trusted: applications see http and the proxy's own address. Set trusted_proxies"
+            "public_url is https but trusted_proxies is empty: applications see http and the proxy's address. Set trusted_proxies"
         );
     }
     let data = Data::claim(directory, claim)?;
@@ -99,8 +101,8 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
     let metrics = capsule_observe::metrics().map_err(|error| anyhow!(error))?;
     let directory = data.path().to_owned();
     let local_token = data.local_token()?;
-    let keyring = Keyring::open(&directory.join("keys/master.key")).context("the master key cannot be read or made")?;
-    let blobs = Blobs::open(&directory.join("blobs")).context("the directory of blobs cannot be opened")?;
+    let keyring = Keyring::open(&directory.join("keys/master.key")).context("cannot read or create the master key")?;
+    let blobs = Blobs::open(&directory.join("blobs")).context("cannot open the blob directory")?;
     let blobs = blobs.with_reserve(u64::from(configuration.disk.reserve_mib) << 20);
     let address = configuration.private_listen;
     let private = TcpListener::bind(address)
@@ -117,13 +119,13 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
     let serving = TaskTracker::new();
 
     let mut checks = Vec::new();
-    if bus.broker().is_some() {
+    if bus.broker_ready().is_some() {
         let bus = bus.clone();
-        checks.push(check("broker".into(), move || std::future::ready(bus.broker().unwrap_or_default())));
+        checks.push(check("broker".into(), move || std::future::ready(bus.broker_ready().unwrap_or_default())));
     }
-    // The gateway's socket is there before the ingress is: nobody meets a closed door.
+    // Listen on the gateway's socket before the ingress starts, so that no request is refused.
     let socket = data.gateway_socket();
-    let door = parts.contains(&Part::Gateway).then(|| listen(&socket)).transpose()?;
+    let gateway_listener = parts.contains(&Part::Gateway).then(|| listen(&socket)).transpose()?;
     let (mut public, mut deploying) = (None, None);
     for part in parts {
         let failed = |error| anyhow!("{error}");
@@ -146,12 +148,12 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
                 let options = deploy_options(&directory, databases.clone(), &configuration)?;
                 let started = capsule_deploy::start(options, &bus, keyring.clone(), blobs.clone()).await;
                 let deploys = started.map_err(|error| match listeners::try_listen(configuration.listen) {
-                    // It is the ingress that could not be started.
+                    // The ingress could not start.
                     Err(why) => listeners::cannot_listen("listen", configuration.listen, origin("listen"), &why).into(),
                     Ok(()) => failed(error),
                 })?;
-                let address = deploys.listen().await.context("the ingress does not answer")?;
-                public = Some(reached(&configuration, address));
+                let address = deploys.listen().await.context("the ingress does not respond")?;
+                public = Some(public_addresses(&configuration, address));
                 deploying = Some(deploys.clone());
                 let asked = deploys.clone();
                 checks.push(check("ingress".into(), move || {
@@ -160,7 +162,7 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
                 }));
                 deploys.store().clone()
             }
-            // Last: by then, what it asks for is there, or its broker is being connected to.
+            // Started last: by then, its services are registered or the broker is being connected.
             Part::Gateway => continue,
         };
         checks.push(check(format!("{} database", part.name()), move || {
@@ -168,8 +170,8 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
             async move { store.is_ready().await }
         }));
     }
-    bus.complete();
-    if let Some(door) = door {
+    bus.start_event_delivery();
+    if let Some(gateway_listener) = gateway_listener {
         let limits = capsule_gateway::Limits {
             requests: Rate(configuration.limits.requests_per_minute),
             sign_ins: Rate(configuration.limits.sign_ins_per_minute),
@@ -189,7 +191,7 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
             upload_deadline: Duration::from_secs(u64::from(uploads.max_seconds)),
         };
         let gateway = capsule_gateway::router(options, checks.clone());
-        let gateway = axum::serve(door, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let gateway = axum::serve(gateway_listener, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());
         let stopping = stopping.clone();
         serving.spawn(async move {
             let mut gateway = std::pin::pin!(gateway.into_future());
@@ -197,19 +199,19 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
                 _ = &mut gateway => return,
                 () = stopping.cancelled() => {}
             }
-            // Nobody new finds it; who is there is served to the end.
+            // Accept no new connections, and finish the requests in flight.
             let _ = std::fs::remove_file(socket);
             let _ = gateway.await;
         });
     }
-    // Beside what keeps files; several such processes do not make more backups.
+    // In the processes that have the files. A lock keeps several of them from creating a backup at once.
     if parts.contains(&Part::Deploy) && !configuration.backup.location.is_empty() {
         let (settings, key) = (configuration.backup.clone(), backup_key(&directory));
         let installation = backups::installation(&directory, &configuration);
-        tokio::spawn(async move { backups::keep(settings, &key, installation).await });
+        tokio::spawn(async move { backups::run(settings, &key, installation).await });
     }
-    let pages = capsule_observe::pages(metrics, checks).merge(bus.pages());
-    // Told to the very end: whoever fetches a stream is still there.
+    let pages = capsule_observe::pages(metrics, checks).merge(bus.stream_routes());
+    // Served until the process ends: clients may still be fetching streams.
     tokio::spawn(axum::serve(private, pages).into_future());
 
     let mut running = Running {
@@ -219,54 +221,54 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
         private: private_address.to_string(),
         public,
         listen: configuration.listen.to_string(),
-        build: capsule_ingress::build(),
+        build: capsule_ingress::build_id(),
     };
     data.announce(&running)?;
-    greet(&data, &running);
+    print_ready(&data, &running);
     if let Some(deploys) = &deploying
         && let Some(outdated) = deploys.outdated_ingress().await
     {
         let replace = ingress::how_to_replace(&directory);
         tracing::warn!("{outdated} {replace}");
-        if terminal::is_watched() {
+        if terminal::is_stdout_terminal() {
             let _ = terminal::print(&format!("warning: {outdated}\n{replace}"));
         }
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ingress_check = tokio::time::interval(INGRESS_CHECK_PERIOD);
+    ingress_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            // An ingress that was replaced may listen elsewhere.
-            _ = look.tick(), if deploying.is_some() => {
+            // An ingress that was replaced may listen on another address.
+            _ = ingress_check.tick(), if deploying.is_some() => {
                 let Some(deploys) = &deploying else { continue };
                 let Ok(address) = deploys.listen().await else { continue };
-                let now = reached(&configuration, address);
-                if running.public.as_ref().is_none_or(|public| public.address != now.address) {
-                    running.public = Some(now);
+                let current = public_addresses(&configuration, address);
+                if running.public.as_ref().is_none_or(|public| public.address != current.address) {
+                    running.public = Some(current);
                     data.announce(&running)?;
                 }
             }
         }
     }
-    tracing::info!("stopping; applications keep running");
+    tracing::info!("stopping the server; applications keep running");
     stopping.cancel();
     serving.close();
-    let _ = tokio::time::timeout(GOODBYE, async { tokio::join!(serving.wait(), bus.drain()) }).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, async { tokio::join!(serving.wait(), bus.drain()) }).await;
     Ok(())
 }
 
-/// Listens on a socket that only this user reaches.
+/// Listens on a Unix socket that only this user can connect to.
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).context("the gateway's socket cannot be made")?;
+    let listener = UnixListener::bind(socket).context("cannot create the gateway's socket")?;
     std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// How the parts of this process reach each other, and those of others.
+/// The bus between the parts of this process, and those of other processes.
 fn bus(configuration: &Configuration, keyring: &Keyring, private: SocketAddr, parts: &[Part]) -> anyhow::Result<Bus> {
     let url = &configuration.broker.url;
     if url.is_empty() {
@@ -282,7 +284,7 @@ fn bus(configuration: &Configuration, keyring: &Keyring, private: SocketAddr, pa
     } else {
         Arc::new(RabbitMq::connect(url, &name, &SERVICES))
     };
-    Ok(Bus::over(transport, keyring, address))
+    Ok(Bus::with_transport(transport, keyring, address))
 }
 
 fn names(parts: &[Part]) -> String {
@@ -296,12 +298,12 @@ where
     (name, Arc::new(move || Box::pin(ask()) as Pin<Box<dyn Future<Output = bool> + Send>>))
 }
 
-/// Where an installation keeps the key of its backups.
+/// The path of an installation's backup key.
 pub fn backup_key(directory: &Path) -> std::path::PathBuf {
     directory.join("keys/backup.key")
 }
 
-/// Where a server keeps its databases.
+/// The databases of a server.
 pub fn databases(directory: &Path, configuration: &Configuration) -> Databases {
     match configuration.database.url.as_str() {
         "" => Databases::Embedded(directory.into()),
@@ -355,9 +357,9 @@ fn deploy_options(
     })
 }
 
-/// This binary. After an upgrade in place, its path is the new one's.
+/// The path of this binary. After an upgrade in place, it is the new binary's.
 fn program() -> anyhow::Result<std::path::PathBuf> {
-    let path = std::env::current_exe().context("the path of this program is not known")?;
+    let path = std::env::current_exe().context("cannot determine the path of this program")?;
     let text = path.to_string_lossy();
     Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), Into::into))
 }
@@ -369,24 +371,24 @@ fn url(domain: &str, address: SocketAddr) -> String {
     }
 }
 
-/// Where an ingress at this address is reached.
-fn reached(configuration: &Configuration, address: SocketAddr) -> Public {
-    // Checked when it was read.
+/// The addresses of an ingress that listens on `address`.
+fn public_addresses(configuration: &Configuration, address: SocketAddr) -> Public {
+    // Validated when the configuration was loaded.
     let public = configuration.public_url().ok().flatten();
     let url = public.map_or_else(|| url(&configuration.base_domain, address), |public| public.to_string());
-    Public { url, address: reachable(address) }
+    Public { url, address: local_url(address) }
 }
 
-/// Where a program of this host reaches a listener.
-fn reachable(address: SocketAddr) -> String {
+/// The URL at which programs on this host reach a listener.
+fn local_url(address: SocketAddr) -> String {
     let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
     format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
-fn greet(data: &Data, running: &Running) {
+fn print_ready(data: &Data, running: &Running) {
     let url = running.public.as_ref().map_or("", |public| public.url.as_str());
     tracing::info!(url, parts = running.parts.join(","), private = running.private, data = %data.path().display(), "Capsule is ready");
-    if terminal::is_watched() && !url.is_empty() {
+    if terminal::is_stdout_terminal() && !url.is_empty() {
         let _ = terminal::print(&format!(
             "Capsule is ready at {url}\n  API documentation  {url}/api/documentation/\n  health, metrics    http://{}/metrics\n  \
              data               {}\n  set-up token       in {}\nIn another terminal, in your application's folder: capsule deploy",

@@ -1,20 +1,19 @@
-//! Errors as they are shown: for people as text, for programs (`--json`) as one JSON object on the last line of
-//! standard error.
+//! Errors of commands: printed as text, or with `--json` as one JSON object on the last line of standard error.
 
 use serde::Serialize;
 
 use crate::client::Refused;
 
-/// An error that programs can tell from others by its code.
+/// An error with a stable code for programs.
 #[derive(Debug)]
 pub struct Failure {
     /// Stable, such as `no_such_environment`.
     pub code: &'static str,
-    /// What happened.
+    /// What happened, and why.
     pub message: String,
-    /// What to do.
+    /// What to do next.
     pub hint: Option<String>,
-    /// What the process ends with.
+    /// The exit status of the process.
     pub exit_status: u8,
 }
 
@@ -37,7 +36,7 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What `--json` prints of an error.
+/// An error as `--json` prints it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub code: String,
@@ -92,14 +91,14 @@ impl From<&anyhow::Error> for Report {
 }
 
 impl Report {
-    /// For people.
+    /// The error as text.
     pub fn text(&self) -> String {
         let mut text = self.message.clone();
         if let Some(hint) = &self.hint {
             text.push('\n');
             text.push_str(hint);
         }
-        // Only for what went wrong inside is there more in the server's log.
+        // The server's log has more only about internal errors.
         if let (Some(id), "internal" | "unavailable" | "deadline_exceeded") = (&self.correlation_id, self.code.as_str()) {
             text.push_str(&format!("\n(correlation id {id})"));
         }
@@ -115,7 +114,7 @@ mod tests {
     use capsule_contracts::Problem;
 
     #[test]
-    fn an_error_keeps_its_code_and_hint_below_what_was_added_to_it() {
+    fn an_error_keeps_its_code_and_hint_when_context_is_added() {
         let refused = Refused(Problem::not_found("service").hint("Look again."));
         let error = Err::<(), _>(refused).context("the service cannot be shown").expect_err("an error");
         let report = Report::from(&error);

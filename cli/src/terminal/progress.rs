@@ -1,25 +1,25 @@
-//! What is shown while something lasts.
+//! Progress of long operations.
 
 use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::text::{clean_line, harmless};
+use super::text::{sanitize_line, sanitize_output};
 
-/// A line at a terminal that tells how far something is. Nothing of it is shown elsewhere.
+/// A progress line. It is shown only on a terminal.
 #[derive(Clone, Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Of so many bytes.
-    pub fn bytes(total: u64, doing: &str) -> Self {
+    /// A progress bar for `total` bytes.
+    pub fn bytes(total: u64, activity: &str) -> Self {
         let bar = ProgressBar::new(total);
-        bar.set_style(style(&format!("{{spinner}} {doing} {{bytes}} of {{total_bytes}} {{wide_bar}}")));
+        bar.set_style(style(&format!("{{spinner}} {activity} {{bytes}} of {{total_bytes}} {{wide_bar}}")));
         Self(bar)
     }
 
-    /// Of something whose end is not known.
+    /// A spinner, for an operation of unknown length.
     pub fn spinner(message: &str) -> Self {
         let bar = ProgressBar::new_spinner();
         bar.set_style(style("{spinner} {msg} {elapsed}"));
@@ -30,12 +30,12 @@ impl Progress {
     }
 
     pub fn message(&self, text: &str) {
-        self.0.set_message(clean_line(text));
+        self.0.set_message(sanitize_line(text));
     }
 
-    /// Prints a line above it; colours stay.
+    /// Prints a line above the progress line, with its colours.
     pub fn log_line(&self, text: &str) {
-        let line = harmless(text);
+        let line = sanitize_output(text);
         if std::io::stderr().is_terminal() {
             self.0.println(line);
         } else {
@@ -56,7 +56,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-/// A number of bytes for people.
+/// A number of bytes as text, such as `9.79 KiB`.
 pub fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
 }

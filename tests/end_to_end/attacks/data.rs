@@ -247,7 +247,7 @@ fn restored_modes() {
     let place = tempfile::tempdir().expect("a folder");
     let at = place.path().join("backups");
     let at = at.to_str().expect("a path");
-    server.capsule_set(&["backup", "create", "--at", at], &[]).ok();
+    server.capsule_with_settings(&["backup", "create", "--at", at], &[]).ok();
     let key = place.path().join("the.key");
     std::fs::copy(server.data().join("keys/backup.key"), &key).expect("copied");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).expect("set");
@@ -283,9 +283,9 @@ fn restored_modes() {
     // What an earlier version or a careless copy left open is closed at the start, and logged.
     let restore = |server: &Server, replace: &[&str]| {
         let key = key.to_str().expect("a path");
-        server.capsule_set(&[&["backup", "restore", "--at", at, "--key-file", key], replace].concat(), &[])
+        server.capsule_with_settings(&[&["backup", "restore", "--at", at, "--key-file", key], replace].concat(), &[])
     };
-    assert!(restore(&server, &["--replace"]).refused().err.contains("a server runs"), "it runs");
+    assert!(restore(&server, &["--replace"]).refused().err.contains("A server is running"), "it runs");
     server.stop();
     for path in ["", "keys", "keys/master.key", "local-token", "identity.db"] {
         std::fs::set_permissions(server.data().join(path), PermissionsExt::from_mode(0o755)).expect("set");
@@ -293,7 +293,7 @@ fn restored_modes() {
     assert!(restore(&server, &["--replace"]).refused().err.contains("still run"), "its ingress runs");
     server.start();
     assert_eq!(readable(server.data()), Vec::<PathBuf>::new());
-    assert!(server.log_text().contains("its mode is repaired"), "{}", server.log_text());
+    assert!(server.log_text().contains("its mode was corrected"), "{}", server.log_text());
 
     // What is there is replaced only when that is asked for, and kept.
     std::fs::write(server.data().join("mark"), "old").expect("written");
@@ -302,7 +302,7 @@ fn restored_modes() {
     assert!(restore(&server, &[]).refused().err.contains("not empty"));
     assert!(server.data().join("mark").exists());
     let restored = restore(&server, &["--replace"]).ok();
-    let kept = restored.out.split("is in ").nth(1).and_then(|rest| rest.split(';').next()).expect("it is told").to_owned();
+    let kept = restored.out.split("is now ").nth(1).and_then(|rest| rest.split(". Remove").next()).expect("it is told").to_owned();
     assert!(Path::new(&kept).join("mark").exists() && !server.data().join("mark").exists(), "{restored:?}");
     std::fs::remove_dir_all(kept).expect("removed");
     server.start();

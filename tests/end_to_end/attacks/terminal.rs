@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use capsule_tests::{Ran, Server, Signal, eventually, example, free_port, signal, text};
+use capsule_tests::{CommandOutput, Server, Signal, eventually, example, free_port, signal, text};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ fn at(folder: &tempfile::TempDir) -> &str {
 }
 
 /// The error as `--json` has it: the last line of standard error.
-fn error(ran: &Ran) -> Value {
+fn error(ran: &CommandOutput) -> Value {
     let last = ran.err.lines().last().unwrap_or_default();
     let error: Value = serde_json::from_str(last).unwrap_or_else(|why| panic!("{why}: {ran:?}"));
     for member in ["code", "message", "exit_status"] {
@@ -39,7 +39,7 @@ fn error(ran: &Ran) -> Value {
     error
 }
 
-fn assert_clean(ran: &Ran) {
+fn assert_clean(ran: &CommandOutput) {
     for text in [&ran.out, &ran.err] {
         let bad = text.chars().find(|c| (c.is_control() && !matches!(c, '\n' | '\t')) || ('\u{202a}'..='\u{202e}').contains(c));
         assert_eq!(bad, None, "{ran:?}");
@@ -121,7 +121,7 @@ fn environments() {
         assert!(refused.err.contains("no environment prdouction. Did you mean production?"), "{command:?}: {refused:?}");
     }
     let deployed = server.capsule_in(&folder.path().join("src"), &["deploy", "-e", "staging", "--create"]).ok();
-    assert!(deployed.err.contains("where capsule.toml is"), "{deployed:?}");
+    assert!(deployed.err.contains("which has the capsule.toml"), "{deployed:?}");
     assert_eq!(projects(), ["pages"]);
     let [production, staging] = ["front-production.localhost", "front-staging.localhost"];
     assert_eq!(server.get(staging, "/src/page.html").body, "inner", "the application was deployed, not the folder in it");
@@ -346,14 +346,14 @@ fn interrupted() {
     let folder = tempfile::tempdir().expect("a folder");
     let declared = "[build]\nbuild = \"echo begun; exec sleep 1000\"\n[processes]\nworker = \"exec sleep 1000\"\n";
     std::fs::write(folder.path().join("capsule.toml"), declared).expect("written");
-    let mut deploying = server.begin_told(&["deploy", at(&folder), "--yes", "-p", "slow", "-s", "slow"]);
+    let mut deploying = server.spawn_with_stderr(&["deploy", at(&folder), "--yes", "-p", "slow", "-s", "slow"]);
     let mut lines = BufReader::new(deploying.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
     assert!(lines.by_ref().any(|line| line.trim() == "begun"), "the build does not begin");
     signal(deploying.id(), Signal::INT);
     let told = lines.collect::<Vec<_>>().join("\n");
     let status = deploying.wait().expect("it ends");
     assert_eq!(status.code(), Some(130), "{told}");
-    assert!(told.contains("Still building. `capsule cancel 1 -e production` stops it."), "{told}");
+    assert!(told.contains("Still building. `capsule cancel 1 -e production` cancels it."), "{told}");
     let state = || server.capsule(&["status", at(&folder), "--json"]).ok().json()["deployments"][0]["status"].clone();
     assert_eq!(state(), "building");
     let cancelled = server.capsule(&["cancel", "1", "-C", at(&folder)]).ok();
@@ -369,11 +369,11 @@ fn outdated_ingress() {
     assert!(!server.log_text().contains("replace-ingress"), "{}", server.log_text());
     server.stop();
     server.upgrade();
-    server.set(&format!("listen=127.0.0.1:{second}"));
+    server.add_setting(&format!("listen=127.0.0.1:{second}"));
     server.start();
     let replace = format!("capsule server replace-ingress --data {}", server.data().display());
     let log = server.log_text();
-    for part in [replace.as_str(), "another build", &format!("127.0.0.1:{first}"), &format!("127.0.0.1:{second}")] {
+    for part in [replace.as_str(), "a different build", &format!("127.0.0.1:{first}"), &format!("127.0.0.1:{second}")] {
         assert!(log.contains(part), "no {part} in {log}");
     }
     let found = server.capsule(&["doctor", "--json"]).json();

@@ -9,14 +9,17 @@ use toml::{Table, Value};
 
 use super::Configuration;
 
-/// A configuration, and for each setting where its value came from.
+/// A configuration, with the source of each setting.
 pub struct Loaded {
     pub configuration: Configuration,
+    /// By dotted name: `default`, the path of the file, the environment variable, or the command line.
     pub origins: BTreeMap<String, String>,
 }
 
-/// Reads the configuration of the server with this data directory. `flags` are settings by their
-/// dotted names.
+/// Loads the configuration of a server. `flags` are settings by their dotted names.
+///
+/// # Errors
+/// When a source cannot be read, or a setting is unknown or invalid. The error names the setting and its source.
 pub fn load(data: &Path, file: Option<&Path>, flags: &[(String, String)]) -> anyhow::Result<Loaded> {
     load_with(data, file, flags, |name| std::env::var(name).ok())
 }
@@ -40,8 +43,8 @@ fn load_with(
             let mut found = BTreeMap::new();
             collect("", &read, &mut found);
             for (name, value) in found {
-                put(&mut table, &name, value);
-                // One setting at a time, so that what is wrong is told with its line.
+                insert(&mut table, &name, value);
+                // Check one setting at a time, so that the error has its line.
                 if let Err(error) = table.clone().try_into::<Configuration>() {
                     let key = name.rsplit('.').next().unwrap_or(&name);
                     let line = text
@@ -54,7 +57,7 @@ fn load_with(
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
-        Err(error) => return Err(error).with_context(|| format!("the configuration {} cannot be read", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read the configuration file {}", path.display())),
     }
 
     for (name, default) in &settings {
@@ -71,7 +74,7 @@ fn load_with(
         let default = settings.get(name).cloned().or(of_map);
         let Some(default) = default else {
             let known = settings.keys().cloned().collect::<Vec<_>>().join(", ");
-            bail!("there is no setting `{name}`; there are {known}");
+            bail!("Unknown setting `{name}`. Known settings: {known}.");
         };
         set(&mut table, name, &default, text).with_context(|| format!("the setting {name}"))?;
         origins.insert(name.clone(), "the command line".into());
@@ -93,7 +96,7 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         bail!("base_domain must be a domain name in lower case such as `apps.example.com`, not `{domain}`");
     }
     if configuration.deploy.host_quarantine_days > 36_500 {
-        bail!("deploy.host_quarantine_days must be at most 36500, which is a hundred years");
+        bail!("deploy.host_quarantine_days must be at most 36500 (100 years)");
     }
     for (name, value) in [
         ("uploads.max_mib", configuration.uploads.max_mib),
@@ -118,7 +121,10 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     configuration.public_url()?;
     configuration.trusted_proxies()?;
     if configuration.listen == configuration.private_listen && configuration.listen.port() != 0 {
-        bail!("listen and private_listen are both {}: health and metrics take an address of their own", configuration.listen);
+        bail!(
+            "listen and private_listen are both {}. Set private_listen to another address, for health and metrics.",
+            configuration.listen
+        );
     }
     let url = &configuration.database.url;
     let host = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
@@ -126,9 +132,9 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
         && host
             .is_none_or(|rest| rest.is_empty() || rest.split('?').next().unwrap_or_default().trim_end_matches('/').contains('/'))
     {
-        // Not shown: it may hold a password.
+        // The value is not shown: it may contain a password.
         bail!(
-            "database.url must look like postgres://user:password@host:5432, without a database's name: each service has its own"
+            "database.url must look like postgres://user:password@host:5432, without a database name, because each service has its own database"
         );
     }
     let endpoint = &configuration.traces.endpoint;
@@ -137,7 +143,7 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     }
     let url = &configuration.broker.url;
     if !url.is_empty() && !["amqp://", "amqps://", "kafka://"].iter().any(|scheme| url.starts_with(scheme)) {
-        // Not shown: it may hold a password.
+        // The value is not shown: it may contain a password.
         bail!("broker.url must look like amqp://user:password@host:5672/vhost or kafka://host:9092,host:9092");
     }
     if !configuration.redis.url.is_empty() {
@@ -145,12 +151,12 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     }
     let bundle = &configuration.build.ca_bundle;
     if !bundle.as_os_str().is_empty() && !bundle.is_file() {
-        bail!("build.ca_bundle: there is no file {}", bundle.display());
+        bail!("build.ca_bundle: the file {} does not exist", bundle.display());
     }
     Ok(())
 }
 
-/// The settings of a table by their dotted names.
+/// Collects the settings of a table by their dotted names.
 fn collect(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>) {
     for (name, value) in table {
         let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
@@ -163,12 +169,12 @@ fn collect(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>) {
     }
 }
 
-fn put(table: &mut Table, name: &str, value: Value) {
+fn insert(table: &mut Table, name: &str, value: Value) {
     match name.split_once('.') {
-        // A name with dots of its own can only be a variable's.
+        // Only names of environment variables and services contain further dots.
         Some((section, rest)) => {
             if let Value::Table(inner) = table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
-                put(inner, rest, value);
+                insert(inner, rest, value);
             } else {
                 table.insert(section.into(), Value::Table(Table::from_iter([(rest.to_owned(), value)])));
             }
@@ -179,7 +185,7 @@ fn put(table: &mut Table, name: &str, value: Value) {
     }
 }
 
-/// Puts a text where a value of `default`'s type belongs.
+/// Sets a setting from text, with the type of its default.
 fn set(table: &mut Table, name: &str, default: &Value, text: &str) -> anyhow::Result<()> {
     let value = match default {
         Value::Integer(_) => Value::Integer(text.parse().with_context(|| format!("`{text}` is not a whole number"))?),
@@ -189,7 +195,7 @@ fn set(table: &mut Table, name: &str, default: &Value, text: &str) -> anyhow::Re
         }
         _ => Value::String(text.into()),
     };
-    put(table, name, value);
+    insert(table, name, value);
     table.clone().try_into::<Configuration>().map_err(|error| anyhow::anyhow!("`{text}`: {}", error.message()))?;
     Ok(())
 }
@@ -214,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_go_before_the_environment_before_the_file_before_defaults() {
+    fn flags_override_the_environment_which_overrides_the_file_which_overrides_defaults() {
         let file = "base_domain = \"file.test\"\n[build]\nseconds = 10\nmemory_mib = 20\n[build.environment]\nMIRROR = \"m\"\n";
         let environment = [("CAPSULE_BUILD_SECONDS", "11"), ("CAPSULE_BUILD_MEMORY_MIB", "21")];
         let loaded = load(file, &environment, &[("build.seconds", "12")]).expect("all are fine");
@@ -228,27 +234,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_place() {
-        let told = |file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]| {
+    fn errors_name_the_setting_and_its_source() {
+        let error = |file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]| {
             format!("{:#}", load(file, environment, flags).err().expect("wrong"))
         };
-        assert!(told("\n\nlissten = \"x\"", &[], &[]).contains("capsule.toml:3: lissten: unknown field"));
-        assert!(told("[build]\nseconds = \"long\"", &[], &[]).contains("capsule.toml:2: build.seconds"));
-        assert!(told("a = [", &[], &[]).contains("capsule.toml:1"));
-        assert!(told("", &[("CAPSULE_LISTEN", "everywhere")], &[]).contains("CAPSULE_LISTEN: `everywhere`"));
-        assert!(told("", &[], &[("nothing", "1")]).contains("there is no setting `nothing`; there are advertise"));
-        assert!(told("", &[], &[("build.seconds", "0")]).contains("at least 1"));
-        assert!(told("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
-        assert!(told("public_url = \"apps.example.com\"", &[], &[]).contains("public_url must look like https://"));
-        assert!(told("", &[("CAPSULE_TRUSTED_PROXIES", "10.0.0.0/8, everybody")], &[]).contains("not `everybody`"));
-        assert!(told("registration = \"everybody\"", &[], &[]).contains("`closed`, `invited`, `open`"));
-        let quota = told("[quotas]\nprojects = 5\nprojetcs = 5", &[], &[]);
+        assert!(error("\n\nlissten = \"x\"", &[], &[]).contains("capsule.toml:3: lissten: unknown field"));
+        assert!(error("[build]\nseconds = \"long\"", &[], &[]).contains("capsule.toml:2: build.seconds"));
+        assert!(error("a = [", &[], &[]).contains("capsule.toml:1"));
+        assert!(error("", &[("CAPSULE_LISTEN", "everywhere")], &[]).contains("CAPSULE_LISTEN: `everywhere`"));
+        assert!(error("", &[], &[("nothing", "1")]).contains("Unknown setting `nothing`. Known settings: advertise"));
+        assert!(error("", &[], &[("build.seconds", "0")]).contains("at least 1"));
+        assert!(error("base_domain = \"Not a domain\"", &[], &[]).contains("base_domain"));
+        assert!(error("public_url = \"apps.example.com\"", &[], &[]).contains("public_url must look like https://"));
+        assert!(error("", &[("CAPSULE_TRUSTED_PROXIES", "10.0.0.0/8, everybody")], &[]).contains("not `everybody`"));
+        assert!(error("registration = \"everybody\"", &[], &[]).contains("`closed`, `invited`, `open`"));
+        let quota = error("[quotas]\nprojects = 5\nprojetcs = 5", &[], &[]);
         assert!(quota.contains("capsule.toml:3: quotas.projetcs") && quota.contains("memory_mib"), "{quota}");
-        assert!(told("", &[("CAPSULE_QUOTAS_CONCURRENT_BUILDS", "0")], &[]).contains("at least 1"));
+        assert!(error("", &[("CAPSULE_QUOTAS_CONCURRENT_BUILDS", "0")], &[]).contains("at least 1"));
     }
 
     #[test]
-    fn sandboxes_are_relaxed_by_the_id_of_a_service() {
+    fn sandboxes_are_relaxed_by_service_id() {
         let service = "0190f3a8-0000-7000-8000-000000000001";
         let relaxed = |file: &str, flags: &[(&str, &str)]| {
             load(file, &[], flags).map(|loaded| format!("{:?}", loaded.configuration.sandbox.relax.values().next()))
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_named_must_be_there() {
+    fn a_configuration_file_that_was_given_must_exist() {
         let missing = Path::new("/nowhere/capsule.toml");
         assert!(load_with(Path::new("/"), Some(missing), &[], |_| None).is_err());
     }
