@@ -1,4 +1,4 @@
-//! The live table: picks an instance for a request and knows how many each one is busy with.
+//! The balancer: picks a backend for each request and counts the requests in flight.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,15 +7,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::table::{Route, Table, Target};
+use crate::table::{Endpoint, Route, Table};
 use crate::upstream::GATEWAY;
 
-/// Connections to one backend that are being made at a time,
-const CONNECTING: usize = 16;
-/// and requests that wait until it is their turn to connect.
-const WAITING: usize = 256;
+/// The most simultaneous connection attempts to one backend.
+const MAX_CONNECTING: usize = 16;
+/// The most requests that wait for a permit to connect to one backend.
+const MAX_WAITING: usize = 256;
 
-/// What one backend is loaded with, the same across revisions of the table and on all threads.
+/// The load of one backend. All threads share it, and it survives new revisions of the table.
 #[derive(Debug)]
 struct Load {
     in_flight: AtomicUsize,
@@ -25,14 +25,18 @@ struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { in_flight: AtomicUsize::new(0), waiting: AtomicUsize::new(0), connecting: Arc::new(Semaphore::new(CONNECTING)) }
+        Self {
+            in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            connecting: Arc::new(Semaphore::new(MAX_CONNECTING)),
+        }
     }
 }
 
-/// An instance with its load.
+/// An endpoint with its load.
 #[derive(Debug)]
 struct Backend {
-    target: Target,
+    endpoint: Endpoint,
     name: Arc<str>,
     load: Arc<Load>,
 }
@@ -44,33 +48,33 @@ struct Live {
     loads: HashMap<String, Arc<Load>>,
 }
 
-/// The table in use. A pick and its count happen under one lock, so that once a new table is in
-/// force, every request that the old one sent anywhere has been counted.
+/// The routing table in force. A backend is picked and the request counted under one lock, so once a new table is in
+/// force, every request that was routed by the old one is counted.
 #[derive(Debug)]
 pub struct Balancer {
     live: RwLock<Live>,
-    turn: AtomicUsize,
+    next: AtomicUsize,
     gateway: (Arc<str>, Arc<Load>),
     /// The most requests in flight to one backend.
-    most: usize,
+    max_in_flight: usize,
 }
 
-/// Where a request goes.
+/// Where to route a request.
 #[derive(Debug)]
 pub enum Pick {
-    /// To this instance; in flight until the value is dropped.
+    /// To this instance. The request is in flight until the guard is dropped.
     Instance(InFlightGuard),
-    /// Nowhere: the host is known, but nothing takes requests. Or it is a site.
+    /// The host is known, but is a site or has no instance that serves requests.
     Route(Route),
     /// To the gateway.
     Gateway(InFlightGuard),
-    /// Nowhere: as many requests are in flight as may be.
+    /// The backend has the most requests in flight that it may.
     Saturated,
-    /// The host is not known.
+    /// The host is not in the table.
     Unknown,
 }
 
-/// Counts as one request of a backend for as long as it lives.
+/// Counts one request in flight to a backend, until it is dropped.
 #[derive(Debug)]
 pub struct InFlightGuard {
     /// The instance's name, or [`GATEWAY`].
@@ -79,7 +83,7 @@ pub struct InFlightGuard {
     load: Arc<Load>,
 }
 
-/// As many requests wait for a backend as may.
+/// The most requests that may wait for a permit do so.
 #[derive(Debug)]
 pub struct Saturated;
 
@@ -94,7 +98,7 @@ impl InFlightGuard {
         &*self.instance == GATEWAY
     }
 
-    /// Waits until one more connection to the backend may be made, in the order of arrival.
+    /// Waits for a permit to connect to the backend, in the order of arrival.
     pub async fn permit_to_connect(&self) -> Result<OwnedSemaphorePermit, Saturated> {
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
@@ -107,7 +111,7 @@ impl InFlightGuard {
         }
         let before = self.load.waiting.fetch_add(1, Ordering::AcqRel);
         let _waiting = Waiting(&self.load.waiting);
-        if before >= WAITING {
+        if before >= MAX_WAITING {
             return Err(Saturated);
         }
         self.load.connecting.clone().acquire_owned().await.map_err(|_| Saturated)
@@ -121,25 +125,25 @@ impl Drop for InFlightGuard {
 }
 
 impl Balancer {
-    /// An empty table, with at most so many requests in flight to one backend.
-    pub fn new(most: usize) -> Self {
-        Self { live: RwLock::default(), turn: AtomicUsize::new(0), gateway: (GATEWAY.into(), Arc::default()), most }
+    /// Creates a balancer with an empty table and at most `max_in_flight` requests in flight to one backend.
+    pub fn new(max_in_flight: usize) -> Self {
+        Self { live: RwLock::default(), next: AtomicUsize::new(0), gateway: (GATEWAY.into(), Arc::default()), max_in_flight }
     }
 
-    /// Puts a table in force.
+    /// Replaces the routing table.
     pub fn apply(&self, table: Table) {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let mut loads = HashMap::new();
         let mut backends = HashMap::new();
         for (host, route) in &table.routes {
-            let list = route.targets.iter().map(|target| {
-                let load = live.loads.get(&target.instance).cloned().unwrap_or_default();
-                loads.insert(target.instance.clone(), load.clone());
-                Backend { target: target.clone(), name: target.instance.as_str().into(), load }
+            let list = route.endpoints.iter().map(|endpoint| {
+                let load = live.loads.get(&endpoint.instance).cloned().unwrap_or_default();
+                loads.insert(endpoint.instance.clone(), load.clone());
+                Backend { endpoint: endpoint.clone(), name: endpoint.instance.as_str().into(), load }
             });
             backends.insert(host.clone(), list.collect());
         }
-        // Instances that left the table are remembered while they have requests in flight.
+        // The loads of instances that left the table are kept while requests are in flight.
         for (instance, load) in &live.loads {
             if load.in_flight.load(Ordering::Acquire) > 0 {
                 loads.entry(instance.clone()).or_insert_with(|| load.clone());
@@ -148,7 +152,7 @@ impl Balancer {
         *live = Live { table, backends, loads };
     }
 
-    /// Whether an address is that of a proxy whose word on its own clients is taken.
+    /// Whether an address belongs to a trusted proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.table.trusted_proxies.iter().any(|network| network.contains(&address))
@@ -159,11 +163,11 @@ impl Balancer {
         self.live.read().unwrap_or_else(PoisonError::into_inner).table.revision
     }
 
-    /// An instance in the table, whatever its weight.
+    /// Counts a request to an instance of the table, whatever its weight.
     pub fn instance(&self, instance: &str) -> Option<InFlightGuard> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         let backend = live.backends.values().flatten().find(|backend| &*backend.name == instance)?;
-        Some(InFlightGuard::new(&backend.name, backend.target.port, &backend.load))
+        Some(InFlightGuard::new(&backend.name, backend.endpoint.port, &backend.load))
     }
 
     /// How many requests are in flight to an instance.
@@ -172,16 +176,16 @@ impl Balancer {
         live.loads.get(instance).map_or(0, |load| load.in_flight.load(Ordering::Acquire))
     }
 
-    /// Finds out where a request for `host` (lower case, without a port) goes: to the least busy
-    /// instance for its weight, in turn among equals.
+    /// Picks where to route a request for `host` (in lower case, without a port): to the instance with the fewest requests
+    /// in flight for its weight, round robin among equals.
     pub fn pick(&self, host: &str) -> Pick {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         let Table { base_domain, public_host, routes, .. } = &live.table;
         let is_address = || host.parse::<IpAddr>().is_ok() || host.starts_with('[');
-        // First: no application is named as the platform.
+        // Before the routes: no application can take a host of the gateway.
         if host.is_empty() || host == base_domain || host == public_host || is_address() {
             let (name, load) = &self.gateway;
-            let is_saturated = load.in_flight.load(Ordering::Relaxed) >= self.most;
+            let is_saturated = load.in_flight.load(Ordering::Relaxed) >= self.max_in_flight;
             return if is_saturated { Pick::Saturated } else { Pick::Gateway(InFlightGuard::new(name, 80, load)) };
         }
         let Some(route) = routes.get(host) else {
@@ -196,19 +200,19 @@ impl Balancer {
         }
         let empty = Vec::new();
         let backends = live.backends.get(host).unwrap_or(&empty);
-        let offset = self.turn.fetch_add(1, Ordering::Relaxed);
+        let offset = self.next.fetch_add(1, Ordering::Relaxed);
         let chosen = (0..backends.len())
             .map(|index| &backends[(index + offset) % backends.len()])
-            .filter(|backend| backend.target.weight > 0)
+            .filter(|backend| backend.endpoint.weight > 0)
             .min_by(|a, b| {
                 let share = |one: &Backend, other: &Backend| {
-                    one.load.in_flight.load(Ordering::Relaxed) as u64 * u64::from(other.target.weight)
+                    one.load.in_flight.load(Ordering::Relaxed) as u64 * u64::from(other.endpoint.weight)
                 };
                 share(a, b).cmp(&share(b, a))
             });
         match chosen {
-            Some(backend) if backend.load.in_flight.load(Ordering::Relaxed) >= self.most => Pick::Saturated,
-            Some(backend) => Pick::Instance(InFlightGuard::new(&backend.name, backend.target.port, &backend.load)),
+            Some(backend) if backend.load.in_flight.load(Ordering::Relaxed) >= self.max_in_flight => Pick::Saturated,
+            Some(backend) => Pick::Instance(InFlightGuard::new(&backend.name, backend.endpoint.port, &backend.load)),
             None => Pick::Route(route.clone()),
         }
     }
@@ -219,11 +223,11 @@ mod tests {
     use std::task::Poll;
 
     use super::{Balancer, Pick};
-    use crate::table::{Route, State, Table, Target};
+    use crate::table::{Endpoint, Route, State, Table};
 
-    fn table(revision: u64, targets: &[(&str, u32)]) -> Table {
-        let targets = targets.iter().map(|(instance, weight)| Target { instance: (*instance).into(), port: 80, weight: *weight });
-        let route = Route { state: State::Ready, targets: targets.collect(), site: None };
+    fn table(revision: u64, weights: &[(&str, u32)]) -> Table {
+        let endpoint = |(instance, weight): &(&str, u32)| Endpoint { instance: (*instance).into(), port: 80, weight: *weight };
+        let route = Route { state: State::Ready, endpoints: weights.iter().map(endpoint).collect(), site: None };
         Table { revision, base_domain: "localhost".into(), routes: [("app.localhost".into(), route)].into(), ..Table::default() }
     }
 
@@ -238,13 +242,13 @@ mod tests {
     fn requests_follow_the_weights_and_a_weight_of_zero_gets_none() {
         let balancer = Balancer::new(1000);
         balancer.apply(table(1, &[("a", 1), ("b", 3), ("c", 0)]));
-        let held: Vec<_> = (0..40).map(|_| balancer.pick("app.localhost")).collect();
-        let count = |name| held.iter().filter(|pick| instance(pick) == name).count();
+        let picks: Vec<_> = (0..40).map(|_| balancer.pick("app.localhost")).collect();
+        let count = |name| picks.iter().filter(|pick| instance(pick) == name).count();
         assert_eq!((count("a"), count("b"), count("c")), (10, 30, 0));
     }
 
     #[test]
-    fn an_instance_that_left_the_table_has_requests_in_flight_until_its_requests_end() {
+    fn the_requests_of_an_instance_that_left_the_table_stay_in_flight_until_they_end() {
         let balancer = Balancer::new(1000);
         balancer.apply(table(1, &[("old", 1)]));
         let in_flight = balancer.pick("app.localhost");
@@ -257,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_the_base_domain_lead_to_the_gateway_and_strangers_nowhere() {
+    fn addresses_and_the_base_domain_are_the_gateway_and_other_hosts_are_unknown() {
         let balancer = Balancer::new(1000);
         balancer.apply(table(1, &[]));
-        let mut named_as_the_platform = table(2, &[("a", 1)]);
-        named_as_the_platform.public_host = "app.localhost".into();
-        balancer.apply(named_as_the_platform);
+        let mut host_of_the_gateway = table(2, &[("a", 1)]);
+        host_of_the_gateway.public_host = "app.localhost".into();
+        balancer.apply(host_of_the_gateway);
         for host in ["localhost", "127.0.0.1", "[::1]", "", "app.localhost"] {
             assert!(matches!(balancer.pick(host), Pick::Gateway(_)), "{host}");
         }
@@ -272,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_backend_takes_so_many_requests_and_makes_so_many_connections_at_a_time() {
+    async fn requests_and_connection_attempts_of_a_backend_are_limited() {
         let balancer = Balancer::new(600);
         balancer.apply(table(1, &[("a", 1)]));
         let guards: Vec<_> = (0..600)
@@ -282,11 +286,11 @@ mod tests {
             })
             .collect();
         assert!(matches!(balancer.pick("app.localhost"), Pick::Saturated));
-        let mut asked: Vec<_> = guards.iter().map(|guard| Box::pin(guard.permit_to_connect())).collect();
+        let mut attempts: Vec<_> = guards.iter().map(|guard| Box::pin(guard.permit_to_connect())).collect();
         let mut connecting = Vec::new();
         let (mut waiting, mut refused) = (0, 0);
-        for asked in &mut asked {
-            match poll_once(asked.as_mut()) {
+        for attempt in &mut attempts {
+            match poll_once(attempt.as_mut()) {
                 Poll::Ready(Ok(permit)) => connecting.push(permit),
                 Poll::Ready(Err(super::Saturated)) => refused += 1,
                 Poll::Pending => waiting += 1,
@@ -294,7 +298,7 @@ mod tests {
         }
         assert_eq!((connecting.len(), waiting, refused), (16, 256, 328));
         drop(connecting);
-        drop(asked);
+        drop(attempts);
         assert!(guards[0].permit_to_connect().await.is_ok());
         drop(guards);
         assert_eq!(balancer.in_flight("a"), 0);

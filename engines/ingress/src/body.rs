@@ -1,4 +1,4 @@
-//! Bodies of requests and answers, on their way through.
+//! The bodies of forwarded requests and responses.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use crate::visitor::Upload;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What goes to a backend: the visitor's body, or none.
+/// The body of a request to a backend: that of the visitor's request, or none.
 #[derive(Debug)]
 pub enum Outgoing {
     Empty,
@@ -47,13 +47,13 @@ impl Body for Outgoing {
     }
 }
 
-/// A body of which something was read already. What is known when an answer's head goes out goes out
-/// with it, in one write.
+/// A body whose first bytes were read already. The HTTP library writes bytes that are ready together with the head, in
+/// one system call.
 #[derive(Debug)]
 pub struct PrefixedBody<B> {
-    /// What was read.
+    /// The bytes that were read.
     pub prefix: Option<Bytes>,
-    /// What is still to come.
+    /// The rest of the body.
     pub rest: B,
 }
 
@@ -88,14 +88,14 @@ where
     }
 }
 
-/// The body of a backend's response. The backend counts as busy until the last byte went out; then the
-/// connection is kept for another request.
+/// The body of a backend's response. The request stays in flight until the last byte is sent; then the connection
+/// returns to the pool.
 #[derive(Debug)]
 pub struct Proxied {
     body: Incoming,
     has_ended: bool,
     lease: Option<Lease>,
-    #[expect(dead_code, reason = "it counts for as long as it lives")]
+    #[expect(dead_code, reason = "the request is in flight until this is dropped")]
     in_flight: InFlightGuard,
 }
 
@@ -126,7 +126,7 @@ impl Body for Proxied {
 
 impl Drop for Proxied {
     fn drop(&mut self) {
-        // Dropped earlier, the connection is closed: the rest of the response is still to come over it.
+        // Otherwise the connection is closed: unread bytes of the response are still to come.
         if self.is_end_stream()
             && let Some(lease) = self.lease.take()
         {

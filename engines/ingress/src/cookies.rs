@@ -1,14 +1,14 @@
-//! Cookies that an app sets: for its own host only. With the `Domain` of a common parent, they would reach the
-//! apps of other tenants.
+//! Confines the cookies that an app sets to its own host. With the `Domain` of a common parent domain, they would be
+//! sent to the apps of other tenants.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const CLEAR: HeaderName = HeaderName::from_static("clear-site-data");
-/// What is cleared for one host alone.
-const OWN: [&str; 2] = ["\"cache\"", "\"storage\""];
+/// The directives of `Clear-Site-Data` that affect one host only.
+const HOST_DIRECTIVES: [&str; 2] = ["\"cache\"", "\"storage\""];
 
-/// Removes the `Domain` attribute of cookies where it names another domain than `host`, and orders to clear cookies:
-/// browsers clear those of the whole domain.
+/// Removes the `Domain` attribute of cookies if it names another domain than `host`, and the directives to clear
+/// cookies: browsers clear those of the whole domain.
 pub fn confine(headers: &mut HeaderMap, host: &str) {
     confine_clearing(headers);
     if !headers.get_all(header::SET_COOKIE).iter().any(|cookie| names_domain(cookie.as_bytes())) {
@@ -25,8 +25,9 @@ fn confine_clearing(headers: &mut HeaderMap) {
     if !headers.contains_key(&CLEAR) {
         return;
     }
-    let orders = headers.get_all(&CLEAR).iter().filter_map(|value| value.to_str().ok());
-    let kept: Vec<&str> = orders.flat_map(|value| value.split(',')).map(str::trim).filter(|what| OWN.contains(what)).collect();
+    let values = headers.get_all(&CLEAR).iter().filter_map(|value| value.to_str().ok());
+    let kept: Vec<&str> =
+        values.flat_map(|value| value.split(',')).map(str::trim).filter(|name| HOST_DIRECTIVES.contains(name)).collect();
     let kept = HeaderValue::from_str(&kept.join(", ")).ok().filter(|kept| !kept.is_empty());
     headers.remove(&CLEAR);
     if let Some(kept) = kept {
@@ -39,7 +40,7 @@ fn names_domain(cookie: &[u8]) -> bool {
 }
 
 fn confined(cookie: &HeaderValue, host: &str) -> HeaderValue {
-    // As browsers do it (RFC 6265, section 5.2): a semicolon ends an attribute, also within quotes.
+    // Like browsers (RFC 6265, section 5.2): a semicolon ends an attribute even within quotes.
     let mut parts = cookie.as_bytes().split(|byte| *byte == b';');
     let mut kept = parts.next().unwrap_or_default().to_vec();
     for attribute in parts.filter(|attribute| !is_foreign_domain(attribute, host)) {
@@ -69,7 +70,7 @@ mod tests {
     use http::{HeaderMap, HeaderValue, header};
 
     #[test]
-    fn a_cookie_is_for_the_host_that_sets_it() {
+    fn a_cookie_is_confined_to_the_host_that_sets_it() {
         for (sent, kept) in [
             ("a=1; Path=/; Domain=localhost; HttpOnly", "a=1; Path=/; HttpOnly"),
             ("a=1;DOMAIN = .localhost", "a=1"),
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_does_not_clear_the_cookies_of_others() {
+    fn an_app_cannot_clear_the_cookies_of_other_apps() {
         for (sent, kept) in [
             ("\"cookies\"", None),
             ("\"*\"", None),

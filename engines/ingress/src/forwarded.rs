@@ -1,5 +1,5 @@
-//! The address of the client, and the scheme by which it reached the first proxy. What a visitor sends about that
-//! is removed; what a trusted proxy sends about its client is used.
+//! The forwarding headers: the address of the client, and the scheme by which it reached the first proxy. Those that a
+//! visitor sends are removed; those of a trusted proxy are used.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +16,7 @@ const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REAL: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Further headers by which proxies, frameworks and content delivery networks identify the client, the host, or the path.
+/// Sorted.
 const CLAIMS: [&str; 27] = [
     "ali-cdn-real-ip",
     "cf-connecting-ip",
@@ -45,10 +46,10 @@ const CLAIMS: [&str; 27] = [
     "x-remote-ip",
     "x-rewrite-url",
 ];
-/// Prefixes of many more.
+/// Prefixes of further such headers.
 const CLAIM_PREFIXES: [&str; 8] =
     ["x-forwarded", "x-real-", "x-originating-", "x-envoy-", "x-azure-", "x-appengine-", "x-proxyuser-", "x-url-scheme"];
-/// Headers of which no other spelling may reach a backend that takes `_` and the like for `-`, as CGI does.
+/// Headers that must not reach a backend in another spelling: some backends treat `_` and the like as `-`, as CGI does.
 const GUARDED: [&str; 11] = [
     "authorization",
     "connection",
@@ -63,26 +64,26 @@ const GUARDED: [&str; 11] = [
     "x-correlation-id",
 ];
 
-/// The most proxies before the ingress.
-const MOST_HOPS: usize = 32;
+/// The most proxies in front of the ingress.
+const MAX_HOPS: usize = 32;
 
 /// Whether a header, in lower case, identifies the client, the host, or the path.
 pub fn is_claim(name: &str) -> bool {
-    // Nearly all begin with one of these letters: a request has a dozen headers, and most are none of these.
+    // A fast path: most headers of a request begin with none of these letters.
     matches!(name.as_bytes().first(), Some(b'x' | b'f' | b'c' | b't' | b'p' | b'w' | b'h' | b'a'))
         && (CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || CLAIMS.binary_search(&name).is_ok())
 }
 
-/// Whether a header must not come from a visitor: it identifies the client, or is a look-alike of one that matters.
+/// Whether a header must be removed: it identifies the client, or is another spelling of a guarded header.
 fn is_forged(name: &str, from_proxy: bool) -> bool {
     if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return !from_proxy && is_claim(name);
     }
-    let usual: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
-    is_claim(&usual) || GUARDED.contains(&usual.as_str())
+    let normalized: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
+    is_claim(&normalized) || GUARDED.contains(&normalized.as_str())
 }
 
-/// The client of a request, as far as it can be known.
+/// The client of a request, as far as it can be determined.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Client {
     /// The client, and the proxies between it and the ingress.
@@ -91,8 +92,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// The client of a request that came from `peer`: the address nearest to the ingress that is not a trusted
-    /// proxy's.
+    /// Finds the client of a request that came from `peer`: the address nearest to the ingress that is not that of a
+    /// trusted proxy.
     pub fn find(headers: &HeaderMap, peer: IpAddr, trusts: impl Fn(IpAddr) -> bool) -> Self {
         let peer = peer.to_canonical();
         let mut client = Self { chain: vec![peer], is_https: false };
@@ -104,7 +105,7 @@ impl Client {
         } else {
             forwarded(headers)
         };
-        for hop in hops.iter().rev().take(MOST_HOPS) {
+        for hop in hops.iter().rev().take(MAX_HOPS) {
             if let Some(is_https) = hop.is_https {
                 client.is_https = is_https;
             }
@@ -130,13 +131,13 @@ impl Client {
             true => value(self.chain.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")),
             false => address.clone(),
         };
-        let (proto, usual) = if self.is_https { ("https", 443) } else { ("http", 80) };
+        let (proto, default_port) = if self.is_https { ("https", 443) } else { ("http", 80) };
         let authority = host.authority();
         headers.insert(header::FORWARDED, value(self.forwarded(&authority, proto)));
         headers.insert(REAL, address);
         headers.insert(FOR, chain);
         headers.insert(PROTO, HeaderValue::from_static(proto));
-        headers.insert(PORT, HeaderValue::from(host.port.unwrap_or(usual)));
+        headers.insert(PORT, HeaderValue::from(host.port.unwrap_or(default_port)));
         if authority.is_empty() {
             headers.remove(HOST);
         } else {
@@ -146,7 +147,7 @@ impl Client {
         }
     }
 
-    /// The header of RFC 7239.
+    /// The `Forwarded` header (RFC 7239).
     fn forwarded(&self, authority: &str, proto: &str) -> String {
         let mut text = String::with_capacity(96);
         for (at, address) in self.chain.iter().enumerate() {
@@ -163,19 +164,19 @@ impl Client {
     }
 }
 
-/// Addresses and names of hosts are always well formed.
+/// A header value. Addresses and host names are always valid ones.
 fn value(text: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// What one proxy reports of its client.
+/// What one proxy reports about its client.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Hop {
     address: Option<IpAddr>,
     is_https: Option<bool>,
 }
 
-/// The usual headers, one element a hop; a single protocol is that of the client.
+/// The hops of `X-Forwarded-For` and `X-Forwarded-Proto`. A single protocol is that of the client.
 fn x_forwarded(headers: &HeaderMap) -> Vec<Hop> {
     let protocols = elements(headers, &PROTO);
     let mut hops: Vec<Hop> =
@@ -183,24 +184,24 @@ fn x_forwarded(headers: &HeaderMap) -> Vec<Hop> {
     if hops.is_empty() && !protocols.is_empty() {
         hops.push(Hop::default());
     }
-    let many = hops.len();
+    let count = hops.len();
     for (at, hop) in hops.iter_mut().enumerate() {
-        let from_end = many - at;
-        let told = if protocols.len() == 1 { protocols.first() } else { protocols.iter().rev().nth(from_end - 1) };
-        hop.is_https = told.map(|protocol| is_https(protocol));
+        let from_end = count - at;
+        let protocol = if protocols.len() == 1 { protocols.first() } else { protocols.iter().rev().nth(from_end - 1) };
+        hop.is_https = protocol.map(|protocol| is_https(protocol));
     }
     hops
 }
 
-/// The elements of a list. One that is no text is empty: it hides none of those beside it.
+/// The elements of a list. An element that is not UTF-8 is empty, so that it does not hide its neighbours.
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
     let values = headers.get_all(name).iter();
     let elements = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     elements.map(|element| str::from_utf8(element).unwrap_or_default().trim()).collect()
 }
 
-/// The header of RFC 7239. Where its quotes do not fit together, a visitor may have hidden in one what the proxy
-/// added: then nothing of it counts.
+/// The hops of `Forwarded` (RFC 7239). If quotes are unbalanced, a visitor may have hidden in them what the proxy added:
+/// then the whole header is ignored.
 fn forwarded(headers: &HeaderMap) -> Vec<Hop> {
     let mut hops = Vec::new();
     for value in headers.get_all(header::FORWARDED) {
@@ -210,7 +211,7 @@ fn forwarded(headers: &HeaderMap) -> Vec<Hop> {
     hops
 }
 
-/// One element of it; nothing if it is no text.
+/// One element of `Forwarded`; `None` if it is malformed.
 fn forwarded_hop(element: &[u8]) -> Option<Hop> {
     let mut hop = Hop::default();
     for pair in split_outside_quotes(element, b';')? {
@@ -225,7 +226,7 @@ fn forwarded_hop(element: &[u8]) -> Option<Hop> {
     Some(hop)
 }
 
-/// Nothing if a quote is not closed, or is not around a value as a whole.
+/// Splits at separators outside of quotes. `None` if a quote is not closed, or does not enclose a whole value.
 fn split_outside_quotes(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
     let (mut parts, mut from) = (Vec::new(), 0);
     let (mut quoted, mut escaped) = (false, false);
@@ -256,7 +257,7 @@ fn is_https(protocol: &str) -> bool {
     protocol.eq_ignore_ascii_case("https") || protocol.eq_ignore_ascii_case("wss")
 }
 
-/// An address, with or without a port, as proxies write it.
+/// Parses an address, with or without a port, as proxies write it.
 fn address(text: &str) -> Option<IpAddr> {
     let plain = text.parse().or_else(|_| text.parse::<SocketAddr>().map(|both| both.ip()));
     let address = plain.or_else(|error| text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).ok_or(error)?.parse());
@@ -271,7 +272,7 @@ mod tests {
     use crate::request::Host;
     use http::{HeaderMap, HeaderName, HeaderValue};
 
-    fn told(peer: &str, sent: &[(&'static str, &'static str)]) -> HeaderMap {
+    fn forwarded_headers(peer: &str, sent: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in sent {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
@@ -290,9 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stranger_says_of_itself_is_dropped() {
+    fn forwarding_headers_of_an_untrusted_peer_are_removed() {
         assert!(CLAIMS.is_sorted());
-        let headers = told(
+        let headers = forwarded_headers(
             "::ffff:192.0.2.1",
             &[
                 ("x-forwarded-for", "10.0.0.1"),
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_claim_is_one() {
+    fn every_spelling_of_a_claim_is_recognized() {
         for name in ["x_forwarded_for", "x.forwarded.for", "x-forwarded~for", "x-real_ip", "client_ip", "host_", "forwarded"] {
             assert_eq!(is_forged(name, false), name != "host_", "{name}");
         }
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_as_far_as_its_chain_is_trusted() {
+    fn the_chain_of_proxies_is_followed_as_far_as_it_is_trusted() {
         for (peer, sent, expected) in [
             ("10.0.0.1", &[] as &[_], ["10.0.0.1", "10.0.0.1", "http", "80"]),
             ("10.0.0.1", &[("x-forwarded-proto", "HTTPS")], ["10.0.0.1", "10.0.0.1", "https", "443"]),
@@ -390,13 +391,13 @@ mod tests {
                 ["192.0.2.1", "192.0.2.1", "http", "80"],
             ),
         ] {
-            let headers = told(peer, sent);
+            let headers = forwarded_headers(peer, sent);
             assert_eq!(lines(&headers), expected, "{peer} {sent:?}");
         }
     }
 
     #[test]
-    fn an_element_that_is_no_text_hides_no_other() {
+    fn an_element_that_is_not_text_hides_no_other() {
         for (name, value, expected) in [
             ("x-forwarded-for", &b"\xff, 203.0.113.5"[..], &["203.0.113.5", "10.0.0.1"][..]),
             ("x-forwarded-for", &b"9.9.9.9, \xff, 10.0.0.2"[..], &["10.0.0.2", "10.0.0.1"][..]),

@@ -1,8 +1,8 @@
-//! The one public door: a reverse proxy for the users' applications, and for the gateway.
+//! The ingress: a reverse proxy on the public port, for applications and for the gateway.
 //!
-//! It is a process of its own that the server starts and finds again. Its routing table comes over
-//! a Unix socket, is swapped atomically, and is kept on disk, so that applications are served while
-//! the control plane is dead, and after a restart of the machine before it is alive.
+//! It is a process of its own, which the server starts, and finds again after a restart. It receives its routing table
+//! over a Unix socket, replaces it atomically, and saves it to disk. So it serves applications while the control plane
+//! is down, and after a restart of the machine before the control plane is up.
 
 mod balance;
 mod body;
@@ -23,6 +23,6 @@ mod upstream;
 mod visitor;
 
 pub use client::{Client, Hello};
-pub use identity::build;
+pub use identity::build_id;
 pub use serve::{Options, run};
-pub use table::{Route, Site, State, Table, Target};
+pub use table::{Endpoint, Route, Site, State, Table};

@@ -1,6 +1,6 @@
-//! The connections that a thread keeps to its backends, and the sending of requests over them.
+//! The idle connections of a thread to its backends, and the sending of requests over them.
 //!
-//! A connection belongs to one request at a time, so what it reads is known to belong to the response to it.
+//! A connection carries one request at a time, so all bytes that it reads belong to the response to that request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,29 +17,29 @@ use crate::stream::MAX_HEAD_BYTES;
 use crate::upstream::{ConnectError, Connector, Exchange};
 use crate::visitor::Upload;
 
-/// Idle connections to instances are given up before common servers (5 s) close them themselves.
-const IDLE: Duration = Duration::from_secs(3);
+/// How long a connection stays idle. Shorter than the keep-alive timeout of common servers (5 s).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most idle connections to one backend.
-const MOST_IDLE: usize = 256;
-/// The gateway has deadlines of its own, one for each part of a request; together they are shorter than so many times
-/// that of an application.
-const GATEWAY_FACTOR: u32 = 5;
-/// A visitor who sends less than this in the time that a backend has to answer is given up.
-const LEAST_UPLOAD: u64 = 4 << 10;
+const MAX_IDLE_CONNECTIONS: usize = 256;
+/// The response timeout of the gateway is this many times that of an application: the gateway has its own deadlines for
+/// each part of a request, which are shorter together.
+const GATEWAY_TIMEOUT_FACTOR: u32 = 5;
+/// The bytes of a request's body that a visitor must send within each response timeout.
+const MIN_UPLOAD_BYTES: u64 = 4 << 10;
 
 /// Why there is no response.
 #[derive(Debug)]
 pub enum Failure {
-    /// No connection can be made at the moment.
+    /// The backend accepts no connections at the moment.
     Saturated,
-    /// The backend is not there.
+    /// The backend does not exist or refuses connections.
     Unreachable(std::io::Error),
-    /// It did not answer in time.
+    /// The backend did not send a response in time.
     Timeout,
-    /// It did not answer as HTTP wants it.
+    /// The backend's response is not valid HTTP.
     Malformed(hyper::Error),
-    /// It switched to another protocol, which nobody had asked for.
-    Unasked,
+    /// The backend switched protocols without an upgrade request.
+    UnexpectedUpgrade,
 }
 
 impl From<ConnectError> for Failure {
@@ -54,10 +54,10 @@ impl From<ConnectError> for Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Saturated => f.write_str("it does not accept connections"),
+            Self::Saturated => f.write_str("the instance does not accept connections"),
             Self::Unreachable(error) => error.fmt(f),
-            Self::Timeout => f.write_str("it did not answer in time"),
-            Self::Unasked => f.write_str("it switched protocols unasked"),
+            Self::Timeout => f.write_str("the instance did not respond in time"),
+            Self::UnexpectedUpgrade => f.write_str("the instance switched protocols without an upgrade request"),
             Self::Malformed(error) => {
                 let mut cause: &dyn std::error::Error = error;
                 while let Some(deeper) = cause.source() {
@@ -69,7 +69,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// A pool of connections.
+/// The connections of one thread to its backends.
 #[derive(Debug)]
 pub struct Pool {
     connector: Connector,
@@ -79,13 +79,13 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Idle {
-    kept: HashMap<Arc<str>, Vec<Kept>>,
-    /// Whether a task removes what is idle too long.
+    connections: HashMap<Arc<str>, Vec<IdleConnection>>,
+    /// Whether a task runs that closes expired connections.
     is_swept: bool,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct IdleConnection {
     connection: Connection,
     since: Instant,
 }
@@ -96,7 +96,7 @@ struct Connection {
     exchange: Arc<Exchange>,
 }
 
-/// The connection that a response comes over; kept for the next request when it is done.
+/// The connection that carries a response. [`Lease::release`] returns it to the pool.
 #[derive(Debug)]
 pub struct Lease {
     connection: Connection,
@@ -105,21 +105,21 @@ pub struct Lease {
 }
 
 impl Pool {
-    /// A pool without connections. A backend has `timeout` to answer.
+    /// Creates an empty pool. A backend must send the head of a response within `timeout`.
     pub fn new(connector: Connector, timeout: Duration) -> Arc<Self> {
         Arc::new(Self { connector, timeout, idle: Mutex::default() })
     }
 
-    /// Sends a request. A kept connection may turn out to have been closed by its other end just now:
-    /// then a request that was not sent, or may be sent twice (RFC 9110, section 9.2.2), is sent over a new one.
+    /// Sends a request, over an idle connection if there is one. If the backend has closed that connection meanwhile, a
+    /// request that was not sent, or that is idempotent (RFC 9110, section 9.2.2), is sent again over a new one.
     pub async fn send(
         self: &Arc<Self>,
         request: Request<Outgoing>,
         backend: &InFlightGuard,
         upload: Option<&Upload>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let Some(mut kept) = self.take(&backend.instance) else {
-            return self.send_afresh(request, backend, upload).await;
+        let Some(mut connection) = self.take(&backend.instance) else {
+            return self.send_over_new_connection(request, backend, upload).await;
         };
         let copy = (request.method().is_idempotent() && request.body().is_end_stream()).then(|| {
             let mut copy = Request::new(Outgoing::Empty);
@@ -128,19 +128,19 @@ impl Pool {
             *copy.headers_mut() = request.headers().clone();
             copy
         });
-        match self.send_over(&mut kept, request, upload, backend.is_gateway()).await {
-            Ok(response) => Ok((response, self.lease(kept, backend))),
+        match self.send_over(&mut connection, request, upload, backend.is_gateway()).await {
+            Ok(response) => Ok((response, self.lease(connection, backend))),
             Err((failure, unsent)) => match unsent.or(copy) {
-                Some(request) if matches!(failure, Failure::Malformed(_)) && kept.exchange.is_untouched() => {
-                    self.send_afresh(request, backend, upload).await
+                Some(request) if matches!(failure, Failure::Malformed(_)) && connection.exchange.is_untouched() => {
+                    self.send_over_new_connection(request, backend, upload).await
                 }
                 _ => Err(failure),
             },
         }
     }
 
-    /// Sends a request over a connection of its own.
-    pub async fn send_afresh(
+    /// Sends a request over a new connection.
+    pub async fn send_over_new_connection(
         self: &Arc<Self>,
         request: Request<Outgoing>,
         backend: &InFlightGuard,
@@ -174,7 +174,7 @@ impl Pool {
         exchange.begin();
         let counted = exchange.clone();
         hyper::ext::on_informational(&mut request, move |_| counted.count_informational());
-        let timeout = self.timeout * if is_gateway { GATEWAY_FACTOR } else { 1 };
+        let timeout = self.timeout * if is_gateway { GATEWAY_TIMEOUT_FACTOR } else { 1 };
         let mut sent = std::pin::pin!(sender.try_send_request(request));
         loop {
             let uploaded = upload.map_or(0, Upload::bytes);
@@ -187,8 +187,8 @@ impl Pool {
                     let unsent = error.take_message();
                     return Err((Failure::Malformed(error.into_error()), unsent));
                 }
-                // The time to answer begins when the request has been sent.
-                Err(_) if upload.is_some_and(|upload| upload.bytes() - uploaded >= LEAST_UPLOAD) => {}
+                // The timeout begins again while the visitor still sends the request.
+                Err(_) if upload.is_some_and(|upload| upload.bytes() - uploaded >= MIN_UPLOAD_BYTES) => {}
                 Err(_) => return Err((Failure::Timeout, None)),
             }
         }
@@ -200,9 +200,9 @@ impl Pool {
 
     fn take(&self, backend: &str) -> Option<Connection> {
         let mut idle = self.idle();
-        let kept = idle.kept.get_mut(backend)?;
-        while let Some(Kept { connection, since }) = kept.pop() {
-            if connection.sender.is_ready() && since.elapsed() < IDLE {
+        let connections = idle.connections.get_mut(backend)?;
+        while let Some(IdleConnection { connection, since }) = connections.pop() {
+            if connection.sender.is_ready() && since.elapsed() < IDLE_TIMEOUT {
                 return Some(connection);
             }
         }
@@ -211,9 +211,9 @@ impl Pool {
 
     fn put(self: &Arc<Self>, backend: Arc<str>, connection: Connection) {
         let mut idle = self.idle();
-        let kept = idle.kept.entry(backend).or_default();
-        if kept.len() < MOST_IDLE {
-            kept.push(Kept { connection, since: Instant::now() });
+        let connections = idle.connections.entry(backend).or_default();
+        if connections.len() < MAX_IDLE_CONNECTIONS {
+            connections.push(IdleConnection { connection, since: Instant::now() });
         }
         if !std::mem::replace(&mut idle.is_swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self)));
@@ -225,17 +225,17 @@ impl Pool {
     }
 }
 
-/// Closes what is idle too long, until nothing is idle.
+/// Closes expired connections, until none is idle.
 async fn sweep(pool: std::sync::Weak<Pool>) {
     loop {
-        tokio::time::sleep(IDLE / 3).await;
+        tokio::time::sleep(IDLE_TIMEOUT / 3).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle();
-        idle.kept.retain(|_, kept| {
-            kept.retain(|kept| kept.since.elapsed() < IDLE && !kept.connection.sender.is_closed());
-            !kept.is_empty()
+        idle.connections.retain(|_, connections| {
+            connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.connection.sender.is_closed());
+            !connections.is_empty()
         });
-        if idle.kept.is_empty() {
+        if idle.connections.is_empty() {
             idle.is_swept = false;
             return;
         }
@@ -243,14 +243,14 @@ async fn sweep(pool: std::sync::Weak<Pool>) {
 }
 
 impl Lease {
-    /// The response was read to its end: the connection is free for another request.
+    /// Returns the connection to the pool. The response must have been read to its end.
     pub fn release(self) {
         let Self { mut connection, backend, pool } = self;
         if connection.sender.is_ready() {
             pool.put(backend, connection);
         } else if !connection.sender.is_closed() && tokio::runtime::Handle::try_current().is_ok() {
             tokio::spawn(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(IDLE, connection.sender.ready()).await {
+                if let Ok(Ok(())) = tokio::time::timeout(IDLE_TIMEOUT, connection.sender.ready()).await {
                     pool.put(backend, connection);
                 }
             });

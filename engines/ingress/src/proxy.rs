@@ -1,4 +1,4 @@
-//! One request: find the host, pick an instance, forward, hand the answer back.
+//! The handling of one request: find the host, pick a backend, forward the request, return the response.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::table::State;
 use crate::visitor::{Heads, Upload};
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
-/// A proxy before the ingress would take it for an order to answer with a file of its own.
+/// A response header that makes nginx, as a proxy in front of the ingress, serve one of its own files.
 const ACCEL_REDIRECT: HeaderName = HeaderName::from_static("x-accel-redirect");
 
-/// What every request needs.
+/// Handles requests; one for each thread.
 #[derive(Debug)]
 pub struct Proxy {
     pub balancer: Arc<Balancer>,
@@ -34,28 +34,29 @@ pub struct Proxy {
     pub sites: Sites,
 }
 
-/// Whose request it is.
+/// The connection that a request came over.
 #[derive(Debug)]
 pub struct Visitor {
+    /// The address of the other end.
     pub peer: IpAddr,
     pub heads: Heads,
 }
 
 impl Proxy {
-    /// Answers one request.
+    /// Handles one request.
     pub async fn handle(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
         let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let mut response = self.answer(request, visitor).await;
+        let mut response = self.route(request, visitor).await;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             visitor.heads.end();
         } else if is_chunked {
-            // Where its body ends, and another head begins, only the HTTP library sees.
+            // Only the HTTP library sees where a chunked body ends, so no further head can be recorded.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
+    async fn route(&self, mut request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
         let has_body = !request.body().is_end_stream();
         let has_length = visitor.heads.next(request.body().size_hint().exact());
         let upload = has_body.then(Upload::default);
@@ -63,10 +64,10 @@ impl Proxy {
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let host = match request::check(&request, chunked && has_length) {
             Ok(host) => host,
-            Err(detail) => return pages::refused(reader, detail),
+            Err(detail) => return pages::bad_request(reader, detail),
         };
         match self.balancer.pick(&host.name) {
-            Pick::Unknown => pages::unknown(reader),
+            Pick::Unknown => pages::unknown_host(reader),
             Pick::Saturated => pages::saturated(reader),
             Pick::Route(route) => match route.site {
                 Some(site) if route.state == State::Ready => self.sites.serve(&site, &request).await,
@@ -80,11 +81,11 @@ impl Proxy {
                     Ok(response) => response,
                     Err(_) if is_gateway => pages::no_gateway(reader),
                     Err(failure) => {
-                        tracing::debug!(host = host.name, %failure, "an instance did not answer");
+                        tracing::debug!(host = host.name, %failure, "cannot forward a request");
                         match failure {
                             Failure::Saturated => pages::saturated(reader),
                             Failure::Unreachable(_) => pages::state(reader, State::Crashed),
-                            Failure::Timeout | Failure::Malformed(_) | Failure::Unasked => pages::no_answer(reader),
+                            Failure::Timeout | Failure::Malformed(_) | Failure::UnexpectedUpgrade => pages::bad_gateway(reader),
                         }
                     }
                 }
@@ -92,7 +93,7 @@ impl Proxy {
         }
     }
 
-    /// Makes a visitor's request one to the backend: its address, and the headers that identify the client.
+    /// Rewrites a visitor's request for the backend: the request target, and the headers that identify the client.
     fn prepare(&self, request: &mut Request<Incoming>, peer: IpAddr, host: &Host, websocket: bool) {
         let headers = request.headers_mut();
         remove_hop_by_hop(headers);
@@ -127,8 +128,8 @@ impl Proxy {
         remove_hop_by_hop(response.headers_mut());
         confine(response.headers_mut(), host);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // One that was not asked for is no response.
-            let visitor = upgrade.ok_or(Failure::Unasked)?;
+            // Without an upgrade request, this is no valid response.
+            let visitor = upgrade.ok_or(Failure::UnexpectedUpgrade)?;
             let instance = hyper::upgrade::on(&mut response);
             tokio::spawn(async move {
                 let _in_flight = guard;
@@ -137,19 +138,19 @@ impl Proxy {
                 }
             });
             upgrade_to_websocket(response.headers_mut());
-            return Ok(response.map(|_| pages::whole(Bytes::new())));
+            return Ok(response.map(|_| pages::full(Bytes::new())));
         }
         let (parts, body) = response.into_parts();
         let mut rest = Proxied::new(body, lease, guard);
-        // A body of known length is on its way already; one without may be a stream that lasts.
-        let known = rest.size_hint().exact().is_some_and(|bytes| bytes > 0);
-        let first = if known { rest.frame().await.transpose().map_err(Failure::Malformed)? } else { None };
+        // Wait for the first bytes of a body of known length only: one of unknown length may be a long stream.
+        let has_length = rest.size_hint().exact().is_some_and(|bytes| bytes > 0);
+        let first = if has_length { rest.frame().await.transpose().map_err(Failure::Malformed)? } else { None };
         let prefix = first.and_then(|frame| frame.into_data().ok());
         Ok(Response::from_parts(parts, PrefixedBody { prefix, rest }.boxed_unsync()))
     }
 }
 
-/// Keeps a response from reaching further than its app.
+/// Removes headers by which a response could affect other hosts.
 fn confine(headers: &mut HeaderMap, host: &Host) {
     cookies::confine(headers, &host.name);
     headers.remove(ACCEL_REDIRECT);

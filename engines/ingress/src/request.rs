@@ -1,4 +1,4 @@
-//! Checks of a request before it is forwarded: it has one host and one length, and nothing that the ingress and a
+//! Checks of a request before it is forwarded: it must have one host and one length, and nothing that the ingress and a
 //! backend could parse differently (RFC 9112).
 
 use std::net::Ipv6Addr;
@@ -9,13 +9,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header}
 /// The host that a request is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// In lower case and without a dot at its end; empty where an old client named none.
+    /// In lower case and without a dot at its end. Empty if an HTTP/1.0 client sent none.
     pub name: String,
     pub port: Option<u16>,
 }
 
 impl Host {
-    /// As it stands in a `Host` header.
+    /// The value of a `Host` header.
     pub fn authority(&self) -> String {
         match self.port {
             Some(port) => format!("{}:{port}", self.name),
@@ -62,7 +62,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// Headers that are end-to-end even if `Connection` names them. So are all that identify the client.
+/// Headers that are end-to-end even if `Connection` lists them. Those that identify the client are end-to-end, too.
 const END_TO_END: [&str; 20] = [
     "accept-encoding",
     "authorization",
@@ -86,21 +86,21 @@ const END_TO_END: [&str; 20] = [
     "x-requested-with",
 ];
 
-/// Finds the host of a request, and whether it can be understood in one way only. `has_length` says whether
-/// it came with a `Content-Length`.
+/// Checks that a request is unambiguous, and returns its host. `has_length` is whether the request was sent with a
+/// `Content-Length`.
 ///
 /// # Errors
-/// With what is wrong with it, for the visitor.
+/// Why the request is rejected, for the visitor.
 pub fn check<B>(request: &Request<B>, has_length: bool) -> Result<Host, &'static str> {
     let headers = request.headers();
     if request.method() == Method::CONNECT {
-        return Err("CONNECT is not served here.");
+        return Err("The CONNECT method is not supported.");
     }
     if headers.contains_key(header::TRANSFER_ENCODING) {
         let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
         let chunked = codings.next().is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
         if !chunked || codings.next().is_some() {
-            return Err("The only Transfer-Encoding served here is chunked, once.");
+            return Err("The only supported Transfer-Encoding is a single \"chunked\".");
         }
         if has_length || headers.contains_key(header::CONTENT_LENGTH) {
             return Err("The request has both a Content-Length and a Transfer-Encoding.");
@@ -112,7 +112,7 @@ pub fn check<B>(request: &Request<B>, has_length: bool) -> Result<Host, &'static
     for option in connection_options(headers) {
         let name = option.to_ascii_lowercase();
         if END_TO_END.contains(&name.as_str()) || crate::forwarded::is_claim(&name) {
-            return Err("The Connection header names a header that is not of the connection.");
+            return Err("The Connection header lists an end-to-end header.");
         }
     }
     host(request)
@@ -126,7 +126,7 @@ fn host<B>(request: &Request<B>) -> Result<Host, &'static str> {
         (None, _) => return Err("The request has no Host header."),
         (Some(value), None) => {
             let host = value.to_str().ok().and_then(Host::parse);
-            Some(host.ok_or("The Host header is no host's name, or one with a port.")?)
+            Some(host.ok_or("The Host header is not a valid host name with an optional port.")?)
         }
     };
     let uri = request.uri();
@@ -134,22 +134,22 @@ fn host<B>(request: &Request<B>) -> Result<Host, &'static str> {
         (None, None) if uri.path().starts_with('/') => {}
         (None, None) if uri.path() == "*" && request.method() == Method::OPTIONS => {}
         (Some(scheme @ ("http" | "https")), Some(authority)) => {
-            let target = Host::parse(authority).ok_or("The request's address has no proper host.")?;
+            let target = Host::parse(authority).ok_or("The request target has no valid host.")?;
             let port = |host: &Host| host.port.unwrap_or(if scheme == "https" { 443 } else { 80 });
             return match host {
                 Some(host) if host.name != target.name || port(&host) != port(&target) => {
-                    Err("The request's address and its Host header name different hosts.")
+                    Err("The request target and the Host header name different hosts.")
                 }
                 _ => Ok(target),
             };
         }
-        _ => return Err("The request's address must be a path, or begin with http:// or https://."),
+        _ => return Err("The request target must be a path, or begin with http:// or https://."),
     }
     Ok(host.unwrap_or_default())
 }
 
-/// Whether a request asks for a WebSocket. No other protocol is switched to: a backend that speaks HTTP/2 in
-/// clear, say, would be spoken to past all checks.
+/// Whether a request is a WebSocket upgrade. Other upgrades are not forwarded: through one to HTTP/2 in clear text, for
+/// example, requests would reach the backend unchecked.
 pub fn is_websocket<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let mut protocols = headers.get_all(header::UPGRADE).iter();
@@ -161,10 +161,10 @@ pub fn is_websocket<B>(request: &Request<B>) -> bool {
         && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
 }
 
-/// Removes the headers that concern one connection only, and those that it names so.
+/// Removes the headers that concern one connection only, and those that `Connection` lists.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        // Where both are there, the length is void (RFC 9112, section 6.3).
+        // Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
         headers.remove(header::CONTENT_LENGTH);
     }
     if headers.contains_key(header::CONNECTION) {
@@ -181,7 +181,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the connection one that switches to a WebSocket.
+/// Adds the headers of a WebSocket upgrade.
 pub fn upgrade_to_websocket(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -198,7 +198,7 @@ mod tests {
     use http::{HeaderMap, HeaderValue, Request};
 
     #[test]
-    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
         for (given, authority) in [
             ("A.localhost:8080", Some("a.localhost:8080")),
             ("a.localhost.", Some("a.localhost")),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_understood_in_two_ways_is_refused() {
+    fn an_ambiguous_request_is_rejected() {
         let host = ("host", "a.test");
         for (uri, headers) in [
             ("/", &[] as &[_]),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn only_websockets_are_switched_to() {
+    fn only_websocket_upgrades_are_recognized() {
         for (headers, is) in [
             (&[("upgrade", "WebSocket"), ("connection", "keep-alive, Upgrade")] as &[_], true),
             (&[("upgrade", "websocket")], false),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_one_connection_and_those_it_names_go_no_further() {
+    fn hop_by_hop_headers_and_those_that_connection_lists_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, x-secret, content-type, upgrade"),

@@ -1,4 +1,4 @@
-//! The ingress process: its listeners, and its life.
+//! The ingress process: its listeners and its threads.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -23,35 +23,35 @@ use crate::table::Table;
 use crate::upstream::Connector;
 use crate::visitor::{VisitorGuard, VisitorStream};
 
-/// How long a visitor may take to send a request's headers.
-const HEADERS: Duration = Duration::from_secs(30);
-/// How long requests under way may take when the ingress is told to end.
-const GOODBYE: Duration = Duration::from_secs(30);
+/// How long a visitor may take to send the head of a request.
+const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long in-flight requests may take once the ingress shuts down.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the ingress listens and what it talks to.
+/// The settings of an ingress.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The public address.
     pub listen: SocketAddr,
     /// The control socket.
     pub control: PathBuf,
-    /// Where the shims' sockets lie.
+    /// The directory of the shims' sockets.
     pub instances: PathBuf,
-    /// Where the gateways' sockets lie, one or more.
+    /// The directory of the gateways' sockets, one or more.
     pub gateways: PathBuf,
-    /// Where the table is kept.
+    /// The file that the routing table is saved to.
     pub table: PathBuf,
     /// The most requests in flight to one backend.
-    pub requests: usize,
-    /// How long a backend may take to begin its response.
-    pub timeout: Duration,
+    pub max_in_flight: usize,
+    /// How long a backend may take to send the head of a response.
+    pub response_timeout: Duration,
 }
 
-/// Runs the ingress until it is told to end. One thread accepts connections and answers the control
-/// plane; each core has a thread of its own that carries visitors, and shares only the table.
+/// Runs the ingress until it receives a shutdown command. One thread accepts connections and serves the control
+/// socket; one worker thread per core serves visitors. The threads share only the routing table.
 ///
 /// # Errors
-/// When it cannot listen.
+/// When it cannot listen on its address or its control socket.
 pub fn run(options: Options) -> std::io::Result<()> {
     single_threaded()?.block_on(accept(options))
 }
@@ -68,31 +68,31 @@ async fn accept(options: Options) -> std::io::Result<()> {
     let _ = std::fs::remove_file(&options.control);
     let commands = UnixListener::bind(&options.control)?;
 
-    let balancer = Arc::new(Balancer::new(options.requests));
+    let balancer = Arc::new(Balancer::new(options.max_in_flight));
     balancer.apply(Table::load(&options.table));
     let connector = Connector { instances: options.instances, gateways: options.gateways };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let carriers: Vec<Carrier> = (0..cores)
-        .map(|_| Carrier::start(balancer.clone(), connector.clone(), options.timeout))
+    let workers: Vec<Worker> = (0..cores)
+        .map(|_| Worker::start(balancer.clone(), connector.clone(), options.response_timeout))
         .collect::<std::io::Result<_>>()?;
     let control = Arc::new(Control {
         balancer,
-        probes: Pool::new(connector, options.timeout),
+        probes: Pool::new(connector, options.response_timeout),
         listen: address.to_string(),
-        build: crate::build(),
+        build: crate::build_id(),
         file: options.table,
         shutdown: tokio::sync::Notify::new(),
     });
 
-    let mut turn = 0;
+    let mut next = 0;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer.ip()))) {
                 Ok(visitor) => {
-                    turn = (turn + 1) % carriers.len();
-                    let _ = carriers[turn].visitors.send(visitor);
+                    next = (next + 1) % workers.len();
+                    let _ = workers[next].visitors.send(visitor);
                 }
-                // Out of descriptors, most likely: others will be closed soon.
+                // Most likely out of file descriptors: others will be closed soon.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             accepted = commands.accept() => {
@@ -106,45 +106,45 @@ async fn accept(options: Options) -> std::io::Result<()> {
     }
     drop(listener);
     let _ = std::fs::remove_file(&options.control);
-    // The answer to the one who said so goes out meanwhile.
-    tokio::task::spawn_blocking(move || carriers.into_iter().for_each(Carrier::end)).await.map_err(std::io::Error::other)
+    // Not on this thread, which still has to send the reply to the shutdown command.
+    tokio::task::spawn_blocking(move || workers.into_iter().for_each(Worker::shut_down)).await.map_err(std::io::Error::other)
 }
 
-/// A thread that carries visitors: their connections, and those to instances that it made for them.
-struct Carrier {
+/// A thread that serves visitors. It owns their connections, and its connections to backends.
+struct Worker {
     visitors: mpsc::UnboundedSender<(std::net::TcpStream, IpAddr)>,
     thread: JoinHandle<()>,
 }
 
-impl Carrier {
-    fn start(balancer: Arc<Balancer>, connector: Connector, timeout: Duration) -> std::io::Result<Self> {
+impl Worker {
+    fn start(balancer: Arc<Balancer>, connector: Connector, response_timeout: Duration) -> std::io::Result<Self> {
         let runtime = single_threaded()?;
-        let (visitors, arriving) = mpsc::unbounded_channel();
-        let work = move || runtime.block_on(carry(arriving, balancer, connector, timeout));
-        let thread = std::thread::Builder::new().name("carrier".into()).spawn(work)?;
+        let (visitors, accepted) = mpsc::unbounded_channel();
+        let work = move || runtime.block_on(serve(accepted, balancer, connector, response_timeout));
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(work)?;
         Ok(Self { visitors, thread })
     }
 
-    /// Takes no more visitors, and ends when those that are there are served.
-    fn end(self) {
+    /// Takes no more visitors, and returns once the present ones are served or [`SHUTDOWN_TIMEOUT`] is over.
+    fn shut_down(self) {
         drop(self.visitors);
         let _ = self.thread.join();
     }
 }
 
-async fn carry(
-    mut arriving: mpsc::UnboundedReceiver<(std::net::TcpStream, IpAddr)>,
+async fn serve(
+    mut accepted: mpsc::UnboundedReceiver<(std::net::TcpStream, IpAddr)>,
     balancer: Arc<Balancer>,
     connector: Connector,
-    timeout: Duration,
+    response_timeout: Duration,
 ) {
-    let proxy = Arc::new(Proxy { balancer, pool: Pool::new(connector, timeout), sites: Sites::default() });
-    let (served, ending) = (TaskTracker::new(), CancellationToken::new());
-    while let Some((stream, peer)) = arriving.recv().await {
+    let proxy = Arc::new(Proxy { balancer, pool: Pool::new(connector, response_timeout), sites: Sites::default() });
+    let (connections, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    while let Some((stream, peer)) = accepted.recv().await {
         let _ = stream.set_nodelay(true);
         let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        let (proxy, ending) = (proxy.clone(), ending.clone());
-        served.spawn(async move {
+        let (proxy, shutdown) = (proxy.clone(), shutdown.clone());
+        connections.spawn(async move {
             let stream = VisitorStream::new(stream, VisitorGuard::default());
             let visitor = Arc::new(Visitor { peer, heads: stream.guard().heads() });
             let service = service_fn(move |request| {
@@ -153,7 +153,7 @@ async fn carry(
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS)
+                .header_read_timeout(REQUEST_HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .max_header_size(MAX_HEAD_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
@@ -161,14 +161,14 @@ async fn carry(
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => {}
-                () = ending.cancelled() => {
+                () = shutdown.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     let _ = connection.await;
                 }
             }
         });
     }
-    ending.cancel();
-    served.close();
-    let _ = tokio::time::timeout(GOODBYE, served.wait()).await;
+    shutdown.cancel();
+    connections.close();
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, connections.wait()).await;
 }

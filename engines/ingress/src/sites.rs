@@ -1,5 +1,5 @@
-//! Sites of plain files. A release's folder holds only regular files that nobody changes any more,
-//! so serving it is reading it. What a site does not publish is not served, even if it lies there.
+//! Static sites. The directory of a release never changes, so small responses are cached in memory. Files that a site
+//! does not publish are not served, even if they are in the directory.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,46 +19,46 @@ use crate::body::PrefixedBody;
 use crate::pages::{self, Body};
 use crate::table::Site;
 
-/// Files up to this size are kept in memory once they were asked for,
-const SMALL: usize = 64 << 10;
-/// all of them together up to this size,
-const KEPT: usize = 4 << 20;
-/// and up to this number.
-const MOST: usize = 4096;
+/// The largest response body that is cached.
+const MAX_CACHED_BODY_BYTES: usize = 64 << 10;
+/// The most bytes of all cached bodies of a thread.
+const MAX_CACHE_BYTES: usize = 4 << 20;
+/// The most cached responses of a thread.
+const MAX_CACHE_ENTRIES: usize = 4096;
 
-/// The sites of one thread, with what was asked for lately.
+/// Serves the sites, with a response cache; one for each thread.
 #[derive(Debug, Default)]
 pub struct Sites {
-    kept: Mutex<Kept>,
+    cache: Mutex<Cache>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
-    answers: HashMap<Asked, (Parts, Bytes)>,
+struct Cache {
+    responses: HashMap<CacheKey, (Parts, Bytes)>,
     bytes: usize,
 }
 
-/// All that an answer depends on. A release's folder never changes, and the next has another name.
+/// Everything that a response depends on. The directory of a release never changes, and the next has another name.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Asked {
+struct CacheKey {
     root: PathBuf,
     path: String,
     compressed: bool,
 }
 
-impl Asked {
-    /// A request whose answer may be kept: a plain one for a whole file.
+impl CacheKey {
+    /// The key of a request whose response may be cached: an unconditional GET request for a whole file.
     fn of(site: &Site, request: &Request<hyper::body::Incoming>) -> Option<Self> {
         let headers = request.headers();
-        let special =
+        let conditional =
             [header::RANGE, header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE, header::IF_NONE_MATCH, header::IF_MATCH];
-        if request.method() != Method::GET || special.iter().any(|name| headers.contains_key(name)) {
+        if request.method() != Method::GET || conditional.iter().any(|name| headers.contains_key(name)) {
             return None;
         }
         let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let compressed = match accepted {
             "" => false,
-            // As browsers and common tools say it; whatever else there is to say is looked at each time.
+            // The values that browsers and common tools send. Others are not cached.
             "gzip" | "gzip, deflate" | "gzip, deflate, br" | "gzip, deflate, br, zstd" => true,
             _ => return None,
         };
@@ -67,78 +67,79 @@ impl Asked {
 }
 
 impl Sites {
-    /// Answers a request from the site's folder.
+    /// Responds to a request with a file of the site.
     pub async fn serve(&self, site: &Site, request: &Request<hyper::body::Incoming>) -> Response<Body> {
-        let asked = Asked::of(site, request);
-        let kept = asked.as_ref().and_then(|asked| self.kept().answers.get(asked).cloned());
-        if let Some((parts, bytes)) = kept {
-            return Response::from_parts(parts, pages::whole(bytes));
+        let key = CacheKey::of(site, request);
+        let cached = key.as_ref().and_then(|key| self.cache().responses.get(key).cloned());
+        if let Some((parts, bytes)) = cached {
+            return Response::from_parts(parts, pages::full(bytes));
         }
         let response = serve(site, request).await;
-        let large = response.body().size_hint().lower() > SMALL as u64;
-        match asked {
-            Some(asked) if response.status() == StatusCode::OK && !large => self.keep(asked, response).await,
+        let is_large = response.body().size_hint().lower() > MAX_CACHED_BODY_BYTES as u64;
+        match key {
+            Some(key) if response.status() == StatusCode::OK && !is_large => self.cache_if_small(key, response).await,
             _ => response,
         }
     }
 
-    /// Keeps an answer, if it turns out to be small.
-    async fn keep(&self, asked: Asked, response: Response<Body>) -> Response<Body> {
+    /// Reads the response body, and caches the response if the body turns out to be small.
+    async fn cache_if_small(&self, key: CacheKey, response: Response<Body>) -> Response<Body> {
         let (mut parts, mut rest) = response.into_parts();
-        let mut begun = Vec::new();
-        while begun.len() <= SMALL {
+        let mut prefix = Vec::new();
+        while prefix.len() <= MAX_CACHED_BODY_BYTES {
             match rest.frame().await {
-                Some(Ok(frame)) => begun.extend_from_slice(&frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => prefix.extend_from_slice(&frame.into_data().unwrap_or_default()),
                 Some(Err(error)) => {
-                    tracing::warn!(path = asked.path, %error, "a site's file cannot be read");
-                    return text(StatusCode::INTERNAL_SERVER_ERROR, "This file cannot be read\n");
+                    tracing::warn!(path = key.path, %error, "cannot read a file of a site");
+                    return text(StatusCode::INTERNAL_SERVER_ERROR, "Cannot read this file\n");
                 }
                 None => {
-                    let bytes = Bytes::from(begun);
+                    let bytes = Bytes::from(prefix);
                     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-                    self.kept().put(asked, parts.clone(), bytes.clone());
-                    return Response::from_parts(parts, pages::whole(bytes));
+                    self.cache().insert(key, parts.clone(), bytes.clone());
+                    return Response::from_parts(parts, pages::full(bytes));
                 }
             }
         }
-        Response::from_parts(parts, PrefixedBody { prefix: Some(begun.into()), rest }.boxed_unsync())
+        Response::from_parts(parts, PrefixedBody { prefix: Some(prefix.into()), rest }.boxed_unsync())
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
-    fn put(&mut self, asked: Asked, parts: Parts, bytes: Bytes) {
-        if self.bytes + bytes.len() > KEPT || self.answers.len() >= MOST {
+impl Cache {
+    /// Adds a response. A full cache is emptied first.
+    fn insert(&mut self, key: CacheKey, parts: Parts, bytes: Bytes) {
+        if self.bytes + bytes.len() > MAX_CACHE_BYTES || self.responses.len() >= MAX_CACHE_ENTRIES {
             *self = Self::default();
         }
         self.bytes += bytes.len();
-        self.answers.insert(asked, (parts, bytes));
+        self.responses.insert(key, (parts, bytes));
     }
 }
 
 fn text(status: StatusCode, line: &'static str) -> Response<Body> {
-    let mut page = Response::new(pages::whole(Bytes::from_static(line.as_bytes())));
+    let mut page = Response::new(pages::full(Bytes::from_static(line.as_bytes())));
     *page.status_mut() = status;
     page.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     page
 }
 
-/// Answers a request from the site's folder.
+/// Responds to a request with a file of the site, without the cache.
 async fn serve(site: &Site, request: &Request<hyper::body::Incoming>) -> Response<Body> {
     let mut plain = Request::new(Empty::<Bytes>::new());
     *plain.method_mut() = request.method().clone();
     *plain.uri_mut() = request.uri().clone();
     *plain.headers_mut() = request.headers().clone();
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = Response::new(pages::whole(Bytes::new()));
+        let mut response = Response::new(pages::full(Bytes::new()));
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    if !may_be_served(&site.root, request.uri().path()) {
+    if !is_servable(&site.root, request.uri().path()) {
         return text(StatusCode::NOT_FOUND, "Not found\n");
     }
     let files = ServeDir::new(&site.root);
@@ -170,17 +171,18 @@ async fn serve(site: &Site, request: &Request<hyper::body::Incoming>) -> Respons
     }
 }
 
-/// Whether what a path leads to, if anything, is published: by its name, and by that of what it links to.
-fn may_be_served(root: &Path, path: &str) -> bool {
+/// Whether the file at a path is published, by its own name and by that of the file that it links to. True if there is
+/// no file.
+fn is_servable(root: &Path, path: &str) -> bool {
     let Ok(decoded) = percent_encoding::percent_decode_str(path).decode_utf8() else { return false };
-    // A name with a separator in it can only be meant to be read differently by somebody else.
+    // A segment with an encoded separator is an attempt to be decoded differently elsewhere.
     let parts: Vec<String> =
         path.split('/').map(|part| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
     if parts.iter().any(|part| part.contains(['/', '\\']) || part.chars().any(char::is_control)) {
         return false;
     }
-    let asked = root.join(decoded.trim_start_matches('/'));
-    let (Ok(real), Ok(root)) = (asked.canonicalize(), root.canonicalize()) else { return true };
+    let path = root.join(decoded.trim_start_matches('/'));
+    let (Ok(real), Ok(root)) = (path.canonicalize(), root.canonicalize()) else { return true };
     let below = |path: &Path| path.strip_prefix(&root).map(Path::to_path_buf).ok();
     let named: PathBuf = decoded.split('/').filter(|part| !part.is_empty()).collect();
     match below(&real) {
@@ -195,7 +197,7 @@ fn may_be_served(root: &Path, path: &str) -> bool {
     }
 }
 
-/// Text without a charset is read as the browser likes, or as an attacker does: as UTF-7, say.
+/// Adds `charset=utf-8` to text without a charset: a browser would guess one, which an attacker could exploit (UTF-7).
 fn add_charset(headers: &mut HeaderMap) {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return };
     let (essence, parameters) = kind.split_once(';').unwrap_or((kind, ""));
@@ -212,7 +214,7 @@ fn add_charset(headers: &mut HeaderMap) {
     }
 }
 
-/// A redirection to a folder's own address must not begin as one to another host does: `//name/`.
+/// Rewrites the redirect to a directory so that it does not lead to another host: `//name/` would.
 fn keep_on_site(headers: &mut HeaderMap) {
     let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
     let path = location.trim_start_matches(['/', '\\']);
@@ -229,7 +231,7 @@ where
     response.map(|body| BodyExt::map_err(body, Into::into).boxed_unsync())
 }
 
-/// Whether a file's name carries a digest of its content, as bundlers write it: `app-4f3a9c2b.js`.
+/// Whether the name of a file contains a digest of its content, as bundlers write it: `app-4f3a9c2b.js`.
 fn is_fingerprinted(path: &str) -> bool {
     let file = path.rsplit('/').next().unwrap_or_default();
     let Some((stem, "js" | "css" | "woff2" | "woff" | "png" | "jpg" | "svg" | "webp" | "avif")) = file.rsplit_once('.') else {
@@ -244,11 +246,11 @@ fn is_fingerprinted(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{add_charset, is_fingerprinted, keep_on_site, may_be_served};
+    use super::{add_charset, is_fingerprinted, is_servable, keep_on_site};
     use http::{HeaderMap, HeaderValue, header};
 
     #[test]
-    fn what_is_not_published_is_not_served_under_any_name() {
+    fn an_unpublished_file_is_not_served_under_any_name() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("site");
         for (file, links) in
@@ -279,10 +281,10 @@ mod tests {
             "/%09/d",
             "/linked/",
         ] {
-            assert!(!may_be_served(&root, path), "{path}");
+            assert!(!is_servable(&root, path), "{path}");
         }
         for path in ["/", "/index.html", "/d", "/d/", "//d", "/d/a.js", "/of/the/single/page", "/dockerfile"] {
-            assert!(may_be_served(&root, path), "{path}");
+            assert!(is_servable(&root, path), "{path}");
         }
     }
 
@@ -294,7 +296,7 @@ mod tests {
             keep_on_site(&mut headers);
             assert_eq!(headers[header::LOCATION], kept);
         }
-        for (kind, told) in [
+        for (kind, expected) in [
             ("text/html", "text/html; charset=utf-8"),
             ("text/html; charset=iso-8859-1", "text/html; charset=iso-8859-1"),
             ("text/javascript", "text/javascript; charset=utf-8"),
@@ -307,12 +309,12 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
             add_charset(&mut headers);
-            assert_eq!(headers[header::CONTENT_TYPE], told);
+            assert_eq!(headers[header::CONTENT_TYPE], expected);
         }
     }
 
     #[test]
-    fn only_names_that_carry_a_digest_are_cached_forever() {
+    fn only_names_with_a_digest_are_cached_forever() {
         for (path, forever) in [
             ("/assets/index-4f3a9c2b.js", true),
             ("/assets/index-DxK3_aBc.css", true),

@@ -1,4 +1,4 @@
-//! The routing table: which host leads where.
+//! The routing table: maps hosts to endpoints and sites.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// All routes at one moment. Replaced as a whole; a higher revision is newer.
+/// All routes. The table is replaced as a whole; a higher revision is newer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     pub revision: u64,
-    /// Hosts below it are applications; it itself, and any address, is the gateway.
+    /// Applications are on subdomains of this domain. The domain itself, and any IP address, is the gateway.
     pub base_domain: String,
-    /// The gateway's name where it is another than the base domain; or empty.
+    /// Another host of the gateway, or empty.
     #[serde(default)]
     pub public_host: String,
-    /// The networks of proxies before the ingress whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    /// The networks of proxies in front of the ingress whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.
     #[serde(default)]
     pub trusted_proxies: Vec<IpNet>,
+    /// The routes by host.
     pub routes: BTreeMap<String, Route>,
 }
 
@@ -25,52 +26,53 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     pub state: State,
-    #[serde(default)]
-    pub targets: Vec<Target>,
-    /// Set when the host is a site of plain files.
+    #[serde(default, rename = "targets")]
+    pub endpoints: Vec<Endpoint>,
+    /// Set if the host is a site of static files.
     #[serde(default)]
     pub site: Option<Site>,
 }
 
-/// What the application behind a host is doing.
+/// The state of the application behind a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Ready,
     Starting,
     Crashed,
-    /// It runs, but no process of it takes requests.
+    /// It runs, but has no process that serves requests.
     Worker,
     Stopped,
 }
 
-/// An instance that takes requests.
+/// An instance that serves requests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Target {
-    /// The instance's name, under which its shim answers.
+pub struct Endpoint {
+    /// The name of the instance, which is also the name of its shim's socket.
     pub instance: String,
-    /// The port on the instance's own loopback.
+    /// The port on the instance's own loopback interface.
     pub port: u16,
-    /// Its share of the requests; 0 is none, but it can be probed.
+    /// Its share of the requests. With 0 it gets none, but can be probed.
     pub weight: u32,
 }
 
-/// A folder of files to serve.
+/// A site of static files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
+    /// The directory of the files.
     pub root: PathBuf,
-    /// Whether unknown paths get `index.html`: a single-page application.
+    /// Whether unknown paths are answered with `index.html`, as a single-page application needs.
     pub single_page: bool,
 }
 
 impl Table {
-    /// Reads the table kept at `file`; an empty one where there is none, or it is damaged.
+    /// Reads the table from `file`. Returns an empty table if the file is missing or damaged.
     pub fn load(file: &Path) -> Self {
-        let kept = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        kept.unwrap_or_default()
+        let saved = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        saved.unwrap_or_default()
     }
 
-    /// Keeps the table at `file`: whole, or as it was before.
+    /// Replaces `file` with this table atomically.
     pub fn save(&self, file: &Path) -> std::io::Result<()> {
         let new = file.with_extension("new");
         let mut written = std::fs::File::create(&new)?;
@@ -85,10 +87,10 @@ mod tests {
     use super::{Route, State, Table};
 
     #[test]
-    fn a_kept_table_is_read_again_and_a_damaged_one_is_empty() {
+    fn a_saved_table_is_loaded_and_a_damaged_one_is_empty() {
         let directory = tempfile::tempdir().expect("tempdir");
         let file = directory.path().join("table.json");
-        let route = Route { state: State::Starting, targets: Vec::new(), site: None };
+        let route = Route { state: State::Starting, endpoints: Vec::new(), site: None };
         let table = Table {
             revision: 7,
             base_domain: "localhost".into(),

@@ -1,4 +1,4 @@
-//! Connections to what lies behind the ingress: instances, by their shims, and the gateway.
+//! Connections to backends: to instances, through their shims, and to the gateway.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,40 +12,40 @@ use tokio_util::either::Either;
 use crate::balance::InFlightGuard;
 use crate::stream::{GuardedStream, StreamGuard};
 
-/// The name of the gateway among the backends; no instance has it.
+/// The name of the gateway among the backends. No instance has this name.
 pub const GATEWAY: &str = "";
 
-/// How long a request waits until it is its turn to connect.
+/// How long a request waits for a permit to connect.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a connection may take to be made.
+/// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most bytes that a backend sends before its final head is complete.
-const HEAD_BYTES: usize = 256 << 10;
+/// The most bytes of a response up to the end of its final head, informational (1xx) responses included.
+const MAX_PRE_BODY_BYTES: usize = 256 << 10;
 /// The most informational (1xx) responses to one request.
-const INFORMATIONAL: usize = 16;
+const MAX_INFORMATIONAL: usize = 16;
 
-/// Makes connections.
+/// Connects to backends.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    /// Where the shims' sockets lie.
+    /// The directory of the shims' sockets.
     pub instances: PathBuf,
-    /// Where the gateways' sockets lie.
+    /// The directory of the gateways' sockets.
     pub gateways: PathBuf,
 }
 
-/// Why a backend could not be connected to.
+/// Why the connection to a backend failed.
 #[derive(Debug)]
 pub enum ConnectError {
-    /// It does not accept connections, or as many as may wait for it do.
+    /// The backend does not accept connections in time, or too many requests wait to connect to it.
     Saturated,
-    /// It is not there.
+    /// The backend does not exist or refuses the connection.
     Io(io::Error),
 }
 
 impl std::fmt::Display for ConnectError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Saturated => f.write_str("it does not accept connections"),
+            Self::Saturated => f.write_str("the backend does not accept connections"),
             Self::Io(error) => error.fmt(f),
         }
     }
@@ -54,17 +54,17 @@ impl std::fmt::Display for ConnectError {
 impl std::error::Error for ConnectError {}
 
 impl Connector {
-    /// Connects to the backend of a request. Waits for its turn where many connections to it are being made.
+    /// Connects to the backend of a request. The number of simultaneous attempts per backend is limited.
     pub async fn connect(&self, backend: &InFlightGuard) -> Result<Upstream, ConnectError> {
         let permit = tokio::time::timeout(PERMIT_TIMEOUT, backend.permit_to_connect()).await;
         let Ok(Ok(permit)) = permit else { return Err(ConnectError::Saturated) };
         let (connector, instance, port) = (self.clone(), backend.instance.clone(), backend.port);
-        // By itself: what is begun takes the shim's time also when the visitor has left meanwhile.
+        // In a task of its own: the attempt occupies the shim, and must hold its permit, even after the visitor has left.
         let connecting = tokio::spawn(async move {
             let _permit = permit;
             let connected = async {
                 let stream = if &*instance == GATEWAY {
-                    Either::Right(any(&connector.gateways).await.map_err(ConnectError::Io)?)
+                    Either::Right(connect_gateway(&connector.gateways).await.map_err(ConnectError::Io)?)
                 } else {
                     Either::Left(connector.instance(&instance, port).await?)
                 };
@@ -89,15 +89,15 @@ impl Connector {
     }
 }
 
-/// Connects to any gateway that answers, to each as often as to the others.
-async fn any(gateways: &Path) -> io::Result<UnixStream> {
+/// Connects to a gateway that accepts, round robin.
+async fn connect_gateway(gateways: &Path) -> io::Result<UnixStream> {
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let mut sockets: Vec<PathBuf> = std::fs::read_dir(gateways)?.flatten().map(|entry| entry.path()).collect();
     sockets.sort();
     let turn = TURN.fetch_add(1, Ordering::Relaxed) % sockets.len().max(1);
     sockets.rotate_left(turn);
     for socket in sockets {
-        // One that was killed leaves its socket behind.
+        // A gateway that was killed leaves its socket behind.
         if let Ok(stream) = UnixStream::connect(socket).await {
             return Ok(stream);
         }
@@ -105,7 +105,7 @@ async fn any(gateways: &Path) -> io::Result<UnixStream> {
     Err(io::ErrorKind::NotConnected.into())
 }
 
-/// What a connection reads until the final head of the present response is complete.
+/// Limits what a connection reads before the final head of the present response is complete.
 #[derive(Debug, Default)]
 pub struct Exchange {
     awaits_head: AtomicBool,
@@ -114,39 +114,43 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request is about to be sent.
+    /// Resets the counters: a request is about to be sent.
     pub fn begin(&self) {
         self.bytes.store(0, Ordering::Relaxed);
         self.informational.store(0, Ordering::Relaxed);
         self.awaits_head.store(true, Ordering::Relaxed);
     }
 
-    /// An informational response was read.
+    /// Counts an informational (1xx) response.
     pub fn count_informational(&self) {
         self.informational.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The final head was read.
+    /// Stops counting: the final head was read.
     pub fn end_of_head(&self) {
         self.awaits_head.store(false, Ordering::Relaxed);
     }
 
-    /// Whether nothing of a response has been read.
+    /// Whether no byte of a response has been read.
     pub fn is_untouched(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the backend has sent more than it may before the final head.
+    /// Whether the backend has reached a limit before the final head.
     fn is_exceeded(&self) -> bool {
         self.awaits_head.load(Ordering::Relaxed)
-            && (self.bytes.load(Ordering::Relaxed) >= HEAD_BYTES || self.informational.load(Ordering::Relaxed) > INFORMATIONAL)
+            && (self.bytes.load(Ordering::Relaxed) >= MAX_PRE_BODY_BYTES
+                || self.informational.load(Ordering::Relaxed) > MAX_INFORMATIONAL)
     }
 }
 
 impl StreamGuard for Arc<Exchange> {
     fn check_read(&self) -> io::Result<()> {
         if self.is_exceeded() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "too much before the final response head"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the backend sent too many bytes before the final response head",
+            ));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A visitor's connection, below HTTP.
+//! The connection of a visitor, below HTTP.
 
 use std::io;
 use std::pin::Pin;
@@ -12,32 +12,32 @@ use tokio::time::Sleep;
 
 use crate::stream::{GuardedStream, MAX_HEAD_BYTES, StreamGuard};
 
-/// A visitor that accepts no bytes for so long is given up.
+/// The connection of a visitor that accepts no bytes for this long is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The most that is kept of what was read, and not looked at yet: more than the HTTP library reads ahead.
-const MOST_KEPT: usize = 4 * MAX_HEAD_BYTES;
+/// The most bytes kept of heads that [`Heads::next`] has not taken yet: more than the HTTP library reads ahead.
+const MAX_RECORDED_BYTES: usize = 4 * MAX_HEAD_BYTES;
 
-/// The head of the request that a connection reads, as it was sent. The HTTP library drops one of two lengths
-/// that contradict each other; here both can still be seen.
+/// The heads of the requests that a connection reads, as they were sent. Where a request has a `Content-Length` and a
+/// `Transfer-Encoding`, the HTTP library drops the length; here it is still visible.
 #[derive(Clone, Debug, Default)]
 pub struct Heads(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
 struct Recorded {
     bytes: Vec<u8>,
-    /// What is still to come of a request's body, in bytes.
-    body: u64,
-    /// Where the next head begins is not known any more.
+    /// The bytes still to come of the present request's body.
+    body_left: u64,
+    /// Whether the beginning of the next head is unknown.
     is_lost: bool,
 }
 
 impl Recorded {
     fn record(&mut self, read: &[u8]) {
-        let body = read.len().min(usize::try_from(self.body).unwrap_or(usize::MAX));
-        self.body -= body as u64;
+        let body = read.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        self.body_left -= body as u64;
         let rest = &read[body..];
-        let room = MOST_KEPT.saturating_sub(self.bytes.len());
+        let room = MAX_RECORDED_BYTES.saturating_sub(self.bytes.len());
         self.is_lost |= rest.len() > room;
         self.bytes.extend_from_slice(&rest[..rest.len().min(room)]);
     }
@@ -48,8 +48,8 @@ impl Heads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).record(read);
     }
 
-    /// The next head has been read, and a body of so many bytes follows; of an unknown number, no head may follow
-    /// it. Whether the head has a `Content-Length`, kept by the library or not, or may have.
+    /// Takes the next head, which `body` bytes of a body follow. Returns whether the head has a `Content-Length`, or may
+    /// have one because it was not recorded. After a body of unknown length (`None`), no further head is recorded.
     pub fn next(&self, body: Option<u64>) -> bool {
         let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut has_length, mut has_begun, mut is_whole) = (false, false, false);
@@ -71,18 +71,19 @@ impl Heads {
         recorded.is_lost |= !is_whole;
         let ahead = recorded.bytes.split_off(end);
         recorded.bytes.clear();
-        recorded.body = body.unwrap_or(u64::MAX);
+        recorded.body_left = body.unwrap_or(u64::MAX);
         recorded.record(&ahead);
         has_length || recorded.is_lost
     }
 
-    /// No further head follows: the connection has another protocol now.
+    /// Stops recording: the connection has switched to another protocol.
     pub fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { bytes: Vec::new(), body: u64::MAX, is_lost: true };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Recorded { bytes: Vec::new(), body_left: u64::MAX, is_lost: true };
     }
 }
 
-/// How much of a request's body has been read.
+/// Counts the bytes read of a request's body.
 #[derive(Clone, Debug, Default)]
 pub struct Upload(Arc<AtomicU64>);
 
@@ -133,16 +134,16 @@ impl StreamGuard for VisitorGuard {
 
 #[cfg(test)]
 mod tests {
-    use super::{Heads, MOST_KEPT};
+    use super::{Heads, MAX_RECORDED_BYTES};
 
     #[test]
-    fn a_length_is_seen_in_the_head_that_has_it() {
+    fn a_content_length_is_found_in_the_head_that_has_it() {
         let heads = Heads::default();
         heads.record(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nContent-");
         heads.record(b"length: 3\r\n\r\nx");
         assert!(!heads.next(Some(0)));
         assert!(heads.next(Some(3)));
-        // The end of the body and the beginning of the next head come together.
+        // One read has the end of the body and the beginning of the next head.
         heads.record(b"yzPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Le");
         heads.record(b"ngth: 3\r\n\r\n0\r\n\r\n");
         assert!(heads.next(None));
@@ -154,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_was_not_seen_may_have_a_length() {
+    fn a_head_that_was_not_recorded_may_have_a_content_length() {
         let heads = Heads::default();
         heads.record(b"GET / HTTP/1.1\r\n\r\n");
         assert!(!heads.next(Some(0)));
         assert!(heads.next(Some(0)));
         let heads = Heads::default();
         heads.record(b"GET / HTTP/1.1\r\n\r\n");
-        heads.record(&[b'x'; MOST_KEPT]);
+        heads.record(&[b'x'; MAX_RECORDED_BYTES]);
         assert!(heads.next(Some(0)));
     }
 }

@@ -1,4 +1,4 @@
-//! Hostile applications and hostile visitors, against an ingress in this process.
+//! Attacks by applications and by visitors on an ingress that runs in this process.
 
 mod hostile_apps;
 mod requests;

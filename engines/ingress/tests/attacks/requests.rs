@@ -1,26 +1,26 @@
-//! Requests that could be understood in two ways, and visitors that say who they are.
+//! Ambiguous requests, and visitors that forge forwarding headers.
 
 use std::io::Write;
 use std::time::Duration;
 
-use crate::world::{World, get, mirror, read_head};
+use crate::world::{World, echo_head, get, read_head};
 
 fn world() -> World {
     let mut world = World::new(1000, Duration::from_secs(5));
-    world.app("a", mirror);
-    world.app("b", mirror);
+    world.app("a", echo_head);
+    world.app("b", echo_head);
     world
 }
 
-/// The value of each header of this name that the application got.
-fn got(answer: &str, name: &str) -> Vec<String> {
+/// The values of this header that the application received.
+fn received(answer: &str, name: &str) -> Vec<String> {
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     let lines = body.lines().filter_map(|line| line.split_once(": "));
     lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).collect()
 }
 
 #[test]
-fn a_request_that_can_be_understood_in_two_ways_is_refused() {
+fn an_ambiguous_request_is_rejected() {
     let world = world();
     for request in [
         "GET / HTTP/1.1\r\n\r\n",
@@ -54,7 +54,7 @@ fn a_request_that_can_be_understood_in_two_ways_is_refused() {
         "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.0\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
-        // Whatever comes after it is no request.
+        // Bytes after a rejected request are not read as a request.
         let answer = world.send(format!("{request}GET /second HTTP/1.1\r\nHost: b.test\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 400 "), "{request}: {answer}");
         assert!(!answer.contains("/second"), "{request}: {answer}");
@@ -68,7 +68,7 @@ fn a_request_that_can_be_understood_in_two_ways_is_refused() {
 }
 
 #[test]
-fn an_app_gets_one_host_which_is_that_of_its_route() {
+fn an_app_receives_one_host_which_is_that_of_its_route() {
     let world = world();
     for (request, host) in [
         (get("A.Test.", "/", ""), "a.test"),
@@ -82,11 +82,11 @@ fn an_app_gets_one_host_which_is_that_of_its_route() {
         ),
     ] {
         let answer = world.send(&request);
-        assert_eq!(got(&answer, "host"), [host], "{request}: {answer}");
-        assert_eq!(got(&answer, "x-forwarded-host"), [host], "{request}");
-        assert!(got(&answer, "x_forwarded_host").is_empty() && got(&answer, "x-host").is_empty());
+        assert_eq!(received(&answer, "host"), [host], "{request}: {answer}");
+        assert_eq!(received(&answer, "x-forwarded-host"), [host], "{request}");
+        assert!(received(&answer, "x_forwarded_host").is_empty() && received(&answer, "x-host").is_empty());
     }
-    // Of one connection, each request is looked at for itself.
+    // Each request of a connection is checked.
     let answer = world.send(format!(
         "GET /1 HTTP/1.1\r\nHost: a.test\r\n\r\nGET /2 HTTP/1.1\r\nHost: b.test\r\n\r\n{}",
         "POST /3 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
@@ -94,7 +94,7 @@ fn an_app_gets_one_host_which_is_that_of_its_route() {
     let statuses: Vec<_> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
     assert_eq!(statuses.iter().filter(|status| **status == "200").count(), 2, "{answer}");
     assert!(answer.contains("400 Bad Request"), "{answer}");
-    // Also behind one with a body, of which the end or even the length is in what is read with it.
+    // Also after a request with a body that ends within the same read.
     const BOTH: &str = "POST /3 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let answer = world.send(format!("POST /1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nhi{BOTH}"));
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("400 Bad Request"), "{answer}");
@@ -105,11 +105,11 @@ fn an_app_gets_one_host_which_is_that_of_its_route() {
 }
 
 #[test]
-fn a_protocol_that_is_not_a_websocket_is_not_switched_to() {
+fn only_websocket_upgrades_are_forwarded() {
     let world = world();
     let answer = world.send(get("a.test", "/", "Upgrade: h2c\r\nConnection: upgrade, http2-settings\r\nHTTP2-Settings: x\r\n"));
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(got(&answer, "upgrade").is_empty() && got(&answer, "http2-settings").is_empty(), "{answer}");
+    assert!(received(&answer, "upgrade").is_empty() && received(&answer, "http2-settings").is_empty(), "{answer}");
     let websocket = "GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n";
     let mut visitor = world.connect();
     visitor.write_all(websocket.as_bytes()).expect("sent");
@@ -119,7 +119,7 @@ fn a_protocol_that_is_not_a_websocket_is_not_switched_to() {
 }
 
 #[test]
-fn a_visitor_does_not_say_who_it_is_and_a_trusted_proxy_does() {
+fn forwarding_headers_are_taken_from_trusted_proxies_only() {
     let mut world = world();
     let claims = "X-Forwarded-For: 192.0.2.1\r\nX_Forwarded_For: 192.0.2.2\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 192.0.2.3\r\n\
                   Forwarded: for=192.0.2.4;proto=https\r\nTrue-Client-IP: 192.0.2.5\r\nX.Forwarded.For: 192.0.2.6\r\n\
@@ -128,9 +128,9 @@ fn a_visitor_does_not_say_who_it_is_and_a_trusted_proxy_does() {
         let answer = world.send(get("a.test", "/", claims));
         let names = ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "forwarded", "true-client-ip"];
         for name in ["x_forwarded_for", "x.forwarded.for"] {
-            assert!(got(&answer, name).is_empty(), "{answer}");
+            assert!(received(&answer, name).is_empty(), "{answer}");
         }
-        names.map(|name| got(&answer, name).join(" and "))
+        names.map(|name| received(&answer, name).join(" and "))
     };
     assert_eq!(seen(&world), ["127.0.0.1", "127.0.0.1", "http", "for=127.0.0.1;host=\"a.test\";proto=http", ""]);
     world.trust(&["10.0.0.0/8"]);

@@ -50,7 +50,7 @@ fn a_response_has_one_length() {
 }
 
 #[test]
-fn a_site_serves_what_it_publishes_with_a_charset_and_redirects_to_itself() {
+fn a_site_serves_published_files_with_a_charset_and_redirects_to_itself() {
     let folder = tempfile::tempdir().expect("a folder");
     for file in
         ["index.html", ".npmrc", ".ssh/id_rsa", "d/index.html", "id_rsa", "a.pem", "capsule.toml", "_redirects", ".git/config"]

@@ -1,4 +1,4 @@
-//! An ingress in this process, with applications and visitors that are sockets.
+//! The fixture of these tests: an ingress in this process, with applications and visitors that are plain sockets.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,26 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use capsule_ingress::{Client, Options, Route, Site, State, Table, Target};
+use capsule_ingress::{Client, Endpoint, Options, Route, Site, State, Table};
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for anything before it fails.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An ingress with one application for each host.
+/// An ingress with one route per application.
 pub struct World {
     folder: TempDir,
     pub address: SocketAddr,
     client: Client,
     runtime: tokio::runtime::Runtime,
     table: Table,
-    /// The most connections that were being made to one application at a time.
-    pub connecting: Arc<AtomicUsize>,
+    /// The most simultaneous connection attempts to one application.
+    pub max_connecting: Arc<AtomicUsize>,
 }
 
 impl World {
-    /// Starts an ingress with at most so many requests in flight to a backend, which has so long to answer.
-    pub fn new(requests: usize, timeout: Duration) -> Self {
+    /// Starts an ingress with at most `max_in_flight` requests to a backend, which must respond within `timeout`.
+    pub fn new(max_in_flight: usize, timeout: Duration) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         for name in ["i", "gateways"] {
@@ -38,13 +38,13 @@ impl World {
             instances: path("i"),
             gateways: path("gateways"),
             table: path("table.json"),
-            requests,
-            timeout,
+            max_in_flight,
+            response_timeout: timeout,
         };
         let client = Client::new(&options.control);
         std::thread::spawn(move || capsule_ingress::run(options).expect("it runs"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         let address = loop {
             match runtime.block_on(client.hello()) {
                 Ok(hello) => break hello.listen.parse().expect("an address"),
@@ -53,16 +53,16 @@ impl World {
             std::thread::sleep(Duration::from_millis(5));
         };
         let table = Table { revision: 0, base_domain: "test".into(), ..Table::default() };
-        Self { folder, address, client, runtime, table, connecting: Arc::default() }
+        Self { folder, address, client, runtime, table, max_connecting: Arc::default() }
     }
 
-    /// Believes proxies of these networks.
+    /// Trusts proxies in these networks.
     pub fn trust(&mut self, networks: &[&str]) {
         self.table.trusted_proxies = networks.iter().map(|network| network.parse().expect("a network")).collect();
         self.apply();
     }
 
-    /// Adds an application whose connections are treated so, as `<name>.test`.
+    /// Adds an application at `<name>.test` that handles each connection with `serve`.
     pub fn app(&mut self, name: &'static str, serve: impl Fn(TcpStream) + Send + Sync + 'static) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
         let port = listener.local_addr().expect("an address").port();
@@ -76,7 +76,7 @@ impl World {
         self.instance(name, port, move |port| TcpStream::connect(("127.0.0.1", port)));
     }
 
-    /// Adds an instance whose shim connects so, as `<name>.test`.
+    /// Adds an instance at `<name>.test` whose shim connects with `connect`.
     pub fn instance(
         &mut self,
         name: &'static str,
@@ -85,7 +85,7 @@ impl World {
     ) {
         let shim = capsule_runtime::listen(&self.folder.path().join("i"), name).expect("listens");
         let connect = Arc::new(connect);
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), self.connecting.clone());
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), self.max_connecting.clone());
         std::thread::spawn(move || {
             for stream in shim.incoming().flatten() {
                 let (connect, now, most) = (connect.clone(), now.clone(), most.clone());
@@ -100,16 +100,16 @@ impl World {
                 });
             }
         });
-        let target = Target { instance: name.into(), port, weight: 1 };
-        let route = Route { state: State::Ready, targets: vec![target], site: None };
+        let endpoint = Endpoint { instance: name.into(), port, weight: 1 };
+        let route = Route { state: State::Ready, endpoints: vec![endpoint], site: None };
         self.table.routes.insert(format!("{name}.test"), route);
         self.apply();
     }
 
-    /// Adds a site, as `<name>.test`.
+    /// Adds a site at `<name>.test`.
     pub fn site(&mut self, name: &str, root: &Path) {
         let site = Site { root: root.into(), single_page: false };
-        self.table.routes.insert(format!("{name}.test"), Route { state: State::Ready, targets: Vec::new(), site: Some(site) });
+        self.table.routes.insert(format!("{name}.test"), Route { state: State::Ready, endpoints: Vec::new(), site: Some(site) });
         self.apply();
     }
 
@@ -118,7 +118,7 @@ impl World {
         self.runtime.block_on(self.client.apply(self.table.clone())).expect("in force");
     }
 
-    /// Sends bytes over a connection of their own, and returns all that is answered until it is closed.
+    /// Sends bytes over a new connection, and returns everything received until it is closed.
     pub fn send(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect();
         stream.write_all(bytes.as_ref()).expect("sent");
@@ -127,7 +127,7 @@ impl World {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// A connection of a visitor.
+    /// Connects as a visitor.
     pub fn connect(&self) -> TcpStream {
         connect(self.address)
     }
@@ -139,19 +139,19 @@ impl Drop for World {
     }
 }
 
-/// A connection of a visitor.
+/// Connects as a visitor.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
     stream
 }
 
-/// A request that closes its connection, with more headers.
+/// A request with `Connection: close` and these headers.
 pub fn get(host: &str, path: &str, headers: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")
 }
 
-/// Reads a head. Nothing if the connection ends first.
+/// Reads the head of a message. `None` if the connection ends first.
 pub fn read_head(stream: &mut impl Read) -> Option<String> {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -164,8 +164,8 @@ pub fn read_head(stream: &mut impl Read) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-/// An application that answers each request with the head that it got.
-pub fn mirror(mut stream: TcpStream) {
+/// An application that responds to each request with the head that it received.
+pub fn echo_head(mut stream: TcpStream) {
     while let Some(head) = read_head(&mut stream) {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
         if stream.write_all(answer.as_bytes()).is_err() {
