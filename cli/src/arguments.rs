@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use account::{AccountCommand, Login, OrgCommand, Register};
-pub use image::{Build, PlanImage, PlanOf};
+pub use image::{Build, DockerfileOptions, PlanSource};
 pub use operator::{
-    AdminCommand, BackupCommand, BackupPlace, ConfigCommand, DeadLettersCommand, MigrateCommand, Part, QuotasCommand,
+    AdminCommand, BackupCommand, BackupOptions, ConfigCommand, DeadLettersCommand, MigrateCommand, Part, QuotasCommand,
     SagasCommand, Server, ServerCommand, UsersCommand,
 };
 
@@ -79,9 +79,9 @@ pub enum Command {
     /// Show how a folder would be built and run, and why
     Plan {
         #[command(flatten)]
-        of: PlanOf,
+        source: PlanSource,
         #[command(flatten)]
-        image: PlanImage,
+        options: DockerfileOptions,
     },
     /// Build a container image from a folder with Docker Engine
     Build(Build),

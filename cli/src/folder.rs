@@ -40,7 +40,7 @@ impl Application {
     ///
     /// # Errors
     /// When the folder does not exist, or the file cannot be read or is malformed.
-    pub fn of(folder: &Path) -> anyhow::Result<Self> {
+    pub fn find(folder: &Path) -> anyhow::Result<Self> {
         let start = folder.canonicalize().ok().filter(|path| path.is_dir());
         let start = start.ok_or_else(|| {
             Failure::new("no_such_folder", format!("The folder {} does not exist.", folder.display()))
@@ -93,18 +93,18 @@ fn declared(folder: &Path) -> anyhow::Result<Declared> {
 ///
 /// # Errors
 /// When neither names the project or the service.
-pub fn resolve(at: &ServiceArgs) -> anyhow::Result<ServiceNames> {
-    let declared = Application::of(&at.folder)?.declared;
+pub fn resolve(args: &ServiceArgs) -> anyhow::Result<ServiceNames> {
+    let declared = Application::find(&args.folder)?.declared;
     let missing = |what: &str| {
         Failure::new(
             "no_capsule_toml",
-            format!("No {what} given, and no capsule.toml in {} or above it names one.", at.folder.display()),
+            format!("No {what} given, and no capsule.toml in {} or above it names one.", args.folder.display()),
         )
         .hint(format!("Change to the application's folder, or use --{what}."))
     };
-    let project = at.names.project.clone().or(declared.project.clone()).ok_or_else(|| missing("project"))?;
-    let service = at.names.service.clone().or(declared.service.clone()).ok_or_else(|| missing("service"))?;
-    Ok(service_names(at, &declared, project, service))
+    let project = args.names.project.clone().or(declared.project.clone()).ok_or_else(|| missing("project"))?;
+    let service = args.names.service.clone().or(declared.service.clone()).ok_or_else(|| missing("service"))?;
+    Ok(service_names(args, &declared, project, service))
 }
 
 /// What to deploy.
@@ -121,13 +121,13 @@ pub struct Selection {
 ///
 /// # Errors
 /// When a name is missing or malformed.
-pub fn select(at: &ServiceArgs, yes: bool) -> anyhow::Result<Selection> {
-    let application = Application::of(&at.folder)?;
+pub fn select(args: &ServiceArgs, yes: bool) -> anyhow::Result<Selection> {
+    let application = Application::find(&args.folder)?;
     let declared = application.declared;
     let is_another = |named: &Option<String>, declared: &Option<String>| named.is_some() && named != declared;
     let is_own = application.is_above
-        && (is_another(&at.names.service, &declared.service) || is_another(&at.names.project, &declared.project));
-    let folder = if is_own { at.folder.clone() } else { application.folder };
+        && (is_another(&args.names.service, &declared.service) || is_another(&args.names.project, &declared.project));
+    let folder = if is_own { args.folder.clone() } else { application.folder };
     let path = folder.canonicalize()?;
     let default = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
     let mut was_prompted = false;
@@ -140,25 +140,25 @@ pub fn select(at: &ServiceArgs, yes: bool) -> anyhow::Result<Selection> {
         }
         None => Err(Failure::new(
             "no_capsule_toml",
-            format!("No {} given, and no capsule.toml in {} or above it names one.", what.to_lowercase(), at.folder.display()),
+            format!("No {} given, and no capsule.toml in {} or above it names one.", what.to_lowercase(), args.folder.display()),
         )
         .hint(format!("Use --{}, or --yes to create `{default}`.", what.to_lowercase()))
         .into()),
     };
-    let project = choose("Project", at.names.project.clone().or(declared.project.clone()))?;
-    let service = choose("Service", at.names.service.clone().or(declared.service.clone().filter(|_| !is_own)))?;
-    Ok(Selection { folder, names: service_names(at, &declared, project, service), was_prompted })
+    let project = choose("Project", args.names.project.clone().or(declared.project.clone()))?;
+    let service = choose("Service", args.names.service.clone().or(declared.service.clone().filter(|_| !is_own)))?;
+    Ok(Selection { folder, names: service_names(args, &declared, project, service), was_prompted })
 }
 
 /// The names that `capsule init` writes into a folder. A `capsule.toml` above it is not used.
 ///
 /// # Errors
 /// When the folder does not exist, or a name is malformed.
-pub fn for_init(at: &ServiceArgs) -> anyhow::Result<ServiceNames> {
-    let path = at.folder.canonicalize().ok().filter(|path| path.is_dir());
+pub fn for_init(args: &ServiceArgs) -> anyhow::Result<ServiceNames> {
+    let path = args.folder.canonicalize().ok().filter(|path| path.is_dir());
     let path =
-        path.ok_or_else(|| Failure::new("no_such_folder", format!("The folder {} does not exist.", at.folder.display())))?;
-    let declared = declared(&at.folder)?;
+        path.ok_or_else(|| Failure::new("no_such_folder", format!("The folder {} does not exist.", args.folder.display())))?;
+    let declared = declared(&args.folder)?;
     let default = to_label(&path.file_name().unwrap_or_default().to_string_lossy(), "app");
     let choose = |what: &str, named: Option<String>| match named {
         Some(name) => check_name(what, &name),
@@ -166,16 +166,16 @@ pub fn for_init(at: &ServiceArgs) -> anyhow::Result<ServiceNames> {
         None if !terminal::can_prompt() => Ok(default.clone()),
         None => check_name(what, &terminal::prompt(what, Some(&default), "")?),
     };
-    let project = choose("Project", at.names.project.clone().or(declared.project.clone()))?;
-    let service = choose("Service", at.names.service.clone().or(declared.service.clone()))?;
-    Ok(service_names(at, &declared, project, service))
+    let project = choose("Project", args.names.project.clone().or(declared.project.clone()))?;
+    let service = choose("Service", args.names.service.clone().or(declared.service.clone()))?;
+    Ok(service_names(args, &declared, project, service))
 }
 
-fn service_names(at: &ServiceArgs, declared: &Declared, project: String, service: String) -> ServiceNames {
-    let environment = at.names.environment.clone().or(declared.environment.clone());
-    let organization_from = if at.names.organization.is_some() { "--organization names" } else { "capsule.toml names" };
+fn service_names(args: &ServiceArgs, declared: &Declared, project: String, service: String) -> ServiceNames {
+    let environment = args.names.environment.clone().or(declared.environment.clone());
+    let organization_from = if args.names.organization.is_some() { "--organization names" } else { "capsule.toml names" };
     ServiceNames {
-        organization: at.names.organization.clone().or(declared.organization.clone()),
+        organization: args.names.organization.clone().or(declared.organization.clone()),
         organization_from,
         project,
         service,
@@ -313,7 +313,7 @@ mod tests {
         std::fs::write(root.join("repository/apps/web/capsule.toml"), "project = \"shop\"\nservice = \"inner\"\n")
             .expect("written");
         assert_eq!(search(&deep, None), Some(root.join("repository/apps/web")));
-        let application = Application::of(&deep).expect("found");
+        let application = Application::find(&deep).expect("found");
         assert!(application.is_above && application.declared.service.as_deref() == Some("inner"), "{application:?}");
         let names = resolve(&at(&deep, NameOptions::default())).expect("known");
         assert_eq!((names.project.as_str(), names.service.as_str()), ("shop", "inner"));

@@ -51,7 +51,7 @@ pub struct Build {
 
 /// The source that is planned.
 #[derive(Clone, Debug, clap::Args)]
-pub struct PlanOf {
+pub struct PlanSource {
     /// The folder to plan, or an archive of it (tar, tar.gz, zip)
     #[arg(default_value = ".")]
     pub folder: PathBuf,
@@ -68,7 +68,7 @@ pub struct PlanOf {
 
 /// Options of the Dockerfile that `capsule plan --dockerfile` prints.
 #[derive(Debug, Default, clap::Args)]
-pub struct PlanImage {
+pub struct DockerfileOptions {
     /// Print the Dockerfile generated from the plan
     #[arg(long)]
     pub dockerfile: bool,

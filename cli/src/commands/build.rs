@@ -11,7 +11,7 @@ use capsule_builder::images::{Context, Credentials, Engine, Event, ImageJob, Ima
 use capsule_buildplan::{Folder, ImageOptions};
 use serde_json::json;
 
-use super::plan::{base_images, of};
+use super::plan::{base_images, plan_folder};
 use crate::arguments::Build;
 use crate::folder::Application;
 use crate::terminal::Terminal;
@@ -19,10 +19,10 @@ use crate::terminal::Terminal;
 pub fn build(build: &Build, terminal: Terminal) -> anyhow::Result<()> {
     // Without a folder, build the application of the current one.
     let folder = match &build.folder {
-        here if here == Path::new(".") => Application::of(here)?.folder,
+        here if here == Path::new(".") => Application::find(here)?.folder,
         named => named.clone(),
     };
-    let plan = of(&folder)?;
+    let plan = plan_folder(&folder)?;
     let context = match &plan.build.dockerfile {
         Some(file) => Context::of(&folder, file)?,
         None => {

@@ -14,8 +14,8 @@ use crate::terminal::{Failure, Terminal};
 /// How long to wait for the deployment to finish. A build step is killed, so this is short.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(15);
 
-pub fn cancel(mut client: Client, at: &ServiceArgs, number: Option<i64>, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
+pub fn cancel(mut client: Client, args: &ServiceArgs, number: Option<i64>, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::resolve(args)?, terminal)?;
     let deployment = match number {
         Some(number) => service::deployment(&mut client, &found, number)?,
         None => {

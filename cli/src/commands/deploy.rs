@@ -45,7 +45,7 @@ pub fn deploy(mut client: Client, arguments: &Deploy, terminal: Terminal) -> any
 /// # Errors
 /// `nothing_to_run`, when the plan has neither a process nor static files.
 fn plan(folder: &Path, terminal: Terminal) -> anyhow::Result<()> {
-    let plan = super::plan::of(folder)?;
+    let plan = super::plan::plan_folder(folder)?;
     terminal.note(&super::plan::summary(&plan));
     if plan.kind != Kind::Static && plan.processes.is_empty() {
         let question = plan.questions.first();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use capsule_builder::{Settings, Toolchains};
-use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, Writes, has_project_quotas, unenforced};
+use capsule_runtime::{Limits, Network, ProcessRuntime, Spec, Writes, has_project_quotas, unenforced_limits};
 use serde::Serialize;
 
 use crate::client::Client;
@@ -97,7 +97,7 @@ fn try_sandbox(command: &str, within: &Path) -> anyhow::Result<i32> {
 }
 
 fn limits() -> Finding {
-    match unenforced().join("; ") {
+    match unenforced_limits().join("; ") {
         missing if missing.is_empty() => finding("limits", "ok", "control groups limit memory, CPU and processes"),
         missing => finding("limits", "warning", missing),
     }

@@ -10,13 +10,13 @@ use crate::terminal::Terminal;
 
 pub fn logs(
     mut client: Client,
-    at: &ServiceArgs,
+    args: &ServiceArgs,
     follow: bool,
     tail: Option<u32>,
     deployment: Option<i64>,
     terminal: Terminal,
 ) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
+    let found = service::find(&mut client, &folder::resolve(args)?, terminal)?;
     let path = match deployment {
         Some(number) => {
             let deployment = service::deployment(&mut client, &found, number)?;

@@ -55,7 +55,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Logout => account::logout(client()?, terminal),
         Command::Whoami => account::whoami(client()?, terminal),
         Command::Init(at) => plan::init(&at, terminal),
-        Command::Plan { of, image } => plan::plan(&of, &image, terminal),
+        Command::Plan { source, options } => plan::plan(&source, &options, terminal),
         Command::Build(build) => build::build(&build, terminal),
         Command::Deploy(arguments) => return deploy::deploy(client()?, &arguments, terminal),
         Command::Status(at) => status::status(client()?, &at, terminal),

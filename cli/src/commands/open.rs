@@ -10,8 +10,8 @@ use crate::client::{Client, web_page};
 use crate::folder;
 use crate::terminal::{Failure, Terminal};
 
-pub fn open(mut client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
+pub fn open(mut client: Client, args: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::resolve(args)?, terminal)?;
     let url = found.state(&mut client)?.url;
     if url.is_empty() {
         let text = format!("{} was never deployed to {}.", found.service.name, found.environment);

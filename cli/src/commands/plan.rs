@@ -8,29 +8,29 @@ use capsule_builder::archive;
 use capsule_buildplan::{Folder, IMAGES, ImageOptions, Kind, Plan, PlanError, Tree};
 use serde_json::json;
 
-use crate::arguments::{PlanImage, PlanOf, ServiceArgs};
+use crate::arguments::{DockerfileOptions, PlanSource, ServiceArgs};
 use crate::folder::Application;
 use crate::terminal::{Terminal, table};
 use crate::{folder, git};
 
-pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Result<()> {
+pub fn plan(source: &PlanSource, options: &DockerfileOptions, terminal: Terminal) -> anyhow::Result<()> {
     // Plan the folder that `capsule deploy` would deploy.
-    let is_folder = of.folder.is_dir() && of.commit.is_none() && of.since.is_none() && of.changed.is_empty();
-    let mut of = of.clone();
+    let is_folder = source.folder.is_dir() && source.commit.is_none() && source.since.is_none() && source.changed.is_empty();
+    let mut source = source.clone();
     if is_folder {
-        let application = Application::of(&of.folder)?;
+        let application = Application::find(&source.folder)?;
         if application.is_above {
             terminal.note(&format!("Planning {}, which has the capsule.toml", application.folder.display()));
-            of.folder = application.folder;
+            source.folder = application.folder;
         }
     }
-    let tree = tree(&of.folder, of.commit.as_deref())?;
-    let failed = |error: PlanError| anyhow!("{}/{error}", of.folder.display());
-    let mut changed = of.changed.clone();
-    if let Some(since) = &of.since {
-        changed.extend(git::changed(&of.folder, since)?);
+    let tree = tree(&source.folder, source.commit.as_deref())?;
+    let failed = |error: PlanError| anyhow!("{}/{error}", source.folder.display());
+    let mut changed = source.changed.clone();
+    if let Some(since) = &source.since {
+        changed.extend(git::changed(&source.folder, since)?);
     }
-    if of.since.is_some() || !changed.is_empty() {
+    if source.since.is_some() || !changed.is_empty() {
         let changed: Vec<&str> = changed.iter().map(|path| path.trim_start_matches("./")).collect();
         let affected = capsule_buildplan::affected(&*tree, &changed).map_err(failed)?;
         return terminal.show(&affected, |affected| match affected.as_slice() {
@@ -39,25 +39,25 @@ pub fn plan(of: &PlanOf, image: &PlanImage, terminal: Terminal) -> anyhow::Resul
         });
     }
     let mut plan = capsule_buildplan::plan(&*tree).map_err(failed)?;
-    if !image.dockerfile {
+    if !options.dockerfile {
         plan.mismatches = capsule_builder::local_mismatches(&plan);
         return terminal.show(&plan, text);
     }
-    let mut options = ImageOptions {
-        buildkit: !image.classic,
-        scope: of
+    let mut image_options = ImageOptions {
+        buildkit: !options.classic,
+        scope: source
             .folder
             .canonicalize()
             .ok()
             .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
             .unwrap_or_default(),
-        secrets: image.secrets.clone(),
-        arguments: image.arguments.clone(),
-        opentelemetry: image.opentelemetry,
+        secrets: options.secrets.clone(),
+        arguments: options.arguments.clone(),
+        opentelemetry: options.opentelemetry,
         ..ImageOptions::default()
     };
-    options.images = base_images(&image.images)?;
-    let image = capsule_buildplan::dockerfile(&*tree, &plan, &options).map_err(|error| anyhow!(error))?;
+    image_options.images = base_images(&options.images)?;
+    let image = capsule_buildplan::dockerfile(&*tree, &plan, &image_options).map_err(|error| anyhow!(error))?;
     terminal.show(&json!({"dockerfile": image.dockerfile, "dockerignore": image.dockerignore}), |_| {
         image.dockerfile.trim_end().to_owned()
     })
@@ -78,14 +78,14 @@ pub fn base_images(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>>
 }
 
 /// Writes a `capsule.toml` with the project and service of the folder, and the plan as comments.
-pub fn init(at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
-    let names = folder::for_init(at)?;
-    let plan = of(&at.folder)?;
-    let written = folder::save_names(&at.folder, &names)? | folder::annotate(&at.folder, &settings(&plan))?;
+pub fn init(args: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let names = folder::for_init(args)?;
+    let plan = plan_folder(&args.folder)?;
+    let written = folder::save_names(&args.folder, &names)? | folder::annotate(&args.folder, &settings(&plan))?;
     let result = json!({"project": names.project, "service": names.service, "written": written, "plan": plan});
     terminal.show(&result, |_| {
         let outcome = if written { "Wrote" } else { "Nothing to add to" };
-        format!("{}\n{outcome} {}.\nDeploy with: capsule deploy", text(&plan), at.folder.join("capsule.toml").display())
+        format!("{}\n{outcome} {}.\nDeploy with: capsule deploy", text(&plan), args.folder.join("capsule.toml").display())
     })
 }
 
@@ -119,7 +119,7 @@ fn settings(plan: &Plan) -> String {
 }
 
 /// The plan of a folder on this machine.
-pub fn of(folder: &Path) -> anyhow::Result<Plan> {
+pub fn plan_folder(folder: &Path) -> anyhow::Result<Plan> {
     check_path(folder, Path::is_dir, "is not a folder")?;
     capsule_buildplan::plan(&Folder::new(folder)).map_err(|error| anyhow!("{}/{error}", folder.display()))
 }

@@ -13,8 +13,8 @@ use crate::folder;
 use crate::server::outdated_ingress;
 use crate::terminal::{Terminal, table};
 
-pub fn status(mut client: Client, at: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
-    let found = service::find(&mut client, &folder::resolve(at)?, terminal)?;
+pub fn status(mut client: Client, args: &ServiceArgs, terminal: Terminal) -> anyhow::Result<()> {
+    let found = service::find(&mut client, &folder::resolve(args)?, terminal)?;
     let state = found.state(&mut client)?;
     let deployments = found.deployments(&mut client, 5)?;
     // Only a user who can read the data directory can replace the ingress.
