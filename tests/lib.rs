@@ -1,5 +1,5 @@
-//! A Capsule server of one's own, for tests and benchmarks: the built binary on a fresh data
-//! directory and free ports, ended with all that it started.
+//! Capsule servers for tests and benchmarks: the built binary with a new data directory on free ports. Dropping a server
+//! stops it, its applications and its ingress.
 
 mod server;
 mod servers;
@@ -21,7 +21,7 @@ pub fn root() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
-/// The binary under test: `CAPSULE_BIN`, from the repository's root on, or the debug build.
+/// The binary under test: `CAPSULE_BIN`, relative to the repository's root, or the debug build.
 #[must_use]
 pub fn binary() -> PathBuf {
     let path = root().join(std::env::var_os("CAPSULE_BIN").unwrap_or_else(|| "target/debug/capsule".into()));
@@ -32,19 +32,19 @@ pub fn binary() -> PathBuf {
 pub use rustix::process::Signal;
 pub use server::Server;
 pub use servers::{Bucket, Collector, Docker, Kafka, Namespace, Postgres, RabbitMq, Redis, Span};
-pub use shape::{Shape, end, everywhere};
+pub use shape::{Shape, stop_shared_servers, with_shape};
 
-/// A user without rights.
+/// The user id of an unprivileged user.
 pub const NOBODY: u32 = 65534;
 
-/// What a request was answered with.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
     /// The body as text.
     pub body: String,
-    /// The headers, by their names in lower case.
+    /// The headers by their lower-case names.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -58,20 +58,23 @@ impl Reply {
     /// The body as JSON.
     #[must_use]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in the answer {self:?}"))
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in the response {self:?}"))
     }
 
-    /// The body as JSON of an answer that must be a success.
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// If the status is not 2xx.
     pub fn ok(&self) -> Value {
         assert!((200..300).contains(&self.status), "{self:?}");
         self.json()
     }
 }
 
-/// What a command printed.
+/// The result of a finished command.
 #[derive(Clone, Debug)]
-pub struct Ran {
-    /// Whether it ended with 0.
+pub struct CommandOutput {
+    /// Whether the exit status was 0.
     pub success: bool,
     /// Standard output.
     pub out: String,
@@ -79,7 +82,7 @@ pub struct Ran {
     pub err: String,
 }
 
-impl Ran {
+impl CommandOutput {
     fn new(output: &Output) -> Self {
         Self {
             success: output.status.success(),
@@ -88,13 +91,13 @@ impl Ran {
         }
     }
 
-    /// Panics with what was printed unless it succeeded.
+    /// Panics with the output unless the command succeeded.
     pub fn ok(self) -> Self {
         assert!(self.success, "{}\n{}", self.out, self.err);
         self
     }
 
-    /// Panics with what was printed if it succeeded.
+    /// Panics with the output if the command succeeded.
     pub fn refused(self) -> Self {
         assert!(!self.success, "{}\n{}", self.out, self.err);
         self
@@ -107,30 +110,30 @@ impl Ran {
     }
 }
 
-/// Sends a command to the API at this port of this host.
+/// Sends a POST request to the API on this port of the loopback address.
 #[must_use]
 pub fn post(port: u16, path: &str, body: &Value) -> Reply {
     let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(120)));
     let agent: Agent = config.build().into();
-    let mut response = agent.post(format!("http://127.0.0.1:{port}/api/v1{path}")).send_json(body).expect("an answer");
+    let mut response = agent.post(format!("http://127.0.0.1:{port}/api/v1{path}")).send_json(body).expect("a response");
     let body = response.body_mut().read_to_string().expect("a body");
     Reply::new(&response, body)
 }
 
-/// A member of a JSON object, as text.
+/// A string member of a JSON object.
 #[must_use]
 pub fn text(value: &Value, member: &str) -> String {
     value[member].as_str().unwrap_or_else(|| panic!("no {member} in {value}")).to_owned()
 }
 
-/// Waits until something is so.
+/// Calls `attempt` until it returns a value.
 ///
 /// # Panics
-/// When it is not after a minute.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// After a minute without a value.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = attempt() {
             return found;
         }
         assert!(Instant::now() < deadline, "{what}: not after a minute");
@@ -138,13 +141,13 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A copy of an example, free to be written to.
+/// A writable copy of an example application.
 #[must_use]
 pub fn example(name: &str) -> TempDir {
     copy(&root().join("examples").join(name))
 }
 
-/// The processes of this host whose command line has this in it.
+/// The processes of this host whose command line contains `text`.
 #[must_use]
 pub fn processes(text: &str) -> Vec<u32> {
     let all = std::fs::read_dir("/proc").expect("it is Linux").flatten();
@@ -156,7 +159,7 @@ pub fn processes(text: &str) -> Vec<u32> {
     .collect()
 }
 
-/// SIGKILL to a process.
+/// Sends SIGKILL to a process.
 pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }
@@ -168,7 +171,7 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// A port that is free now.
+/// A port that is free at the moment.
 #[must_use]
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -181,7 +184,7 @@ pub fn fixture(name: &str) -> TempDir {
     copy(&root().join("tests/fixtures").join(name))
 }
 
-/// The fixture of a small program that tells what it sees, in this version.
+/// The fixture `probe`, with this version: a web server that reports its environment and runs code of a test.
 #[must_use]
 pub fn probe(version: &str) -> TempDir {
     let folder = fixture("probe");
@@ -196,10 +199,10 @@ fn copy(from: &Path) -> TempDir {
     to
 }
 
-/// The small repositories that plans are tested with, each as a folder.
+/// The small repositories for tests of plans, each as a folder.
 ///
 /// # Panics
-/// When they cannot be written.
+/// If they cannot be written.
 #[must_use]
 pub fn corpus() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");

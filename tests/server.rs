@@ -1,4 +1,4 @@
-//! A Capsule server: its processes, its command line, its API and its applications.
+//! A Capsule server under test: its processes, command line, API and applications.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use ureq::Agent;
 
-use crate::shape::{Ground, shape};
-use crate::{NOBODY, Namespace, Ran, Reply, Signal, binary, eventually, signal, text};
+use crate::shape::{Dependencies, shape};
+use crate::{NOBODY, Namespace, CommandOutput, Reply, Signal, binary, eventually, signal, text};
 
 /// A running server.
 #[derive(Debug)]
@@ -23,18 +23,18 @@ pub struct Server {
     processes: Vec<Process>,
     port: u16,
     agent: Agent,
-    /// Made before any other account is registered: it administers the installation.
+    /// Set once the first account is registered, which administers the installation.
     first: OnceLock<()>,
-    /// A copy of the binary that a user without rights may run as such.
+    /// A copy of the binary that an unprivileged user can run.
     unprivileged: Option<PathBuf>,
-    /// Last: what it stands on ends after it.
-    _ground: Option<Ground>,
+    /// The last field: backing servers stop after the server.
+    _dependencies: Option<Dependencies>,
 }
 
-/// A process of a server: the only one, or one of many.
+/// A process of a server.
 #[derive(Debug)]
 struct Process {
-    /// What runs in it, as `--only` takes it; empty for everything.
+    /// The parts that run in it, as in `--only`; empty for all.
     parts: &'static str,
     namespace: Option<String>,
     child: Option<Child>,
@@ -47,7 +47,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// Starts a server with these settings beyond the defaults, as `name=value`.
+    /// Starts a server with these settings, as `name=value`, in addition to the defaults.
     #[must_use]
     pub fn with(settings: &[&str]) -> Self {
         let mut server = Self::new(settings);
@@ -55,20 +55,20 @@ impl Server {
         server
     }
 
-    /// A server that is not started yet.
+    /// Creates a server without starting it.
     #[must_use]
     pub fn unstarted(settings: &[&str]) -> Self {
         Self::new(settings)
     }
 
-    /// Starts a server as a user without rights.
+    /// Starts a server as an unprivileged user.
     #[must_use]
     pub fn unprivileged(settings: &[&str]) -> Self {
         let mut server = Self::new(settings);
         let copy = server.home.path().join("binary");
         std::fs::copy(binary(), &copy).expect("the binary can be copied");
         for path in [server.data(), server.home.path(), &copy] {
-            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("it takes root");
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("this needs root");
         }
         server.unprivileged = Some(copy);
         server.start();
@@ -77,12 +77,12 @@ impl Server {
 
     fn new(settings: &[&str]) -> Self {
         let folder = |name: &str| tempfile::Builder::new().prefix(name).tempdir().expect("a temporary folder");
-        let (shape, ground) = shape(settings);
+        let (shape, dependencies) = shape(settings);
         let processes = if shape.processes.is_empty() { vec![""] } else { shape.processes };
         Self {
             data: folder("cap-"),
             home: folder("home-"),
-            // Tests register whomever they need; what a server does by default is tested by itself.
+            // Tests register users freely. The default, `invited`, has its own tests.
             settings: ["listen=127.0.0.1:0", "private_listen=127.0.0.1:0", "registration=open"]
                 .iter()
                 .chain(settings)
@@ -108,16 +108,16 @@ impl Server {
                 .into(),
             first: OnceLock::new(),
             unprivileged: None,
-            _ground: ground,
+            _dependencies: dependencies,
         }
     }
 
-    /// Starts it with this setting, too, from its next life on.
-    pub fn set(&mut self, setting: &str) {
+    /// Adds a setting, which takes effect at the next start.
+    pub fn add_setting(&mut self, setting: &str) {
         self.settings.push(setting.into());
     }
 
-    /// Starts the server anew, or what of it does not run, with the data it has. Waits until it answers.
+    /// Starts the processes that are not running, with the existing data, and waits until all are ready.
     pub fn start(&mut self) {
         for at in 0..self.processes.len() {
             if !self.processes[at].runs() {
@@ -135,7 +135,7 @@ impl Server {
         self.port = public.and_then(|address| address.rsplit(':').next()?.parse().ok()).expect("a port");
     }
 
-    /// Starts a process without waiting for it.
+    /// Starts a process without waiting until it is ready.
     fn spawn(&mut self, at: usize) {
         let mut command = self.command();
         if let Some(namespace) = &self.processes[at].namespace {
@@ -159,7 +159,7 @@ impl Server {
         self.processes[at].child = Some(command.spawn().expect("the binary starts"));
     }
 
-    /// Whether every process says that it is ready.
+    /// Whether every process reports that it is ready.
     fn is_ready(&self) -> bool {
         let announced = self.announced();
         announced.len() == self.processes.len()
@@ -169,7 +169,7 @@ impl Server {
             })
     }
 
-    /// A metric of one of the processes, by its place in the shape; nothing if it does not answer.
+    /// A metric of the process at this index of the shape; `None` if the process does not respond.
     #[must_use]
     pub fn metric(&self, at: usize, name: &str) -> Option<f64> {
         let announced = self.announced();
@@ -180,47 +180,47 @@ impl Server {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
-    /// Asks the private pages of a server of one process.
+    /// Gets a private page of a server with one process.
     #[must_use]
     pub fn private(&self, path: &str) -> Reply {
         let announced = self.announced();
         let url = format!("http://{}{path}", announced[0]["private"].as_str().expect("an address"));
-        let mut answer = self.agent.get(url).call().expect("an answer");
+        let mut answer = self.agent.get(url).call().expect("a response");
         let body = answer.body_mut().read_to_string().expect("a body");
         Reply::new(&answer, body)
     }
 
-    /// What the processes that run say of themselves.
+    /// The files in which running processes announce their addresses.
     #[must_use]
     pub fn announced(&self) -> Vec<Value> {
         let pids: Vec<u64> = self.processes.iter().filter_map(|process| Some(u64::from(process.child.as_ref()?.id()))).collect();
         let Ok(entries) = std::fs::read_dir(self.data().join("run/processes")) else { return Vec::new() };
         let all = entries.flatten().filter_map(|entry| serde_json::from_slice::<Value>(&std::fs::read(entry.path()).ok()?).ok());
-        // One that was killed leaves its file behind.
+        // A killed process leaves its file behind.
         all.filter(|running| running["pid"].as_u64().is_some_and(|pid| pids.contains(&pid))).collect()
     }
 
-    /// As [`Server::start`], with variables in its environment for this life of it.
+    /// Like [`Server::start`], with environment variables for this start only.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         self.environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.start();
         self.environment.clear();
     }
 
-    /// SIGKILL. Instances and ingress go on.
+    /// Sends SIGKILL to all processes. Instances and the ingress keep running.
     pub fn kill(&mut self) {
         for process in &mut self.processes {
             process.kill();
         }
     }
 
-    /// SIGKILL to one of the processes, by its place in the shape, and its next life.
+    /// Kills the process at this index of the shape with SIGKILL, and starts it again.
     pub fn restart_process(&mut self, at: usize) {
         self.processes[at].kill();
         self.spawn(at);
     }
 
-    /// SIGTERM to one of the processes, its end, and its next life.
+    /// Stops the process at this index of the shape with SIGTERM, and starts it again.
     pub fn replace_process(&mut self, at: usize) {
         if let Some(mut child) = self.processes[at].child.take() {
             signal(child.id(), Signal::TERM);
@@ -238,7 +238,7 @@ impl Server {
         }
     }
 
-    /// What each process that answers says to whether it is ready.
+    /// The readiness page of each process that responds.
     fn readiness(&self) -> Vec<String> {
         let ask = |running: &Value| {
             let url = format!("http://{}/health/ready", running["private"].as_str().unwrap_or_default());
@@ -248,19 +248,19 @@ impl Server {
         self.announced().iter().map(ask).collect()
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.processes.len()
     }
 
-    /// The id of one of the processes, by its place in the shape.
+    /// The process id of the process at this index of the shape.
     #[must_use]
     pub fn pid_of(&self, at: usize) -> u32 {
         self.processes[at].child.as_ref().map_or(0, Child::id)
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM to all processes and waits until they have ended.
     pub fn stop(&mut self) {
         let children: Vec<Child> = self.processes.iter_mut().filter_map(|process| process.child.take()).collect();
         for child in &children {
@@ -271,7 +271,7 @@ impl Server {
         }
     }
 
-    /// Waits until a process of the server has ended by itself; the others are ended as well.
+    /// Waits until a process of the server ends by itself, then kills the others.
     pub fn wait_for_end(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while self.processes.iter_mut().all(Process::runs) {
@@ -281,7 +281,7 @@ impl Server {
         self.kill();
     }
 
-    /// The server's process id, where it is one process.
+    /// The process id of a server with one process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid_of(0)
@@ -293,14 +293,14 @@ impl Server {
         self.data.path()
     }
 
-    /// How many entries a folder of the data directory has whose names end so.
+    /// The number of entries in a folder of the data directory whose names end with `end`.
     #[must_use]
     pub fn entries(&self, folder: &str, end: &str) -> usize {
         let Ok(entries) = std::fs::read_dir(self.data().join(folder)) else { return 0 };
         entries.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(end)).count()
     }
 
-    /// How many uploads are kept.
+    /// The number of stored uploads.
     #[must_use]
     pub fn blobs(&self) -> usize {
         let entries = std::fs::read_dir(self.data().join("blobs")).expect("there");
@@ -311,7 +311,7 @@ impl Server {
         self.home.path().join("server.log")
     }
 
-    /// What the server logged.
+    /// The log of the server.
     #[must_use]
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
@@ -340,36 +340,36 @@ impl Server {
         command
     }
 
-    /// Runs a command of the CLI to its end.
+    /// Runs a command of the CLI and waits for its end.
     #[must_use]
-    pub fn capsule(&self, arguments: &[&str]) -> Ran {
-        Ran::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
+    pub fn capsule(&self, arguments: &[&str]) -> CommandOutput {
+        CommandOutput::new(&self.command().args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
-    /// Runs a command of the CLI that takes the server's settings.
+    /// Runs a command of the CLI with the server's settings.
     #[must_use]
-    pub fn capsule_set(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    pub fn capsule_with_settings(&self, arguments: &[&str], environment: &[(&str, &str)]) -> CommandOutput {
         let settings = self.settings.iter().flat_map(|setting| ["--set", setting]);
         self.capsule_with(&arguments.iter().copied().chain(settings).collect::<Vec<_>>(), "", environment)
     }
 
     /// Runs `capsule migrate`, with the server's settings.
     #[must_use]
-    pub fn migrate(&self, command: &str) -> Ran {
-        self.capsule_set(&["migrate", command, "--json"], &[])
+    pub fn migrate(&self, command: &str) -> CommandOutput {
+        self.capsule_with_settings(&["migrate", command, "--json"], &[])
     }
 
-    /// Begins a command of the CLI whose standard output is read while it runs.
+    /// Starts a command of the CLI with a pipe for its standard output.
     #[must_use]
-    pub fn begin(&self, arguments: &[&str]) -> Child {
+    pub fn spawn_with_stdout(&self, arguments: &[&str]) -> Child {
         let mut command = self.command();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         command.spawn().expect("the binary runs")
     }
 
-    /// Begins a command of the CLI whose standard error is read while it runs.
+    /// Starts a command of the CLI with a pipe for its standard error.
     #[must_use]
-    pub fn begin_told(&self, arguments: &[&str]) -> Child {
+    pub fn spawn_with_stderr(&self, arguments: &[&str]) -> Child {
         let mut command = self.command();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the binary runs")
@@ -377,24 +377,24 @@ impl Server {
 
     /// Runs a command of the CLI in a folder, without a terminal.
     #[must_use]
-    pub fn capsule_in(&self, folder: &Path, arguments: &[&str]) -> Ran {
-        Ran::new(&self.command().args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("the binary runs"))
+    pub fn capsule_in(&self, folder: &Path, arguments: &[&str]) -> CommandOutput {
+        CommandOutput::new(&self.command().args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
-    /// Runs a command of the CLI as a user without rights, who is not the server's.
+    /// Runs a command of the CLI as an unprivileged user, not as the user of the server.
     #[must_use]
-    pub fn capsule_as_nobody(&self, arguments: &[&str]) -> Ran {
+    pub fn capsule_as_nobody(&self, arguments: &[&str]) -> CommandOutput {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let copy = folder.path().join("capsule");
         std::fs::copy(binary(), &copy).expect("the binary can be copied");
-        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("it takes root");
+        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("this needs root");
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]).arg(&copy);
         command.env("HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path()).env("CAPSULE_DATA", self.data());
-        Ran::new(&command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
+        CommandOutput::new(&command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
-    /// Puts another file in the place of the binary of an unprivileged server, as an upgrade does.
+    /// Replaces the binary of an unprivileged server by another file, as an upgrade does.
     pub fn upgrade(&self) {
         let path = self.unprivileged.as_ref().expect("a copy of the binary");
         let new = path.with_extension("new");
@@ -402,29 +402,29 @@ impl Server {
         std::fs::rename(new, path).expect("renamed");
     }
 
-    /// As [`Server::capsule`], with a text at its standard input, and variables.
+    /// Like [`Server::capsule`], with standard input and environment variables.
     #[must_use]
-    pub fn capsule_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> Ran {
+    pub fn capsule_with(&self, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> CommandOutput {
         use std::io::Write;
         let mut command = self.command();
         command.args(arguments).envs(environment.iter().copied());
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-        Ran::new(&child.wait_with_output().expect("it ends"))
+        CommandOutput::new(&child.wait_with_output().expect("it ends"))
     }
 
-    /// Deploys a folder as the service of this name, of the project of the same name.
+    /// Deploys a folder as service `name` of project `name`.
     #[must_use]
-    pub fn deploy(&self, folder: &Path, name: &str) -> Ran {
+    pub fn deploy(&self, folder: &Path, name: &str) -> CommandOutput {
         let folder = folder.to_str().expect("a path");
         self.capsule(&["deploy", folder, "--project", name, "--service", name, "--yes"])
     }
 
-    /// Asks an application, through the ingress.
+    /// Sends a GET request to an application through the ingress.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// If there is no complete response.
     pub fn try_get(&self, host: &str, path: &str) -> Result<Reply, String> {
         let url = format!("http://127.0.0.1:{}{path}", self.port());
         let mut response = self.agent.get(url).header("host", host).call().map_err(|error| error.to_string())?;
@@ -432,30 +432,30 @@ impl Server {
         Ok(Reply::new(&response, body))
     }
 
-    /// Asks an application, through the ingress; there must be an answer.
+    /// Like [`Server::try_get`], and panics without a response.
     #[must_use]
     pub fn get(&self, host: &str, path: &str) -> Reply {
         self.try_get(host, path).unwrap_or_else(|error| panic!("{host}{path}: {error}"))
     }
 
-    /// Asks the API.
+    /// Sends a request to the API.
     #[must_use]
     pub fn api(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Reply {
         let bytes = body.map(|body| body.to_string().into_bytes());
         self.api_raw(method, path, token, "application/json", bytes)
     }
 
-    /// As [`Server::api`], with another header.
+    /// Like [`Server::api`], with another header.
     #[must_use]
-    pub fn api_header(&self, method: &str, path: &str, token: &str, header: (&str, &str), body: Option<&Value>) -> Reply {
+    pub fn api_with_header(&self, method: &str, path: &str, token: &str, header: (&str, &str), body: Option<&Value>) -> Reply {
         let bytes = body.map(|body| body.to_string().into_bytes());
         self.api_with(method, path, Some(token), &[header], "application/json", bytes)
     }
 
-    /// As [`Server::api`] for a command with this idempotency key, where there may be no answer.
+    /// Sends a POST request with an idempotency key to the API.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is no complete response.
     pub fn try_command(&self, path: &str, token: &str, key: &str, body: &Value) -> Result<Reply, String> {
         let url = format!("http://127.0.0.1:{}/api/v1{path}", self.port());
         let request = self.agent.post(url).header("authorization", format!("Bearer {token}")).header("idempotency-key", key);
@@ -464,13 +464,13 @@ impl Server {
         Ok(Reply::new(&response, body))
     }
 
-    /// Asks the API with a body of any kind.
+    /// Like [`Server::api`], with a body of any media type.
     #[must_use]
     pub fn api_raw(&self, method: &str, path: &str, token: Option<&str>, kind: &str, body: Option<Vec<u8>>) -> Reply {
         self.api_with(method, path, token, &[], kind, body)
     }
 
-    /// As [`Server::api_raw`], with other headers.
+    /// Like [`Server::api_raw`], with other headers.
     fn api_with(
         &self,
         method: &str,
@@ -501,12 +501,12 @@ impl Server {
             None => self.agent.run(request.body(()).expect("a request")),
         };
         let mut response = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        // A stream that follows has no end; none is asked for here.
+        // A stream with `follow=true` would not end; tests do not request one here.
         let body = response.body_mut().with_config().limit(64 << 20).read_to_string().expect("a body");
         Reply::new(&response, body)
     }
 
-    /// The secret that signs the owner of the data directory in.
+    /// The secret that signs in the owner of the data directory.
     #[must_use]
     pub fn local_token(&self) -> String {
         std::fs::read_to_string(self.data().join("local-token")).expect("the token is there")
@@ -519,18 +519,18 @@ impl Server {
         text(&self.api("POST", "/auth/local", None, Some(&body)).ok(), "access_token")
     }
 
-    /// An access token of a new user, who does not administer the installation.
+    /// Registers a user who is not an administrator of the installation, and returns an access token.
     #[must_use]
     pub fn register(&self, email: &str) -> String {
-        self.first_account();
+        self.register_first_account();
         let body = serde_json::json!({"email": email, "password": "a long enough one 1"});
         text(&self.api("POST", "/auth/register", None, Some(&body)).ok(), "access_token")
     }
 }
 
 impl Server {
-    /// Makes the first account with a password, unless it was: it takes the set-up token.
-    pub fn first_account(&self) {
+    /// Registers the first account with the set-up token, unless it exists.
+    pub fn register_first_account(&self) {
         self.first.get_or_init(|| {
             let _ = self.admin();
             let body = serde_json::json!({
@@ -540,7 +540,7 @@ impl Server {
         });
     }
 
-    /// Adds a registered user to an organization, and accepts for them. What adding them was answered with.
+    /// Invites a registered user to an organization and accepts as that user. Returns the reply to the invitation.
     pub fn add_member(&self, owner: &str, organization: &str, email: &str, role: &str, member: &str) -> Value {
         let body = serde_json::json!({"email": email, "role": role});
         let added = self.api("POST", &format!("/organizations/{organization}/members"), Some(owner), Some(&body)).ok();
@@ -552,8 +552,7 @@ impl Server {
         added
     }
 
-    /// A new service of this name, in a project of this name in the personal organization of whoever
-    /// has the token.
+    /// Creates service `name` in project `name` of the personal organization of the token's user, and returns its id.
     #[must_use]
     pub fn service(&self, token: &str, name: &str) -> String {
         let organizations = eventually("the personal organization is there", || {
@@ -566,13 +565,13 @@ impl Server {
         text(&self.api("POST", "/services", Some(token), Some(&body)).ok(), "id")
     }
 
-    /// What `capsule status` tells of the service that a folder is.
+    /// The output of `capsule status` for the service of a folder.
     #[must_use]
     pub fn status(&self, folder: &Path) -> Value {
         self.capsule(&["status", folder.to_str().expect("a path"), "--json"]).ok().json()
     }
 
-    /// The instances of the service that a folder is.
+    /// The instances of the service of a folder.
     #[must_use]
     pub fn instances(&self, folder: &Path) -> Vec<Value> {
         self.status(folder)["state"]["instances"].as_array().expect("a list").clone()

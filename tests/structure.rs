@@ -1,4 +1,4 @@
-//! The house as it is built: which crate knows which, and under which licences all of it stands.
+//! The structure of the workspace: the dependencies between its crates, and the licences of all dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,7 +24,7 @@ const LICENCES: [&str; 14] = [
     "CC0-1.0",
     "Unlicense",
 ];
-/// Weak copyleft by file, and data; taken only for these, whose sources are not changed.
+/// Other licences (data, weak copyleft per file), accepted only for these crates, whose sources are not changed.
 const EXCEPTIONS: [(&str, &str); 3] =
     [("webpki-roots", "CDLA-Permissive-2.0"), ("option-ext", "MPL-2.0"), ("xxhash-rust", "BSL-1.0")];
 
@@ -38,7 +38,7 @@ fn metadata() -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// The workspace's crates: folder, and the folders it depends on outside of tests.
+/// The workspace's crates by folder, with the folders of their dependencies (without dev-dependencies).
 fn graph() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = metadata();
     let folder = |path: &str| Path::new(path).strip_prefix(root()).expect("in the repository").display().to_string();
@@ -54,7 +54,7 @@ fn graph() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn the_crate_graph_changes_only_on_purpose() {
+fn the_crate_graph_matches_the_golden_file() {
     let text: String = graph()
         .into_iter()
         .map(|(own, inner)| format!("{own}: {}\n", inner.into_iter().collect::<Vec<_>>().join(" ")).replace(": \n", ":\n"))
@@ -64,12 +64,12 @@ fn the_crate_graph_changes_only_on_purpose() {
         std::fs::write(&golden, &text).expect("written");
     }
     let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-    assert_eq!(text, expected, "if this is meant: UPDATE_GOLDEN=1 cargo test -p capsule-tests --test structure");
+    assert_eq!(text, expected, "the crate graph changed. If intended: UPDATE_GOLDEN=1 cargo test -p capsule-tests --test structure");
 }
 
 #[test]
-fn arrows_run_downward_and_services_do_not_know_each_other() {
-    let storey = |folder: &str| match folder.split('/').next() {
+fn dependencies_point_downward_and_never_between_services() {
+    let layer = |folder: &str| match folder.split('/').next() {
         Some("foundation") => 0,
         Some("engines") => 1,
         Some("services") => 2,
@@ -78,23 +78,23 @@ fn arrows_run_downward_and_services_do_not_know_each_other() {
     };
     for (own, inner) in graph() {
         for other in inner {
-            assert!(storey(&own) >= storey(&other), "{own} knows {other}, which is above it");
-            assert!(storey(&own) != 2 || storey(&other) != 2, "{own} knows {other}: services speak over the bus only");
-            assert!(storey(&own) != 1 || storey(&other) == 1, "{own} knows {other}: engines know no service, bus or database");
-            assert!(own != "gateway" || storey(&other) == 0, "{own} knows {other}: it speaks over the bus only");
+            assert!(layer(&own) >= layer(&other), "{own} depends on {other}, which is in a higher layer");
+            assert!(layer(&own) != 2 || layer(&other) != 2, "{own} depends on {other}: services communicate over the bus only");
+            assert!(layer(&own) != 1 || layer(&other) == 1, "{own} depends on {other}: engines depend on no service, bus or database");
+            assert!(own != "gateway" || layer(&other) == 0, "{own} depends on {other}: the gateway calls services over the bus only");
         }
     }
 }
 
 #[test]
-fn every_dependency_has_a_licence_that_fits() {
+fn every_dependency_has_a_compatible_licence() {
     let metadata = metadata();
     for package in metadata["packages"].as_array().expect("a list") {
         let (name, licence) = (package["name"].as_str().expect("a name"), package["license"].as_str().unwrap_or("none"));
         let plain = licence.replace('/', " OR ").replace(['(', ')'], "");
-        let fits = |one: &str| LICENCES.contains(&one.trim()) || EXCEPTIONS.contains(&(name, one.trim()));
-        // `A AND B OR C`: without brackets, AND binds closer; all that is met has this shape.
-        let any = plain.split(" OR ").any(|all| all.split(" AND ").all(fits));
-        assert!(any, "{name} {} stands under {licence}", package["version"]);
+        let accepted = |one: &str| LICENCES.contains(&one.trim()) || EXCEPTIONS.contains(&(name, one.trim()));
+        // `A AND B OR C`: without brackets, AND binds tighter. All licence expressions in use have this form.
+        let any = plain.split(" OR ").any(|all| all.split(" AND ").all(accepted));
+        assert!(any, "{name} {} has the licence {licence}, which is not accepted", package["version"]);
     }
 }

@@ -15,5 +15,5 @@ app.get("/greet/:name", (request, response) => {
 
 const server = app.listen(process.env.PORT ?? 3000, () => console.log(`listening on ${server.address().port}`));
 
-// Requests under way are finished before the process ends.
+// Finish requests in flight before the process ends.
 process.on("SIGTERM", () => server.close(() => process.exit(0)));

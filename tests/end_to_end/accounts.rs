@@ -28,7 +28,7 @@ fn idempotency() {
     let server = Server::default();
     let (one, other) = (server.register("one@example.com"), server.register("other@example.com"));
     let make = |token: &str, key: &str, name: &str| {
-        server.api_header("POST", "/organizations", token, ("idempotency-key", key), Some(&json!({"name": name})))
+        server.api_with_header("POST", "/organizations", token, ("idempotency-key", key), Some(&json!({"name": name})))
     };
     let first = make(&one, "key-1", "Once").ok();
     assert_eq!(make(&one, "key-1", "Once").ok(), first, "the same answer");
@@ -44,7 +44,7 @@ fn idempotency() {
     // Who lost the right gets no answer of the time when they had it.
     let path = format!("/organizations/{}", first["id"].as_str().expect("an id"));
     let rename =
-        |token: &str| server.api_header("PUT", &path, token, ("idempotency-key", "key-4"), Some(&json!({"name": "New"})));
+        |token: &str| server.api_with_header("PUT", &path, token, ("idempotency-key", "key-4"), Some(&json!({"name": "New"})));
     rename(&one).ok();
     server.api("DELETE", &path, Some(&one), Some(&json!({"password": "a long enough one 1"}))).ok();
     assert_eq!(rename(&one).status, 404);

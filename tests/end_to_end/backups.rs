@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use capsule_tests::{Bucket, Postgres, Server, Shape, eventually, everywhere, probe, text};
+use capsule_tests::{Bucket, Postgres, Server, Shape, eventually, with_shape, probe, text};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -59,9 +59,9 @@ fn drill(database: &str) {
     };
     let place = tempfile::tempdir().expect("a folder");
     let at = place.path().to_str().expect("a path").to_owned();
-    let server = everywhere(&shape, Server::default);
+    let server = with_shape(&shape, Server::default);
     let backup = |server: &Server, arguments: &[&str]| {
-        server.capsule_set(&[&["backup"], arguments, &["--at", &at, "--json"]].concat(), &[])
+        server.capsule_with_settings(&[&["backup"], arguments, &["--at", &at, "--json"]].concat(), &[])
     };
     let token = server.admin();
     let folder = probe("one");
@@ -86,7 +86,7 @@ fn drill(database: &str) {
     drop(server);
     let mut restored = Server::unstarted(&[]);
     let key = key.to_str().expect("a path");
-    let restore = |server: &Server| server.capsule_set(&["backup", "restore", "--at", &at, "--key-file", key, "--json"], &[]);
+    let restore = |server: &Server| server.capsule_with_settings(&["backup", "restore", "--at", &at, "--key-file", key, "--json"], &[]);
     let report = restore(&restored).ok().json();
     assert_eq!(text(&report, "id"), text(&incremental, "id"));
     assert!(restore(&restored).refused().err.contains("not empty"), "nothing is written over");
@@ -113,7 +113,7 @@ fn damage() {
     let server = Server::default();
     let place = tempfile::tempdir().expect("a folder");
     let at = place.path().to_str().expect("a path");
-    server.capsule_set(&["backup", "create", "--at", at], &[]).ok();
+    server.capsule_with_settings(&["backup", "create", "--at", at], &[]).ok();
     assert!(!contains(place.path(), b"admin@localhost"), "it is encrypted");
     let other = place.path().join("other.key");
     std::fs::write(&other, "00".repeat(32)).expect("written");
@@ -182,7 +182,7 @@ fn bucket() {
     let mut restored = Server::unstarted(&[]);
     let key = server.data().join("keys/backup.key");
     let arguments = ["backup", "restore", &text(&report, "id"), "--at", &location, "--key-file", key.to_str().expect("a path")];
-    restored.capsule_set(&arguments, &bucket.environment()).ok();
+    restored.capsule_with_settings(&arguments, &bucket.environment()).ok();
     restored.start();
     let _ = restored.admin();
     // Whoever has not the bucket's secret gets nothing.

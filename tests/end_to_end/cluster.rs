@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use capsule_bus::transport::{Outgoing, Published, Refusal, Served, Transport};
+use capsule_bus::transport::{OutgoingEvent, OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use capsule_contracts::Problem;
-use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, everywhere, probe, text};
+use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, with_shape, probe, text};
 use libtest_mimic::Trial;
 
 use crate::{access, crashes, deployments, test, test_of_processes};
@@ -71,7 +71,7 @@ fn trial(broker: &str, installed: bool, name: &str, work: impl FnOnce() + Send +
 
 fn in_cluster(broker: &str, work: impl FnOnce()) {
     let (postgres, redis) = (Postgres::start(), Redis::start());
-    everywhere(&Shape::split(settings(&postgres, broker, &redis)), work);
+    with_shape(&Shape::split(settings(&postgres, broker, &redis)), work);
 }
 
 fn settings(postgres: &Postgres, broker: &str, redis: &Redis) -> Vec<String> {
@@ -83,12 +83,12 @@ fn traced(broker: &str) {
     let (postgres, redis, collector) = (Postgres::start(), Redis::start(), Collector::start());
     let mut settings = settings(&postgres, broker, &redis);
     settings.push(format!("traces.endpoint={}", collector.url()));
-    let server = everywhere(&Shape::split(settings), Server::default);
+    let server = with_shape(&Shape::split(settings), Server::default);
     let token = server.admin();
     let (trace, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     let header = format!("00-{trace}-{caller}-01");
     let body = serde_json::json!({"name": "Traced"});
-    server.api_header("POST", "/organizations", &token, ("traceparent", &header), Some(&body)).ok();
+    server.api_with_header("POST", "/organizations", &token, ("traceparent", &header), Some(&body)).ok();
 
     let spans = eventually("the statement has arrived", || {
         let spans = collector.trace(trace);
@@ -119,13 +119,13 @@ fn shared_cache(broker: &str) {
     let (postgres, mut redis) = (Postgres::start(), Redis::start());
     let mut settings = settings(&postgres, broker, &redis);
     settings.push("limits.requests_per_minute=200".into());
-    let server = everywhere(&Shape::doubled(settings), Server::default);
+    let server = with_shape(&Shape::doubled(settings), Server::default);
     let token = server.register("one@example.com");
     let me = |token: &str| server.api("GET", "/auth/me", Some(token), None);
     me(&token).ok();
     // What a gateway was told, it shares; sealed, and not under the token itself.
-    eventually("the answer is shared", || (redis.ask(&["KEYS", "capsule:token:*"]).lines().count() > 0).then_some(()));
-    assert!(!redis.ask(&["KEYS", "*"]).contains(&token[..20]));
+    eventually("the answer is shared", || (redis.run(&["KEYS", "capsule:token:*"]).lines().count() > 0).then_some(()));
+    assert!(!redis.run(&["KEYS", "*"]).contains(&token[..20]));
     // A session that was ended holds nowhere, although its token was shared.
     server.api("POST", "/auth/logout", Some(&token), None).ok();
     eventually("the token holds no more", || (me(&token).status == 401).then_some(()));
@@ -153,7 +153,7 @@ fn shared_cache(broker: &str) {
     eventually("the token holds no more", || (me(&third).status == 401).then_some(()));
     // Back, and empty: nothing is believed before the list of revoked sessions is whole again.
     redis.resume();
-    eventually("the list is whole", || (redis.ask(&["EXISTS", "capsule:revocations-complete"]) == "1").then_some(()));
+    eventually("the list is whole", || (redis.run(&["EXISTS", "capsule:revocations-complete"]) == "1").then_some(()));
     assert_eq!((me(&token).status, me(&third).status), (401, 401));
     let fourth = server.register("four@example.com");
     me(&fourth).ok();
@@ -176,7 +176,7 @@ fn connect(transport: impl FnOnce() -> Arc<dyn Transport>) -> Stranger {
 
 fn forged(broker: &str, stranger: &Stranger) {
     let (postgres, redis) = (Postgres::start(), Redis::start());
-    let server = everywhere(&Shape::split(settings(&postgres, broker, &redis)), Server::default);
+    let server = with_shape(&Shape::split(settings(&postgres, broker, &redis)), Server::default);
     let token = server.register("victim@example.com");
     let service = server.service(&token, "mine");
     let organization = text(&server.api("GET", "/organizations", Some(&token), None).ok()["items"][0], "id");
@@ -186,7 +186,7 @@ fn forged(broker: &str, stranger: &Stranger) {
         "subject": organization, "time": "2026-01-01T00:00:00Z", "dataschema": "/s", "correlationid": "c",
         "data": {"organization_id": organization}
     });
-    let published = |signature: &str| Published {
+    let published = |signature: &str| OutgoingEvent {
         kind: "organization.organization_deleted".into(),
         key: organization.clone(),
         body: envelope.to_string().into_bytes(),
@@ -196,7 +196,7 @@ fn forged(broker: &str, stranger: &Stranger) {
         stranger.runtime.block_on(stranger.transport.publish(published(signature))).expect("the broker takes it");
     }
     // A command that nobody can have sealed is not even looked at.
-    let request = Outgoing { subject: "project.count_projects", body: b"{}".to_vec(), patience: Duration::from_secs(10) };
+    let request = OutgoingRequest { subject: "project.count_projects", body: b"{}".to_vec(), timeout: Duration::from_secs(10) };
     let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
     assert!(reply.is_empty(), "{reply:?}");
 
@@ -223,30 +223,30 @@ fn held_up(client: &dyn Fn() -> Arc<dyn Transport>) {
     let (server, asker) = (client(), client());
     let (open, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
     let (door, heard) = (open.clone(), taken.clone());
-    server.serve(Served {
+    server.serve(ServiceEndpoint {
         name: "slow",
         subjects: vec!["slow.ask"],
         kinds: vec!["slow.event"],
-        answer: Arc::new(|body| Box::pin(std::future::ready(body))),
-        receive: Arc::new(move |body, _| {
+        handle_request: Arc::new(|body| Box::pin(std::future::ready(body))),
+        handle_event: Arc::new(move |body, _| {
             let outcome = if door.load(Ordering::Relaxed) {
                 heard.lock().unwrap_or_else(PoisonError::into_inner).insert(body);
                 Ok(())
             } else {
-                Err(Refusal::Later(Problem::unavailable("Not now.")))
+                Err(Rejection::Temporary(Problem::unavailable("Not now.")))
             };
             Box::pin(std::future::ready(outcome))
         }),
-        set_aside: Arc::new(|_, why| panic!("nothing is given up: {why}")),
+        store_dead_letter: Arc::new(|_, why| panic!("nothing is given up: {why}")),
     });
     eventually("the broker is ready", || (server.is_ready() && asker.is_ready()).then_some(()));
     let ask = || {
-        let request = Outgoing { subject: "slow.ask", body: b"there?".to_vec(), patience: Duration::from_secs(10) };
+        let request = OutgoingRequest { subject: "slow.ask", body: b"there?".to_vec(), timeout: Duration::from_secs(10) };
         runtime.block_on(asker.request(request))
     };
     eventually("it is served", || ask().ok());
     for n in 0..EVENTS {
-        let event = Published {
+        let event = OutgoingEvent {
             kind: "slow.event".into(),
             key: format!("key {}", n % 7),
             body: format!("event {n}").into_bytes(),

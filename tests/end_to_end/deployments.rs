@@ -211,7 +211,7 @@ fn pages() {
     server.deploy(folder.path(), "silent").ok();
     let page = server.get("silent-production.localhost", "/");
     assert_eq!(page.status, 404);
-    assert!(page.body.contains("none of its processes takes requests"), "{page:?}");
+    assert!(page.body.contains("has no process that serves requests"), "{page:?}");
 }
 
 fn starting() {
@@ -230,7 +230,7 @@ fn starting() {
 fn followed() {
     use std::io::BufRead;
     let (server, folder) = deployed("one");
-    let mut child = server.begin(&["logs", "-f", "-n", "1", at(&folder)]);
+    let mut child = server.spawn_with_stdout(&["logs", "-f", "-n", "1", at(&folder)]);
     let mut lines = std::io::BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let first = lines.next().expect("a line").expect("text");
     assert!(first.contains("version one starts"), "{first}");

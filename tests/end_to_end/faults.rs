@@ -9,7 +9,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use capsule_tests::{
-    Kafka, Namespace, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, everywhere, probe, signal, text,
+    Kafka, Namespace, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, with_shape, probe, signal, text,
 };
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
@@ -104,7 +104,7 @@ fn whatever_dies(mut broker: Broker) {
     });
     // As many organizations and builds as there is time for.
     let quotas = ["limits.organizations_per_user=100000", "quotas.builds_per_hour=100000", "quotas.builds_per_day=100000"];
-    let server = everywhere(&Shape::doubled(settings.to_vec()), || Server::with(&quotas));
+    let server = with_shape(&Shape::doubled(settings.to_vec()), || Server::with(&quotas));
     let token = server.register("faults@example.com");
     let folder = probe("zero");
     let service = server.service(&token, "app");
@@ -229,17 +229,17 @@ fn nothing_is_lost_or_done_twice(server: &Server, postgres: &Postgres, token: &s
     // Every event was told, and heard by everyone who wants it.
     let said = |kind: &str| format!("SELECT id FROM outbox WHERE kind = '{kind}' ORDER BY id");
     let heard = |kind: &str| format!("SELECT id FROM inbox WHERE kind = '{kind}' AND state = 'done' ORDER BY id");
-    let memberships = postgres.ask("capsule_organization", &said("organization.membership_changed"));
+    let memberships = postgres.query("capsule_organization", &said("organization.membership_changed"));
     assert!(memberships.len() >= accepted.len());
     for service in ["project", "deploy", "organization"] {
         let database = format!("capsule_{service}");
         eventually(&format!("{service} has heard of every membership"), || {
-            (postgres.ask(&database, &heard("organization.membership_changed")) == memberships).then_some(())
+            (postgres.query(&database, &heard("organization.membership_changed")) == memberships).then_some(())
         });
     }
     for service in ["identity", "organization", "project", "deploy"] {
         let database = format!("capsule_{service}");
-        let dead = postgres.ask(&database, "SELECT kind || ': ' || coalesce(last_error, '') FROM inbox WHERE state = 'dead'");
+        let dead = postgres.query(&database, "SELECT kind || ': ' || coalesce(last_error, '') FROM inbox WHERE state = 'dead'");
         assert!(dead.is_empty(), "dead letters of {service}: {dead:?}");
     }
 }
@@ -272,14 +272,14 @@ fn upload(server: &Server, token: &str, service: &str, folder: &std::path::Path)
 fn sleeping_leader() {
     let (postgres, broker) = (Postgres::start(), RabbitMq::start());
     let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
-    let server = everywhere(&Shape::split(settings), || Server::with(&[]));
+    let server = with_shape(&Shape::split(settings), || Server::with(&[]));
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
     let leads = |at: usize| server.metric(at, "capsule_leader{service=\"deploy\"}") == Some(1.0);
     // By their places in the shape.
     let (leader, other) = if leads(3) { (3, 4) } else { (4, 3) };
     assert!(leads(leader) && !leads(other), "one of both leads");
-    let term = || postgres.ask("capsule_deploy", "SELECT token FROM leases")[0].parse::<i64>().expect("a number");
+    let term = || postgres.query("capsule_deploy", "SELECT token FROM leases")[0].parse::<i64>().expect("a number");
     let before = term();
 
     signal(server.pid_of(leader), Signal::STOP);
@@ -305,7 +305,7 @@ fn cut_network() {
     let (namespace, postgres, broker) = (Namespace::create(), Postgres::start(), RabbitMq::start_at(Namespace::HOST));
     let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
     let shape = Shape { namespace: Some(namespace.name().to_owned()), ..Shape::split(settings) };
-    let server = RwLock::new(everywhere(&shape, Server::default));
+    let server = RwLock::new(with_shape(&shape, Server::default));
     let token = server.read().expect("alive").admin();
     let (over, mut accepted) = (AtomicBool::new(false), BTreeMap::new());
     let make = |name: String| {
@@ -318,9 +318,9 @@ fn cut_network() {
             // Under way when the cable is cut, and answered once it is mended.
             let begun: Vec<_> = (0..4).map(|n| scope.spawn(move || make(format!("round {round}, {n}")))).collect();
             std::thread::sleep(Duration::from_millis(30));
-            namespace.cut();
+            namespace.disconnect();
             std::thread::sleep(Duration::from_secs(if round == 0 { 3 } else { 15 }));
-            namespace.mend();
+            namespace.reconnect();
             accepted.extend(begun.into_iter().filter_map(|thread| thread.join().expect("it is answered")));
         });
         accepted.extend(make(format!("after {round}")));
@@ -339,8 +339,8 @@ fn replaced() {
         format!("broker.url={}", broker.url()),
         "limits.sign_ins_per_minute=0".into(),
     ];
-    let server = everywhere(&Shape::split(settings), Server::default);
-    server.first_account();
+    let server = with_shape(&Shape::split(settings), Server::default);
+    server.register_first_account();
     let port = server.port();
     let server = Mutex::new(server);
     let over = AtomicBool::new(false);
@@ -370,6 +370,6 @@ fn replaced() {
         workers.into_iter().map(|worker| worker.join().expect("no command failed")).sum::<usize>()
     });
     assert!(registered > 10, "{registered}");
-    let known = postgres.ask("capsule_identity", "SELECT count(*) FROM users WHERE email LIKE '%-%@example.com'");
+    let known = postgres.query("capsule_identity", "SELECT count(*) FROM users WHERE email LIKE '%-%@example.com'");
     assert_eq!(known, [registered.to_string()]);
 }

@@ -261,7 +261,7 @@ fn bounds() {
     assert!(ran.err.contains("exit 3"), "the step is named: {ran:?}");
     slow("head -c 100000000 /dev/urandom >big");
     let ran = build(&engine, &server, folder.path(), tag, &["--size-mib", "50"], &[]).refused();
-    assert!(ran.err.contains("larger than it may be"), "{ran:?}");
+    assert!(ran.err.contains("more than the limit of 50 MiB"), "{ran:?}");
     assert!(!engine.docker(&["image", "inspect", tag]).success, "it is removed");
     // Ctrl-C.
     slow("sleep 601");

@@ -65,7 +65,7 @@ fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial 
 
 /// A test with containers.
 fn test_of_containers(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
-    match Docker::missing() {
+    match Docker::missing_requirement() {
         None => test(name, work),
         Some(why) => test(&format!("{name} (skipped: {why})"), || {}).with_ignored_flag(true),
     }
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
         websocket::trials(),
     ];
     let conclusion = run(&arguments, suites.into_iter().flatten().collect());
-    capsule_tests::end();
+    capsule_tests::stop_shared_servers();
     if let Err(error) = write_durations() {
         eprintln!("the durations of the tests were not written: {error}");
     }

@@ -35,7 +35,7 @@ fn dead_letters() {
     };
     let broken = envelope(json!({"organization_id": 7}));
     let told = format!("INSERT INTO outbox (id, kind, envelope) VALUES ('{id}', 'project.services_removed', '{broken}')");
-    let _ = postgres.ask("capsule_project", &told);
+    let _ = postgres.query("capsule_project", &told);
     let letter = eventually("it is a dead letter", || capsule(&["list"]).ok().json().as_array()?.first().cloned());
     assert_eq!(
         (text(&letter, "id"), text(&letter, "service"), text(&letter, "kind")),
@@ -45,7 +45,7 @@ fn dead_letters() {
     assert_eq!(shown["errors"].as_array().map(Vec::len), Some(1));
     assert!(text(&shown, "last_error").contains("organization_id"), "{shown}");
     assert_eq!(shown["envelope"]["data"], json!({"organization_id": 7}));
-    let alerts = postgres.ask("capsule_deploy", "SELECT kind FROM outbox WHERE kind = 'operations.dead_lettered'");
+    let alerts = postgres.query("capsule_deploy", "SELECT kind FROM outbox WHERE kind = 'operations.dead_lettered'");
     assert_eq!(alerts.len(), 1, "an alert is told");
     eventually("it is counted", || (server.metric(0, "capsule_dead_letters{service=\"deploy\"}") == Some(1.0)).then_some(()));
 
@@ -58,16 +58,16 @@ fn dead_letters() {
     let mended = envelope(
         json!({"organization_id": organization, "project_id": organization, "service_id": null, "environment_id": null}),
     );
-    let _ = postgres.ask("capsule_deploy", &format!("UPDATE inbox SET envelope = '{mended}' WHERE id = '{id}'"));
+    let _ = postgres.query("capsule_deploy", &format!("UPDATE inbox SET envelope = '{mended}' WHERE id = '{id}'"));
     capsule(&["replay", id]).ok();
     eventually("it is handled", || {
-        (postgres.ask("capsule_deploy", &format!("SELECT state FROM inbox WHERE id = '{id}'")) == ["done"]).then_some(())
+        (postgres.query("capsule_deploy", &format!("SELECT state FROM inbox WHERE id = '{id}'")) == ["done"]).then_some(())
     });
     assert_eq!(capsule(&["list"]).ok().json(), json!([]));
-    assert!(capsule(&["show", id]).refused().err.contains("no such dead letter"));
+    assert!(capsule(&["show", id]).refused().err.contains("Dead letter not found"));
 
     let other = id.replace("0001", "0003");
-    let _ = postgres.ask("capsule_project", &told.replace(id, &other));
+    let _ = postgres.query("capsule_project", &told.replace(id, &other));
     eventually("another one is there", || capsule(&["show", &other]).success.then_some(()));
     capsule(&["discard", &other]).ok();
     assert_eq!(capsule(&["list"]).ok().json(), json!([]));

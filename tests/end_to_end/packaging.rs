@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use capsule_tests::{Docker, Ran, binary, eventually, free_port, root};
+use capsule_tests::{Docker, CommandOutput, binary, eventually, free_port, root};
 use libtest_mimic::Trial;
 
 use crate::test_of_containers;
@@ -18,7 +18,7 @@ struct Project {
 }
 
 impl Project {
-    fn compose(&self, arguments: &[&str]) -> Ran {
+    fn compose(&self, arguments: &[&str]) -> CommandOutput {
         let file = root().join("packaging/compose.yaml");
         let all: Vec<&str> =
             ["-p", "capsule-test", "-f", file.to_str().expect("a path")].into_iter().chain(arguments.iter().copied()).collect();

@@ -1,4 +1,4 @@
-//! A bucket of S3 of one's own: a server that speaks its protocol and checks its signatures.
+//! An S3 bucket: a server that implements the S3 protocol and checks signatures.
 
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 const ACCESS: &str = "the-access-key";
 const SECRET: &str = "the-secret-key";
 
-/// A bucket in a temporary folder, on a free port; ends with this value.
+/// A server with one bucket, in a temporary folder on a free port. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Bucket {
     _folder: TempDir,
@@ -16,7 +16,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Starts the server, with one bucket.
+    /// Starts the server.
     #[must_use]
     pub fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("s3-").tempdir().expect("a temporary folder");
@@ -46,7 +46,7 @@ impl Bucket {
         format!("s3://bucket/{prefix}")
     }
 
-    /// What clients find their way and their secret by.
+    /// The environment variables with its endpoint and credentials.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, &str)> {
         vec![

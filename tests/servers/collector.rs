@@ -1,4 +1,4 @@
-//! A collector of traces: takes spans by OTLP over HTTP, as protobuf, and shows them.
+//! A trace collector: receives spans with OTLP over HTTP, as protobuf.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,19 +11,19 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message;
 
-/// A span as it arrived.
+/// A received span.
 #[derive(Clone, Debug)]
 pub struct Span {
     /// The process that sent it.
     pub service: String,
     pub name: String,
-    /// In hexadecimal, as `traceparent` has them.
+    /// In hexadecimal, as in `traceparent`.
     pub trace: String,
     pub id: String,
     pub parent: String,
 }
 
-/// A collector on a free port; ends with this value.
+/// A collector on a free port. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Collector {
     spans: Arc<Mutex<Vec<Span>>>,
@@ -32,11 +32,11 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Starts it.
+    /// Starts the collector.
     #[must_use]
     pub fn start() -> Self {
         let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
-        let pages = Router::new().route("/v1/traces", post(take)).with_state(spans.clone());
+        let pages = Router::new().route("/v1/traces", post(receive)).with_state(spans.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -50,7 +50,7 @@ impl Collector {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The spans of a trace that have arrived.
+    /// The spans of a trace that were received so far.
     #[must_use]
     pub fn trace(&self, id: &str) -> Vec<Span> {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,7 +58,7 @@ impl Collector {
     }
 }
 
-async fn take(State(spans): State<Arc<Mutex<Vec<Span>>>>, body: Bytes) -> (StatusCode, Vec<u8>) {
+async fn receive(State(spans): State<Arc<Mutex<Vec<Span>>>>, body: Bytes) -> (StatusCode, Vec<u8>) {
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return (StatusCode::BAD_REQUEST, Vec::new()) };
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut all = spans.lock().unwrap_or_else(PoisonError::into_inner);

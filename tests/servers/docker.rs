@@ -1,4 +1,4 @@
-//! A Docker Engine, and images made of Debian: no registry is needed.
+//! A Docker Engine, and images built from Debian packages without a registry.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::{Ran, free_port, root};
+use crate::{CommandOutput, free_port, root};
 
-/// The Engine of this machine, or where none runs one of one's own, which ends with this value.
+/// This machine's Engine, or if none is running a new one, which stops when the value is dropped.
 #[derive(Debug)]
 pub struct Docker {
     own: Option<(TempDir, Child)>,
     host: Option<String>,
 }
 
-/// The Engine that tests of one run share.
+/// The Engine that all tests of a run share.
 static ENGINE: Mutex<Option<Arc<Docker>>> = Mutex::new(None);
 
 impl Docker {
     /// A small Debian, with the certificates that this machine trusts.
     pub const BASE: &str = "capsule-test-debian";
 
-    /// What keeps tests with containers from running on this machine, if anything.
+    /// The reason why container tests cannot run on this machine, if any.
     #[must_use]
-    pub fn missing() -> Option<&'static str> {
+    pub fn missing_requirement() -> Option<&'static str> {
         static MISSING: OnceLock<Option<&str>> = OnceLock::new();
         *MISSING.get_or_init(|| {
             let works = |program: &str, words: &[&str]| {
@@ -49,28 +49,28 @@ impl Docker {
         })
     }
 
-    /// Debian's client has what BuildKit takes built in; another that comes first in the path may not.
+    /// Debian's client, which contains the BuildKit client. Another client earlier in `PATH` may not.
     const CLIENT: &str = "/usr/bin/docker";
 
-    /// The Engine, with the base image in it.
+    /// The shared Engine, with the base image.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     #[must_use]
     pub fn engine() -> Arc<Self> {
         let mut shared = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
         shared.get_or_insert_with(|| Arc::new(Self::start())).clone()
     }
 
-    /// Ends the shared Engine.
-    pub(crate) fn end() {
+    /// Stops the shared Engine.
+    pub(crate) fn stop_shared() {
         ENGINE.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn start() -> Self {
         let mut engine = Self { own: None, host: std::env::var("DOCKER_HOST").ok() };
-        if !engine.answers() {
-            engine = Self::started(&["dockerd"]);
+        if !engine.is_ready() {
+            engine = Self::spawn(&["dockerd"]);
         }
         if !engine.docker(&["image", "inspect", Self::BASE]).success {
             engine.make_base();
@@ -78,21 +78,21 @@ impl Docker {
         engine
     }
 
-    /// An Engine of one's own, begun with these arguments; no image is in it yet. Its network is its own, too:
-    /// two Engines in one would change each other's.
+    /// Starts an Engine with these arguments and without images, in its own network namespace: two Engines in one network
+    /// namespace would change each other's rules.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     #[must_use]
-    pub fn apart(arguments: &[&str]) -> Self {
-        Self::started(&[&["unshare", "--net", "dockerd"], arguments].concat())
+    pub fn start_isolated(arguments: &[&str]) -> Self {
+        Self::spawn(&[&["unshare", "--net", "dockerd"], arguments].concat())
     }
 
-    fn started(words: &[&str]) -> Self {
+    fn spawn(words: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let host = format!("unix://{}", path("docker.sock").display());
-        // Networks that no other Engine of this machine has.
+        // Networks that no other Engine of this machine uses.
         let networks = 64 + free_port() % 64;
         let log = std::fs::File::create(path("log")).expect("written");
         let child = Command::new(words[0])
@@ -114,26 +114,26 @@ impl Docker {
         let log = path("log");
         let engine = Self { own: Some((folder, child)), host: Some(host) };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !engine.answers() {
-            let told = || std::fs::read_to_string(&log).unwrap_or_default();
-            assert!(Instant::now() < deadline, "Docker Engine does not start:\n{}", told());
+        while !engine.is_ready() {
+            let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(Instant::now() < deadline, "Docker Engine does not start:\n{}", log_text());
             std::thread::sleep(Duration::from_millis(200));
         }
         engine
     }
 
-    /// Makes the base image. `scripts/bootstrap test` makes the archive.
+    /// Builds the base image from the archive that `scripts/bootstrap test` creates.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If the build fails.
     pub fn make_base(&self) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let archive = root().join("target/debian-bookworm.tar.gz");
         std::fs::hard_link(&archive, folder.path().join("debian.tar.gz"))
             .or_else(|_| std::fs::copy(&archive, folder.path().join("debian.tar.gz")).map(|_| ()))
             .unwrap_or_else(|error| panic!("{}: {error}: run scripts/bootstrap run test", archive.display()));
-        // One to a file: not every program reads a file with several.
-        let trusted = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").expect("the host trusts somebody");
+        // One certificate per file: some programs read only the first of a file.
+        let trusted = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").expect("the host has CA certificates");
         let (end, certificates) = ("-----END CERTIFICATE-----\n", folder.path().join("certificates"));
         std::fs::create_dir(&certificates).expect("made");
         for (index, certificate) in trusted.split_inclusive(end).enumerate() {
@@ -144,44 +144,44 @@ impl Docker {
         self.build(folder.path(), Self::BASE, &[]);
     }
 
-    fn answers(&self) -> bool {
+    fn is_ready(&self) -> bool {
         self.docker(&["info"]).success
     }
 
     /// Builds an image with BuildKit.
     ///
     /// # Panics
-    /// When it cannot be built.
+    /// If the build fails.
     pub fn build(&self, context: &Path, name: &str, more: &[&str]) {
         let context = context.to_str().expect("a path");
         let arguments: Vec<&str> = ["build", "--tag", name].into_iter().chain(more.iter().copied()).chain([context]).collect();
         let _ = self.docker(&arguments).ok();
     }
 
-    /// Runs a command of `docker` to its end.
+    /// Runs a `docker` command and waits for its end.
     ///
     /// # Panics
-    /// When it is not installed.
+    /// If `docker` is not installed.
     #[must_use]
-    pub fn docker(&self, arguments: &[&str]) -> Ran {
+    pub fn docker(&self, arguments: &[&str]) -> CommandOutput {
         self.run(Self::CLIENT, arguments, &[])
     }
 
-    /// Runs a client of it to its end, with variables.
+    /// Runs a client of the Engine with environment variables, and waits for its end.
     ///
     /// # Panics
-    /// When it is not installed.
+    /// If the client is not installed.
     #[must_use]
-    pub fn run(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    pub fn run(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> CommandOutput {
         let mut command = Command::new(program);
         command.args(arguments).env("DOCKER_BUILDKIT", "1").envs(environment.iter().copied()).stdin(Stdio::null());
         if let Some(host) = &self.host {
             command.env("DOCKER_HOST", host);
         }
-        Ran::new(&command.output().unwrap_or_else(|error| panic!("{program}: {error}")))
+        CommandOutput::new(&command.output().unwrap_or_else(|error| panic!("{program}: {error}")))
     }
 
-    /// Where the Engine listens.
+    /// The path of the Engine's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         let host = self.host.as_deref().unwrap_or("unix:///var/run/docker.sock");
@@ -189,7 +189,7 @@ impl Docker {
     }
 }
 
-/// With where servers lie, which not every user looks in.
+/// `PATH` with the folders of system programs, which some users do not have in theirs.
 fn search_path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }

@@ -1,14 +1,14 @@
-//! A Kafka server of one's own: Apache's own, one node in KRaft mode.
+//! A Kafka server: Apache Kafka with one node in KRaft mode.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::{end, wait_for};
+use super::{kill_process, wait_for};
 use crate::{free_port, root};
 
-/// A server in a temporary folder on free ports; ends with this value.
+/// A server in a temporary folder on free ports. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Kafka {
     folder: TempDir,
@@ -17,13 +17,13 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Whether `scripts/bootstrap test` has fetched it.
+    /// Whether `scripts/bootstrap test` has downloaded it.
     #[must_use]
     pub fn is_installed() -> bool {
         jars().join("kafka_2.13-3.9.1.jar").is_file()
     }
 
-    /// Makes and starts a server.
+    /// Creates and starts a server.
     #[must_use]
     pub fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("kf-").tempdir().expect("a temporary folder");
@@ -50,7 +50,7 @@ impl Kafka {
         server
     }
 
-    /// Starts it, with the data it has.
+    /// Starts the server with its existing data.
     pub fn resume(&mut self) {
         let log = std::fs::File::create(self.path("out.log")).expect("written");
         let mut command = self.java("kafka.Kafka");
@@ -59,9 +59,9 @@ impl Kafka {
         wait_for("Kafka", self.port);
     }
 
-    /// SIGKILL to the server; its data stays.
+    /// Kills the server with SIGKILL. Its data stays.
     pub fn kill(&mut self) {
-        end(&mut self.process);
+        kill_process(&mut self.process);
     }
 
     /// `kafka://host:port`

@@ -1,4 +1,4 @@
-//! Real servers of one's own: in temporary folders, on free ports, stopped with the value.
+//! Real servers for tests, in temporary folders on free ports. Dropping the value stops the server.
 
 mod bucket;
 mod collector;
@@ -22,7 +22,7 @@ use std::net::TcpStream;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// Waits until something listens on a port of this host.
+/// Waits until a process listens on this port of the loopback address.
 fn wait_for(name: &str, port: u16) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -31,8 +31,8 @@ fn wait_for(name: &str, port: u16) {
     }
 }
 
-/// SIGKILL to a server, and its end.
-fn end(process: &mut Option<Child>) {
+/// Kills a server with SIGKILL and waits for its end.
+fn kill_process(process: &mut Option<Child>) {
     if let Some(mut process) = process.take() {
         let _ = process.kill();
         let _ = process.wait();

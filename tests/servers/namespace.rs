@@ -1,20 +1,20 @@
-//! A network namespace of one's own, with one cable to the host that can be cut.
+//! A network namespace with one link (a veth pair) to the host that can be disconnected.
 
 use std::process::Command;
 
-/// A namespace and its cable; both end with this value. There is one at a time.
+/// A namespace and its link. Dropping the value deletes both. Only one can exist at a time.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// The host's end of the cable.
+    /// The address of the host's end of the link.
     pub const HOST: &'static str = "10.231.7.1";
-    /// The namespace's end.
+    /// The address of the namespace's end.
     pub const INSIDE: &'static str = "10.231.7.2";
 
-    /// Makes it.
+    /// Creates the namespace.
     #[must_use]
     pub fn create() -> Self {
         let made = Self { name: format!("cap{}", std::process::id()) };
@@ -35,19 +35,19 @@ impl Namespace {
         made
     }
 
-    /// Its name, as `ip netns exec` takes it.
+    /// The name, for `ip netns exec`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Cuts the cable: what is sent is lost, without a word to anybody.
-    pub fn cut(&self) {
+    /// Disconnects the link: packets are dropped without an error.
+    pub fn disconnect(&self) {
         ip(&["-n", &self.name, "link", "set", &format!("{}b", self.name), "down"]);
     }
 
-    /// Mends it.
-    pub fn mend(&self) {
+    /// Reconnects the link.
+    pub fn reconnect(&self) {
         ip(&["-n", &self.name, "link", "set", &format!("{}b", self.name), "up"]);
     }
 }

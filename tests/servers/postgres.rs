@@ -1,4 +1,4 @@
-//! A PostgreSQL server of one's own.
+//! A PostgreSQL server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::{NOBODY, free_port};
 
-/// A server in a temporary folder on a free port, with a password; ends with this value.
+/// A server in a temporary folder on a free port, with a password. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Postgres {
     folder: TempDir,
@@ -20,21 +20,21 @@ pub struct Postgres {
 const PASSWORD: &str = "the-database-password";
 
 impl Postgres {
-    /// Where Debian and Ubuntu put its programs, if it is installed.
+    /// The folder of its programs on Debian and Ubuntu, if it is installed.
     #[must_use]
     pub fn programs() -> Option<PathBuf> {
         let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
         versions.flatten().map(|entry| entry.path().join("bin")).find(|folder| folder.join("initdb").is_file())
     }
 
-    /// Makes and starts a server.
+    /// Creates and starts a server.
     #[must_use]
     pub fn start() -> Self {
         let programs = Self::programs().expect("PostgreSQL is installed");
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("password"), PASSWORD).expect("written");
         for path in [folder.path(), &folder.path().join("password")] {
-            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("it takes root");
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("this needs root");
         }
         let mut server = Self { folder, programs, port: free_port(), process: None };
         let password = server.folder.path().join("password");
@@ -51,7 +51,7 @@ impl Postgres {
         server
     }
 
-    /// Starts it, with the data it has.
+    /// Starts the server with its existing data.
     pub fn resume(&mut self) {
         let sockets = format!("unix_socket_directories={}", self.folder.path().display());
         let port = format!("port={}", self.port);
@@ -74,7 +74,7 @@ impl Postgres {
         }
     }
 
-    /// SIGKILL to the server; its data stays.
+    /// Kills the server with SIGKILL. Its data stays.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             // The children of a killed server end by themselves.
@@ -90,12 +90,12 @@ impl Postgres {
         format!("postgres://capsule:{PASSWORD}@127.0.0.1:{}", self.port)
     }
 
-    /// The first column of a query's rows, as text.
+    /// Runs SQL with `psql` and returns the lines of its output.
     ///
     /// # Panics
-    /// When it cannot be asked.
+    /// If the query fails.
     #[must_use]
-    pub fn ask(&self, database: &str, sql: &str) -> Vec<String> {
+    pub fn query(&self, database: &str, sql: &str) -> Vec<String> {
         let mut command = self.command("psql");
         command.args(["-X", "-A", "-t", "-c", sql]).arg(format!("{}/{database}", self.url()));
         let output = command.output().expect("psql runs");
@@ -103,7 +103,7 @@ impl Postgres {
         String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
-    /// The password in its address.
+    /// The password in its URL.
     #[must_use]
     pub fn password(&self) -> &'static str {
         PASSWORD
@@ -113,7 +113,7 @@ impl Postgres {
         self.folder.path().join("data")
     }
 
-    /// One of its programs, as a user without rights: it refuses to run as root.
+    /// One of its programs, as an unprivileged user: PostgreSQL refuses to run as root.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);

@@ -1,4 +1,4 @@
-//! A RabbitMQ server of one's own.
+//! A RabbitMQ server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,11 +9,11 @@ use tempfile::TempDir;
 
 use crate::free_port;
 
-/// A server in a temporary folder on free ports; ends with this value.
+/// A server in a temporary folder on free ports. Dropping the value stops it.
 #[derive(Debug)]
 pub struct RabbitMq {
     folder: TempDir,
-    /// Where it listens.
+    /// The address to listen on.
     address: &'static str,
     port: u16,
     distribution: u16,
@@ -31,17 +31,17 @@ impl RabbitMq {
         Path::new(PROGRAMS).join("rabbitmq-server").is_file()
     }
 
-    /// Makes and starts a server.
+    /// Creates and starts a server.
     #[must_use]
     pub fn start() -> Self {
         Self::start_at("127.0.0.1")
     }
 
-    /// As [`RabbitMq::start`], at an address of this host.
+    /// Like [`RabbitMq::start`], on an address of this host.
     #[must_use]
     pub fn start_at(address: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("mq-").tempdir().expect("a temporary folder");
-        // The only user there is, from wherever.
+        // Allow the only user, `guest`, from any address.
         std::fs::write(folder.path().join("rabbitmq.conf"), "loopback_users = none\n").expect("written");
         let mut server = Self {
             folder,
@@ -56,7 +56,7 @@ impl RabbitMq {
         server
     }
 
-    /// Starts it, with the data it has.
+    /// Starts the server with its existing data.
     pub fn resume(&mut self) {
         let log = std::fs::File::create(self.path("out.log")).expect("written");
         let mut command = self.command("rabbitmq-server");
@@ -72,10 +72,10 @@ impl RabbitMq {
         }
     }
 
-    /// SIGKILL to the server; its data stays.
+    /// Kills the server with SIGKILL. Its data stays.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // The script that was started waits for the server itself.
+            // The child is a script that waits for the server process.
             for pid in crate::processes(&format!("{}", self.folder.path().display())) {
                 crate::kill(pid);
             }
@@ -84,19 +84,19 @@ impl RabbitMq {
         }
     }
 
-    /// The address of a virtual host that nobody else uses.
+    /// Creates a virtual host and returns its URL.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If the virtual host cannot be created.
     #[must_use]
     pub fn url(&self) -> String {
         let host = format!("host{}", self.hosts.fetch_add(1, Ordering::Relaxed));
-        assert!(self.control(&["add_vhost", &host]), "a virtual host can be made");
-        assert!(self.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]), "it can be used");
+        assert!(self.control(&["add_vhost", &host]), "the virtual host was not created");
+        assert!(self.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]), "the permissions of the virtual host were not set");
         format!("amqp://guest:guest@{}:{}/{host}", self.address, self.port)
     }
 
-    /// Its port, for what watches or cuts its connections.
+    /// The port of the server.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port

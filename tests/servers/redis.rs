@@ -1,11 +1,11 @@
-//! A Redis server of one's own.
+//! A Redis server.
 
 use std::process::{Child, Command, Stdio};
 
-use super::{end, wait_for};
+use super::{kill_process, wait_for};
 use crate::free_port;
 
-/// A server on a free port, with a password, that keeps nothing; ends with this value.
+/// A server on a free port, with a password and without persistence. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Redis {
     port: u16,
@@ -29,7 +29,7 @@ impl Redis {
         server
     }
 
-    /// Starts it again, empty.
+    /// Starts the server, without data.
     pub fn resume(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -38,9 +38,9 @@ impl Redis {
         wait_for("Redis", self.port);
     }
 
-    /// SIGKILL to the server, and with it everything it knew.
+    /// Kills the server with SIGKILL. Its data is lost.
     pub fn kill(&mut self) {
-        end(&mut self.process);
+        kill_process(&mut self.process);
     }
 
     /// `redis://:password@host:port`
@@ -49,9 +49,9 @@ impl Redis {
         format!("redis://:{PASSWORD}@127.0.0.1:{}", self.port)
     }
 
-    /// What a command answers, as text.
+    /// Runs a command with `redis-cli` and returns its output.
     #[must_use]
-    pub fn ask(&self, arguments: &[&str]) -> String {
+    pub fn run(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string(), "-a", PASSWORD, "--no-auth-warning"]).args(arguments);
         String::from_utf8_lossy(&command.output().expect("redis-cli runs").stdout).trim().to_owned()

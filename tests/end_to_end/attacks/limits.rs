@@ -244,7 +244,7 @@ fn reserve() {
     eventually("it is measured", || (holds(large.path()) > 40 << 20).then_some(()));
     server.stop();
     // More than any disk has.
-    server.set("disk.reserve_mib=4000000000");
+    server.add_setting("disk.reserve_mib=4000000000");
     server.start();
     let instance = stopped(&server, large.path(), "the reserve", "MiB of disk free");
     assert!(instance["last_exit"].as_str().is_some_and(|text| text.contains("held 48 MiB")), "{instance}");

@@ -179,7 +179,7 @@ fn versions() {
     let server = Server::default();
     let folder = probe("1");
     std::fs::write(folder.path().join(".python-version"), "2.7.18\n").expect("written");
-    let told = ".python-version:1 asks for Python 2.7.18; Python 3.";
+    let told = ".python-version:1 requests Python 2.7.18, but Python 3.";
     let ran = server.deploy(folder.path(), "probe").ok();
     assert!(format!("{}{}", ran.out, ran.err).contains(told), "{ran:?}");
     let at = folder.path().display().to_string();

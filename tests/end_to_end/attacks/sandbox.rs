@@ -318,7 +318,7 @@ fn system_calls() {
     // A platform administrator relaxes the filter for one service, from its next start on.
     let service = server.status(folder.path())["service"]["id"].as_str().expect("an id").to_owned();
     server.stop();
-    server.set(&format!("sandbox.relax.{service}=io_uring"));
+    server.add_setting(&format!("sandbox.relax.{service}=io_uring"));
     server.start();
     assert!(server.log_text().contains("are relaxed by the setting sandbox.relax"));
     server.capsule(&["restart", &at]).ok();
