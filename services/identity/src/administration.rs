@@ -1,4 +1,4 @@
-//! Accounts of the installation, as its administrators see and change them. One administrator always stays.
+//! Administration of accounts by administrators of the installation. The last administrator cannot be removed.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use capsule_contracts::{Empty, Page, Problem, Uuid};
 use capsule_store::{Transaction, unscoped};
 
 use crate::profile::{self, UserRow};
-use crate::{Identity, erasure, reauthentication, sessions};
+use crate::{IdentityService, erasure, reauthentication, sessions};
 
-pub async fn list_users(identity: Arc<Identity>, call: Call<ListUsers>) -> Result<Page<User>, Problem> {
+pub async fn list_users(identity: Arc<IdentityService>, call: Call<ListUsers>) -> Result<Page<User>, Problem> {
     let limit = call.message.limit.unwrap_or(100);
     let rows = unscoped!(
         "users belong to no tenant",
@@ -25,8 +25,8 @@ pub async fn list_users(identity: Arc<Identity>, call: Call<ListUsers>) -> Resul
     Ok(Page { items, next_cursor })
 }
 
-/// Fails unless `user` administers the installation now; the session may be older than the loss of that.
-pub async fn still_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+/// Fails unless `user` is an administrator of the installation now. The session may predate the loss of the role.
+pub async fn check_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     let admin = unscoped!(
         "users belong to no tenant",
         "SELECT 1 FROM users WHERE id = $1 AND platform_admin AND closed_at IS NULL",
@@ -34,16 +34,16 @@ pub async fn still_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem
     );
     match tx.read().exists(admin).await? {
         true => Ok(()),
-        false => Err(Problem::forbidden("You do not administer this installation any more.")),
+        false => Err(Problem::forbidden("You are no longer an administrator of this installation.")),
     }
 }
 
-pub async fn update_user(identity: Arc<Identity>, call: Call<UpdateUser>) -> Result<User, Problem> {
-    let Call { message, proof, context } = call;
-    let confirmed = reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
+pub async fn update_user(identity: Arc<IdentityService>, call: Call<UpdateUser>) -> Result<User, Problem> {
+    let Call { message, grant, context } = call;
+    let confirmation = reauthentication::confirm(&identity, grant.user(), message.password.as_deref()).await?;
     let tx = identity.store.begin().await?;
-    confirmed.still(&tx, &proof).await?;
-    still_admin(&tx, proof.user()).await?;
+    confirmation.check_still_valid(&tx, &grant).await?;
+    check_admin(&tx, grant.user()).await?;
     let user = profile::by_id(&tx, message.id).await?.ok_or_else(|| Problem::not_found("user"))?;
     if message.platform_admin {
         tx.run(unscoped!(
@@ -62,20 +62,20 @@ pub async fn update_user(identity: Arc<Identity>, call: Call<UpdateUser>) -> Res
         );
         if tx.run(revoked).await? == 0 {
             return Err(Problem::conflict(format!("{} is the last administrator of this installation.", user.email))
-                .hint("Make somebody else an administrator first: capsule admin users grant EMAIL"));
+                .hint("Make another user an administrator first: capsule admin users grant EMAIL"));
         }
-        // Their tokens say that they are one.
+        // Their access tokens still contain the role.
         sessions::end_all(&tx, &context, message.id).await?;
     }
     tx.commit().await?;
-    tracing::info!(user = %message.id, platform_admin = message.platform_admin, by = %proof.user(), "administrator changed");
+    tracing::info!(user = %message.id, platform_admin = message.platform_admin, by = %grant.user(), "administrator changed");
     Ok(User { platform_admin: message.platform_admin, ..user })
 }
 
-pub async fn delete_user(identity: Arc<Identity>, call: Call<DeleteUser>) -> Result<Empty, Problem> {
-    let Call { message, proof, context } = call;
-    let confirmed = reauthentication::confirm(&identity, proof.user(), message.password.as_deref()).await?;
-    erasure::begin(&identity, &context, (&proof, &confirmed), message.id).await?;
-    tracing::info!(user = %message.id, by = %proof.user(), "an administrator erases an account");
+pub async fn delete_user(identity: Arc<IdentityService>, call: Call<DeleteUser>) -> Result<Empty, Problem> {
+    let Call { message, grant, context } = call;
+    let confirmation = reauthentication::confirm(&identity, grant.user(), message.password.as_deref()).await?;
+    erasure::begin(&identity, &context, (&grant, &confirmation), message.id).await?;
+    tracing::info!(user = %message.id, by = %grant.user(), "account erasure begun by an administrator");
     Ok(Empty {})
 }

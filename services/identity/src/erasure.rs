@@ -1,6 +1,8 @@
-//! The erasure of a user (GDPR, article 17). The account is closed at once, and opened again if its user
-//! must stay for an organization's sake; then there is no return: they leave every organization, those
-//! that were theirs alone are deleted, and nothing that tells who they were is left.
+//! The erasure of a user (GDPR, article 17).
+//!
+//! The account is closed at once. It is reopened if the user is the only owner of an organization with other members.
+//! After that check, the erasure is final: the user leaves every organization, organizations without other members
+//! are deleted, and all personal data is removed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +15,17 @@ use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use serde::{Deserialize, Serialize};
 
-use crate::reauthentication::{self, Confirmed};
-use crate::{Identity, administration, profile, sessions};
+use crate::reauthentication::{self, Confirmation};
+use crate::{IdentityService, administration, profile, sessions};
 
 #[derive(Serialize, Deserialize)]
 struct Input {
     user_id: Uuid,
 }
 
-pub static ERASURE: Saga<Identity> = Saga {
+pub static ERASURE: Saga<IdentityService> = Saga {
     name: "user_erasure",
-    patience: Duration::from_secs(600),
+    timeout: Duration::from_secs(600),
     steps: &[
         Step {
             name: "close",
@@ -41,26 +43,26 @@ pub static ERASURE: Saga<Identity> = Saga {
     ],
 };
 
-pub async fn delete_profile(identity: Arc<Identity>, call: Call<DeleteProfile>) -> Result<Empty, Problem> {
-    let user = call.proof.user();
-    let confirmed = reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
-    begin(&identity, &call.context, (&call.proof, &confirmed), user).await?;
+pub async fn delete_profile(identity: Arc<IdentityService>, call: Call<DeleteProfile>) -> Result<Empty, Problem> {
+    let user = call.grant.user();
+    let confirmation = reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
+    begin(&identity, &call.context, (&call.grant, &confirmation), user).await?;
     Ok(Empty {})
 }
 
-/// Begins the erasure of a user, for themself or an administrator, who has confirmed it.
+/// Begins the erasure of a user, confirmed by that user or an administrator.
 pub async fn begin(
-    identity: &Identity,
+    identity: &IdentityService,
     context: &Context,
-    (caller, confirmed): (&Caller, &Confirmed),
+    (caller, confirmation): (&Caller, &Confirmation),
     user_id: Uuid,
 ) -> Result<(), Problem> {
-    // Told at once, where it can be; it is checked again once the account is closed.
-    identity.bus.request(&context.on_behalf("identity"), &CheckLeaving { user_id }).await?;
+    // Checked first for an immediate error, and again by the saga once the account is closed.
+    identity.bus.request(&context.as_service("identity"), &CheckLeaving { user_id }).await?;
     let tx = identity.store.begin().await?;
-    confirmed.still(&tx, caller).await?;
+    confirmation.check_still_valid(&tx, caller).await?;
     if caller.user() != user_id {
-        administration::still_admin(&tx, caller.user()).await?;
+        administration::check_admin(&tx, caller.user()).await?;
     }
     let user = profile::by_id(&tx, user_id).await?.ok_or_else(|| Problem::not_found("user"))?;
     let closed = unscoped!(
@@ -73,7 +75,7 @@ pub async fn begin(
     );
     if tx.run(closed).await? == 0 {
         return Err(Problem::conflict(format!("{} is the only administrator of this installation.", user.email))
-            .hint("Make somebody else one first: capsule admin users grant EMAIL"));
+            .hint("Make another user an administrator first: capsule admin users grant EMAIL"));
     }
     sessions::end_all(&tx, context, user_id).await?;
     saga::begin(&tx, context, &ERASURE, &Input { user_id }).await?;
@@ -85,40 +87,40 @@ async fn close(tx: &Transaction<'_>, user: Uuid, at: Option<i64>) -> Result<(), 
     Ok(())
 }
 
-async fn set_closed(identity: &Identity, run: &Run, closed: bool) -> Result<(), Problem> {
+async fn set_closed(identity: &IdentityService, run: &Run, closed: bool) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     let tx = identity.store.begin().await?;
     close(&tx, user_id, closed.then(|| Timestamp::now().0)).await?;
     tx.commit().await
 }
 
-async fn check(identity: &Identity, run: &Run) -> Result<(), Problem> {
+async fn check(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     identity.bus.request(&run.context(), &CheckLeaving { user_id }).await.map(|_| ())
 }
 
-async fn leave(identity: &Identity, run: &Run) -> Result<(), Problem> {
+async fn leave(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     identity.bus.request(&run.command(), &LeaveOrganizations { user_id }).await.map(|_| ())
 }
 
-async fn wait(identity: &Identity, run: &Run) -> Result<(), Problem> {
+async fn wait(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     match identity.bus.request(&run.context(), &CountMemberships { user_id }).await?.count {
         0 => Ok(()),
         left => {
-            // An organization that was to be deleted may be back. No command that is known by its id: it is a new one
-            // each time.
+            // The deletion of an organization may have been undone. Sent without an idempotency id, so that it runs
+            // again each time.
             identity.bus.request(&run.context(), &LeaveOrganizations { user_id }).await?;
             Err(Problem::unavailable(format!("The user is still in {left} organizations.")))
         }
     }
 }
 
-async fn erase(identity: &Identity, run: &Run) -> Result<(), Problem> {
+async fn erase(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     let tx = identity.store.begin().await?;
-    sessions::forget_all(&tx, user_id).await?;
+    sessions::delete_all(&tx, user_id).await?;
     tx.run(unscoped!("credentials belong to a user", "DELETE FROM credentials WHERE user_id = $1", user_id)).await?;
     tx.run(unscoped!(
         "users belong to no tenant",
@@ -127,7 +129,7 @@ async fn erase(identity: &Identity, run: &Run) -> Result<(), Problem> {
         user_id
     ))
     .await?;
-    // Every service, this one among them, drops what else it has of them when it hears of it.
+    // Every service, including this one, deletes its other data of the user when it receives the event.
     emit(&tx, &run.context(), &UserErased { user_id }).await?;
     tx.commit().await
 }

@@ -1,7 +1,8 @@
-//! Invitations of addresses that have no account: the id that the account will have, and tokens to register it with.
-//! An address proves nothing, for nobody has checked whose it is: only the bearer of a token gets the reserved id, and
-//! with it the membership that waits for it. Each organization reserves an id of its own, so that its token is good for
-//! its own invitation only.
+//! Invitations of e-mail addresses without an account: a reserved user id, and a registration token.
+//!
+//! Addresses are not verified, so an address alone gives no access: only a registration with the token gets the
+//! reserved id, and with it the pending membership. Each organization reserves its own id, so that a token is valid
+//! only for the invitation of that organization.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Identity, tokens};
+use crate::{IdentityService, tokens};
 
 #[derive(FromQueryResult)]
 pub struct Invited {
@@ -19,7 +20,7 @@ pub struct Invited {
     pub email: String,
 }
 
-pub async fn invite_user(identity: Arc<Identity>, call: Call<InviteUser>) -> Result<InvitedUser, Problem> {
+pub async fn invite_user(identity: Arc<IdentityService>, call: Call<InviteUser>) -> Result<InvitedUser, Problem> {
     let email = call.message.email.trim().to_lowercase();
     let tx = identity.store.begin().await?;
     let known =
@@ -33,17 +34,20 @@ pub async fn invite_user(identity: Arc<Identity>, call: Call<InviteUser>) -> Res
     );
     let known = tx.read().value::<Uuid>(known).await?;
     if let Some(user_id) = known {
-        // They have registered in another way: nobody can have that id any more.
+        // They registered without the invitation: the reserved id must not be used any more.
         let reserved = tx.read().value::<Uuid>(reserved).await?;
         if let Some(reserved) = reserved {
-            forget(&tx, reserved).await?;
+            delete(&tx, reserved).await?;
             tx.commit().await?;
         }
         return Ok(InvitedUser { user_id, email, registration_token: None });
     }
     if identity.registration == Registration::Closed {
-        return Err(Problem::invalid_field("email", "no account has this address, and this installation registers nobody")
-            .hint("Its operator can change the setting `registration` to `invited`."));
+        return Err(Problem::invalid_field(
+            "email",
+            "no account has this address, and registration is closed on this installation",
+        )
+        .hint("Ask its operator to set `registration` to `invited`."));
     }
     prune(&tx, Timestamp::now()).await?;
     let user_id = match tx.read().value::<Uuid>(reserved).await? {
@@ -77,7 +81,7 @@ pub async fn invite_user(identity: Arc<Identity>, call: Call<InviteUser>) -> Res
     Ok(InvitedUser { user_id, email, registration_token: Some(token) })
 }
 
-/// Uses a token up, if it was made for this address. Who registers has the id that its organization reserved.
+/// Consumes a registration token and returns the reserved user id. `None` if the token is not valid for this address.
 pub async fn redeem(tx: &Transaction<'_>, token: &str, email: &str) -> Result<Option<Uuid>, Problem> {
     let invited = unscoped!(
         "invited users belong to no tenant",
@@ -90,17 +94,17 @@ pub async fn redeem(tx: &Transaction<'_>, token: &str, email: &str) -> Result<Op
     let Some(invited) = tx.read().first::<Invited>(invited).await?.filter(|invited| invited.email == email) else {
         return Ok(None);
     };
-    forget(tx, invited.user_id).await?;
+    delete(tx, invited.user_id).await?;
     Ok(Some(invited.user_id))
 }
 
-/// Those of these ids that were invited and have not registered.
-pub async fn named(identity: &Identity, id: Uuid) -> Result<Option<Invited>, Problem> {
+/// The invitation of a reserved user id. `None` once its user has registered.
+pub async fn find(identity: &IdentityService, id: Uuid) -> Result<Option<Invited>, Problem> {
     let row = unscoped!("invited users belong to no tenant", "SELECT user_id, email FROM invited_users WHERE user_id = $1", id);
     identity.store.read().first(row).await
 }
 
-pub async fn revoke_invitation(identity: Arc<Identity>, call: Call<RevokeInvitation>) -> Result<Empty, Problem> {
+pub async fn revoke_invitation(identity: Arc<IdentityService>, call: Call<RevokeInvitation>) -> Result<Empty, Problem> {
     let tx = identity.store.begin().await?;
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
@@ -114,7 +118,7 @@ pub async fn revoke_invitation(identity: Arc<Identity>, call: Call<RevokeInvitat
     Ok(Empty {})
 }
 
-/// Voids what a deleted organization has invited.
+/// Revokes the invitations of a deleted organization.
 pub async fn organization_deleted(tx: &Transaction<'_>, organization: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
@@ -125,14 +129,14 @@ pub async fn organization_deleted(tx: &Transaction<'_>, organization: Uuid) -> R
     prune(tx, Timestamp::now()).await
 }
 
-/// Forgets the addresses of people who had not registered in time at `now`.
-pub async fn purge(identity: &Identity, now: Timestamp) -> Result<(), Problem> {
+/// Deletes invitations that have expired at `now`.
+pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Problem> {
     let tx = identity.store.begin().await?;
     prune(&tx, now).await?;
     tx.commit().await
 }
 
-async fn forget(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+async fn delete(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
         "DELETE FROM registration_tokens WHERE user_id = $1",

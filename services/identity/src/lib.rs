@@ -1,7 +1,7 @@
-//! Identity: who people are, and how they prove it.
+//! The identity service: users, passwords, sessions and tokens.
 //!
-//! Access tokens are JWTs (Ed25519) of 15 minutes; refresh tokens live 7 days and work once. A
-//! refresh token that comes a second time was stolen from somebody: its whole session ends.
+//! Access tokens are JWTs (Ed25519) valid for 15 minutes. Refresh tokens are valid for 7 days and for one use. A
+//! second use means that the token was stolen, so it ends the session.
 
 mod administration;
 mod erasure;
@@ -23,7 +23,7 @@ use capsule_bus::{Bus, Router, Service};
 use capsule_cache::Cache;
 use capsule_contracts::identity::Registration;
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError};
 
@@ -31,18 +31,18 @@ use tokens::Signer;
 
 /// The identity service.
 #[derive(Debug)]
-pub struct Identity {
+pub struct IdentityService {
     store: Arc<Store>,
     bus: Bus,
     cache: Cache,
     signer: Signer,
     passwords: password::Hasher,
-    /// Proves that its bearer owns the server's data directory.
+    /// The secret in the data directory. It authenticates whoever can read that directory.
     local_token: String,
     registration: Registration,
 }
 
-impl Service for Identity {
+impl Service for IdentityService {
     fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -51,12 +51,12 @@ impl Service for Identity {
         &self.bus
     }
 
-    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+    async fn locate(&self, _: &Target) -> Result<Option<Location>, Problem> {
         Ok(None)
     }
 }
 
-/// The service's name, which is its database's as well.
+/// The name of the service and of its database.
 pub const NAME: &str = "identity";
 
 /// The migrations of its database.
@@ -68,8 +68,8 @@ pub const MIGRATIONS: Migrations = &[
     ),
 ];
 
-/// Opens the service's database and puts the service on the bus. `local_token` is the
-/// secret that the first administrator must know; `registration` says who else can make an account.
+/// Opens the service's database and registers the service on the bus. The first administrator registers with
+/// `local_token`; `registration` decides who else can.
 ///
 /// # Errors
 /// When its database cannot be opened.
@@ -80,10 +80,10 @@ pub async fn start(
     keyring: Keyring,
     local_token: String,
     registration: Registration,
-) -> Result<Arc<Identity>, StoreError> {
+) -> Result<Arc<IdentityService>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
     let signer = Signer::open(&store).await.map_err(|problem| StoreError(format!("identity: no signing key: {problem}")))?;
-    let identity = Arc::new(Identity {
+    let identity = Arc::new(IdentityService {
         store: Arc::new(store),
         bus: bus.clone(),
         cache,
@@ -123,6 +123,6 @@ pub async fn start(
                 invitations::purge(identity, now).await
             })
         })
-        .start_with(|identity| Box::pin(async move { revocations::keep(&identity).await }));
+        .start_with(|identity| Box::pin(async move { revocations::maintain_list(&identity).await }));
     Ok(identity)
 }

@@ -1,4 +1,4 @@
-//! Signing in: with e-mail and password, or on the server's own machine with its local token.
+//! Sign-in with e-mail and password, or with the local token on the server itself.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use capsule_contracts::{Problem, Timestamp, new_id};
 use capsule_store::unscoped;
 
 use crate::profile::{self, UserRow};
-use crate::{Identity, register, sessions, tokens};
+use crate::{IdentityService, register, sessions, tokens};
 
-pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session, Problem> {
+pub async fn login(identity: Arc<IdentityService>, call: Call<Login>) -> Result<Session, Problem> {
     let email = call.message.email.trim().to_lowercase();
     let user = profile::by_email(&identity, &email).await?;
     let hash = match &user {
@@ -23,17 +23,17 @@ pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session
     };
     let holds = identity.passwords.verify(call.message.password, hash.clone()).await?;
     let (Some(user), true) = (user, holds) else {
-        return Err(Problem::unauthenticated("The e-mail address and the password do not belong together.").hint("Check both."));
+        return Err(Problem::unauthenticated("Wrong e-mail or password."));
     };
     let tx = identity.store.begin().await?;
-    // It may have been changed, or the account closed, while it was verified: whoever did that has ended every session.
+    // The password may have been changed, or the account closed, during the verification. Either ends all sessions.
     let present = unscoped!(
         "credentials belong to a user",
         "SELECT c.password_hash FROM credentials c JOIN users u ON u.id = c.user_id WHERE u.id = $1 AND u.closed_at IS NULL",
         user.id
     );
     if tx.read().value::<String>(present).await? != hash {
-        return Err(Problem::unauthenticated("The password was changed just now.").hint("Sign in with the new one."));
+        return Err(Problem::unauthenticated("The password has just been changed.").hint("Sign in with the new one."));
     }
     let session = sessions::open(&identity, &tx, &call.context, user).await?;
     let event = UserLoggedIn { user_id: session.user.id, session_id: sessions::id_of(&identity, &session)? };
@@ -42,15 +42,15 @@ pub async fn login(identity: Arc<Identity>, call: Call<Login>) -> Result<Session
     Ok(session)
 }
 
-/// The address of the local administrator's account. It can be neither registered nor invited.
+/// The e-mail address of the local administrator's account. It cannot be registered or invited.
 pub const LOCAL_ADMINISTRATOR: &str = "admin@localhost";
 
-/// The bearer of the local token can read the server's data directory, and with it everything: it is signed in as the
-/// local administrator, never as anybody else. The account is made if there is none; if it no longer administers the
-/// installation, the token signs nobody in.
-pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Result<Session, Problem> {
-    if !tokens::same(&call.message.token, &identity.local_token) {
-        return Err(Problem::unauthenticated("This is not the local token of this server.")
+/// Signs the bearer of the local token in as the local administrator: who can read the server's data directory has
+/// access to everything anyway. Creates the account if it is missing. Fails if the account is no longer an
+/// administrator.
+pub async fn local_login(identity: Arc<IdentityService>, call: Call<LocalLogin>) -> Result<Session, Problem> {
+    if !tokens::constant_time_eq(&call.message.token, &identity.local_token) {
+        return Err(Problem::unauthenticated("The local token is wrong.")
             .hint("It is in the file `local-token` in the server's data directory."));
     }
     let tx = identity.store.begin().await?;
@@ -62,7 +62,7 @@ pub async fn local_login(identity: Arc<Identity>, call: Call<LocalLogin>) -> Res
     let user = match tx.read().first::<UserRow>(local).await?.map(User::from) {
         Some(user) if user.platform_admin => user,
         Some(_) => {
-            return Err(Problem::forbidden("The local administrator does not administer this installation any more.")
+            return Err(Problem::forbidden("The local administrator is no longer an administrator of this installation.")
                 .hint("Sign in with your own account: `capsule login`."));
         }
         None => {

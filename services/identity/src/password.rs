@@ -1,4 +1,4 @@
-//! Passwords at rest: argon2id, a few at a time, since each takes 19 MiB and a core for a moment.
+//! Password hashing with argon2id. Few hashes run concurrently, as each takes 19 MiB and a core for a moment.
 
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
@@ -6,18 +6,18 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use capsule_contracts::Problem;
 use tokio::sync::Semaphore;
 
-/// A hash of no password, so that an unknown user costs as much time as a known one.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+/// Verified against for unknown users, so that they take as long as known ones.
+const DUMMY_HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// Hashes and verifies passwords.
 #[derive(Debug)]
 pub struct Hasher {
-    places: Semaphore,
+    permits: Semaphore,
 }
 
 impl Default for Hasher {
     fn default() -> Self {
-        Self { places: Semaphore::new(2) }
+        Self { permits: Semaphore::new(2) }
     }
 }
 
@@ -29,20 +29,20 @@ impl Hasher {
             .ok_or_else(Problem::internal)
     }
 
-    /// Whether the password is the one that was hashed. Without a hash: false, after as long.
+    /// Whether the password matches the hash. Without a hash: false, after the same time.
     pub async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, Problem> {
         self.blocking(move || {
-            let known = hash.is_some();
-            let text = hash.unwrap_or_else(|| NOBODY.into());
+            let exists = hash.is_some();
+            let text = hash.unwrap_or_else(|| DUMMY_HASH.into());
             let matches =
                 PasswordHash::new(&text).is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok());
-            known && matches
+            exists && matches
         })
         .await
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-        let _place = self.places.acquire().await.map_err(|_| Problem::internal())?;
+        let _permit = self.permits.acquire().await.map_err(|_| Problem::internal())?;
         tokio::task::spawn_blocking(work).await.map_err(|_| Problem::internal())
     }
 }
@@ -52,7 +52,7 @@ mod tests {
     use super::Hasher;
 
     #[tokio::test]
-    async fn a_password_verifies_against_its_own_hash_only() {
+    async fn a_password_verifies_only_against_its_own_hash() {
         let hasher = Hasher::default();
         let hash = hasher.hash("correct horse battery".into()).await.expect("hashes");
         assert!(hash.starts_with("$argon2id$"), "{hash}");
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_of_nobody_is_well_formed_so_that_it_costs_the_same_time() {
-        argon2::password_hash::phc::PasswordHash::new(super::NOBODY).expect("parses");
+    fn the_dummy_hash_is_well_formed_so_that_it_takes_the_same_time() {
+        argon2::password_hash::phc::PasswordHash::new(super::DUMMY_HASH).expect("parses");
     }
 }

@@ -1,4 +1,4 @@
-//! Who a user is.
+//! User profiles.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Identity, invitations};
+use crate::{IdentityService, invitations};
 
 #[derive(FromQueryResult)]
 pub struct UserRow {
@@ -31,7 +31,7 @@ impl From<UserRow> for User {
     }
 }
 
-pub async fn by_email(identity: &Identity, email: &str) -> Result<Option<User>, Problem> {
+pub async fn by_email(identity: &IdentityService, email: &str) -> Result<Option<User>, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
         "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1 AND closed_at IS NULL",
@@ -49,12 +49,12 @@ pub async fn by_id(tx: &Transaction<'_>, id: Uuid) -> Result<Option<User>, Probl
     Ok(tx.read().first::<UserRow>(row).await?.map(User::from))
 }
 
-pub async fn get_profile(identity: Arc<Identity>, call: Call<GetProfile>) -> Result<User, Problem> {
-    get(&identity, call.proof.user()).await
+pub async fn get_profile(identity: Arc<IdentityService>, call: Call<GetProfile>) -> Result<User, Problem> {
+    get(&identity, call.grant.user()).await
 }
 
-/// An account that is not being erased.
-async fn get(identity: &Identity, id: Uuid) -> Result<User, Problem> {
+/// Reads a user whose account is not closed.
+async fn get(identity: &IdentityService, id: Uuid) -> Result<User, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
         "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1 AND closed_at IS NULL",
@@ -63,30 +63,30 @@ async fn get(identity: &Identity, id: Uuid) -> Result<User, Problem> {
     identity.store.read().first::<UserRow>(row).await?.map(User::from).ok_or_else(|| Problem::not_found("user"))
 }
 
-pub async fn update_profile(identity: Arc<Identity>, call: Call<UpdateProfile>) -> Result<User, Problem> {
+pub async fn update_profile(identity: Arc<IdentityService>, call: Call<UpdateProfile>) -> Result<User, Problem> {
     if let Some(name) = &call.message.name {
         let tx = identity.store.begin().await?;
         let renamed = unscoped!(
             "users belong to no tenant",
             "UPDATE users SET name = $1 WHERE id = $2 AND closed_at IS NULL",
             name.trim(),
-            call.proof.user()
+            call.grant.user()
         );
         if tx.run(renamed).await? == 0 {
             return Err(Problem::not_found("user"));
         }
         tx.commit().await?;
     }
-    get(&identity, call.proof.user()).await
+    get(&identity, call.grant.user()).await
 }
 
-pub async fn get_users(identity: Arc<Identity>, call: Call<GetUsers>) -> Result<Page<User>, Problem> {
+pub async fn get_users(identity: Arc<IdentityService>, call: Call<GetUsers>) -> Result<Page<User>, Problem> {
     let mut users = Vec::with_capacity(call.message.ids.len());
     for id in call.message.ids {
         match get(&identity, id).await {
             Ok(user) => users.push(user),
             Err(problem) if problem.code == "not_found" => {
-                let invited = invitations::named(&identity, id).await?;
+                let invited = invitations::find(&identity, id).await?;
                 users.extend(invited.map(|invited| User {
                     id,
                     email: invited.email,

@@ -1,4 +1,5 @@
-//! Dangerous acts take the password once more: a token that was stolen, or a terminal that was left, is not enough.
+//! Reauthentication: dangerous actions require the password again, so that a stolen token or an unattended terminal
+//! is not enough.
 
 use std::sync::Arc;
 
@@ -9,20 +10,20 @@ use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::login::LOCAL_ADMINISTRATOR;
-use crate::{Identity, sessions, tokens};
+use crate::{IdentityService, sessions, tokens};
 
-/// An account as it was when its user confirmed an act.
+/// A confirmation by password, with the account as it was then.
 #[derive(FromQueryResult)]
-pub struct Confirmed {
+pub struct Confirmation {
     email: String,
     platform_admin: bool,
     password_hash: Option<String>,
 }
 
-impl Confirmed {
-    /// Fails unless the caller's session lives and the password is the one of then: checked in the transaction of the
-    /// act, for a change of the password ends what was under way with the one before.
-    pub async fn still(&self, tx: &Transaction<'_>, caller: &Caller) -> Result<(), Problem> {
+impl Confirmation {
+    /// Fails if the caller's session ended or the password changed since. Call it in the transaction of the action, so
+    /// that a change of the password stops actions confirmed with the old one.
+    pub async fn check_still_valid(&self, tx: &Transaction<'_>, caller: &Caller) -> Result<(), Problem> {
         let present = unscoped!(
             "credentials belong to a user",
             "SELECT c.password_hash FROM sessions s JOIN users u ON u.id = s.user_id \
@@ -32,14 +33,14 @@ impl Confirmed {
             caller.user()
         );
         match tx.read().value::<Option<String>>(present).await? {
-            None => Err(Problem::unauthenticated("Your session has ended meanwhile.")),
+            None => Err(Problem::unauthenticated("Your session has ended.")),
             Some(hash) if hash == self.password_hash => Ok(()),
-            Some(_) => Err(Problem::reauthentication_required("The password was changed meanwhile.")),
+            Some(_) => Err(Problem::reauthentication_required("Your password was changed.")),
         }
     }
 }
 
-async fn row(identity: &Identity, user: Uuid) -> Result<Confirmed, Problem> {
+async fn row(identity: &IdentityService, user: Uuid) -> Result<Confirmation, Problem> {
     let row = unscoped!(
         "credentials belong to a user",
         "SELECT u.email, u.platform_admin, c.password_hash FROM users u LEFT JOIN credentials c ON c.user_id = u.id \
@@ -49,42 +50,42 @@ async fn row(identity: &Identity, user: Uuid) -> Result<Confirmed, Problem> {
     identity.store.read().first(row).await?.ok_or_else(|| Problem::not_found("user"))
 }
 
-/// Checks that whoever uses a session of this user knows the password. For the local administrator, who may have no
-/// password, the server's local token does as well.
-pub async fn confirm(identity: &Identity, user: Uuid, password: Option<&str>) -> Result<Confirmed, Problem> {
+/// Checks the user's password. The local administrator, who may have no password, can use the server's local token
+/// instead.
+pub async fn confirm(identity: &IdentityService, user: Uuid, password: Option<&str>) -> Result<Confirmation, Problem> {
     let row = row(identity, user).await?;
     let Some(password) = password.filter(|password| !password.is_empty()) else {
-        return Err(Problem::reauthentication_required("This act takes your password."));
+        return Err(Problem::reauthentication_required("This action requires your password."));
     };
-    if row.email == LOCAL_ADMINISTRATOR && row.platform_admin && tokens::same(password, &identity.local_token) {
+    if row.email == LOCAL_ADMINISTRATOR && row.platform_admin && tokens::constant_time_eq(password, &identity.local_token) {
         return Ok(row);
     }
     if identity.passwords.verify(password.to_owned(), row.password_hash.clone()).await? {
         return Ok(row);
     }
-    tracing::warn!(%user, "a password that should confirm an act is wrong");
+    tracing::warn!(%user, "wrong password in a confirmation");
     Err(Problem::reauthentication_required("The password is wrong."))
 }
 
-pub async fn reauthenticate(identity: Arc<Identity>, call: Call<Reauthenticate>) -> Result<Empty, Problem> {
+pub async fn reauthenticate(identity: Arc<IdentityService>, call: Call<Reauthenticate>) -> Result<Empty, Problem> {
     confirm(&identity, call.message.user_id, call.message.password.as_deref()).await?;
     Ok(Empty {})
 }
 
-pub async fn change_password(identity: Arc<Identity>, call: Call<ChangePassword>) -> Result<Empty, Problem> {
-    let Call { message, proof, context } = call;
-    let user = proof.user();
-    let confirmed = confirm(&identity, user, message.password.as_deref()).await?;
-    if message.new_password.eq_ignore_ascii_case(&confirmed.email) {
+pub async fn change_password(identity: Arc<IdentityService>, call: Call<ChangePassword>) -> Result<Empty, Problem> {
+    let Call { message, grant, context } = call;
+    let user = grant.user();
+    let confirmation = confirm(&identity, user, message.password.as_deref()).await?;
+    if message.new_password.eq_ignore_ascii_case(&confirmation.email) {
         return Err(Problem::invalid_field("new_password", "must not be your e-mail address"));
     }
     if message.password.as_deref() == Some(&message.new_password) {
-        return Err(Problem::invalid_field("new_password", "must differ from the present one"));
+        return Err(Problem::invalid_field("new_password", "must differ from the current password"));
     }
     let hash = identity.passwords.hash(message.new_password).await?;
     let tx = identity.store.begin().await?;
-    // Nobody else writes until this is committed.
-    confirmed.still(&tx, &proof).await?;
+    // The transaction is the only writer, so the check holds until the commit.
+    confirmation.check_still_valid(&tx, &grant).await?;
     tx.run(unscoped!(
         "credentials belong to a user",
         "INSERT INTO credentials (user_id, password_hash) VALUES ($1, $2) \
@@ -93,7 +94,7 @@ pub async fn change_password(identity: Arc<Identity>, call: Call<ChangePassword>
         hash
     ))
     .await?;
-    sessions::end_others(&tx, &context, user, proof.session()).await?;
+    sessions::end_others(&tx, &context, user, grant.session()).await?;
     tx.commit().await?;
     tracing::info!(%user, correlation_id = context.correlation_id, "password changed");
     Ok(Empty {})

@@ -1,5 +1,5 @@
-//! Registration. The first account with a password becomes administrator, and takes the token in the server's data
-//! directory: whoever finds a fresh server first must not own it, also after the local administrator has signed in.
+//! Registration. The first account with a password becomes administrator of the installation and requires the set-up
+//! token from the server's data directory, so that nobody else can take over a new server.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, unscoped};
 
 use crate::login::LOCAL_ADMINISTRATOR;
-use crate::{Identity, invitations, sessions, tokens};
+use crate::{IdentityService, invitations, sessions, tokens};
 
-/// By what somebody may register.
+/// Why a registration is allowed.
 enum Admission {
-    /// The first account, by the set-up token.
+    /// It is the first account, with the set-up token.
     First,
-    /// By a registration token: the id that was reserved.
+    /// It has a registration token, for which this id is reserved.
     Invited(Uuid),
-    /// Because anybody may.
-    Anybody,
+    /// Registration is open.
+    Open,
 }
 
-pub async fn register(identity: Arc<Identity>, call: Call<Register>) -> Result<Session, Problem> {
+pub async fn register(identity: Arc<IdentityService>, call: Call<Register>) -> Result<Session, Problem> {
     let Call { message, context, .. } = call;
     let email = message.email.trim().to_lowercase();
-    // Refused before the password costs anything. The transaction is undone.
+    // Checked before the expensive hashing. Dropping the transaction rolls it back.
     let tx = identity.store.begin().await?;
     admit(&identity, &tx, &message, &email).await?;
     drop(tx);
@@ -34,7 +34,7 @@ pub async fn register(identity: Arc<Identity>, call: Call<Register>) -> Result<S
     let (id, platform_admin) = match admit(&identity, &tx, &message, &email).await? {
         Admission::First => (new_id(), true),
         Admission::Invited(id) => (id, false),
-        Admission::Anybody => (new_id(), false),
+        Admission::Open => (new_id(), false),
     };
     let name = message.name.unwrap_or_else(|| email.split('@').next().unwrap_or_default().to_owned());
     let user = User { id, email, name, platform_admin, created_at: Timestamp::now() };
@@ -51,8 +51,8 @@ pub async fn register(identity: Arc<Identity>, call: Call<Register>) -> Result<S
     Ok(session)
 }
 
-/// Decides whether somebody may register; uses their registration token up.
-async fn admit(identity: &Identity, tx: &Transaction<'_>, message: &Register, email: &str) -> Result<Admission, Problem> {
+/// Decides whether the registration is allowed. Consumes its registration token.
+async fn admit(identity: &IdentityService, tx: &Transaction<'_>, message: &Register, email: &str) -> Result<Admission, Problem> {
     if email == LOCAL_ADMINISTRATOR {
         return Err(Problem::invalid_field("email", "is the address of the local administrator"));
     }
@@ -63,34 +63,31 @@ async fn admit(identity: &Identity, tx: &Transaction<'_>, message: &Register, em
             "SELECT 1 FROM users u JOIN credentials c ON c.user_id = u.id WHERE u.platform_admin AND u.closed_at IS NULL"
         ))
         .await?;
-    if first && message.setup_token.as_deref().is_some_and(|token| tokens::same(token, &identity.local_token)) {
+    if first && message.setup_token.as_deref().is_some_and(|token| tokens::constant_time_eq(token, &identity.local_token)) {
         return Ok(Admission::First);
     }
     if let (Some(token), true) = (&message.registration_token, identity.registration != Registration::Closed) {
         let invited = invitations::redeem(tx, token, email).await?;
         return invited.map(Admission::Invited).ok_or_else(|| {
-            Problem::invalid_field(
-                "registration_token",
-                "is not a valid token for this address: it was used, voided or has expired",
-            )
-            .hint("Ask whoever invited you to add you to the organization again, and use the address that they gave.")
+            Problem::invalid_field("registration_token", "is not valid for this address: it was used, revoked or has expired")
+                .hint("Ask for a new invitation, and register with the address that was invited.")
         });
     }
     if first {
-        return Err(Problem::invalid_field("setup_token", "the first account takes the set-up token of this installation")
+        return Err(Problem::invalid_field("setup_token", "the first account requires the set-up token of this installation")
             .hint("It is in the file `local-token` in the server's data directory."));
     }
     match identity.registration {
-        Registration::Open => Ok(Admission::Anybody),
-        Registration::Invited => Err(Problem::forbidden("This installation registers only people who were invited.")
-            .hint("Ask a member to add you to their organization, and register with the link that they get.")),
+        Registration::Open => Ok(Admission::Open),
+        Registration::Invited => Err(Problem::forbidden("Registration on this installation requires an invitation.")
+            .hint("Ask a member of an organization to add you, and register with the link that they receive.")),
         Registration::Closed => {
-            Err(Problem::forbidden("This installation registers nobody.").hint("Ask its operator for an account."))
+            Err(Problem::forbidden("Registration is closed on this installation.").hint("Ask its operator for an account."))
         }
     }
 }
 
-/// Adds an account, and tells of it.
+/// Creates an account and emits [`UserRegistered`].
 pub async fn create_user(tx: &Transaction<'_>, context: &Context, user: &User) -> Result<(), Problem> {
     tx.run(unscoped!(
         "users belong to no tenant",
@@ -103,7 +100,9 @@ pub async fn create_user(tx: &Transaction<'_>, context: &Context, user: &User) -
     ))
     .await
     .map_err(|problem| match problem.code.as_str() {
-        "conflict" => Problem::conflict("There is an account with this e-mail address already.").hint("Sign in instead."),
+        "conflict" => {
+            Problem::conflict("An account with this e-mail address already exists.").hint("Sign in with `capsule login`.")
+        }
         _ => problem,
     })?;
     emit(tx, context, &UserRegistered { user: user.clone() }).await

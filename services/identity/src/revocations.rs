@@ -1,4 +1,4 @@
-//! The list of revoked sessions in the shared cache: kept from the database, whatever happens to the cache.
+//! Copies the list of revoked sessions from the database to the shared cache, and restores it when the cache loses it.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use capsule_contracts::{Problem, Timestamp, Uuid};
 use capsule_store::unscoped;
 use sea_orm::FromQueryResult;
 
-use crate::{Identity, tokens};
+use crate::{IdentityService, tokens};
 
-/// How often sessions are looked for that were revoked meanwhile.
-const PERIOD: Duration = Duration::from_millis(400);
-/// The list says for so long that it is complete: a little longer than it takes to say so again.
-const COMPLETE: Duration = Duration::from_secs(3);
+/// Interval between reads of newly revoked sessions.
+const SYNC_INTERVAL: Duration = Duration::from_millis(400);
+/// Lifetime of the key that marks the list as complete. Longer than the interval in which it is renewed.
+const COMPLETE_TTL: Duration = Duration::from_secs(3);
 
 #[derive(FromQueryResult)]
 struct Revoked {
@@ -20,8 +20,8 @@ struct Revoked {
     revoked_at: i64,
 }
 
-/// Keeps the list, for as long as this process leads the service.
-pub async fn keep(identity: &Identity) {
+/// Maintains the list while this process leads the service.
+pub async fn maintain_list(identity: &IdentityService) {
     if !identity.cache.is_shared() {
         return std::future::pending().await;
     }
@@ -29,18 +29,18 @@ pub async fn keep(identity: &Identity) {
     loop {
         match publish(identity, written).await {
             Ok(Some(newest)) => written = newest,
-            // The cache is down, or has forgotten everything: the whole list is written again.
+            // The cache is down or was emptied: write the whole list again.
             Ok(None) => written = 0,
-            Err(problem) => tracing::warn!(%problem, "the list of revoked sessions cannot be kept"),
+            Err(problem) => tracing::warn!(%problem, "cannot update the list of revoked sessions"),
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(SYNC_INTERVAL).await;
     }
 }
 
-/// Writes what was revoked since `written`. How far the list goes now, if it is complete.
-async fn publish(identity: &Identity, written: i64) -> Result<Option<i64>, Problem> {
+/// Writes the sessions revoked since `written`. Returns the newest revocation written, `None` if the list is incomplete.
+async fn publish(identity: &IdentityService, written: i64) -> Result<Option<i64>, Problem> {
     let there = identity.cache.get(&[revocation::COMPLETE_KEY]).await;
-    // One that was emptied must not be called complete for what was written to it before.
+    // Without the key, the cache may have been emptied: start from the beginning.
     let since = if matches!(there.as_deref(), Some([Some(_)])) { written } else { 0 };
     let lived = Timestamp::now().plus_seconds(-tokens::ACCESS_SECONDS).0;
     let revoked = unscoped!(
@@ -56,5 +56,5 @@ async fn publish(identity: &Identity, written: i64) -> Result<Option<i64>, Probl
         }
         newest = session.revoked_at;
     }
-    Ok(identity.cache.put(revocation::COMPLETE_KEY, b"1", COMPLETE).await.then_some(newest))
+    Ok(identity.cache.put(revocation::COMPLETE_KEY, b"1", COMPLETE_TTL).await.then_some(newest))
 }

@@ -1,4 +1,4 @@
-//! Sessions: a chain of refresh tokens, each good once, and the access tokens given out along it.
+//! Sessions. A session is a chain of refresh tokens, each valid for one use, and the access tokens issued with them.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Identity, profile, tokens};
+use crate::{IdentityService, profile, tokens};
 
-/// How long a refresh token waits to be used, in seconds.
-const REFRESH_SECONDS: i64 = 7 * 24 * 3600;
-/// How long sessions that ended are kept, in seconds.
-const ENDED_SECONDS: i64 = 30 * 24 * 3600;
+/// How long a refresh token is valid.
+const REFRESH_TOKEN_SECONDS: i64 = 7 * 24 * 3600;
+/// How long ended sessions are kept.
+const ENDED_SESSION_RETENTION_SECONDS: i64 = 30 * 24 * 3600;
 
-/// Begins a session of `user`.
-pub async fn open(identity: &Identity, tx: &Transaction<'_>, context: &Context, user: User) -> Result<Session, Problem> {
+/// Begins a session and issues its first tokens.
+pub async fn open(identity: &IdentityService, tx: &Transaction<'_>, context: &Context, user: User) -> Result<Session, Problem> {
     let (id, now) = (new_id(), Timestamp::now());
     tx.run(unscoped!(
         "sessions belong to a user",
@@ -28,30 +28,30 @@ pub async fn open(identity: &Identity, tx: &Transaction<'_>, context: &Context, 
         user.id,
         now.0,
         now.0,
-        now.plus_seconds(REFRESH_SECONDS).0
+        now.plus_seconds(REFRESH_TOKEN_SECONDS).0
     ))
     .await?;
     tracing::info!(user = %user.id, correlation_id = context.correlation_id, "session opened");
-    continue_session(identity, tx, id, user).await
+    issue_tokens(identity, tx, id, user).await
 }
 
-/// Gives out the next pair of tokens of a session.
-async fn continue_session(identity: &Identity, tx: &Transaction<'_>, session: Uuid, user: User) -> Result<Session, Problem> {
+/// Issues the next pair of tokens of a session.
+async fn issue_tokens(identity: &IdentityService, tx: &Transaction<'_>, session: Uuid, user: User) -> Result<Session, Problem> {
     let refresh_token = tokens::secret()?;
     tx.run(unscoped!(
         "tokens belong to a session",
         "INSERT INTO refresh_tokens (digest, session_id, expires_at) VALUES ($1, $2, $3)",
         tokens::digest(&refresh_token),
         session,
-        Timestamp::now().plus_seconds(REFRESH_SECONDS).0
+        Timestamp::now().plus_seconds(REFRESH_TOKEN_SECONDS).0
     ))
     .await?;
     let access_token = identity.signer.sign(user.id, session, user.platform_admin)?;
     Ok(Session { user, access_token, expires_in: tokens::ACCESS_SECONDS, refresh_token })
 }
 
-/// The session that an answer's tokens belong to.
-pub fn id_of(identity: &Identity, session: &Session) -> Result<Uuid, Problem> {
+/// The id of a session, from its access token.
+pub fn id_of(identity: &IdentityService, session: &Session) -> Result<Uuid, Problem> {
     identity.signer.verify(&session.access_token).map(|claims| claims.sid).ok_or_else(Problem::internal)
 }
 
@@ -64,8 +64,8 @@ struct RefreshRow {
     revoked_at: Option<i64>,
 }
 
-pub async fn refresh_token(identity: Arc<Identity>, call: Call<RefreshToken>) -> Result<Session, Problem> {
-    let refused = || Problem::unauthenticated("The refresh token does not hold any more.").hint("Sign in again.");
+pub async fn refresh_token(identity: Arc<IdentityService>, call: Call<RefreshToken>) -> Result<Session, Problem> {
+    let refused = || Problem::unauthenticated("The refresh token is not valid.").hint("Sign in again with `capsule login`.");
     let digest = tokens::digest(&call.message.refresh_token);
     let now = Timestamp::now();
     let tx = identity.store.begin().await?;
@@ -77,7 +77,7 @@ pub async fn refresh_token(identity: Arc<Identity>, call: Call<RefreshToken>) ->
     );
     let row = tx.read().first::<RefreshRow>(row).await?.ok_or_else(refused)?;
     if row.used_at.is_some() {
-        tracing::warn!(user = %row.user_id, session = %row.session_id, "a used refresh token came again: the session ends");
+        tracing::warn!(user = %row.user_id, session = %row.session_id, "a refresh token was used twice; ending the session");
         end(&tx, &call.context, row.user_id, row.session_id).await?;
         tx.commit().await?;
         return Err(refused());
@@ -91,17 +91,17 @@ pub async fn refresh_token(identity: Arc<Identity>, call: Call<RefreshToken>) ->
         "sessions belong to a user",
         "UPDATE sessions SET last_used_at = $1, expires_at = $2 WHERE id = $3",
         now.0,
-        now.plus_seconds(REFRESH_SECONDS).0,
+        now.plus_seconds(REFRESH_TOKEN_SECONDS).0,
         row.session_id
     ))
     .await?;
     let user = profile::by_id(&tx, row.user_id).await?.ok_or_else(refused)?;
-    let session = continue_session(&identity, &tx, row.session_id, user).await?;
+    let session = issue_tokens(&identity, &tx, row.session_id, user).await?;
     tx.commit().await?;
     Ok(session)
 }
 
-/// Ends a session; access tokens of it hold no longer.
+/// Ends a session. Its access tokens are no longer accepted.
 async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid) -> Result<(), Problem> {
     let now = Timestamp::now();
     let ended = tx
@@ -125,22 +125,22 @@ pub async fn end_all(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Res
     end_others(tx, context, user, Uuid::nil()).await
 }
 
-/// Ends every session of a user but this one.
-pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, kept: Uuid) -> Result<(), Problem> {
+/// Ends every session of a user except one.
+pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, except: Uuid) -> Result<(), Problem> {
     let live = unscoped!(
         "sessions belong to a user",
         "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = $1 AND revoked_at IS NULL",
         user
     );
-    for session in tx.read().all::<SessionRow>(live).await?.into_iter().filter(|session| session.id != kept) {
+    for session in tx.read().all::<SessionRow>(live).await?.into_iter().filter(|session| session.id != except) {
         end(tx, context, user, session.id).await?;
     }
     Ok(())
 }
 
 /// Deletes sessions that ended long before `now`, with their tokens.
-pub async fn purge(identity: &Identity, now: Timestamp) -> Result<(), Problem> {
-    let old = now.plus_seconds(-ENDED_SECONDS).0;
+pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Problem> {
+    let old = now.plus_seconds(-ENDED_SESSION_RETENTION_SECONDS).0;
     let tx = identity.store.begin().await?;
     tx.run(unscoped!(
         "tokens belong to a session",
@@ -149,15 +149,15 @@ pub async fn purge(identity: &Identity, now: Timestamp) -> Result<(), Problem> {
         old
     ))
     .await?;
-    // A used token is remembered for as long as it would have been valid: its reuse ends the session.
+    // Used tokens are kept while they would have been valid, to detect reuse.
     tx.run(unscoped!("tokens belong to a session", "DELETE FROM refresh_tokens WHERE expires_at < $1", old)).await?;
     tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE expires_at < $1 OR revoked_at < $2", old, old))
         .await?;
     tx.commit().await
 }
 
-/// Forgets that a user ever had sessions.
-pub async fn forget_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+/// Deletes all sessions of a user, with their tokens.
+pub async fn delete_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "tokens belong to a session",
         "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = $1)",
@@ -168,29 +168,29 @@ pub async fn forget_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem>
     Ok(())
 }
 
-pub async fn logout(identity: Arc<Identity>, call: Call<Logout>) -> Result<Empty, Problem> {
+pub async fn logout(identity: Arc<IdentityService>, call: Call<Logout>) -> Result<Empty, Problem> {
     let tx = identity.store.begin().await?;
-    end(&tx, &call.context, call.proof.user(), call.proof.session()).await?;
+    end(&tx, &call.context, call.grant.user(), call.grant.session()).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-pub async fn revoke_session(identity: Arc<Identity>, call: Call<RevokeSession>) -> Result<Empty, Problem> {
-    let own = live(&identity, call.proof.user()).await?;
+pub async fn revoke_session(identity: Arc<IdentityService>, call: Call<RevokeSession>) -> Result<Empty, Problem> {
+    let own = live(&identity, call.grant.user()).await?;
     if own.iter().all(|session| session.id != call.message.id) {
         return Err(Problem::not_found("session"));
     }
     let tx = identity.store.begin().await?;
-    end(&tx, &call.context, call.proof.user(), call.message.id).await?;
+    end(&tx, &call.context, call.grant.user(), call.message.id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-pub async fn revoke_sessions(identity: Arc<Identity>, call: Call<RevokeSessions>) -> Result<Empty, Problem> {
-    let own = live(&identity, call.proof.user()).await?;
+pub async fn revoke_sessions(identity: Arc<IdentityService>, call: Call<RevokeSessions>) -> Result<Empty, Problem> {
+    let own = live(&identity, call.grant.user()).await?;
     let tx = identity.store.begin().await?;
     for session in own {
-        end(&tx, &call.context, call.proof.user(), session.id).await?;
+        end(&tx, &call.context, call.grant.user(), session.id).await?;
     }
     tx.commit().await?;
     Ok(Empty {})
@@ -203,7 +203,7 @@ struct SessionRow {
     last_used_at: i64,
 }
 
-async fn live(identity: &Identity, user: Uuid) -> Result<Vec<SessionRow>, Problem> {
+async fn live(identity: &IdentityService, user: Uuid) -> Result<Vec<SessionRow>, Problem> {
     let rows = unscoped!(
         "sessions belong to a user",
         "SELECT id, created_at, last_used_at FROM sessions \
@@ -214,23 +214,23 @@ async fn live(identity: &Identity, user: Uuid) -> Result<Vec<SessionRow>, Proble
     identity.store.read().all(rows).await
 }
 
-pub async fn list_sessions(identity: Arc<Identity>, call: Call<ListSessions>) -> Result<Page<SessionInfo>, Problem> {
-    let rows = live(&identity, call.proof.user()).await?;
+pub async fn list_sessions(identity: Arc<IdentityService>, call: Call<ListSessions>) -> Result<Page<SessionInfo>, Problem> {
+    let rows = live(&identity, call.grant.user()).await?;
     let sessions = rows.into_iter().map(|row| SessionInfo {
         id: row.id,
         created_at: Timestamp(row.created_at),
         last_used_at: Timestamp(row.last_used_at),
-        current: row.id == call.proof.session(),
+        current: row.id == call.grant.session(),
     });
     Ok(Page::whole(sessions.collect()))
 }
 
-pub async fn validate_token(identity: Arc<Identity>, call: Call<ValidateToken>) -> Result<TokenStatus, Problem> {
-    let unknown = TokenStatus { active: false, user_id: None, session_id: None, platform_admin: false, expires_at: None };
+pub async fn validate_token(identity: Arc<IdentityService>, call: Call<ValidateToken>) -> Result<TokenStatus, Problem> {
+    let inactive = TokenStatus { active: false, user_id: None, session_id: None, platform_admin: false, expires_at: None };
     let Some(claims) = identity.signer.verify(&call.message.token) else {
-        return Ok(unknown);
+        return Ok(inactive);
     };
-    // Asked anew: what the token says of its user may not hold any more.
+    // Read from the database, as the claims may be outdated.
     let admin = unscoped!(
         "sessions belong to a user",
         "SELECT u.platform_admin FROM sessions s JOIN users u ON u.id = s.user_id \
@@ -239,7 +239,7 @@ pub async fn validate_token(identity: Arc<Identity>, call: Call<ValidateToken>) 
         claims.sub
     );
     let Some(platform_admin) = identity.store.read().value::<bool>(admin).await? else {
-        return Ok(unknown);
+        return Ok(inactive);
     };
     Ok(TokenStatus {
         active: true,
@@ -255,7 +255,7 @@ struct LiveRow {
     platform_admin: bool,
 }
 
-pub async fn check_sessions(identity: Arc<Identity>, call: Call<CheckSessions>) -> Result<LiveSessions, Problem> {
+pub async fn check_sessions(identity: Arc<IdentityService>, call: Call<CheckSessions>) -> Result<LiveSessions, Problem> {
     let (mut live, now) = (LiveSessions::default(), Timestamp::now().0);
     for id in call.message.ids {
         let row = unscoped!(

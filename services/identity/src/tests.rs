@@ -1,4 +1,4 @@
-//! Invitations, and acts that race, on a real database.
+//! Tests of invitations and of concurrent actions, with a real database.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use capsule_contracts::identity::{
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Databases, Keyring, Store, unscoped};
 
-use crate::{Identity, MIGRATIONS, NAME, invitations, sessions};
+use crate::{IdentityService, MIGRATIONS, NAME, invitations, sessions};
 
 const PASSWORD: &str = "a long enough one 1";
 
-/// The service on a bus of its own, with one account.
+/// The service on its own bus, with one account.
 struct World {
-    identity: Arc<Identity>,
+    identity: Arc<IdentityService>,
     bus: Bus,
 }
 
@@ -64,7 +64,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registration_token_is_good_for_the_invitation_of_its_organization_only() {
+async fn a_registration_token_is_valid_only_for_the_invitation_of_its_organization() {
     let folder = tempfile::tempdir().expect("a folder");
     let world = World::new(folder.path()).await;
     let (corp, mallory) = (new_id(), new_id());
@@ -74,26 +74,26 @@ async fn a_registration_token_is_good_for_the_invitation_of_its_organization_onl
     assert_eq!(world.invite("Director@example.com", corp).await.user_id, wanted.user_id, "the same organization, once more");
     let session = world.register("director@example.com", None, other.registration_token).await.expect("registered");
     assert_eq!(session.user.id, other.user_id);
-    // Added again, they are somebody who has an account; nobody gets the other id.
+    // Invited again, they have an account; the other id is not used.
     let again = world.invite("director@example.com", corp).await;
     assert_eq!((again.user_id, again.registration_token), (other.user_id, None));
-    assert!(invitations::named(&world.identity, wanted.user_id).await.expect("read").is_none());
+    assert!(invitations::find(&world.identity, wanted.user_id).await.expect("read").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_of_people_who_do_not_register_are_forgotten_by_themselves() {
+async fn expired_invitations_are_deleted() {
     let folder = tempfile::tempdir().expect("a folder");
     let world = World::new(folder.path()).await;
     let invited = world.invite("bob@example.com", new_id()).await.user_id;
     let now = Timestamp::now();
     invitations::purge(&world.identity, now).await.expect("purged");
-    assert!(invitations::named(&world.identity, invited).await.expect("read").is_some());
+    assert!(invitations::find(&world.identity, invited).await.expect("read").is_some());
     invitations::purge(&world.identity, now.plus_seconds(INVITATION_SECONDS + 60)).await.expect("purged");
-    assert!(invitations::named(&world.identity, invited).await.expect("read").is_none());
+    assert!(invitations::find(&world.identity, invited).await.expect("read").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_password_changes_at_a_time_one_succeeds() {
+async fn one_of_two_concurrent_password_changes_succeeds() {
     let folder = tempfile::tempdir().expect("a folder");
     let world = World::new(folder.path()).await;
     let (one, other) = (world.sign_in().await, world.sign_in().await);
@@ -103,7 +103,7 @@ async fn of_two_password_changes_at_a_time_one_succeeds() {
 }
 
 #[tokio::test]
-async fn ids_that_organizations_shared_are_reserved_no_longer() {
+async fn the_migration_drops_ids_reserved_by_several_organizations() {
     let folder = tempfile::tempdir().expect("a folder");
     let databases = Databases::Embedded(folder.path().into());
     let keyring = Keyring::open(&folder.path().join("key")).expect("a key");

@@ -1,4 +1,4 @@
-//! Access tokens: JWTs signed with an Ed25519 key that is made at the first start.
+//! Access tokens: JWTs signed with an Ed25519 key that is created at the first start.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use sea_orm::FromQueryResult;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Identity;
+use crate::IdentityService;
 
-/// How long an access token holds, in seconds.
+/// How long an access token is valid.
 pub const ACCESS_SECONDS: i64 = 15 * 60;
 
 const ISSUER: &str = "capsule";
 
-/// What an access token says.
+/// The claims of an access token.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Claims {
     pub iss: String,
@@ -30,7 +30,7 @@ pub struct Claims {
     pub sub: Uuid,
     /// The session.
     pub sid: Uuid,
-    /// Whether the user administers the installation.
+    /// Whether the user is an administrator of the installation.
     pub adm: bool,
     pub iat: i64,
     pub exp: i64,
@@ -57,9 +57,9 @@ struct KeyRow {
 }
 
 impl Signer {
-    /// Takes the newest signing key from the database, or makes the first.
+    /// Reads the newest signing key from the database, or creates the first.
     pub async fn open(store: &Store) -> Result<Self, Problem> {
-        // Several processes may start at once: one of them makes the key.
+        // Several processes may start at once; the transaction lets one create the key.
         let tx = store.begin().await?;
         let newest =
             unscoped!("keys belong to the platform", "SELECT id, sealed_seed FROM signing_keys ORDER BY created_at DESC LIMIT 1");
@@ -68,7 +68,7 @@ impl Signer {
                 let seed = store.keyring().open_sealed(&format!("signing_keys/{}", row.id), &row.sealed_seed)?;
                 seed.try_into().map_err(|_| Problem::internal())?
             }
-            None => Self::make(&tx).await?,
+            None => Self::create(&tx).await?,
         };
         tx.commit().await?;
         let key = SigningKey::from_bytes(&seed);
@@ -82,7 +82,7 @@ impl Signer {
         })
     }
 
-    async fn make(tx: &Transaction<'_>) -> Result<[u8; 32], Problem> {
+    async fn create(tx: &Transaction<'_>) -> Result<[u8; 32], Problem> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|_| Problem::internal())?;
         let public = SigningKey::from_bytes(&seed).verifying_key().to_bytes().to_vec();
@@ -107,12 +107,12 @@ impl Signer {
             Claims { iss: ISSUER.into(), sub: user, sid: session, adm: platform_admin, iat: now, exp: now + ACCESS_SECONDS };
         let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|cause| {
-            tracing::error!(%cause, "an access token could not be signed");
+            tracing::error!(%cause, "cannot sign an access token");
             Problem::internal()
         })
     }
 
-    /// What a token says, if it is one of ours and not expired.
+    /// The claims of a token, if its signature is valid and it is not expired.
     pub fn verify(&self, token: &str) -> Option<Claims> {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[ISSUER]);
@@ -125,8 +125,8 @@ fn key_id(public: &[u8]) -> String {
     hex::encode(&Sha256::digest(public)[..8])
 }
 
-/// Publishes the public key that access tokens verify against.
-pub async fn get_keys(identity: Arc<Identity>, _: Call<GetKeys>) -> Result<KeySet, Problem> {
+/// Returns the public key that access tokens verify against, as a JSON Web Key Set.
+pub async fn get_keys(identity: Arc<IdentityService>, _: Call<GetKeys>) -> Result<KeySet, Problem> {
     let signer = &identity.signer;
     Ok(KeySet {
         keys: vec![serde_json::json!({
@@ -147,12 +147,12 @@ pub fn secret() -> Result<String, Problem> {
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// What is kept of a secret that only its bearer needs to know.
+/// The digest under which a secret is stored.
 pub fn digest(secret: &str) -> String {
     hex::encode(Sha256::digest(secret.as_bytes()))
 }
 
-/// Whether two secrets are the same, in a time that does not tell where they differ.
-pub fn same(one: &str, other: &str) -> bool {
+/// Compares two secrets in constant time.
+pub fn constant_time_eq(one: &str, other: &str) -> bool {
     digest(one).bytes().zip(digest(other).bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }

@@ -1,12 +1,14 @@
-//! The deletion of an organization, with everything in it. It is closed at once; then its projects are
-//! archived, so that nothing new is deployed meanwhile; then there is no return: its members leave,
-//! whoever keeps something of it is told, and it is waited until nothing is left.
+//! The deletion of an organization with everything in it.
+//!
+//! The organization is closed at once, and its projects are archived, so that nothing new is deployed. From then on
+//! the deletion is final: the members are removed, [`OrganizationDeleted`] makes other services delete their data, and
+//! the saga waits until nothing is left.
 
 use std::time::Duration;
 
 use capsule_bus::SystemGrant;
 use capsule_bus::saga::{Run, Saga, Step};
-use capsule_contracts::deploy::CountPlacements;
+use capsule_contracts::deploy::CountServiceEnvironments;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{ArchiveOrganization, CountProjects};
 use capsule_contracts::{Problem, Timestamp, Uuid};
@@ -14,29 +16,29 @@ use capsule_store::Transaction;
 use capsule_store::scoped;
 use serde::{Deserialize, Serialize};
 
-use crate::{Organizations, members};
+use crate::{OrganizationService, members};
 
 #[derive(Serialize, Deserialize)]
 struct Input {
     organization_id: Uuid,
 }
 
-pub static DELETION: Saga<Organizations> = Saga {
+pub static DELETION: Saga<OrganizationService> = Saga {
     name: "organization_deletion",
-    patience: Duration::from_secs(600),
+    timeout: Duration::from_secs(600),
     steps: &[
         Step {
             name: "close",
-            act: |organizations, run| Box::pin(close(organizations, run)),
-            undo: Some(|organizations, run| Box::pin(reopen(organizations, run))),
+            act: |service, run| Box::pin(close(service, run)),
+            undo: Some(|service, run| Box::pin(reopen(service, run))),
         },
         Step {
             name: "archive_projects",
-            act: |organizations, run| Box::pin(archive(organizations, run, true)),
-            undo: Some(|organizations, run| Box::pin(archive(organizations, run, false))),
+            act: |service, run| Box::pin(archive(service, run, true)),
+            undo: Some(|service, run| Box::pin(archive(service, run, false))),
         },
-        Step { name: "remove", act: |organizations, run| Box::pin(remove(organizations, run)), undo: None },
-        Step { name: "wait_until_gone", act: |organizations, run| Box::pin(wait(organizations, run)), undo: None },
+        Step { name: "remove", act: |service, run| Box::pin(remove(service, run)), undo: None },
+        Step { name: "wait_until_gone", act: |service, run| Box::pin(wait(service, run)), undo: None },
     ],
 };
 
@@ -47,7 +49,7 @@ pub async fn begin(tx: &Transaction<'_>, context: &capsule_bus::Context, organiz
     Ok(())
 }
 
-/// Closes an organization or opens it again. Its members have no role in a closed one, here and in every cache.
+/// Closes an organization or reopens it. Members of a closed organization have no role, here and in every cache.
 async fn set_closed(
     tx: &Transaction<'_>,
     context: &capsule_bus::Context,
@@ -67,37 +69,37 @@ async fn set_closed(
         ),
     };
     if tx.run(change).await? == 1 {
-        members::announce_all(tx, context, &grant, at.is_some()).await?;
+        members::publish_all(tx, context, &grant, at.is_some()).await?;
     }
     Ok(())
 }
 
-async fn close(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
+async fn close(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
     let input: Input = run.input()?;
-    let tx = organizations.store.begin().await?;
+    let tx = service.store.begin().await?;
     set_closed(&tx, &run.context(), input.organization_id, Some(Timestamp::now().0)).await?;
     tx.commit().await
 }
 
-async fn reopen(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
+async fn reopen(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
     let input: Input = run.input()?;
-    let tx = organizations.store.begin().await?;
+    let tx = service.store.begin().await?;
     set_closed(&tx, &run.context(), input.organization_id, None).await?;
     tx.commit().await
 }
 
-async fn archive(organizations: &Organizations, run: &Run, archived: bool) -> Result<(), Problem> {
+async fn archive(service: &OrganizationService, run: &Run, archived: bool) -> Result<(), Problem> {
     let Input { organization_id } = run.input()?;
-    organizations.bus.request(&run.command(), &ArchiveOrganization { organization_id, archived }).await?;
+    service.bus.request(&run.command(), &ArchiveOrganization { organization_id, archived }).await?;
     Ok(())
 }
 
-async fn remove(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
+async fn remove(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
     let Input { organization_id } = run.input()?;
     let grant = SystemGrant::new(organization_id, "the organization is deleted");
     let context = run.context();
-    let tx = organizations.store.begin().await?;
-    // Its row is kept for what still refers to it, without a name: that may be a person's.
+    let tx = service.store.begin().await?;
+    // The row stays for references to it, without the name, which may be a person's.
     let gone = scoped!(
         &grant,
         "UPDATE organizations SET deleted_at = $1, personal_of = NULL, name = 'deleted', slug = 'deleted' \
@@ -115,12 +117,12 @@ async fn remove(organizations: &Organizations, run: &Run) -> Result<(), Problem>
     tx.commit().await
 }
 
-async fn wait(organizations: &Organizations, run: &Run) -> Result<(), Problem> {
+async fn wait(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
     let Input { organization_id } = run.input()?;
-    let projects = organizations.bus.request(&run.context(), &CountProjects { organization_id }).await?.count;
-    let placements = organizations.bus.request(&run.context(), &CountPlacements { organization_id }).await?.count;
-    if projects + placements == 0 {
+    let projects = service.bus.request(&run.context(), &CountProjects { organization_id }).await?.count;
+    let service_environments = service.bus.request(&run.context(), &CountServiceEnvironments { organization_id }).await?.count;
+    if projects + service_environments == 0 {
         return Ok(());
     }
-    Err(Problem::unavailable(format!("{projects} projects and {placements} deployed services are still there.")))
+    Err(Problem::unavailable(format!("{projects} projects and {service_environments} deployed services are not deleted yet.")))
 }

@@ -1,5 +1,5 @@
-//! Invitations: memberships that wait for their person's answer. They are no rows of `members`, so they give no right,
-//! are in no cache, and nobody is told of them; only what is accepted becomes a membership.
+//! Invitations: memberships that the invited user has not accepted yet. They are not rows of `members`, so they grant
+//! nothing, are in no cache, and emit no event. Accepting an invitation creates the membership.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid,
 use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::members::{self, guard_owners};
-use crate::{Organizations, leaving, organizations, quotas};
+use crate::members::{self, check_owner_change};
+use crate::{OrganizationService, leaving, organizations, quotas};
 
-/// The most that one organization has open at a time: each may be a registration.
+/// Maximum number of open invitations per organization, as each may allow a registration.
 const MAX_PENDING: i64 = 100;
 
 #[derive(FromQueryResult)]
@@ -25,7 +25,7 @@ pub struct Pending {
     pub created_at: i64,
 }
 
-/// The pending members of an organization, as a statement.
+/// The query for the pending members of an organization.
 pub fn rows(tenant: &Tenant) -> Statement {
     scoped!(
         tenant,
@@ -38,51 +38,52 @@ async fn of(tx: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<Pending>, Probl
     tx.read().all(rows(tenant)).await
 }
 
-/// Invites a person, or again with another role. For an address without an account there is a registration token.
-pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> Result<AddedMember, Problem> {
-    let Call { message, proof, context } = call;
-    guard_owners(&proof, message.role)?;
+/// Invites a user, or changes the role in their invitation. For an address without an account, the reply has a
+/// registration token.
+pub async fn add_member(service: Arc<OrganizationService>, call: Call<AddMember>) -> Result<AddedMember, Problem> {
+    let Call { message, grant, context } = call;
+    check_owner_change(&grant, message.role)?;
     let pending = scoped!(
-        &proof,
+        &grant,
         "SELECT COUNT(*) FROM invitations WHERE organization_id = :tenant AND expires_at > $1",
         Timestamp::now().0
     );
     let full = || {
-        Problem::conflict(format!("The organization has {MAX_PENDING} pending members already."))
-            .hint("Remove those who will not accept, or wait: an invitation ends after seven days.")
+        Problem::conflict(format!("The organization already has {MAX_PENDING} pending members, the maximum."))
+            .hint("Remove pending members, or wait: an invitation expires after seven days.")
     };
     if service.store.read().value::<i64>(pending.clone()).await?.unwrap_or_default() >= MAX_PENDING {
         return Err(full());
     }
     let limits = quotas::of(&service, message.id).await?;
     let invite = InviteUser { email: message.email.trim().to_owned(), organization_id: message.id };
-    let invited = service.bus.request(&context.on_behalf("organization"), &invite).await?;
+    let invited = service.bus.request(&context.as_service("organization"), &invite).await?;
     let (now, tx) = (Timestamp::now(), service.store.begin().await?);
-    if members::of(&tx, &proof).await?.iter().any(|row| row.user_id == invited.user_id) {
-        return Err(Problem::conflict("This user is a member already.").hint("Change their role instead."));
+    if members::of(&tx, &grant).await?.iter().any(|row| row.user_id == invited.user_id) {
+        return Err(Problem::conflict("This user is already a member.").hint("Change their role instead."));
     }
-    let before = of(&tx, &proof).await?.into_iter().find(|row| row.user_id == invited.user_id);
+    let before = of(&tx, &grant).await?.into_iter().find(|row| row.user_id == invited.user_id);
     match before {
-        Some(before) => guard_owners(&proof, before.role.parse()?)?,
+        Some(before) => check_owner_change(&grant, before.role.parse()?)?,
         None => {
-            // Counted as if all had accepted; counted again when one does.
+            // Counts all pending members as members; checked again on acceptance.
             let pending = tx.read().value::<i64>(pending).await?.unwrap_or_default();
             if pending >= MAX_PENDING {
                 return Err(full());
             }
-            quotas::check_members(&tx, &proof, &limits, pending + 1).await?;
+            quotas::check_members(&tx, &grant, &limits, pending + 1).await?;
         }
     }
     let expires_at = now.plus_seconds(INVITATION_SECONDS);
     tx.run(scoped!(
-        &proof,
+        &grant,
         "INSERT INTO invitations (id, organization_id, user_id, role, invited_by, created_at, expires_at) \
          VALUES ($1, :tenant, $2, $3, $4, $5, $6) ON CONFLICT (organization_id, user_id) DO UPDATE \
          SET role = excluded.role, invited_by = excluded.invited_by, expires_at = excluded.expires_at",
         new_id(),
         invited.user_id,
         message.role.name(),
-        proof.user(),
+        grant.user(),
         now.0,
         expires_at.0
     ))
@@ -92,13 +93,18 @@ pub async fn add_member(service: Arc<Organizations>, call: Call<AddMember>) -> R
     Ok(AddedMember { user_id, email, role: message.role, pending: true, expires_at, registration_token })
 }
 
-/// Whether a member of this role may invite somebody to be `invited`.
+/// Whether a member with `role` may invite others with the role `invited`.
 fn may_invite(role: Option<Role>, invited: Role) -> bool {
     role.is_some_and(|role| role.allows(Permission::OrgManage) && (invited != Role::Owner || role == Role::Owner))
 }
 
-/// Voids what a member has invited and could not in this role: they do not come back through somebody else.
-pub async fn void(tx: &Transaction<'_>, organization: Uuid, inviter: Uuid, role: Option<Role>) -> Result<(), Problem> {
+/// Revokes the invitations of a member that `role` does not allow, so that a removed member cannot return by one.
+pub async fn revoke_unauthorized(
+    tx: &Transaction<'_>,
+    organization: Uuid,
+    inviter: Uuid,
+    role: Option<Role>,
+) -> Result<(), Problem> {
     for invited in Role::ALL.into_iter().filter(|invited| !may_invite(role, *invited)) {
         tx.run(unscoped!(
             "the callers hold the proof, or make the tenant",
@@ -112,10 +118,10 @@ pub async fn void(tx: &Transaction<'_>, organization: Uuid, inviter: Uuid, role:
     Ok(())
 }
 
-/// Changes the role of a pending member, who is invited by whoever does so from then on. `false` where there is none.
+/// Changes the role of a pending member and makes the caller the inviter. `false` if there is no such pending member.
 pub async fn change_role(tx: &Transaction<'_>, tenant: &Tenant, user: Uuid, role: Role) -> Result<bool, Problem> {
     let Some(present) = of(tx, tenant).await?.into_iter().find(|row| row.user_id == user) else { return Ok(false) };
-    guard_owners(tenant, present.role.parse()?)?;
+    check_owner_change(tenant, present.role.parse()?)?;
     let change = scoped!(
         tenant,
         "UPDATE invitations SET role = $1, invited_by = $2 WHERE organization_id = :tenant AND user_id = $3",
@@ -126,23 +132,23 @@ pub async fn change_role(tx: &Transaction<'_>, tenant: &Tenant, user: Uuid, role
     Ok(tx.run(change).await? == 1)
 }
 
-/// Removes a pending member, and voids what they could have registered with. `false` where there is none.
-pub async fn remove(service: &Organizations, call: &Call<RemoveMember>) -> Result<bool, Problem> {
-    let (user, tenant) = (call.message.user_id, &call.proof);
+/// Removes a pending member and revokes their registration token. `false` if there is no such pending member.
+pub async fn remove(service: &OrganizationService, call: &Call<RemoveMember>) -> Result<bool, Problem> {
+    let (user, tenant) = (call.message.user_id, &call.grant);
     let present = scoped!(
         tenant,
         "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND user_id = $1",
         user
     );
     let Some(present) = service.store.read().first::<Pending>(present).await? else { return Ok(false) };
-    guard_owners(tenant, present.role.parse()?)?;
-    // First: if the rest fails, somebody is invited who cannot register, not the other way round.
+    check_owner_change(tenant, present.role.parse()?)?;
+    // First, so that a failure of the rest leaves an invitation without a token, not a token without an invitation.
     let revoke = RevokeInvitation { user_id: user, organization_id: tenant.organization() };
-    service.bus.request(&call.context.on_behalf("organization"), &revoke).await?;
+    service.bus.request(&call.context.as_service("organization"), &revoke).await?;
     let tx = service.store.begin().await?;
     let gone = tx.run(scoped!(tenant, "DELETE FROM invitations WHERE organization_id = :tenant AND user_id = $1", user)).await?;
     if gone == 0 {
-        // They have accepted meanwhile.
+        // The invitation was accepted meanwhile.
         return Ok(false);
     }
     tx.commit().await?;
@@ -161,13 +167,16 @@ struct Row {
     expires_at: i64,
 }
 
-pub async fn list_invitations(service: Arc<Organizations>, call: Call<ListInvitations>) -> Result<Page<Invitation>, Problem> {
+pub async fn list_invitations(
+    service: Arc<OrganizationService>,
+    call: Call<ListInvitations>,
+) -> Result<Page<Invitation>, Problem> {
     let rows = unscoped!(
         "a user's own invitations, over all organizations",
         "SELECT i.id, i.organization_id, o.name, o.slug, i.role, i.invited_by, i.created_at, i.expires_at \
          FROM invitations i JOIN organizations o ON o.id = i.organization_id \
          WHERE i.user_id = $1 AND i.expires_at > $2 AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY i.id",
-        call.proof.user(),
+        call.grant.user(),
         Timestamp::now().0
     );
     let rows = service.store.read().all::<Row>(rows).await?;
@@ -175,7 +184,7 @@ pub async fn list_invitations(service: Arc<Organizations>, call: Call<ListInvita
         true => Vec::new(),
         false => {
             let ask = GetUsers { ids: rows.iter().map(|row| row.invited_by).collect() };
-            service.bus.request(&call.context.on_behalf("organization"), &ask).await?.items
+            service.bus.request(&call.context.as_service("organization"), &ask).await?.items
         }
     };
     let mut invitations = Vec::with_capacity(rows.len());
@@ -201,8 +210,8 @@ struct Accepted {
     invited_by: Uuid,
 }
 
-pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
-    let (id, user) = (call.message.id, call.proof.user());
+pub async fn accept_invitation(service: Arc<OrganizationService>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
+    let (id, user) = (call.message.id, call.grant.user());
     let organization =
         unscoped!("a user's own invitation", "SELECT organization_id FROM invitations WHERE id = $1 AND user_id = $2", id, user);
     let organization = service.store.read().value::<Uuid>(organization).await?;
@@ -218,18 +227,18 @@ pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInv
     );
     let row = tx.read().first::<Accepted>(row).await?.ok_or_else(|| Problem::not_found("invitation"))?;
     let role: Role = row.role.parse()?;
-    leaving::check_present(&tx, user).await?;
-    take(&tx, id, user).await?;
+    leaving::check_not_left(&tx, user).await?;
+    consume_invitation(&tx, id, user).await?;
     let grant = SystemGrant::new(row.organization_id, "an invitation is accepted");
     let present = members::of(&tx, &grant).await?;
     if present.iter().any(|member| member.user_id == user) {
-        return Err(Problem::conflict("You are a member already."));
+        return Err(Problem::conflict("You are already a member of this organization."));
     }
-    // They may have lost that right since, or while they invited.
+    // The inviter may have lost the permission since, or during the invitation.
     let inviter = present.iter().find(|member| member.user_id == row.invited_by);
     let inviter = inviter.map(|member| member.role.parse::<Role>()).transpose()?;
     if !may_invite(inviter, role) {
-        return Err(Problem::conflict("This invitation is void: whoever made it may not invite you any more.")
+        return Err(Problem::conflict("This invitation is void: its sender is no longer allowed to invite you.")
             .hint("Ask a member of the organization to add you again."));
     }
     quotas::check_members(&tx, &grant, &limits, 1).await?;
@@ -238,21 +247,21 @@ pub async fn accept_invitation(service: Arc<Organizations>, call: Call<AcceptInv
     organizations::of_user(&service, user, row.organization_id).await
 }
 
-pub async fn reject_invitation(service: Arc<Organizations>, call: Call<RejectInvitation>) -> Result<Empty, Problem> {
+pub async fn reject_invitation(service: Arc<OrganizationService>, call: Call<RejectInvitation>) -> Result<Empty, Problem> {
     let tx = service.store.begin().await?;
-    take(&tx, call.message.id, call.proof.user()).await?;
+    consume_invitation(&tx, call.message.id, call.grant.user()).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-/// Takes an invitation away from its user; it is answered once.
-async fn take(tx: &Transaction<'_>, id: Uuid, user: Uuid) -> Result<(), Problem> {
+/// Deletes an invitation that its user accepts or rejects. Fails if there is none.
+async fn consume_invitation(tx: &Transaction<'_>, id: Uuid, user: Uuid) -> Result<(), Problem> {
     let taken = unscoped!("a user's own invitation", "DELETE FROM invitations WHERE id = $1 AND user_id = $2", id, user);
     if tx.run(taken).await? == 1 { Ok(()) } else { Err(Problem::not_found("invitation")) }
 }
 
-/// Forgets that a user was ever invited.
-pub async fn forget_user(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+/// Deletes all invitations of a user.
+pub async fn delete_for_user(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!("a user's own invitations", "DELETE FROM invitations WHERE user_id = $1", user)).await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A user whose account is erased leaves every organization. Where nobody else is, the organization goes
-//! as well; where others are, one of them must own it.
+//! A user whose account is erased leaves every organization. Organizations without other members are deleted; others
+//! must have another owner.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use capsule_contracts::{Count, Empty, Problem, Role, Timestamp, Uuid};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, deletion, invitations, members, personal};
+use crate::{OrganizationService, deletion, invitations, members, personal};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -17,7 +17,7 @@ struct Row {
     name: String,
 }
 
-/// The organizations that a user is in, and that are not about to go.
+/// The organizations that a user is a member of, except those being deleted.
 async fn of(tx: &Transaction<'_>, user: Uuid) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "a user's own memberships, over all organizations",
@@ -28,8 +28,8 @@ async fn of(tx: &Transaction<'_>, user: Uuid) -> Result<Vec<Row>, Problem> {
     tx.read().all(rows).await
 }
 
-pub async fn check_leaving(organizations: Arc<Organizations>, call: Call<CheckLeaving>) -> Result<Empty, Problem> {
-    let tx = organizations.store.begin().await?;
+pub async fn check_leaving(service: Arc<OrganizationService>, call: Call<CheckLeaving>) -> Result<Empty, Problem> {
+    let tx = service.store.begin().await?;
     for organization in of(&tx, call.message.user_id).await? {
         let grant = SystemGrant::new(organization.id, "a member's account is erased");
         let others: Vec<_> =
@@ -42,27 +42,27 @@ pub async fn check_leaving(organizations: Arc<Organizations>, call: Call<CheckLe
     Ok(Empty {})
 }
 
-pub async fn leave_organizations(organizations: Arc<Organizations>, call: Call<LeaveOrganizations>) -> Result<Empty, Problem> {
-    let tx = organizations.store.begin().await?;
+pub async fn leave_organizations(service: Arc<OrganizationService>, call: Call<LeaveOrganizations>) -> Result<Empty, Problem> {
+    let tx = service.store.begin().await?;
     leave(&tx, &call.context, call.message.user_id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-/// Whether a user has left for good. Their client may still ask, until it hears of it.
+/// Whether a user has left all organizations because of the erasure. Their sessions may still send requests meanwhile.
 pub async fn has_left(tx: &Transaction<'_>, user: Uuid) -> Result<bool, Problem> {
     tx.read().exists(unscoped!("users belong to no tenant", "SELECT 1 FROM left_users WHERE user_id = $1", user)).await
 }
 
-/// Fails if a user has left for good.
-pub async fn check_present(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+/// Fails if the user's account is being erased.
+pub async fn check_not_left(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     match has_left(tx, user).await? {
         true => Err(Problem::conflict("This account is being erased.")),
         false => Ok(()),
     }
 }
 
-/// Takes a user out of every organization for good, and forgets what waits for them. May be run twice.
+/// Removes a user from every organization for good, and deletes their pending invitations. Idempotent.
 pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "users belong to no tenant",
@@ -78,30 +78,30 @@ pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Resul
             deletion::begin(tx, context, organization.id).await?;
             continue;
         };
-        // Somebody may have lost that role since it was checked.
+        // The other owner may have lost the role since `check_leaving`.
         if others.iter().all(|row| row.role != Role::Owner.name()) {
             members::set(tx, context, organization.id, oldest.user_id, Some(Role::Owner)).await?;
         }
         members::set(tx, context, organization.id, user, None).await?;
     }
-    invitations::forget_user(tx, user).await?;
+    invitations::delete_for_user(tx, user).await?;
     personal::detach(tx, user).await
 }
 
-/// How many organizations a user is in, or has left and that are still being deleted for it.
-pub async fn count_memberships(organizations: Arc<Organizations>, call: Call<CountMemberships>) -> Result<Count, Problem> {
+/// Counts the organizations that a user is a member of, and those being deleted because the user left.
+pub async fn count_memberships(service: Arc<OrganizationService>, call: Call<CountMemberships>) -> Result<Count, Problem> {
     let count = unscoped!(
         "a user's own memberships, over all organizations",
         "SELECT COUNT(*) FROM members WHERE user_id = $1 AND role IS NOT NULL",
         call.message.user_id
     );
-    let memberships = organizations.store.read().value::<i64>(count).await?.unwrap_or_default();
-    // Deletions that leaving has begun are of the same request, and not over before everything is gone.
+    let memberships = service.store.read().value::<i64>(count).await?.unwrap_or_default();
+    // Deletions begun by leaving have the same correlation id, and end when everything is deleted.
     let deletions = unscoped!(
         "sagas belong to the service",
         "SELECT COUNT(*) FROM sagas WHERE correlation_id = $1 AND ended_at IS NULL",
         call.context.correlation_id
     );
-    let deletions = organizations.store.read().value::<i64>(deletions).await?.unwrap_or_default();
+    let deletions = service.store.read().value::<i64>(deletions).await?.unwrap_or_default();
     Ok(Count { count: memberships + deletions })
 }

@@ -1,5 +1,5 @@
-//! Organizations: who works together, and in which role. The owner of every membership; other
-//! services keep caches of them, fed by [`MembershipChanged`](capsule_contracts::organization::MembershipChanged).
+//! The organization service: organizations, members and roles. It owns all memberships; other services cache them and
+//! update their caches by [`MembershipChanged`](capsule_contracts::organization::MembershipChanged).
 
 mod deletion;
 mod invitations;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::identity::{UserErased, UserRegistered};
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Role, Target, Uuid};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 
@@ -23,13 +23,13 @@ pub use quotas::Limits;
 
 /// The organization service.
 #[derive(Debug)]
-pub struct Organizations {
+pub struct OrganizationService {
     store: Arc<Store>,
     bus: Bus,
     limits: Limits,
 }
 
-impl Service for Organizations {
+impl Service for OrganizationService {
     fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -38,7 +38,7 @@ impl Service for Organizations {
         &self.bus
     }
 
-    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
+    async fn locate(&self, target: &Target) -> Result<Option<Location>, Problem> {
         let Target::Organization(id) = target else {
             return Ok(None);
         };
@@ -48,20 +48,20 @@ impl Service for Organizations {
             *id
         );
         let known = self.store.read().value::<Uuid>(known).await?;
-        Ok(known.map(Place::of))
+        Ok(known.map(Location::in_organization))
     }
 
-    /// This service owns the fact: there is no cache to ask.
+    /// Reads the membership itself, as this service owns it.
     async fn cached_role(&self, organization: Uuid, user: Uuid) -> Result<Option<Role>, Problem> {
         Ok(members::membership(self, organization, user).await?.role)
     }
 
-    async fn true_role(&self, organization: Uuid, user: Uuid) -> Result<Option<Role>, Problem> {
+    async fn fetch_role(&self, organization: Uuid, user: Uuid) -> Result<Option<Role>, Problem> {
         self.cached_role(organization, user).await
     }
 }
 
-/// The service's name, which is its database's as well.
+/// The name of the service and of its database.
 pub const NAME: &str = "organization";
 
 /// The migrations of its database.
@@ -73,13 +73,18 @@ pub const MIGRATIONS: Migrations = &[
     ),
 ];
 
-/// Opens the service's database and puts the service on the bus.
+/// Opens the service's database and registers the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, limits: Limits) -> Result<Arc<Organizations>, StoreError> {
+pub async fn start(
+    databases: &Databases,
+    bus: &Bus,
+    keyring: Keyring,
+    limits: Limits,
+) -> Result<Arc<OrganizationService>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
-    let organizations = Arc::new(Organizations { store: Arc::new(store), bus: bus.clone(), limits });
+    let organizations = Arc::new(OrganizationService { store: Arc::new(store), bus: bus.clone(), limits });
     Router::new(organizations.clone())
         .handle(organizations::list_organizations)
         .handle(organizations::create_organization)
@@ -106,11 +111,11 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring, limits: L
         .handle(leaving::leave_organizations)
         .handle(leaving::count_memberships)
         .saga(&deletion::DELETION)
-        // They have left before; this is for what was heard of them since.
+        // The user has already left; this removes memberships created since by late events.
         .consume::<UserErased>(|_, tx, event| {
             Box::pin(async move { leaving::leave(tx, &Context::background(NAME), event.user_id).await })
         })
-        .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::ensure(tx, &event.user).await }))
+        .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::create_if_missing(tx, &event.user).await }))
         .start();
     Ok(organizations)
 }

@@ -1,4 +1,4 @@
-//! Members and their roles. Only an owner makes or unmakes owners, and one owner always stays.
+//! Members and their roles. Only an owner can grant or revoke the owner role, and the last owner cannot be removed.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid}
 use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, invitations};
+use crate::{OrganizationService, invitations};
 
-/// Gives a user a role in an organization, or takes it, and tells of it. What they invited and could not invite any more
-/// is void.
+/// Sets or removes a user's role in an organization and emits [`MembershipChanged`]. Revokes the user's invitations that
+/// the new role does not allow.
 pub async fn set(
     tx: &Transaction<'_>,
     context: &Context,
@@ -33,7 +33,7 @@ pub async fn set(
         Timestamp::now().0
     ))
     .await?;
-    invitations::void(tx, organization, user, role).await?;
+    invitations::revoke_unauthorized(tx, organization, user, role).await?;
     let sequence =
         unscoped!("as above", "SELECT sequence FROM members WHERE organization_id = $1 AND user_id = $2", organization, user);
     let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;
@@ -55,26 +55,26 @@ fn rows(scope: &impl Scope) -> Statement {
     )
 }
 
-/// The members of an organization; who joined first comes first.
+/// The members of an organization, in the order in which they joined.
 pub async fn of(tx: &Transaction<'_>, scope: &impl Scope) -> Result<Vec<MemberRow>, Problem> {
     tx.read().all(rows(scope)).await
 }
 
-pub async fn list_members(service: Arc<Organizations>, call: Call<ListMembers>) -> Result<Page<Member>, Problem> {
-    let rows = service.store.read().all::<MemberRow>(rows(&call.proof)).await?;
-    let pending = service.store.read().all::<invitations::Pending>(invitations::rows(&call.proof)).await?;
+pub async fn list_members(service: Arc<OrganizationService>, call: Call<ListMembers>) -> Result<Page<Member>, Problem> {
+    let rows = service.store.read().all::<MemberRow>(rows(&call.grant)).await?;
+    let pending = service.store.read().all::<invitations::Pending>(invitations::rows(&call.grant)).await?;
     let joined = rows.into_iter().map(|row| (row.user_id, row.role, false, row.joined_at));
     let pending = pending.into_iter().map(|row| (row.user_id, row.role, true, row.created_at));
     let rows: Vec<_> = joined.chain(pending).collect();
     let ask = GetUsers { ids: rows.iter().map(|row| row.0).collect() };
-    let users = service.bus.request(&call.context.on_behalf("organization"), &ask).await?;
+    let users = service.bus.request(&call.context.as_service("organization"), &ask).await?;
     let mut members = Vec::with_capacity(rows.len());
     for (user_id, role, pending, since) in rows {
         if let Some(user) = users.items.iter().find(|user| user.id == user_id) {
             members.push(Member {
                 user_id,
                 email: user.email.clone(),
-                // Whoever has not accepted has not told this organization their name either.
+                // A pending member has not agreed to show their name.
                 name: if pending { String::new() } else { user.name.clone() },
                 role: role.parse()?,
                 pending,
@@ -85,30 +85,30 @@ pub async fn list_members(service: Arc<Organizations>, call: Call<ListMembers>) 
     Ok(Page::whole(members))
 }
 
-pub async fn change_role(service: Arc<Organizations>, call: Call<ChangeRole>) -> Result<Empty, Problem> {
-    guard_owners(&call.proof, call.message.role)?;
+pub async fn change_role(service: Arc<OrganizationService>, call: Call<ChangeRole>) -> Result<Empty, Problem> {
+    check_owner_change(&call.grant, call.message.role)?;
     let tx = service.store.begin().await?;
-    if invitations::change_role(&tx, &call.proof, call.message.user_id, call.message.role).await? {
+    if invitations::change_role(&tx, &call.grant, call.message.user_id, call.message.role).await? {
         tx.commit().await?;
         return Ok(Empty {});
     }
     drop(tx);
-    replace(&service, &call.context, &call.proof, (call.message.id, call.message.user_id), Some(call.message.role)).await
+    replace(&service, &call.context, &call.grant, (call.message.id, call.message.user_id), Some(call.message.role)).await
 }
 
-pub async fn remove_member(service: Arc<Organizations>, call: Call<RemoveMember>) -> Result<Empty, Problem> {
+pub async fn remove_member(service: Arc<OrganizationService>, call: Call<RemoveMember>) -> Result<Empty, Problem> {
     if invitations::remove(&service, &call).await? {
         return Ok(Empty {});
     }
-    replace(&service, &call.context, &call.proof, (call.message.id, call.message.user_id), None).await
+    replace(&service, &call.context, &call.grant, (call.message.id, call.message.user_id), None).await
 }
 
-pub async fn leave_organization(service: Arc<Organizations>, call: Call<LeaveOrganization>) -> Result<Empty, Problem> {
-    replace(&service, &call.context, &call.proof, (call.message.id, call.proof.user()), None).await
+pub async fn leave_organization(service: Arc<OrganizationService>, call: Call<LeaveOrganization>) -> Result<Empty, Problem> {
+    replace(&service, &call.context, &call.grant, (call.message.id, call.grant.user()), None).await
 }
 
 async fn replace(
-    service: &Organizations,
+    service: &OrganizationService,
     context: &Context,
     tenant: &Tenant,
     (organization, user): (Uuid, Uuid),
@@ -117,22 +117,21 @@ async fn replace(
     let tx = service.store.begin().await?;
     let members = of(&tx, tenant).await?;
     let present = members.iter().find(|row| row.user_id == user).ok_or_else(|| Problem::not_found("member"))?;
-    guard_owners(tenant, present.role.parse()?)?;
+    check_owner_change(tenant, present.role.parse()?)?;
     let owners = members.iter().filter(|row| row.role == Role::Owner.name()).count();
     if present.role == Role::Owner.name() && role != Some(Role::Owner) && owners == 1 {
-        return Err(
-            Problem::conflict("The last owner of an organization stays its owner.").hint("Make somebody else an owner first.")
-        );
+        return Err(Problem::conflict("The last owner of an organization cannot lose the role.")
+            .hint("Make another member an owner first."));
     }
     set(&tx, context, organization, user, role).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-/// Only owners make or unmake owners.
-pub fn guard_owners(tenant: &Tenant, role: Role) -> Result<(), Problem> {
+/// Fails if the role is owner and the caller is not.
+pub fn check_owner_change(tenant: &Tenant, role: Role) -> Result<(), Problem> {
     if role == Role::Owner && tenant.role() != Role::Owner {
-        return Err(Problem::forbidden("Only an owner makes or unmakes owners."));
+        return Err(Problem::forbidden("Only an owner can grant or revoke the owner role."));
     }
     Ok(())
 }
@@ -143,9 +142,9 @@ struct MembershipRow {
     sequence: i64,
 }
 
-/// A user's place in an organization. Sequence 0 where there never was one; no role where the organization is being
-/// deleted.
-pub async fn membership(service: &Organizations, organization_id: Uuid, user_id: Uuid) -> Result<Membership, Problem> {
+/// A user's membership in an organization. Its sequence is 0 if there never was one. It has no role while the
+/// organization is being deleted.
+pub async fn membership(service: &OrganizationService, organization_id: Uuid, user_id: Uuid) -> Result<Membership, Problem> {
     let row = unscoped!(
         "decides who may act for a tenant",
         "SELECT CASE WHEN o.closed_at IS NULL THEN m.role END AS role, m.sequence \
@@ -158,11 +157,11 @@ pub async fn membership(service: &Organizations, organization_id: Uuid, user_id:
     Ok(Membership { organization_id, user_id, role: role.map(|role| role.parse()).transpose()?, sequence })
 }
 
-pub async fn get_membership(service: Arc<Organizations>, call: Call<GetMembership>) -> Result<Membership, Problem> {
+pub async fn get_membership(service: Arc<OrganizationService>, call: Call<GetMembership>) -> Result<Membership, Problem> {
     membership(&service, call.message.organization_id, call.message.user_id).await
 }
 
-pub async fn get_memberships(service: Arc<Organizations>, call: Call<GetMemberships>) -> Result<Page<Membership>, Problem> {
+pub async fn get_memberships(service: Arc<OrganizationService>, call: Call<GetMemberships>) -> Result<Page<Membership>, Problem> {
     let mut known = Vec::with_capacity(call.message.wanted.len());
     for wanted in call.message.wanted {
         known.push(membership(&service, wanted.organization_id, wanted.user_id).await?);
@@ -170,12 +169,12 @@ pub async fn get_memberships(service: Arc<Organizations>, call: Call<GetMembersh
     Ok(Page::whole(known))
 }
 
-/// Tells every cache what the members' places are now that the organization was closed, or opened again.
-pub async fn announce_all(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, closed: bool) -> Result<(), Problem> {
+/// Emits [`MembershipChanged`] for every member after the organization was closed or reopened.
+pub async fn publish_all(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, closed: bool) -> Result<(), Problem> {
     tx.run(scoped!(scope, "UPDATE members SET sequence = sequence + 1 WHERE organization_id = :tenant AND role IS NOT NULL"))
         .await?;
     let rows = scoped!(scope, "SELECT user_id, role, sequence FROM members WHERE organization_id = :tenant AND role IS NOT NULL");
-    for row in tx.read().all::<Announced>(rows).await? {
+    for row in tx.read().all::<PublishedRow>(rows).await? {
         let role = if closed { None } else { Some(row.role.parse()?) };
         let membership = Membership { organization_id: scope.organization(), user_id: row.user_id, role, sequence: row.sequence };
         emit(tx, context, &MembershipChanged { membership }).await?;
@@ -184,13 +183,13 @@ pub async fn announce_all(tx: &Transaction<'_>, context: &Context, scope: &impl 
 }
 
 #[derive(FromQueryResult)]
-struct Announced {
+struct PublishedRow {
     user_id: Uuid,
     role: String,
     sequence: i64,
 }
 
-pub async fn list_permissions(_: Arc<Organizations>, _: Call<ListPermissions>) -> Result<Page<RolePermissions>, Problem> {
+pub async fn list_permissions(_: Arc<OrganizationService>, _: Call<ListPermissions>) -> Result<Page<RolePermissions>, Problem> {
     let roles = Role::ALL.into_iter().map(|role| RolePermissions {
         role,
         permissions: Permission::ALL.into_iter().filter(|permission| role.allows(*permission)).collect(),

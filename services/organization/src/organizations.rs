@@ -13,7 +13,7 @@ use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Organizations, deletion, leaving, members, personal, quotas};
+use crate::{OrganizationService, deletion, leaving, members, personal, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -41,25 +41,25 @@ impl TryFrom<Row> for Organization {
 }
 
 pub async fn list_organizations(
-    service: Arc<Organizations>,
+    service: Arc<OrganizationService>,
     call: Call<ListOrganizations>,
 ) -> Result<Page<Organization>, Problem> {
-    let mine = list(&service, call.proof.user()).await?;
+    let mine = list(&service, call.grant.user()).await?;
     if !mine.is_empty() {
         return Ok(Page::whole(mine));
     }
-    // The registration may not have been heard of yet.
-    let ask = GetUsers { ids: vec![call.proof.user()] };
-    let users = service.bus.request(&call.context.on_behalf("organization"), &ask).await?;
+    // The registration event may not have arrived yet.
+    let ask = GetUsers { ids: vec![call.grant.user()] };
+    let users = service.bus.request(&call.context.as_service("organization"), &ask).await?;
     let tx = service.store.begin().await?;
     for user in &users.items {
-        personal::ensure(&tx, user).await?;
+        personal::create_if_missing(&tx, user).await?;
     }
     tx.commit().await?;
-    Ok(Page::whole(list(&service, call.proof.user()).await?))
+    Ok(Page::whole(list(&service, call.grant.user()).await?))
 }
 
-async fn list(service: &Organizations, user: Uuid) -> Result<Vec<Organization>, Problem> {
+async fn list(service: &OrganizationService, user: Uuid) -> Result<Vec<Organization>, Problem> {
     let rows = unscoped!(
         "a user's own memberships, over all organizations",
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
@@ -71,21 +71,21 @@ async fn list(service: &Organizations, user: Uuid) -> Result<Vec<Organization>, 
 }
 
 /// One of a user's own organizations.
-pub async fn of_user(service: &Organizations, user: Uuid, id: Uuid) -> Result<Organization, Problem> {
+pub async fn of_user(service: &OrganizationService, user: Uuid, id: Uuid) -> Result<Organization, Problem> {
     let mine = list(service, user).await?;
     mine.into_iter().find(|organization| organization.id == id).ok_or_else(|| Problem::not_found("organization"))
 }
 
-/// An organization about to be made.
-pub struct New {
+/// An organization to create.
+pub struct NewOrganization {
     pub name: String,
     pub slug: String,
     pub owner: Uuid,
     pub personal: bool,
 }
 
-/// Makes an organization with its owner, and tells of both.
-pub async fn insert(tx: &Transaction<'_>, context: &Context, new: New) -> Result<Organization, Problem> {
+/// Creates an organization with its owner, and emits the events of both.
+pub async fn insert(tx: &Transaction<'_>, context: &Context, new: NewOrganization) -> Result<Organization, Problem> {
     let (id, now) = (new_id(), Timestamp::now());
     tx.run(unscoped!(
         "makes the tenant",
@@ -104,7 +104,7 @@ pub async fn insert(tx: &Transaction<'_>, context: &Context, new: New) -> Result
     Ok(Organization { id, name: new.name, slug: new.slug, personal: new.personal, created_at: now, role: Role::Owner })
 }
 
-/// `wanted`, or `wanted-2` and so on where it is taken.
+/// Returns `wanted`, or `wanted-2` and so on if it is taken.
 pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Problem> {
     for n in 1.. {
         let slug = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
@@ -120,21 +120,24 @@ pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Pro
     Err(Problem::internal())
 }
 
-pub async fn create_organization(service: Arc<Organizations>, call: Call<CreateOrganization>) -> Result<Organization, Problem> {
+pub async fn create_organization(
+    service: Arc<OrganizationService>,
+    call: Call<CreateOrganization>,
+) -> Result<Organization, Problem> {
     let tx = service.store.begin().await?;
-    leaving::check_present(&tx, call.proof.user()).await?;
-    quotas::check_organizations(&service, &tx, call.proof.user()).await?;
+    leaving::check_not_left(&tx, call.grant.user()).await?;
+    quotas::check_organizations(&service, &tx, call.grant.user()).await?;
     let slug = match call.message.slug {
         Some(slug) => slug,
         None => free_slug(&tx, &to_label(&call.message.name, "organization")).await?,
     };
-    let new = New { name: call.message.name.trim().to_owned(), slug, owner: call.proof.user(), personal: false };
+    let new = NewOrganization { name: call.message.name.trim().to_owned(), slug, owner: call.grant.user(), personal: false };
     let organization = insert(&tx, &call.context, new).await?;
     tx.commit().await?;
     Ok(organization)
 }
 
-async fn get(service: &Organizations, tenant: &Tenant) -> Result<Organization, Problem> {
+async fn get(service: &OrganizationService, tenant: &Tenant) -> Result<Organization, Problem> {
     let row = scoped!(
         tenant,
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
@@ -145,29 +148,32 @@ async fn get(service: &Organizations, tenant: &Tenant) -> Result<Organization, P
     service.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("organization"))?.try_into()
 }
 
-pub async fn get_organization(service: Arc<Organizations>, call: Call<GetOrganization>) -> Result<Organization, Problem> {
-    get(&service, &call.proof).await
+pub async fn get_organization(service: Arc<OrganizationService>, call: Call<GetOrganization>) -> Result<Organization, Problem> {
+    get(&service, &call.grant).await
 }
 
-pub async fn update_organization(service: Arc<Organizations>, call: Call<UpdateOrganization>) -> Result<Organization, Problem> {
+pub async fn update_organization(
+    service: Arc<OrganizationService>,
+    call: Call<UpdateOrganization>,
+) -> Result<Organization, Problem> {
     if let Some(name) = &call.message.name {
         let tx = service.store.begin().await?;
-        tx.run(scoped!(&call.proof, "UPDATE organizations SET name = $1 WHERE id = :tenant", name.trim())).await?;
+        tx.run(scoped!(&call.grant, "UPDATE organizations SET name = $1 WHERE id = :tenant", name.trim())).await?;
         tx.commit().await?;
     }
-    get(&service, &call.proof).await
+    get(&service, &call.grant).await
 }
 
-pub async fn delete_organization(service: Arc<Organizations>, call: Call<DeleteOrganization>) -> Result<Empty, Problem> {
-    if call.proof.role() != Role::Owner {
+pub async fn delete_organization(service: Arc<OrganizationService>, call: Call<DeleteOrganization>) -> Result<Empty, Problem> {
+    if call.grant.role() != Role::Owner {
         return Err(Problem::forbidden("Only an owner may delete an organization."));
     }
-    let organization = get(&service, &call.proof).await?;
+    let organization = get(&service, &call.grant).await?;
     if organization.personal {
-        return Err(Problem::conflict("A personal organization goes with its user's account only."));
+        return Err(Problem::conflict("A personal organization cannot be deleted; it is deleted with its user's account."));
     }
-    let confirm = Reauthenticate { user_id: call.proof.user(), password: call.message.password };
-    service.bus.request(&call.context.on_behalf("organization"), &confirm).await?;
+    let confirm = Reauthenticate { user_id: call.grant.user(), password: call.message.password };
+    service.bus.request(&call.context.as_service("organization"), &confirm).await?;
     let tx = service.store.begin().await?;
     deletion::begin(&tx, &call.context, organization.id).await?;
     tx.commit().await?;

@@ -1,5 +1,5 @@
-//! Quotas of organizations. The installation has limits for all of them; administrators of the installation set
-//! others for one. Who counts is told by [`QuotasChanged`], or asks.
+//! Quotas of organizations. The installation has default limits; its administrators can set others for an
+//! organization. The services that enforce quotas receive [`QuotasChanged`] or request them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Organizations;
+use crate::OrganizationService;
 
-/// How long the services that count may take to say how much is used; it is shown without them otherwise.
+/// Timeout of requests for usage. Without a reply, quotas are shown without usage.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Organizations on one page.
-const PAGE: usize = 100;
+/// Organizations per page.
+const PAGE_SIZE: usize = 100;
 
-/// The limits that this installation sets.
+/// The limits of this installation.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Those of every organization that has no others.
+    /// Default quotas of organizations.
     pub quotas: Quotas,
-    /// How many organizations one user may make, the personal one not counted.
+    /// Maximum number of organizations that one user may create, without the personal one.
     pub organizations_per_user: u32,
 }
 
@@ -42,8 +42,8 @@ struct Row {
     sequence: i64,
 }
 
-/// What an organization has of its own, and how often that changed. Nothing where there is no such organization.
-async fn own(service: &Organizations, organization: Uuid) -> Result<Option<(Quotas, i64)>, Problem> {
+/// The quotas set for an organization, and their sequence. `None` if there is no such organization.
+async fn own(service: &OrganizationService, organization: Uuid) -> Result<Option<(Quotas, i64)>, Problem> {
     let row = unscoped!(
         "limits are not a tenant's data",
         "SELECT COALESCE(q.quotas, '{}') AS quotas, COALESCE(q.sequence, 0) AS sequence FROM organizations o \
@@ -54,30 +54,30 @@ async fn own(service: &Organizations, organization: Uuid) -> Result<Option<(Quot
     row.map(|row| Ok((serde_json::from_str(&row.quotas).map_err(|_| Problem::internal())?, row.sequence))).transpose()
 }
 
-async fn confirmed(service: &Organizations, organization: Uuid) -> Result<ConfirmedQuotas, Problem> {
+async fn confirmed(service: &OrganizationService, organization: Uuid) -> Result<ConfirmedQuotas, Problem> {
     let (own, sequence) = own(service, organization).await?.ok_or_else(|| Problem::not_found("organization"))?;
-    Ok(ConfirmedQuotas { organization_id: organization, quotas: service.limits.quotas.with(&own), sequence })
+    Ok(ConfirmedQuotas { organization_id: organization, quotas: service.limits.quotas.overridden_by(&own), sequence })
 }
 
 /// The limits of an organization.
-pub async fn of(service: &Organizations, organization: Uuid) -> Result<Quotas, Problem> {
+pub async fn of(service: &OrganizationService, organization: Uuid) -> Result<Quotas, Problem> {
     Ok(confirmed(service, organization).await?.quotas)
 }
 
-pub async fn confirm_quotas(service: Arc<Organizations>, call: Call<ConfirmQuotas>) -> Result<ConfirmedQuotas, Problem> {
+pub async fn confirm_quotas(service: Arc<OrganizationService>, call: Call<ConfirmQuotas>) -> Result<ConfirmedQuotas, Problem> {
     confirmed(&service, call.message.organization_id).await
 }
 
-pub async fn get_quotas(service: Arc<Organizations>, call: Call<GetQuotas>) -> Result<OrganizationQuotas, Problem> {
-    view(&service, &call.context, call.proof.organization()).await
+pub async fn get_quotas(service: Arc<OrganizationService>, call: Call<GetQuotas>) -> Result<OrganizationQuotas, Problem> {
+    view(&service, &call.context, call.grant.organization()).await
 }
 
-pub async fn inspect_quotas(service: Arc<Organizations>, call: Call<InspectQuotas>) -> Result<OrganizationQuotas, Problem> {
+pub async fn inspect_quotas(service: Arc<OrganizationService>, call: Call<InspectQuotas>) -> Result<OrganizationQuotas, Problem> {
     view(&service, &call.context, call.message.id).await
 }
 
-pub async fn set_quotas(service: Arc<Organizations>, call: Call<SetQuotas>) -> Result<OrganizationQuotas, Problem> {
-    let Call { message, proof, context } = call;
+pub async fn set_quotas(service: Arc<OrganizationService>, call: Call<SetQuotas>) -> Result<OrganizationQuotas, Problem> {
+    let Call { message, grant, context } = call;
     own(&service, message.id).await?.ok_or_else(|| Problem::not_found("organization"))?;
     let own = Quotas(message.quotas);
     let tx = service.store.begin().await?;
@@ -91,17 +91,17 @@ pub async fn set_quotas(service: Arc<Organizations>, call: Call<SetQuotas>) -> R
     .await?;
     let sequence = unscoped!("as above", "SELECT sequence FROM organization_quotas WHERE organization_id = $1", message.id);
     let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;
-    let confirmed = ConfirmedQuotas { organization_id: message.id, quotas: service.limits.quotas.with(&own), sequence };
+    let confirmed = ConfirmedQuotas { organization_id: message.id, quotas: service.limits.quotas.overridden_by(&own), sequence };
     emit(&tx, &context, &QuotasChanged { confirmed }).await?;
     tx.commit().await?;
-    tracing::info!(organization = %message.id, administrator = %proof.user(), quotas = ?own.0, "quotas were set");
+    tracing::info!(organization = %message.id, administrator = %grant.user(), quotas = ?own.0, "quotas were set");
     view(&service, &context, message.id).await
 }
 
-/// Limits, and how much of each is used as far as those who count answer.
-async fn view(service: &Organizations, context: &Context, organization: Uuid) -> Result<OrganizationQuotas, Problem> {
+/// The quotas of an organization, with their usage as far as it is known.
+async fn view(service: &OrganizationService, context: &Context, organization: Uuid) -> Result<OrganizationQuotas, Problem> {
     let (own, _) = own(service, organization).await?.ok_or_else(|| Problem::not_found("organization"))?;
-    let quotas = service.limits.quotas.with(&own);
+    let quotas = service.limits.quotas.overridden_by(&own);
     let used = used(service, context, organization).await?;
     let items = Quantity::ALL.into_iter().map(|quantity| Quota {
         name: quantity.name().into(),
@@ -113,8 +113,8 @@ async fn view(service: &Organizations, context: &Context, organization: Uuid) ->
     Ok(OrganizationQuotas { organization_id: organization, items: items.collect() })
 }
 
-async fn used(service: &Organizations, context: &Context, organization_id: Uuid) -> Result<BTreeMap<String, i64>, Problem> {
-    let context = context.on_behalf("organization");
+async fn used(service: &OrganizationService, context: &Context, organization_id: Uuid) -> Result<BTreeMap<String, i64>, Problem> {
+    let context = context.as_service("organization");
     let (projects, deploys) = (CountProjectUse { organization_id }, CountDeployUse { organization_id });
     let (projects, deploys) = tokio::join!(
         tokio::time::timeout(COUNT_TIMEOUT, service.bus.request(&context, &projects)),
@@ -124,8 +124,8 @@ async fn used(service: &Organizations, context: &Context, organization_id: Uuid)
     for answer in [projects, deploys] {
         match answer {
             Ok(Ok(QuotaUse { used: counted })) => used.extend(counted),
-            Ok(Err(problem)) => tracing::warn!(%problem, "what an organization uses cannot be counted"),
-            Err(_) => tracing::warn!("what an organization uses was not counted in time"),
+            Ok(Err(problem)) => tracing::warn!(%problem, "cannot count the usage of an organization"),
+            Err(_) => tracing::warn!("timeout while counting the usage of an organization"),
         }
     }
     let members = unscoped!(
@@ -138,7 +138,7 @@ async fn used(service: &Organizations, context: &Context, organization_id: Uuid)
     Ok(used)
 }
 
-/// Counts `more` members, in the transaction that adds them. Members are those with a role.
+/// Checks the quota of members in the transaction that adds `more`. Rows without a role do not count.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
@@ -148,13 +148,13 @@ pub async fn check_members(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Qu
     quotas.check(Quantity::Members, members, members + more)
 }
 
-/// Counts the organizations that a user has made, in the transaction that makes another: those that are not wholly
-/// deleted, and those of the last 24 hours in any case. Each has quotas of its own: whoever could make and delete
-/// them without end would have no quota.
+/// Checks the limit of organizations per user, in the transaction that creates another. Counts those that are not
+/// completely deleted, and all created in the last 24 hours: as each organization has its own quotas, creating and
+/// deleting organizations would otherwise circumvent them.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn check_organizations(service: &Organizations, tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
+pub async fn check_organizations(service: &OrganizationService, tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     let made = unscoped!(
         "what one user has made, over all organizations",
         "SELECT COUNT(*) FROM organizations WHERE created_by = $1 AND personal_of IS NULL AND (deleted_at IS NULL OR created_at > $2)",
@@ -162,13 +162,13 @@ pub async fn check_organizations(service: &Organizations, tx: &Transaction<'_>, 
         Timestamp::now().plus_seconds(-24 * 3600).0
     );
     let made = tx.read().value::<i64>(made).await?.unwrap_or_default();
-    let most = service.limits.organizations_per_user;
-    if made < i64::from(most) {
+    let max = service.limits.organizations_per_user;
+    if made < i64::from(max) {
         return Ok(());
     }
-    Err(Problem::quota_exceeded(format!("You have made {made} organizations; one user may make {most}.")).hint(
-        "Delete an organization that is not needed (one that was made within the last 24 hours counts all the same), or ask \
-         an administrator of the installation to raise the setting limits.organizations_per_user.",
+    Err(Problem::quota_exceeded(format!("You have created {made} organizations; the limit is {max} per user.")).hint(
+        "Delete an organization that you do not need (those created within the last 24 hours still count), or ask \
+         an administrator of the installation to raise limits.organizations_per_user.",
     ))
 }
 
@@ -183,7 +183,7 @@ struct Inspected {
 }
 
 pub async fn inspect_organizations(
-    service: Arc<Organizations>,
+    service: Arc<OrganizationService>,
     call: Call<InspectOrganizations>,
 ) -> Result<Page<InspectedOrganization>, Problem> {
     let rows = unscoped!(
@@ -193,11 +193,11 @@ pub async fn inspect_organizations(
          FROM organizations o WHERE o.deleted_at IS NULL AND ($1 = '' OR o.slug = $1) AND o.slug > $2 ORDER BY o.slug LIMIT $3",
         call.message.slug.unwrap_or_default(),
         call.message.cursor.unwrap_or_default(),
-        PAGE as i64 + 1
+        PAGE_SIZE as i64 + 1
     );
     let mut rows = service.store.read().all::<Inspected>(rows).await?;
-    let more = rows.len() > PAGE;
-    rows.truncate(PAGE);
+    let more = rows.len() > PAGE_SIZE;
+    rows.truncate(PAGE_SIZE);
     let next_cursor = rows.last().filter(|_| more).map(|row| row.slug.clone());
     let items = rows.into_iter().map(|row| InspectedOrganization {
         id: row.id,

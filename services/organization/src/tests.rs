@@ -1,4 +1,4 @@
-//! Who was invited and who has left, on a real database.
+//! Tests of invitations and of leaving, with a real database.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use capsule_contracts::organization::{
 use capsule_contracts::{Message, Problem, Role, Timestamp, Uuid, new_id};
 use capsule_store::{Databases, Keyring, unscoped};
 
-use crate::{Limits, Organizations, members, personal};
+use crate::{Limits, OrganizationService, members, personal};
 
-/// The service on a bus of its own, and an organization with two owners.
+/// The service on its own bus, and an organization with two owners.
 struct World {
     _folder: tempfile::TempDir,
     bus: Bus,
-    service: Arc<Organizations>,
+    service: Arc<OrganizationService>,
     owner: Uuid,
     other: Uuid,
     organization: Uuid,
@@ -44,7 +44,7 @@ impl World {
         self.bus.request(&Context::new("test".into(), principal), message).await
     }
 
-    /// Invites somebody; the id of the invitation.
+    /// Invites a user and returns the id of the invitation.
     async fn invite(&self, by: Uuid, whom: Uuid, role: Role) -> Uuid {
         let (id, now) = (new_id(), Timestamp::now());
         let tx = self.service.store.begin().await.expect("begins");
@@ -72,13 +72,13 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_was_removed_does_not_come_back_by_an_invitation_of_their_own() {
+async fn a_removed_member_cannot_return_by_their_own_invitation() {
     let world = World::new().await;
     let alt = new_id();
     let before = world.invite(world.other, alt, Role::Owner).await;
     world.ask(world.owner, &RemoveMember { id: world.organization, user_id: world.other }).await.expect("removed");
     assert_eq!(world.accept(alt, before).await.expect_err("void").code, "not_found");
-    // One that was under way meanwhile.
+    // An invitation that was inserted after the removal.
     let late = world.invite(world.other, alt, Role::Owner).await;
     let void = world.accept(alt, late).await.expect_err("void");
     assert!(void.code == "conflict" && void.detail.contains("void"), "{void}");
@@ -88,7 +88,7 @@ async fn whoever_was_removed_does_not_come_back_by_an_invitation_of_their_own() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_no_owner_any_more_has_invited_no_owners() {
+async fn invitations_of_owners_are_revoked_when_the_inviter_loses_the_owner_role() {
     let world = World::new().await;
     let (carl, dora) = (new_id(), new_id());
     let as_owner = world.invite(world.other, carl, Role::Owner).await;
@@ -97,7 +97,7 @@ async fn who_is_no_owner_any_more_has_invited_no_owners() {
     world.ask(world.owner, &change).await.expect("changed");
     assert_eq!(world.accept(carl, as_owner).await.expect_err("void").code, "not_found");
     world.accept(dora, as_viewer).await.expect("an admin invites viewers");
-    // Whoever changes the role of a pending member answers for it.
+    // Changing the role of a pending member makes the caller the inviter.
     let erin = new_id();
     let raised = world.invite(world.other, erin, Role::Viewer).await;
     let change = ChangeRole { id: world.organization, user_id: erin, role: Role::Owner };
@@ -106,7 +106,7 @@ async fn who_is_no_owner_any_more_has_invited_no_owners() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_made_for_a_user_who_has_left_for_good() {
+async fn nothing_is_created_for_an_erased_user() {
     let world = World::new().await;
     let service = Context::background("identity");
     let user = User {
@@ -118,7 +118,7 @@ async fn nothing_is_made_for_a_user_who_has_left_for_good() {
     };
     world.bus.request(&service, &LeaveOrganizations { user_id: user.id }).await.expect("left");
     let tx = world.service.store.begin().await.expect("begins");
-    personal::ensure(&tx, &user).await.expect("nothing to do");
+    personal::create_if_missing(&tx, &user).await.expect("nothing to do");
     tx.commit().await.expect("committed");
     let made = world.ask(user.id, &CreateOrganization { name: "Mine".into(), slug: None }).await;
     assert_eq!(made.expect_err("refused").code, "conflict");

@@ -1,14 +1,14 @@
-//! What other services ask: whose a thing is, and with which configuration it is deployed.
+//! Requests of other services: the owner of a resource, and the configuration of a deployment.
 
 use std::sync::Arc;
 
 use capsule_bus::{Call, Service, SystemGrant};
-use capsule_contracts::project::{Configuration, GetConfiguration, Locate, Place};
+use capsule_contracts::project::{Configuration, GetConfiguration, Locate, Location};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::unscoped;
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, environments, variables};
+use crate::{ProjectService, environments, variables};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -20,7 +20,7 @@ struct Row {
     archived_at: Option<i64>,
 }
 
-pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfiguration>) -> Result<Configuration, Problem> {
+pub async fn get_configuration(projects: Arc<ProjectService>, call: Call<GetConfiguration>) -> Result<Configuration, Problem> {
     let row = unscoped!(
         "asked by a service that authorized its own caller",
         "SELECT s.organization_id, s.project_id, s.name AS service_name, e.id AS environment_id, e.kind AS environment_kind, p.archived_at \
@@ -31,7 +31,7 @@ pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfigurat
     );
     let row = projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))?;
     let grant = SystemGrant::new(row.organization_id, "a deployment takes its configuration");
-    let (environment, secrets) = variables::reveal(&projects, &grant, row.environment_id).await?;
+    let (environment, secrets) = variables::decrypt_all(&projects, &grant, row.environment_id).await?;
     Ok(Configuration {
         organization_id: row.organization_id,
         project_id: row.project_id,
@@ -39,13 +39,13 @@ pub async fn get_configuration(projects: Arc<Projects>, call: Call<GetConfigurat
         service_name: row.service_name,
         environment_id: row.environment_id,
         environment_name: call.message.environment,
-        environment_kind: environments::kind(&row.environment_kind)?,
+        environment_kind: environments::parse_kind(&row.environment_kind)?,
         archived: row.archived_at.is_some(),
         environment,
         secrets,
     })
 }
 
-pub async fn locate(projects: Arc<Projects>, call: Call<Locate>) -> Result<Place, Problem> {
-    Service::locate(&*projects, &call.message.target).await?.ok_or_else(|| Problem::not_found("thing"))
+pub async fn locate(projects: Arc<ProjectService>, call: Call<Locate>) -> Result<Location, Problem> {
+    Service::locate(&*projects, &call.message.target).await?.ok_or_else(|| Problem::not_found(call.message.target.noun()))
 }

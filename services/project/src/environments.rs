@@ -11,7 +11,7 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, kind_name, quotas};
+use crate::{ProjectService, kind_to_text, quotas};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -30,18 +30,18 @@ impl TryFrom<Row> for Environment {
             id: row.id,
             project_id: row.project_id,
             name: row.name,
-            kind: kind(&row.kind)?,
+            kind: parse_kind(&row.kind)?,
             created_at: Timestamp(row.created_at),
         })
     }
 }
 
-/// The kind of environment that a database's text names.
-pub fn kind(text: &str) -> Result<EnvironmentKind, Problem> {
+/// Parses the stored text of a kind of environment.
+pub fn parse_kind(text: &str) -> Result<EnvironmentKind, Problem> {
     serde_json::from_value(serde_json::Value::String(text.into())).map_err(|_| Problem::internal())
 }
 
-/// Makes an environment of a project.
+/// Creates an environment of a project.
 pub async fn insert(
     tx: &Transaction<'_>,
     scope: &impl Scope,
@@ -56,16 +56,19 @@ pub async fn insert(
         environment.id,
         environment.project_id,
         environment.name.as_str(),
-        kind_name(kind),
+        kind_to_text(kind),
         environment.created_at.0
     ))
     .await?;
     Ok(environment)
 }
 
-pub async fn list_environments(projects: Arc<Projects>, call: Call<ListEnvironments>) -> Result<Page<Environment>, Problem> {
+pub async fn list_environments(
+    projects: Arc<ProjectService>,
+    call: Call<ListEnvironments>,
+) -> Result<Page<Environment>, Problem> {
     let rows = scoped!(
-        &call.proof,
+        &call.grant,
         "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
         call.message.id
     );
@@ -73,17 +76,17 @@ pub async fn list_environments(projects: Arc<Projects>, call: Call<ListEnvironme
     Ok(Page::whole(rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
 }
 
-pub async fn create_environment(projects: Arc<Projects>, call: Call<CreateEnvironment>) -> Result<Environment, Problem> {
-    let Call { message, proof, .. } = call;
-    let limits = capsule_bus::quotas(&*projects, proof.organization()).await?;
+pub async fn create_environment(projects: Arc<ProjectService>, call: Call<CreateEnvironment>) -> Result<Environment, Problem> {
+    let Call { message, grant, .. } = call;
+    let limits = capsule_bus::quotas(&*projects, grant.organization()).await?;
     let tx = projects.store.begin().await?;
-    quotas::another_environment(&tx, &proof, &limits, message.id).await?;
-    let environment = insert(&tx, &proof, message.id, message.name, message.kind).await?;
+    quotas::check_another_environment(&tx, &grant, &limits, message.id).await?;
+    let environment = insert(&tx, &grant, message.id, message.name, message.kind).await?;
     tx.commit().await?;
     Ok(environment)
 }
 
-async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Environment, Problem> {
+async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Environment, Problem> {
     let row = scoped!(
         scope,
         "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND id = $1",
@@ -92,16 +95,16 @@ async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Enviro
     projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("environment"))?.try_into()
 }
 
-pub async fn get_environment(projects: Arc<Projects>, call: Call<GetEnvironment>) -> Result<Environment, Problem> {
-    get(&projects, &call.proof, call.message.id).await
+pub async fn get_environment(projects: Arc<ProjectService>, call: Call<GetEnvironment>) -> Result<Environment, Problem> {
+    get(&projects, &call.grant, call.message.id).await
 }
 
-pub async fn delete_environment(projects: Arc<Projects>, call: Call<DeleteEnvironment>) -> Result<Empty, Problem> {
-    let environment = get(&projects, &call.proof, call.message.id).await?;
+pub async fn delete_environment(projects: Arc<ProjectService>, call: Call<DeleteEnvironment>) -> Result<Empty, Problem> {
+    let environment = get(&projects, &call.grant, call.message.id).await?;
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(&call.proof, "DELETE FROM environments WHERE organization_id = :tenant AND id = $1", environment.id)).await?;
+    tx.run(scoped!(&call.grant, "DELETE FROM environments WHERE organization_id = :tenant AND id = $1", environment.id)).await?;
     let event = ServicesRemoved {
-        organization_id: call.proof.organization(),
+        organization_id: call.grant.organization(),
         project_id: environment.project_id,
         service_id: None,
         environment_id: Some(environment.id),

@@ -1,5 +1,4 @@
-//! Projects: what belongs together, where it runs (environments with variables and secrets), and of
-//! which parts it consists (services).
+//! The project service: projects, their environments with variables and secrets, and their services.
 
 mod configuration;
 mod environments;
@@ -14,14 +13,14 @@ use std::sync::Arc;
 use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
 use sea_orm::FromQueryResult;
 
 /// The project service.
 #[derive(Debug)]
-pub struct Projects {
+pub struct ProjectService {
     store: Arc<Store>,
     bus: Bus,
 }
@@ -32,7 +31,7 @@ struct Located {
     kind: Option<String>,
 }
 
-impl Service for Projects {
+impl Service for ProjectService {
     fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -41,10 +40,10 @@ impl Service for Projects {
         &self.bus
     }
 
-    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
+    async fn locate(&self, target: &Target) -> Result<Option<Location>, Problem> {
         let found = match target {
-            // Whether the organization exists is its members' affair: without one, nobody is let in.
-            Target::Organization(id) => return Ok(Some(Place::of(*id))),
+            // Not checked for existence: an organization that does not exist has no members, so access is denied.
+            Target::Organization(id) => return Ok(Some(Location::in_organization(*id))),
             Target::ServiceEverywhere(id) => return reach::service(self, *id).await,
             Target::ProjectEverywhere(id) => return reach::project(self, *id).await,
             Target::Project(id) => {
@@ -68,13 +67,13 @@ impl Service for Projects {
         let Some(found) = self.store.read().first::<Located>(found).await? else {
             return Ok(None);
         };
-        let environment = found.kind.as_deref().map(environments::kind).transpose()?;
-        Ok(Some(Place { environment, ..Place::of(found.organization_id) }))
+        let environment = found.kind.as_deref().map(environments::parse_kind).transpose()?;
+        Ok(Some(Location { environment, ..Location::in_organization(found.organization_id) }))
     }
 }
 
-/// The name that databases use for a kind of environment.
-fn kind_name(kind: EnvironmentKind) -> &'static str {
+/// The stored text of a kind of environment.
+fn kind_to_text(kind: EnvironmentKind) -> &'static str {
     match kind {
         EnvironmentKind::Development => "development",
         EnvironmentKind::Staging => "staging",
@@ -84,20 +83,20 @@ fn kind_name(kind: EnvironmentKind) -> &'static str {
     }
 }
 
-/// The service's name, which is its database's as well.
+/// The name of the service and of its database.
 pub const NAME: &str = "project";
 
 /// The migrations of its database.
 pub const MIGRATIONS: Migrations =
     &[("bus", capsule_bus::MIGRATIONS), (NAME, capsule_store::migrations![1 "create_projects", 2 "close_organizations"])];
 
-/// Opens the service's database and puts the service on the bus.
+/// Opens the service's database and registers the service on the bus.
 ///
 /// # Errors
 /// When its database cannot be opened.
-pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<Projects>, StoreError> {
+pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result<Arc<ProjectService>, StoreError> {
     let store = Store::open(databases, NAME, keyring, MIGRATIONS).await?;
-    let projects = Arc::new(Projects { store: Arc::new(store), bus: bus.clone() });
+    let projects = Arc::new(ProjectService { store: Arc::new(store), bus: bus.clone() });
     Router::new(projects.clone())
         .keep_quotas()
         .handle(projects::list_projects)

@@ -13,7 +13,7 @@ use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, environments, quotas, reach};
+use crate::{ProjectService, environments, quotas, reach};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -38,19 +38,19 @@ impl From<Row> for Project {
     }
 }
 
-pub async fn list_projects(projects: Arc<Projects>, call: Call<ListProjects>) -> Result<Page<Project>, Problem> {
+pub async fn list_projects(projects: Arc<ProjectService>, call: Call<ListProjects>) -> Result<Page<Project>, Problem> {
     let rows = scoped!(
-        &call.proof,
+        &call.grant,
         "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant ORDER BY id"
     );
     Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Project::from).collect()))
 }
 
-pub async fn create_project(projects: Arc<Projects>, call: Call<CreateProject>) -> Result<Project, Problem> {
-    let Call { message, proof, context } = call;
+pub async fn create_project(projects: Arc<ProjectService>, call: Call<CreateProject>) -> Result<Project, Problem> {
+    let Call { message, grant, context } = call;
     let project = Project {
         id: new_id(),
-        organization_id: proof.organization(),
+        organization_id: grant.organization(),
         slug: message.slug.unwrap_or_else(|| to_label(&message.name, "project")),
         name: message.name.trim().to_owned(),
         archived: false,
@@ -58,9 +58,9 @@ pub async fn create_project(projects: Arc<Projects>, call: Call<CreateProject>) 
     };
     let limits = capsule_bus::quotas(&*projects, project.organization_id).await?;
     let tx = projects.store.begin().await?;
-    quotas::another_project(&tx, &proof, &limits).await?;
+    quotas::check_another_project(&tx, &grant, &limits).await?;
     tx.run(scoped!(
-        &proof,
+        &grant,
         "INSERT INTO projects (id, organization_id, name, slug, created_at) VALUES ($1, :tenant, $2, $3, $4)",
         project.id,
         project.name.as_str(),
@@ -68,14 +68,14 @@ pub async fn create_project(projects: Arc<Projects>, call: Call<CreateProject>) 
         project.created_at.0
     ))
     .await?;
-    environments::insert(&tx, &proof, project.id, "production".into(), EnvironmentKind::Production).await?;
+    environments::insert(&tx, &grant, project.id, "production".into(), EnvironmentKind::Production).await?;
     let event = ProjectCreated { organization_id: project.organization_id, project_id: project.id, name: project.name.clone() };
     emit(&tx, &context, &event).await?;
     tx.commit().await?;
     Ok(project)
 }
 
-async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
+async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
     let row = scoped!(
         scope,
         "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant AND id = $1",
@@ -84,15 +84,15 @@ async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Projec
     projects.store.read().first::<Row>(row).await?.map(Project::from).ok_or_else(|| Problem::not_found("project"))
 }
 
-pub async fn get_project(projects: Arc<Projects>, call: Call<GetProject>) -> Result<Project, Problem> {
-    get(&projects, &call.proof, call.message.id).await
+pub async fn get_project(projects: Arc<ProjectService>, call: Call<GetProject>) -> Result<Project, Problem> {
+    get(&projects, &call.grant, call.message.id).await
 }
 
-pub async fn update_project(projects: Arc<Projects>, call: Call<UpdateProject>) -> Result<Project, Problem> {
+pub async fn update_project(projects: Arc<ProjectService>, call: Call<UpdateProject>) -> Result<Project, Problem> {
     if let Some(name) = &call.message.name {
         let tx = projects.store.begin().await?;
         let rename = scoped!(
-            &call.proof,
+            &call.grant,
             "UPDATE projects SET name = $1 WHERE organization_id = :tenant AND id = $2",
             name.trim(),
             call.message.id
@@ -100,28 +100,28 @@ pub async fn update_project(projects: Arc<Projects>, call: Call<UpdateProject>) 
         tx.run(rename).await?;
         tx.commit().await?;
     }
-    get(&projects, &call.proof, call.message.id).await
+    get(&projects, &call.grant, call.message.id).await
 }
 
-async fn set_archived(projects: &Projects, scope: &impl Scope, id: Uuid, at: Option<i64>) -> Result<Project, Problem> {
+async fn set_archived(projects: &ProjectService, scope: &impl Scope, id: Uuid, at: Option<i64>) -> Result<Project, Problem> {
     let tx = projects.store.begin().await?;
     tx.run(scoped!(scope, "UPDATE projects SET archived_at = $1 WHERE organization_id = :tenant AND id = $2", at, id)).await?;
     tx.commit().await?;
     get(projects, scope, id).await
 }
 
-pub async fn archive_project(projects: Arc<Projects>, call: Call<ArchiveProject>) -> Result<Project, Problem> {
-    set_archived(&projects, &call.proof, call.message.id, Some(Timestamp::now().0)).await
+pub async fn archive_project(projects: Arc<ProjectService>, call: Call<ArchiveProject>) -> Result<Project, Problem> {
+    set_archived(&projects, &call.grant, call.message.id, Some(Timestamp::now().0)).await
 }
 
-pub async fn restore_project(projects: Arc<Projects>, call: Call<RestoreProject>) -> Result<Project, Problem> {
-    set_archived(&projects, &call.proof, call.message.id, None).await
+pub async fn restore_project(projects: Arc<ProjectService>, call: Call<RestoreProject>) -> Result<Project, Problem> {
+    set_archived(&projects, &call.grant, call.message.id, None).await
 }
 
-pub async fn delete_project(projects: Arc<Projects>, call: Call<DeleteProject>) -> Result<Empty, Problem> {
+pub async fn delete_project(projects: Arc<ProjectService>, call: Call<DeleteProject>) -> Result<Empty, Problem> {
     let tx = projects.store.begin().await?;
-    reach::check_project(&tx, &call.proof, call.message.id).await?;
-    remove(&tx, &call.context, &call.proof, call.message.id).await?;
+    reach::check_project(&tx, &call.grant, call.message.id).await?;
+    remove(&tx, &call.context, &call.grant, call.message.id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
@@ -132,7 +132,7 @@ async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id:
     emit(tx, context, &event).await
 }
 
-pub async fn archive_organization(projects: Arc<Projects>, call: Call<ArchiveOrganization>) -> Result<Empty, Problem> {
+pub async fn archive_organization(projects: Arc<ProjectService>, call: Call<ArchiveOrganization>) -> Result<Empty, Problem> {
     let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
     let tx = projects.store.begin().await?;
     tx.run(match call.message.archived {
@@ -141,7 +141,7 @@ pub async fn archive_organization(projects: Arc<Projects>, call: Call<ArchiveOrg
             "UPDATE projects SET archived_at = $1, closed = TRUE WHERE organization_id = :tenant AND archived_at IS NULL",
             Timestamp::now().0
         ),
-        // What somebody had archived stays so.
+        // Projects that were archived before stay archived.
         false => {
             scoped!(&grant, "UPDATE projects SET archived_at = NULL, closed = FALSE WHERE organization_id = :tenant AND closed")
         }
@@ -151,13 +151,13 @@ pub async fn archive_organization(projects: Arc<Projects>, call: Call<ArchiveOrg
     Ok(Empty {})
 }
 
-pub async fn count_projects(projects: Arc<Projects>, call: Call<CountProjects>) -> Result<Count, Problem> {
+pub async fn count_projects(projects: Arc<ProjectService>, call: Call<CountProjects>) -> Result<Count, Problem> {
     let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
     let count = scoped!(&grant, "SELECT COUNT(*) FROM projects WHERE organization_id = :tenant");
     Ok(Count { count: projects.store.read().value::<i64>(count).await?.unwrap_or_default() })
 }
 
-/// Removes every project of an organization that was deleted.
+/// Deletes every project of a deleted organization.
 pub async fn remove_all(tx: &Transaction<'_>, organization: Uuid) -> Result<(), Problem> {
     let grant = SystemGrant::new(organization, "the organization was deleted");
     let rows = scoped!(

@@ -1,5 +1,5 @@
-//! What quotas allow in a project: each function counts in the transaction that uses what it counts. Writers of a
-//! service come one after the other, so nothing comes between counting and using.
+//! Quotas of projects. Each check counts in the transaction that creates the resource. A service has one writer at a
+//! time, so no other transaction can intervene.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Statement, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::Projects;
+use crate::ProjectService;
 
 fn projects(scope: &impl Scope) -> Statement {
     scoped!(scope, "SELECT COUNT(*) FROM projects WHERE organization_id = :tenant")
@@ -19,42 +19,42 @@ fn services(scope: &impl Scope) -> Statement {
     scoped!(scope, "SELECT COUNT(*) FROM services WHERE organization_id = :tenant")
 }
 
-async fn one_more(tx: &Transaction<'_>, quotas: &Quotas, quantity: Quantity, count: Statement) -> Result<(), Problem> {
+async fn check_one_more(tx: &Transaction<'_>, quotas: &Quotas, quantity: Quantity, count: Statement) -> Result<(), Problem> {
     let before = tx.read().value::<i64>(count).await?.unwrap_or_default();
     quotas.check(quantity, before, before + 1)
 }
 
-/// Counts another project of the organization; archived ones count as well.
+/// Checks whether the organization may have another project. Archived ones count as well.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn another_project(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas) -> Result<(), Problem> {
-    one_more(tx, quotas, Quantity::Projects, projects(scope)).await
+pub async fn check_another_project(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas) -> Result<(), Problem> {
+    check_one_more(tx, quotas, Quantity::Projects, projects(scope)).await
 }
 
-/// Counts another service of the organization.
+/// Checks whether the organization may have another service.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn another_service(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas) -> Result<(), Problem> {
-    one_more(tx, quotas, Quantity::Services, services(scope)).await
+pub async fn check_another_service(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas) -> Result<(), Problem> {
+    check_one_more(tx, quotas, Quantity::Services, services(scope)).await
 }
 
-/// Counts another environment of a project.
+/// Checks whether a project may have another environment.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn another_environment(
+pub async fn check_another_environment(
     tx: &Transaction<'_>,
     scope: &impl Scope,
     quotas: &Quotas,
     project: Uuid,
 ) -> Result<(), Problem> {
     let count = scoped!(scope, "SELECT COUNT(*) FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
-    one_more(tx, quotas, Quantity::EnvironmentsPerProject, count).await
+    check_one_more(tx, quotas, Quantity::EnvironmentsPerProject, count).await
 }
 
-/// Variables and secrets of an environment: how many, and how many bytes their names and values have.
+/// Usage of variables and secrets of an environment: their number, and the bytes of their names and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VariableUse {
     count: i64,
@@ -73,11 +73,11 @@ struct Secret {
     bytes: i64,
 }
 
-/// What an environment has now. Secrets are measured as they rest, which is a few bytes more than they have.
+/// Measures an environment. Secrets are measured encrypted, which adds some bytes to each.
 pub async fn variables(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid) -> Result<VariableUse, Problem> {
     let plain =
         scoped!(scope, "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = $1", environment);
-    // `LENGTH` of a text counts characters on either engine: bytes are counted here.
+    // `LENGTH` of a text counts characters on both engines; the quota is in bytes.
     let plain = tx.read().all::<Variable>(plain).await?;
     let sealed = scoped!(
         scope,
@@ -94,7 +94,7 @@ pub async fn variables(tx: &Transaction<'_>, scope: &impl Scope, environment: Uu
     })
 }
 
-/// Compares what an environment has after a change, in its transaction, with what it had `before`.
+/// Checks the usage of an environment after a change, in its transaction, against the quota and the usage `before`.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
@@ -107,13 +107,13 @@ pub async fn check_variables(
 ) -> Result<(), Problem> {
     let after = variables(tx, scope, environment).await?;
     quotas.check(Quantity::VariablesPerEnvironment, before.count, after.count)?;
-    // Whole KiB, rounded up; a change within one that is above the limit is still a growth.
+    // Whole KiB, rounded up. Growth within one KiB above the limit still counts as growth.
     let kib = |bytes: i64| bytes.saturating_add(1023) / 1024;
     let grown = if after.bytes > before.bytes { kib(before.bytes).min(kib(after.bytes) - 1) } else { kib(after.bytes) };
     quotas.check(Quantity::VariableKibPerEnvironment, grown, kib(after.bytes))
 }
 
-pub async fn count_use(service: Arc<Projects>, call: Call<CountProjectUse>) -> Result<QuotaUse, Problem> {
+pub async fn count_use(service: Arc<ProjectService>, call: Call<CountProjectUse>) -> Result<QuotaUse, Problem> {
     let grant = SystemGrant::new(call.message.organization_id, "what an organization uses is counted");
     let most = scoped!(
         &grant,
@@ -124,7 +124,7 @@ pub async fn count_use(service: Arc<Projects>, call: Call<CountProjectUse>) -> R
     for (quantity, count) in [
         (Quantity::Projects, projects(&grant)),
         (Quantity::Services, services(&grant)),
-        // Of the project that has the most.
+        // The maximum over the projects.
         (Quantity::EnvironmentsPerProject, most),
     ] {
         let count = service.store.read().value::<i64>(count).await?.unwrap_or_default();

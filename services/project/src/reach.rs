@@ -1,14 +1,14 @@
-//! Which environments a thing reaches: whoever deletes it takes something out of each of them.
+//! The environments that the deletion of a service or project affects. It requires the permission to deploy to each.
 
 use capsule_bus::{Context, Tenant};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::deploy::{CloseService, ListServiceEnvironments};
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, environments};
+use crate::{ProjectService, environments};
 
 #[derive(FromQueryResult)]
 struct Owner {
@@ -22,55 +22,60 @@ struct Row {
     kind: String,
 }
 
-/// A service, with the kinds of the environments that it runs in: the deploy service knows which those are.
-pub async fn service(projects: &Projects, id: Uuid) -> Result<Option<Place>, Problem> {
+/// Locates a service, with the kinds of the environments it runs in, which the deploy service provides.
+pub async fn service(projects: &ProjectService, id: Uuid) -> Result<Option<Location>, Problem> {
     let owner = unscoped!("finds out whose it is", "SELECT organization_id, project_id FROM services WHERE id = $1", id);
     let Some(owner) = projects.store.read().first::<Owner>(owner).await? else { return Ok(None) };
     let ask = ListServiceEnvironments { service_id: id };
     let runs_in = projects.bus.request(&Context::background(crate::NAME), &ask).await?.environment_ids;
     let all = unscoped!("finds out where it runs", "SELECT id, kind FROM environments WHERE project_id = $1", owner.project_id);
     let all = projects.store.read().all::<Row>(all).await?;
-    let kinds = all.iter().filter(|row| runs_in.contains(&row.id)).map(|row| environments::kind(&row.kind));
-    Ok(Some(Place { environments: distinct(kinds)?, ..Place::of(owner.organization_id) }))
+    let kinds = all.iter().filter(|row| runs_in.contains(&row.id)).map(|row| environments::parse_kind(&row.kind));
+    Ok(Some(Location { environments: distinct(kinds)?, ..Location::in_organization(owner.organization_id) }))
 }
 
-/// A project, with the kinds of all its environments.
-pub async fn project(projects: &Projects, id: Uuid) -> Result<Option<Place>, Problem> {
+/// Locates a project, with the kinds of all its environments.
+pub async fn project(projects: &ProjectService, id: Uuid) -> Result<Option<Location>, Problem> {
     let owner = unscoped!("finds out whose it is", "SELECT organization_id, id AS project_id FROM projects WHERE id = $1", id);
     let Some(owner) = projects.store.read().first::<Owner>(owner).await? else { return Ok(None) };
     let all = unscoped!("finds out what is in it", "SELECT id, kind FROM environments WHERE project_id = $1", id);
     let all = projects.store.read().all::<Row>(all).await?;
-    let kinds = all.iter().map(|row| environments::kind(&row.kind));
-    Ok(Some(Place { environments: distinct(kinds)?, ..Place::of(owner.organization_id) }))
+    let kinds = all.iter().map(|row| environments::parse_kind(&row.kind));
+    Ok(Some(Location { environments: distinct(kinds)?, ..Location::in_organization(owner.organization_id) }))
 }
 
 fn distinct(kinds: impl Iterator<Item = Result<EnvironmentKind, Problem>>) -> Result<Vec<EnvironmentKind>, Problem> {
     Ok(kinds.collect::<Result<std::collections::BTreeSet<_>, _>>()?.into_iter().collect())
 }
 
-/// Closes a service to deployments before it is deleted. A deployment may have begun since the rule was checked: the
-/// deploy service refuses where the service runs in an environment that its deleter may not deploy to.
-pub async fn close(projects: &Projects, context: &Context, tenant: &Tenant, service: Uuid, project: Uuid) -> Result<(), Problem> {
+/// Closes a service to deployments before it is deleted. A deployment may have begun since access was checked, so the
+/// deploy service rejects the request if the service runs in an environment that the caller may not deploy to.
+pub async fn close_service(
+    projects: &ProjectService,
+    context: &Context,
+    tenant: &Tenant,
+    service: Uuid,
+    project: Uuid,
+) -> Result<(), Problem> {
     let all = scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
     let mut environment_ids = Vec::new();
     for row in projects.store.read().all::<Row>(all).await? {
-        if tenant.role().allows(environments::kind(&row.kind)?.deploy_permission()) {
+        if tenant.role().allows(environments::parse_kind(&row.kind)?.deploy_permission()) {
             environment_ids.push(row.id);
         }
     }
     let close = CloseService { organization_id: tenant.organization(), service_id: service, environment_ids };
-    projects.bus.request(&context.on_behalf(crate::NAME), &close).await?;
+    projects.bus.request(&context.as_service(crate::NAME), &close).await?;
     Ok(())
 }
 
-/// Checks again, in the transaction that deletes a project, that its deleter may deploy to every environment of it.
+/// Checks again, in the transaction that deletes a project, that the caller may deploy to all of its environments.
 pub async fn check_project(tx: &Transaction<'_>, tenant: &Tenant, project: Uuid) -> Result<(), Problem> {
     let all = scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
     for row in tx.read().all::<Row>(all).await? {
-        let permission = environments::kind(&row.kind)?.deploy_permission();
+        let permission = environments::parse_kind(&row.kind)?.deploy_permission();
         if !tenant.role().allows(permission) {
-            return Err(Problem::forbidden(format!("You need the {} permission.", permission.name()))
-                .hint("Ask an owner or admin of the organization."));
+            return Err(Problem::missing_permission(permission, tenant.role()));
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, quotas, reach};
+use crate::{ProjectService, quotas, reach};
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -31,29 +31,29 @@ impl From<Row> for Service {
     }
 }
 
-pub async fn list_services(projects: Arc<Projects>, call: Call<ListServices>) -> Result<Page<Service>, Problem> {
+pub async fn list_services(projects: Arc<ProjectService>, call: Call<ListServices>) -> Result<Page<Service>, Problem> {
     let rows = scoped!(
-        &call.proof,
+        &call.grant,
         "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
         call.message.project_id
     );
     Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Service::from).collect()))
 }
 
-pub async fn create_service(projects: Arc<Projects>, call: Call<CreateService>) -> Result<Service, Problem> {
-    let Call { message, proof, .. } = call;
+pub async fn create_service(projects: Arc<ProjectService>, call: Call<CreateService>) -> Result<Service, Problem> {
+    let Call { message, grant, .. } = call;
     let service = Service {
         id: new_id(),
-        organization_id: proof.organization(),
+        organization_id: grant.organization(),
         project_id: message.project_id,
         name: message.name,
         created_at: Timestamp::now(),
     };
     let limits = capsule_bus::quotas(&*projects, service.organization_id).await?;
     let tx = projects.store.begin().await?;
-    quotas::another_service(&tx, &proof, &limits).await?;
+    quotas::check_another_service(&tx, &grant, &limits).await?;
     tx.run(scoped!(
-        &proof,
+        &grant,
         "INSERT INTO services (id, organization_id, project_id, name, created_at) VALUES ($1, :tenant, $2, $3, $4)",
         service.id,
         service.project_id,
@@ -65,7 +65,7 @@ pub async fn create_service(projects: Arc<Projects>, call: Call<CreateService>) 
     Ok(service)
 }
 
-async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Service, Problem> {
+async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Service, Problem> {
     let row = scoped!(
         scope,
         "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND id = $1",
@@ -74,15 +74,15 @@ async fn get(projects: &Projects, scope: &impl Scope, id: Uuid) -> Result<Servic
     projects.store.read().first::<Row>(row).await?.map(Service::from).ok_or_else(|| Problem::not_found("service"))
 }
 
-pub async fn get_service(projects: Arc<Projects>, call: Call<GetService>) -> Result<Service, Problem> {
-    get(&projects, &call.proof, call.message.id).await
+pub async fn get_service(projects: Arc<ProjectService>, call: Call<GetService>) -> Result<Service, Problem> {
+    get(&projects, &call.grant, call.message.id).await
 }
 
-pub async fn delete_service(projects: Arc<Projects>, call: Call<DeleteService>) -> Result<Empty, Problem> {
-    let service = get(&projects, &call.proof, call.message.id).await?;
-    reach::close(&projects, &call.context, &call.proof, service.id, service.project_id).await?;
+pub async fn delete_service(projects: Arc<ProjectService>, call: Call<DeleteService>) -> Result<Empty, Problem> {
+    let service = get(&projects, &call.grant, call.message.id).await?;
+    reach::close_service(&projects, &call.context, &call.grant, service.id, service.project_id).await?;
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(&call.proof, "DELETE FROM services WHERE organization_id = :tenant AND id = $1", service.id)).await?;
+    tx.run(scoped!(&call.grant, "DELETE FROM services WHERE organization_id = :tenant AND id = $1", service.id)).await?;
     let event = ServicesRemoved {
         organization_id: service.organization_id,
         project_id: service.project_id,

@@ -1,5 +1,5 @@
-//! Variables and secrets of an environment. A secret is sealed before it rests and is never read
-//! back through the API: only a deployment gets it.
+//! Variables and secrets of an environment. Secrets are stored encrypted and are never returned by the API; only
+//! deployments receive them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use capsule_contracts::{Empty, Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped};
 use sea_orm::FromQueryResult;
 
-use crate::{Projects, quotas};
+use crate::{ProjectService, quotas};
 
 #[derive(FromQueryResult)]
 struct VariableRow {
@@ -24,10 +24,10 @@ struct SecretRow {
     sealed_value: Vec<u8>,
 }
 
-/// Variables and secrets in the clear, for a deployment, and the names of the secrets. A secret wins over a
-/// variable of its name.
-pub async fn reveal(
-    projects: &Projects,
+/// Variables and decrypted secrets, for a deployment, and the names of the secrets. A secret overrides a variable of
+/// the same name.
+pub async fn decrypt_all(
+    projects: &ProjectService,
     scope: &impl Scope,
     environment: Uuid,
 ) -> Result<(BTreeMap<String, String>, Vec<String>), Problem> {
@@ -40,13 +40,13 @@ pub async fn reveal(
     Ok((all, names))
 }
 
-async fn plain(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
+async fn plain(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
     let rows =
         scoped!(scope, "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = $1", environment);
     Ok(projects.store.read().all::<VariableRow>(rows).await?.into_iter().map(|row| (row.name, row.value)).collect())
 }
 
-async fn secrets(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<Vec<SecretRow>, Problem> {
+async fn secrets(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<Vec<SecretRow>, Problem> {
     let rows = scoped!(
         scope,
         "SELECT name, sealed_value FROM secrets WHERE organization_id = :tenant AND environment_id = $1 ORDER BY name",
@@ -59,14 +59,14 @@ fn context(environment: Uuid, name: &str) -> String {
     format!("secrets/{environment}/{name}")
 }
 
-async fn view(projects: &Projects, scope: &impl Scope, environment: Uuid) -> Result<Variables, Problem> {
+async fn view(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<Variables, Problem> {
     let variables = plain(projects, scope, environment).await?;
     let secrets = secrets(projects, scope, environment).await?.into_iter().map(|row| row.name).collect();
     Ok(Variables { variables, secrets })
 }
 
-pub async fn get_variables(projects: Arc<Projects>, call: Call<GetVariables>) -> Result<Variables, Problem> {
-    view(&projects, &call.proof, call.message.id).await
+pub async fn get_variables(projects: Arc<ProjectService>, call: Call<GetVariables>) -> Result<Variables, Problem> {
+    view(&projects, &call.grant, call.message.id).await
 }
 
 async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: &str, value: &str) -> Result<(), Problem> {
@@ -82,34 +82,34 @@ async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: 
     Ok(())
 }
 
-pub async fn replace_variables(projects: Arc<Projects>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
-    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
+pub async fn replace_variables(projects: Arc<ProjectService>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
+    let limits = capsule_bus::quotas(&*projects, call.grant.organization()).await?;
     let tx = projects.store.begin().await?;
-    let before = quotas::variables(&tx, &call.proof, call.message.id).await?;
+    let before = quotas::variables(&tx, &call.grant, call.message.id).await?;
     tx.run(scoped!(
-        &call.proof,
+        &call.grant,
         "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1",
         call.message.id
     ))
     .await?;
     for (name, value) in &call.message.variables {
-        put(&tx, &call.proof, call.message.id, name, value).await?;
+        put(&tx, &call.grant, call.message.id, name, value).await?;
     }
-    quotas::check_variables(&tx, &call.proof, &limits, call.message.id, before).await?;
+    quotas::check_variables(&tx, &call.grant, &limits, call.message.id, before).await?;
     tx.commit().await?;
-    view(&projects, &call.proof, call.message.id).await
+    view(&projects, &call.grant, call.message.id).await
 }
 
-pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariables>) -> Result<Variables, Problem> {
-    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
+pub async fn change_variables(projects: Arc<ProjectService>, call: Call<ChangeVariables>) -> Result<Variables, Problem> {
+    let limits = capsule_bus::quotas(&*projects, call.grant.organization()).await?;
     let tx = projects.store.begin().await?;
-    let before = quotas::variables(&tx, &call.proof, call.message.id).await?;
+    let before = quotas::variables(&tx, &call.grant, call.message.id).await?;
     for (name, value) in &call.message.variables {
         match value {
-            Some(value) => put(&tx, &call.proof, call.message.id, name, value).await?,
+            Some(value) => put(&tx, &call.grant, call.message.id, name, value).await?,
             None => {
                 let delete = scoped!(
-                    &call.proof,
+                    &call.grant,
                     "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
                     call.message.id,
                     name.as_str()
@@ -118,19 +118,19 @@ pub async fn change_variables(projects: Arc<Projects>, call: Call<ChangeVariable
             }
         }
     }
-    quotas::check_variables(&tx, &call.proof, &limits, call.message.id, before).await?;
+    quotas::check_variables(&tx, &call.grant, &limits, call.message.id, before).await?;
     tx.commit().await?;
-    view(&projects, &call.proof, call.message.id).await
+    view(&projects, &call.grant, call.message.id).await
 }
 
-pub async fn put_secret(projects: Arc<Projects>, call: Call<PutSecret>) -> Result<Empty, Problem> {
+pub async fn put_secret(projects: Arc<ProjectService>, call: Call<PutSecret>) -> Result<Empty, Problem> {
     let message = call.message;
     let sealed = projects.store.keyring().seal(&context(message.id, &message.name), message.value.as_bytes())?;
-    let limits = capsule_bus::quotas(&*projects, call.proof.organization()).await?;
+    let limits = capsule_bus::quotas(&*projects, call.grant.organization()).await?;
     let tx = projects.store.begin().await?;
-    let before = quotas::variables(&tx, &call.proof, message.id).await?;
+    let before = quotas::variables(&tx, &call.grant, message.id).await?;
     tx.run(scoped!(
-        &call.proof,
+        &call.grant,
         "INSERT INTO secrets (environment_id, organization_id, name, sealed_value) VALUES ($1, :tenant, $2, $3) \
          ON CONFLICT (environment_id, name) DO UPDATE SET sealed_value = excluded.sealed_value",
         message.id,
@@ -138,16 +138,16 @@ pub async fn put_secret(projects: Arc<Projects>, call: Call<PutSecret>) -> Resul
         sealed
     ))
     .await?;
-    quotas::check_variables(&tx, &call.proof, &limits, message.id, before).await?;
+    quotas::check_variables(&tx, &call.grant, &limits, message.id, before).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-pub async fn delete_secret(projects: Arc<Projects>, call: Call<DeleteSecret>) -> Result<Empty, Problem> {
+pub async fn delete_secret(projects: Arc<ProjectService>, call: Call<DeleteSecret>) -> Result<Empty, Problem> {
     let tx = projects.store.begin().await?;
     let gone = tx
         .run(scoped!(
-            &call.proof,
+            &call.grant,
             "DELETE FROM secrets WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
             call.message.id,
             call.message.name.as_str()
