@@ -1,4 +1,4 @@
-//! Limits by control groups: version 2, version 1, or a mix of both, as the machine has it.
+//! Limits by control groups, version 1 or 2.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,37 @@ use crate::spec::Limits;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// What a workload's owner may use beyond the workload's own limits: it copies output and hands connections over.
+/// What the shim may use beyond the workload's limits: it copies output and opens connections.
 const HEADROOM_BYTES: u64 = 32 << 20;
 const HEADROOM_CPU_PERCENT: u32 = 10;
 
-/// The groups of one workload. Each is within one that also holds the workload's owner, so that what the owner does for
-/// the workload counts, and the owner has a little that the workload cannot take.
+/// The control groups of one workload. Each is inside an outer group that also contains the shim, the workload's owner: what
+/// the shim uses for the workload is limited, too, and the workload cannot take the shim's headroom.
 #[derive(Debug, Default)]
 pub struct Groups {
-    /// The workload's.
+    /// Those of the workload.
     directories: Vec<PathBuf>,
-    /// The owner's.
+    /// Those of its owner.
     owners: Vec<Owner>,
-    /// Where the memory in use can be read.
+    /// The file that reports the memory in use.
     memory: Option<PathBuf>,
-    /// What could not be limited here.
+    /// The limits that cannot be enforced on this host.
     pub warnings: Vec<String>,
 }
 
-/// A group of a workload's owner.
+/// The group of a workload's owner in one hierarchy.
 #[derive(Debug)]
 struct Owner {
     /// The outer group, with the limits of both.
     whole: PathBuf,
-    /// The one that the owner's processes are in.
+    /// The group of the owner's processes.
     members: PathBuf,
-    /// The one that they were in before.
+    /// The group that they were in before.
     before: PathBuf,
 }
 
 impl Groups {
-    /// Makes the groups of the workload `id`. What the machine does not allow becomes a warning.
+    /// Creates the groups of the workload `id`. A limit that the host does not support becomes a warning.
     pub fn create(id: &str, limits: &Limits) -> Self {
         let mut groups = Self::default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -58,23 +58,24 @@ impl Groups {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
-    /// Limits processes that work for the workload: its owner, and the owner's helpers.
-    pub fn take_in(&mut self, pids: impl Iterator<Item = u32>) {
+    /// Moves the owner's processes into its groups.
+    pub fn add_owner(&mut self, pids: impl Iterator<Item = u32>) {
         for pid in pids {
             for owner in &self.owners {
                 if let Err(error) = std::fs::write(owner.members.join("cgroup.procs"), pid.to_string()) {
-                    self.warnings.push(format!("what the shim uses is not limited: {}: {error}", owner.members.display()));
+                    self.warnings
+                        .push(format!("the resources of the shim are not limited: {}: {error}", owner.members.display()));
                 }
             }
         }
     }
 
-    /// Bytes of memory in use, where it can be told.
+    /// Bytes of memory in use, if the host reports them.
     pub fn memory_in_use(&self) -> Option<u64> {
         std::fs::read_to_string(self.memory.as_ref()?).ok()?.trim().parse().ok()
     }
 
-    /// Removes the groups. The owner's processes go back to where they came from; of the workload's, none may be left.
+    /// Removes the groups. The owner's processes return to their previous groups. The workload must have ended.
     pub fn remove(&self) {
         for directory in &self.directories {
             let _ = std::fs::remove_dir(directory);
@@ -90,7 +91,7 @@ impl Groups {
 
     fn create_v2(&mut self, id: &str, limits: &Limits, own: &str) {
         let path = own_path(own, UNIFIED).unwrap_or("/");
-        // Shims live in `<base>/…` too: the base is what lies above any group of ours.
+        // This process may be in a group of Capsule itself: the base is above all of those.
         let path = path.split("/capsule.").next().unwrap_or("/");
         let base = Path::new(ROOT).join(path.trim_start_matches('/'));
         if let Err(error) = delegate(&base) {
@@ -102,7 +103,7 @@ impl Groups {
         let before = Path::new(ROOT).join(own_path(&own, UNIFIED).unwrap_or("/").trim_start_matches('/'));
         let whole = base.join(format!("capsule.{id}"));
         let (directory, members) = (whole.join("app"), whole.join("shim"));
-        // A group with limits for those within it has no process of its own.
+        // A group that delegates controllers may have no process of its own.
         let made = make(&whole).and_then(|()| {
             std::fs::write(whole.join("cgroup.subtree_control"), CONTROLLERS.map(|name| format!("+{name}")).join(" "))?;
             make(&directory)?;
@@ -123,7 +124,7 @@ impl Groups {
         for controller in CONTROLLERS {
             let path = own_path(own, controller);
             let hierarchy = Path::new(ROOT).join(controller);
-            // A container sees its own group as the hierarchy's root, and is told its name on the host.
+            // In a container, the hierarchy's root is the container's group, while `/proc/self/cgroup` has its path on the host.
             let base = path
                 .map(|path| hierarchy.join(path.trim_start_matches('/')))
                 .into_iter()
@@ -155,8 +156,8 @@ impl Groups {
     }
 }
 
-/// The limits of a workload and its owner together. The number of processes is the workload's alone: its owner must be
-/// able to start a thread when the workload has started all that it may.
+/// The limits of a workload and its owner together. The process limit is for the workload alone: its owner must be able to
+/// start a thread when the workload has reached it.
 fn with_headroom(limits: &Limits) -> Limits {
     Limits {
         memory: limits.memory.map(|bytes| bytes.saturating_add(HEADROOM_BYTES)),
@@ -166,7 +167,7 @@ fn with_headroom(limits: &Limits) -> Limits {
     }
 }
 
-/// The controllers that limit, in version 2 of control groups all in one hierarchy.
+/// The controllers that are used. In version 2 they share one hierarchy.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 const UNIFIED: &str = "";
 
@@ -196,35 +197,35 @@ fn settings(hierarchy: &str, limits: &Limits) -> Vec<Setting> {
     all.into_iter().flatten().collect()
 }
 
-/// Writes limits; what could not be set.
+/// Writes limits; returns an error text for each that cannot be set.
 fn set(directory: &Path, settings: &[Setting]) -> Vec<String> {
     let write = |(file, value): &Setting| {
         let error = std::fs::write(directory.join(file), value).err()?;
         // Swap accounting is often not compiled in; without swap there is nothing to limit.
-        (*file != "memory.swap.max").then(|| format!("{file} could not be set: {error}"))
+        (*file != "memory.swap.max").then(|| format!("cannot set {file}: {error}"))
     };
     settings.iter().filter_map(write).collect()
 }
 
-/// Limits for groups that another program makes, each from when it is seen.
+/// Limits control groups that another program creates, as soon as they are found.
 #[derive(Debug)]
 pub struct Watch {
     limits: Limits,
-    /// Whether a group is meant, by its path below the root.
-    is_meant: fn(&str) -> bool,
-    /// Where such groups may be: a hierarchy, and a folder of it.
+    /// Selects groups by their path below the root.
+    is_watched: fn(&str) -> bool,
+    /// The directories to search, each with its hierarchy.
     places: Vec<(&'static str, PathBuf)>,
     known: BTreeSet<PathBuf>,
-    seen: Option<Result<(), String>>,
+    outcome: Option<Result<(), String>>,
 }
 
 impl Watch {
-    /// Begins to watch; groups that are there already are left as they are. Groups are looked for in the
-    /// folders `within`, counted from the root, in the slices that lie there, and in this process's own group.
+    /// Creates a watch; groups that exist already are not limited. It searches the directories `within` the root, the slices
+    /// in the root, and this process's own group.
     ///
     /// # Errors
-    /// When limits cannot be set here; the text says why.
-    pub fn begin(within: &[&str], is_meant: fn(&str) -> bool, limits: &Limits) -> Result<Self, String> {
+    /// Why limits cannot be set.
+    pub fn start(within: &[&str], is_watched: fn(&str) -> bool, limits: &Limits) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("it takes root".into());
         }
@@ -240,40 +241,40 @@ impl Watch {
             let folders = within.iter().map(|folder| top.join(folder)).chain(slices).chain(own);
             places.extend(folders.map(|folder| (*hierarchy, folder)));
         }
-        let mut watch = Self { limits: *limits, is_meant, places, known: BTreeSet::new(), seen: None };
-        watch.known = watch.there().into_iter().map(|(_, path)| path).collect();
+        let mut watch = Self { limits: *limits, is_watched, places, known: BTreeSet::new(), outcome: None };
+        watch.known = watch.groups().into_iter().map(|(_, path)| path).collect();
         Ok(watch)
     }
 
-    /// The groups that are meant and there now, each with its hierarchy.
-    fn there(&self) -> Vec<(&'static str, PathBuf)> {
+    /// The selected groups that exist now, each with its hierarchy.
+    fn groups(&self) -> Vec<(&'static str, PathBuf)> {
         let inside = |(hierarchy, folder): &(&'static str, PathBuf)| {
             let hierarchy = *hierarchy;
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-            let groups = entries.map(|entry| entry.path()).filter(|path| path.to_str().is_some_and(self.is_meant));
+            let groups = entries.map(|entry| entry.path()).filter(|path| path.to_str().is_some_and(self.is_watched));
             groups.filter(|path| path.is_dir()).map(|path| (hierarchy, path)).collect::<Vec<_>>()
         };
         self.places.iter().flat_map(inside).collect()
     }
 
-    /// Nothing if no group was seen yet; else whether all that were are limited, and if not, why.
-    pub fn seen(self) -> Option<Result<(), String>> {
-        self.seen
+    /// `None` if no group was found; otherwise whether all are limited, and if not, why.
+    pub fn outcome(self) -> Option<Result<(), String>> {
+        self.outcome
     }
 
-    /// Limits what is new since the last look. A group that cannot be limited is ended.
-    pub fn look(&mut self) {
-        for (hierarchy, path) in self.there() {
+    /// Limits the groups that are new since the last call. The processes of a group that cannot be limited are killed.
+    pub fn limit_new_groups(&mut self) {
+        for (hierarchy, path) in self.groups() {
             if self.known.contains(&path) {
                 continue;
             }
             let failed = set(&path, &settings(hierarchy, &self.limits));
             if failed.is_empty() {
-                self.seen.get_or_insert(Ok(()));
+                self.outcome.get_or_insert(Ok(()));
                 self.known.insert(path);
             } else if path.is_dir() {
-                // In version 1, perhaps because it holds more than it may already.
-                self.seen = Some(Err(failed.join("; ")));
+                // In version 1, for example because its usage already exceeds the limit.
+                self.outcome = Some(Err(failed.join("; ")));
                 for pid in std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
                     if let Ok(pid) = pid.parse() {
                         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -292,9 +293,9 @@ fn own_path<'o>(own: &'o str, hierarchy: &str) -> Option<&'o str> {
     })
 }
 
-/// What of a workload's limits cannot be enforced on this host: tried, not guessed at.
+/// Tries to set limits, and returns a warning for each that cannot be enforced on this host.
 #[must_use]
-pub fn unenforced() -> Vec<String> {
+pub fn unenforced_limits() -> Vec<String> {
     let limits = Limits { memory: Some(64 << 20), cpu_percent: Some(100), processes: Some(64), ..Limits::default() };
     let groups = Groups::create(&format!("check-{}", std::process::id()), &limits);
     groups.remove();
@@ -314,7 +315,7 @@ fn make(directory: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Container engines mount the groups read-only; who may mount may change that for its own container.
+/// Container engines mount control groups read-only. A privileged container may remount them.
 fn make_writable(directory: &Path) -> bool {
     let none: Option<&str> = None;
     let hierarchies = directory.ancestors().filter(|path| path.starts_with(ROOT));
@@ -322,8 +323,8 @@ fn make_writable(directory: &Path) -> bool {
     hierarchies.into_iter().any(|path| mount(none, path, none, flags, none).is_ok())
 }
 
-/// Lets groups below `base` have limits. Version 2 wants no process in a group that has such
-/// children, so those in `base` move to a leaf first.
+/// Enables the controllers for groups below `base`. In version 2, a group that delegates controllers may have no process of
+/// its own, so those in `base` move to a leaf first.
 fn delegate(base: &Path) -> std::io::Result<()> {
     let control = base.join("cgroup.subtree_control");
     let given = std::fs::read_to_string(&control)?;
@@ -341,7 +342,7 @@ fn delegate(base: &Path) -> std::io::Result<()> {
     let leaf = base.join("capsule.control");
     make(&leaf)?;
     for pid in std::fs::read_to_string(base.join("cgroup.procs"))?.lines() {
-        // A process that ended meanwhile cannot be moved, and need not be.
+        // Fails for a process that has ended meanwhile.
         let _ = std::fs::write(leaf.join("cgroup.procs"), pid);
     }
     enable()

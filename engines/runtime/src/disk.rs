@@ -1,27 +1,27 @@
-//! The disk limit of a workload: measured every two seconds, sooner when the file system fills quickly. Who
-//! holds more than it may is stopped with the reason.
+//! The disk limit of a workload. Usage is measured every two seconds, and sooner when the file system fills quickly. A
+//! workload that exceeds its limit is stopped.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::held;
 use crate::layers::Layers;
 use crate::trees::{Excess, Meter, Usage};
+use crate::unlinked;
 
-/// How often the free space is looked at, which costs one system call.
-pub const TICK: Duration = Duration::from_millis(500);
-/// How often a workload is measured.
-const PERIOD: Duration = Duration::from_secs(2);
-/// Measuring takes at most one part in so many of the time, unless the file system fills quickly.
-const SHARE: u32 = 10;
-/// The longest time between two measurements, however long one takes.
-const LONGEST_PERIOD: Duration = Duration::from_secs(10);
-/// A file system that lost one part in so many of a workload's limit is a reason to measure at once.
-const QUICK: u64 = 16;
+/// How often the free space is checked, which costs one system call.
+pub const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a workload is measured, unless that takes long.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval between measurements is at least this many times the duration of one, unless the file system fills quickly.
+const MEASURE_COST_FACTOR: u32 = 10;
+/// The longest interval between measurements.
+const MAX_MEASURE_INTERVAL: Duration = Duration::from_secs(10);
+/// A workload is measured at once if the free space has fallen by more than this fraction of its limit: one part in so many.
+const QUICK_FILL_DIVISOR: u64 = 16;
 
-/// What a workload holds on disk, and how it is kept from holding more.
+/// The disk usage of a workload, and its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     pub usage: Usage,
@@ -33,14 +33,14 @@ pub struct Disk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforcement {
-    /// The file system refuses to take more.
+    /// The file system rejects writes beyond the limit.
     ProjectQuota,
-    /// Usage is measured, and who exceeds the limit is stopped.
+    /// Usage is measured, and a workload that exceeds the limit is stopped.
     Measured,
 }
 
 impl Enforcement {
-    /// For people.
+    /// The name to show to people.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,9 +55,9 @@ impl Enforcement {
 pub struct Schedule {
     limit: Usage,
     due: Instant,
-    /// Not before, whatever happens: measuring takes at most half of the time of one core.
+    /// No measurement begins before: measuring takes at most half of the time of one core.
     earliest: Instant,
-    /// What the file system had free at the last measurement.
+    /// The free space of the file system at the last measurement.
     free: Option<Usage>,
 }
 
@@ -75,15 +75,15 @@ impl Schedule {
 
     fn fills_quickly(&self, free: Option<Usage>) -> bool {
         let (Some(before), Some(now)) = (self.free, free) else { return false };
-        before.bytes.saturating_sub(now.bytes) > self.limit.bytes / QUICK
-            || before.inodes.saturating_sub(now.inodes) > self.limit.inodes / QUICK
+        before.bytes.saturating_sub(now.bytes) > self.limit.bytes / QUICK_FILL_DIVISOR
+            || before.inodes.saturating_sub(now.inodes) > self.limit.inodes / QUICK_FILL_DIVISOR
     }
 
-    /// Notes that a measurement is done that took so long.
-    pub fn measured(&mut self, took: Duration, layers: &Layers) {
+    /// Schedules the next measurement after one that took `duration`.
+    pub fn record_measurement(&mut self, duration: Duration, layers: &Layers) {
         let now = Instant::now();
-        self.earliest = now + took.min(LONGEST_PERIOD);
-        self.due = now + took.saturating_mul(SHARE).clamp(PERIOD, LONGEST_PERIOD);
+        self.earliest = now + duration.min(MAX_MEASURE_INTERVAL);
+        self.due = now + duration.saturating_mul(MEASURE_COST_FACTOR).clamp(MEASURE_INTERVAL, MAX_MEASURE_INTERVAL);
         self.free = free(layers);
     }
 }
@@ -93,16 +93,15 @@ fn free(layers: &Layers) -> Option<Usage> {
     Some(Usage { bytes: system.f_bfree.saturating_mul(system.f_frsize), inodes: system.f_ffree })
 }
 
-/// Measures a workload. `pid` is its first process, through which the others are found, while it runs; its threads
-/// `share_files` where they cannot have tables of descriptors of their own.
+/// Measures the disk usage of a workload. `pid` is its first process, if it runs, through which the others are found.
+/// `share_files` is whether all threads of a process share one descriptor table.
 ///
 /// # Errors
-/// When it holds more than `limit`.
+/// When the usage exceeds `limit`, or cannot be measured.
 pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathBuf], share_files: bool) -> Result<Usage, Excess> {
     let allowance = layers.allowance();
-    let most =
-        Usage { bytes: limit.bytes.saturating_add(allowance.bytes), inodes: limit.inodes.saturating_add(allowance.inodes) };
-    let mut meter = Meter::new(most);
+    let max = Usage { bytes: limit.bytes.saturating_add(allowance.bytes), inodes: limit.inodes.saturating_add(allowance.inodes) };
+    let mut meter = Meter::new(max);
     let mut measure = || -> Result<(), Excess> {
         layers.each(|folder| meter.add_tree(folder, layers.depth()))?;
         if let Some(pid) = pid {
@@ -113,7 +112,7 @@ pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathB
                 return Ok(());
             }
             let mounts: Vec<_> = targets.iter().map(|target| root.join(target.strip_prefix("/").unwrap_or(target))).collect();
-            held::add(&mut meter, &root.join("proc"), &mounts, share_files)?;
+            unlinked::add(&mut meter, &root.join("proc"), &mounts, share_files)?;
         }
         Ok(())
     };
@@ -125,7 +124,7 @@ pub fn measure(layers: &Layers, limit: Usage, pid: Option<u32>, targets: &[PathB
                 inodes: usage.inodes.saturating_sub(allowance.inodes),
             })
         }
-        // Told as the limit that was set.
+        // Report the limit that was set, without the allowance.
         Err(Excess::Bytes(_)) => Err(Excess::Bytes(limit.bytes)),
         Err(Excess::Inodes(_)) => Err(Excess::Inodes(limit.inodes)),
         Err(other) => Err(other),

@@ -1,9 +1,9 @@
-//! Packet filters of sandboxes, by nftables, for IPv4 and IPv6 in one table. IPv6 is dropped. Out of a sandbox, ranges that
-//! it must not reach are dropped and other IPv4 passes; into it come only replies.
+//! The packet filters of sandboxes, in nftables. IPv6 is dropped. Outgoing IPv4 packets are accepted except to blocked
+//! ranges; incoming ones only if they are replies.
 //!
-//! There are two, and each holds without the other. The host's table is on the host's end of each pair of interfaces: it
-//! knows the host's addresses at any moment. The sandbox's own table is in its network, where only its shim may change
-//! it: it is what there is without root, and it holds while another program replaces the host's rules.
+//! There are two filters, each of which suffices. The host's table filters on the host's end of each pair of interfaces, and
+//! always matches the host's present addresses. The sandbox's own table is in its network namespace, where only its shim may
+//! change it: it is the only one without root, and stays in force while another program replaces the host's rules.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,10 +17,10 @@ pub const SANDBOXES: &str = "10.213.0.0/16";
 /// Addresses that slirp4netns gives out.
 const UPLINKS: &str = "10.0.2.0/24";
 
-/// Addresses that no sandbox has business with: this network and loopback, link-local (where AWS, Azure, Google Cloud and
+/// Destinations that no sandbox may reach: this network and loopback, link-local (where AWS, Azure, Google Cloud and
 /// most others keep metadata), the metadata of Alibaba Cloud, Azure and Oracle Cloud beyond it, multicast, broadcast and
-/// what is reserved. IPv6 is dropped as a whole: sandboxes have no address of it.
-const NOWHERE: &[&str] = &[
+/// reserved ranges.
+const BLOCKED: &[&str] = &[
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -32,18 +32,18 @@ const NOWHERE: &[&str] = &[
     SANDBOXES,
 ];
 
-/// What a sandbox's own filter needs to know of the host.
+/// The addresses of the host for a sandbox's own filter.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// Its own addresses.
+    /// The host's addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
-    /// The name servers that sandboxes ask.
+    /// The name servers that sandboxes use.
     pub resolvers: BTreeSet<Ipv4Addr>,
 }
 
 impl Host {
-    /// The host as the calling thread's network shows it. `resolvers` are lines as in `/etc/resolv.conf`.
-    pub fn look(resolvers: &str) -> Self {
+    /// Reads the addresses of the calling thread's network namespace. `resolvers` are lines as in `/etc/resolv.conf`.
+    pub fn inspect(resolvers: &str) -> Self {
         let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
             let address = interface.address?;
             Some(address.as_sockaddr_in()?.ip())
@@ -52,18 +52,19 @@ impl Host {
     }
 }
 
-/// The IPv4 name servers of a text like `/etc/resolv.conf`. One on the host's loopback cannot be reached from inside.
+/// The IPv4 name servers of a text like `/etc/resolv.conf`. Without those on the host's loopback, which sandboxes cannot
+/// reach.
 fn name_servers(text: &str) -> BTreeSet<Ipv4Addr> {
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
     servers.filter_map(|address| address.trim().parse().ok()).filter(|address: &Ipv4Addr| !address.is_loopback()).collect()
 }
 
-/// The host's table. It takes the place of any that is there, and of the one of an older version.
+/// The host's table. It replaces an existing one, and that of an older version.
 ///
-/// Packets from a sandbox are judged before connection tracking and address translation, which would lead those for a
-/// published port of the host elsewhere. Since nothing comes in but replies, all that a sandbox sends begins with it.
+/// Packets from a sandbox are filtered before connection tracking and address translation, which would redirect those for a
+/// published port of the host.
 fn host_rules(resolvers: &BTreeSet<Ipv4Addr>) -> String {
-    let (nowhere, resolvers) = (elements(NOWHERE), elements(resolvers));
+    let (nowhere, resolvers) = (elements(BLOCKED), elements(resolvers));
     format!(
         r#"
 table ip capsule
@@ -113,9 +114,9 @@ table inet capsule {{
     )
 }
 
-/// A sandbox's own table. It tracks no connections: what comes through its loopback is not to become slower.
+/// A sandbox's own table. It does not track connections, which would slow down its loopback.
 fn inside_rules(host: &Host) -> String {
-    let nowhere = NOWHERE.iter().map(|range| (*range).to_owned());
+    let nowhere = BLOCKED.iter().map(|range| (*range).to_owned());
     let nowhere = elements(nowhere.chain([UPLINKS.to_owned()]).chain(host.addresses.iter().map(Ipv4Addr::to_string)));
     let resolvers = elements(&host.resolvers);
     format!(
@@ -137,7 +138,7 @@ table inet capsule {{
     )
 }
 
-/// The elements of a set as nft reads them; none is no clause at all.
+/// The `elements` clause of a set in nft's syntax; empty if there are none.
 fn elements<T: std::fmt::Display>(all: impl IntoIterator<Item = T>) -> String {
     let mut text = String::new();
     for element in all {
@@ -149,7 +150,7 @@ fn elements<T: std::fmt::Display>(all: impl IntoIterator<Item = T>) -> String {
     text
 }
 
-/// What the host's table was last made of by this process.
+/// The name servers in the host's table that this process last put in force.
 static IN_FORCE: Mutex<Option<BTreeSet<Ipv4Addr>>> = Mutex::new(None);
 
 /// Puts the host's table in force.
@@ -160,14 +161,14 @@ pub fn filter_host(resolvers: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the host's table is there; with `resolvers`, also whether it is for these.
+/// Whether the host's table exists and, with `resolvers`, whether it has these name servers.
 pub fn is_host_filtered(resolvers: Option<&str>) -> bool {
     let listed = nft_command().args(["list", "table", "inet", "capsule"]).stdin(Stdio::null()).stdout(Stdio::null()).status();
     let in_force = IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner);
     listed.is_ok_and(|status| status.success()) && resolvers.is_none_or(|now| in_force.as_ref() == Some(&name_servers(now)))
 }
 
-/// Puts a sandbox's own table in force, in the network that the calling thread is in.
+/// Puts a sandbox's own table in force, in the calling thread's network namespace.
 pub fn filter_inside(host: &Host) -> Result<(), String> {
     nft(&inside_rules(host))
 }
@@ -179,7 +180,7 @@ fn nft(rules: &str) -> Result<(), String> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("nft cannot be run: {error}; install nftables"))?;
+        .map_err(|error| format!("cannot run \"nft\": {error}. Install nftables"))?;
     if let Some(mut stdin) = nft.stdin.take() {
         let _ = stdin.write_all(rules.as_bytes());
     }
@@ -188,7 +189,7 @@ fn nft(rules: &str) -> Result<(), String> {
     if done.status.success() { Ok(()) } else { Err(format!("nft: {}", why())) }
 }
 
-/// `nft` lies where only root looks for programs.
+/// `nft` is in a directory that is only in the `PATH` of root.
 fn nft_command() -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("nft");
@@ -201,7 +202,7 @@ mod tests {
     use super::{Host, filter_host, filter_inside, host_rules, inside_rules, is_host_filtered, name_servers, nft_command};
 
     #[test]
-    fn name_servers_are_those_of_ipv4() {
+    fn only_ipv4_name_servers_are_used() {
         let text = "search example.com\nnameserver 192.0.2.53\n# nameserver 192.0.2.1\n nameserver fe80::1\nnameserver\t10.0.0.2\nnameserver 127.0.0.1\n";
         let found: Vec<_> = name_servers(text).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["10.0.0.2", "192.0.2.53"]);
@@ -214,7 +215,7 @@ mod tests {
         assert!(inside_rules(&host).contains("10.0.2.0/24, 192.0.2.7 }"));
     }
     #[test]
-    fn a_table_that_another_program_removed_is_missed() {
+    fn a_table_that_another_program_removed_is_detected() {
         if !rustix::process::geteuid().is_root() || nft_command().arg("--version").output().is_err() {
             return;
         }
@@ -230,7 +231,7 @@ mod tests {
             assert!(!is_host_filtered(Some("nameserver 192.0.2.54")), "other name servers");
             let flushed = nft_command().args(["flush", "ruleset"]).status().expect("it runs");
             assert!(flushed.success() && !is_host_filtered(None));
-            filter_inside(&Host::look(resolvers)).expect("in force");
+            filter_inside(&Host::inspect(resolvers)).expect("in force");
         });
         apart.join().expect("it holds");
     }

@@ -1,12 +1,11 @@
-//! What a workload may write to, as overlay mounts: the upper layer takes the writes, the layer below stays
-//! as it is.
+//! The writable directories of a workload, as overlay mounts: writes go into the upper layer, the lower layer stays unchanged.
 //!
-//! The shim mounts them over the directories of its workload's [`Spec`], in a mount namespace of its own from
-//! which each sandbox binds them. So they outlive a restart of the workload, and what `/proc/self/mountinfo`
-//! shows inside is a path within the overlay: no path of the host.
+//! The shim mounts them over the directories of its workload's [`Spec`], in its own mount namespace, from which each sandbox
+//! binds them. So they survive a restart of the workload, and `/proc/self/mountinfo` inside of the sandbox shows a path
+//! within the overlay instead of a host path.
 //!
-//! A directory that is written to directly, as builds do, becomes the upper layer of an overlay with nothing
-//! below, for the sake of that path alone.
+//! A directory that is written to directly, as in builds, becomes the upper layer of an overlay with an empty lower layer,
+//! only to hide its host path.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,27 +24,27 @@ use crate::trees::{self, Usage};
 /// The mounts of one workload.
 #[derive(Debug)]
 pub struct Layers {
-    /// The folder of the workload's own; nothing is mounted without one.
+    /// The directory for layers; without one, nothing is mounted.
     folder: Option<PathBuf>,
     directory: PathBuf,
     writes: Writes,
     owner: Option<u32>,
-    /// Where what is written into `/app` goes, as it lies on disk.
+    /// The directory on disk that receives writes into `/app`.
     app: Option<OwnedFd>,
-    /// What else may be written to.
+    /// The other writable directories.
     others: Vec<OwnedFd>,
-    /// The limit that the file system enforces, if it does.
+    /// The limit, if the file system enforces it.
     quota: Option<Quota>,
-    /// What a copy held when it was made: it does not count as the workload's.
+    /// The size of the copy when it was made, which does not count as usage.
     copied: Option<Usage>,
 }
 
 impl Layers {
-    /// Moves the calling thread into a mount namespace of its own and makes the mounts. Called while it is
-    /// the only thread. `privileged` is root of the host.
+    /// Moves the calling thread, which must be the only one, into a new mount namespace and mounts the layers. `privileged`
+    /// is whether it is root on the host.
     ///
     /// # Errors
-    /// When the workload cannot have an `/app`; the text says why.
+    /// Why `/app` cannot be mounted.
     pub fn mount(spec: &Spec, privileged: bool) -> Result<Self, String> {
         let mut layers = Self {
             folder: spec.layers.clone(),
@@ -57,7 +56,7 @@ impl Layers {
             quota: None,
             copied: None,
         };
-        // Opened before anything is mounted over them: measured is what lies on disk.
+        // Before anything is mounted over them: measurements need the directories on disk.
         for other in spec.mounts.iter().filter(|mount| mount.writable) {
             layers.others.push(open(&other.source)?);
         }
@@ -67,7 +66,7 @@ impl Layers {
         let Some(folder) = &spec.layers else {
             return match spec.writes {
                 Writes::Directory => Ok(layers),
-                Writes::Layer => Err("the workload has no folder for its layers".into()),
+                Writes::Layer => Err("the workload has no directory for its layers".into()),
             };
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| at(folder, &error))?;
@@ -79,35 +78,36 @@ impl Layers {
             folders.extend(spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.source.as_path()));
             layers.quota = Quota::set(&spec.id, &folders, limit);
         }
-        unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("no mount namespace: {error}"))?;
+        unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("cannot create a mount namespace: {error}"))?;
         let none: Option<&str> = None;
-        // What the host unmounts goes here, too.
+        // Unmounts on the host apply here, too.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-            .map_err(|error| format!("no mounts of its own: {error}"))?;
+            .map_err(|error| format!("cannot change the mount propagation: {error}"))?;
         let empty = make(folder, "empty", None)?;
         for (number, other) in spec.mounts.iter().enumerate() {
-            // What is seen under its own path says nothing new; what cannot be an overlay is bound as it is.
+            // A mount at the same path reveals nothing; a source that cannot be an overlay is bound directly.
             if other.source == other.target || !other.source.is_dir() {
                 continue;
             }
             let work = folder.join(format!("work-{number}"));
-            let _ = if other.writable { through(&other.source, &empty, &work) } else { read_only(&other.source, &empty) };
+            let _ =
+                if other.writable { mount_over_itself(&other.source, &empty, &work) } else { read_only(&other.source, &empty) };
         }
         match spec.writes {
             Writes::Directory => {
-                let _ = through(&spec.directory, &empty, &folder.join("work"));
+                let _ = mount_over_itself(&spec.directory, &empty, &folder.join("work"));
             }
-            Writes::Layer => layers.lay()?,
+            Writes::Layer => layers.mount_layer()?,
         }
         Ok(layers)
     }
 
-    /// Whether what is written into `/app` goes into a full copy, since this host mounts no overlays.
+    /// Whether `/app` is a full copy, since this host cannot mount overlays.
     pub fn is_copy(&self) -> bool {
         self.copied.is_some()
     }
 
-    /// Calls `measure` with each folder that is written to, as it lies on disk.
+    /// Calls `measure` with each writable directory, as it is on disk.
     pub fn each<E>(&self, mut measure: impl FnMut(&OwnedFd) -> Result<(), E>) -> Result<(), E> {
         if let Some(app) = &self.app {
             measure(app)?;
@@ -115,7 +115,7 @@ impl Layers {
         self.others.iter().try_for_each(measure)
     }
 
-    /// How deeply folders may be nested: what is built must be of use to others.
+    /// How deeply directories may be nested. Other programs must be able to use the results of a build.
     pub fn depth(&self) -> usize {
         match self.writes {
             Writes::Directory => trees::DEPTH,
@@ -123,20 +123,20 @@ impl Layers {
         }
     }
 
-    /// What a measurement finds that is not the workload's.
+    /// The part of a measurement that does not count as the workload's usage.
     pub fn allowance(&self) -> Usage {
         self.copied.unwrap_or(Usage::NOTHING)
     }
 
-    /// How full the file system is that the workload writes to.
+    /// The state of the file system that the workload writes to.
     pub fn file_system(&self) -> Option<rustix::fs::StatVfs> {
         rustix::fs::fstatvfs(self.app.as_ref()?).ok()
     }
 
-    /// Throws away what was written into `/app`. The workload does not run meanwhile.
+    /// Discards the writes into `/app`. The workload must not run.
     ///
     /// # Errors
-    /// When the workload cannot have an `/app` any more; the text says why.
+    /// Why `/app` cannot be mounted again.
     pub fn clear(&mut self) -> Result<(), String> {
         let (Writes::Layer, Some(folder)) = (self.writes, self.folder.clone()) else { return Ok(()) };
         self.app = None;
@@ -145,14 +145,14 @@ impl Layers {
             let path = folder.join(name);
             trees::remove(&path).map_err(|error| at(&path, &error))?;
         }
-        self.lay()
+        self.mount_layer()
     }
 
-    /// Mounts the layer, or a copy where there are no overlays, over the directory.
-    fn lay(&mut self) -> Result<(), String> {
+    /// Mounts the layer over the directory, or a copy if the host cannot mount overlays.
+    fn mount_layer(&mut self) -> Result<(), String> {
         let Some(folder) = self.folder.clone() else { return Ok(()) };
         let copy = folder.join("copy");
-        // A copy that was begun goes on, so that what was written stays.
+        // An existing copy is used again, so that its files stay.
         if !copy.exists() {
             let upper = make(&folder, "upper", self.owner)?;
             let why = match overlay(&self.directory, &open(&self.directory)?, &upper, &folder.join("work"), false) {
@@ -162,15 +162,15 @@ impl Layers {
                 }
                 Err(why) => why,
             };
-            // What a layer holds must not disappear behind a copy.
+            // Files in the layer must not disappear behind a copy.
             let is_new = std::fs::read_dir(&upper).is_ok_and(|mut entries| entries.next().is_none());
             if !is_new || !copy_tree(&self.directory, &copy) {
-                return Err(format!("/app can neither be an overlay ({why}) nor be copied"));
+                return Err(format!("cannot mount /app as an overlay ({why}), and cannot copy it"));
             }
         }
-        // A copy counts what it copied, too: the limit is for what is written above that.
+        // The quota would count the copied files, too, but the limit is for the files that are written.
         if let Some(quota) = self.quota.take() {
-            quota.lift();
+            quota.remove();
         }
         self.copied = Some(trees::size(&self.directory).unwrap_or(Usage::NOTHING));
         self.app = Some(open(&copy)?);
@@ -183,10 +183,10 @@ impl Layers {
         if self.quota.is_some() { Enforcement::ProjectQuota } else { Enforcement::Measured }
     }
 
-    /// Undoes what is not needed once the workload has ended.
+    /// Removes the quota and, after a build, the layers. The workload must have ended.
     pub fn remove(&self) {
         if let Some(quota) = &self.quota {
-            quota.lift();
+            quota.remove();
         }
         if let (Writes::Directory, Some(folder)) = (self.writes, &self.folder) {
             let _ = trees::remove(folder);
@@ -202,7 +202,7 @@ fn open(path: &Path) -> Result<OwnedFd, String> {
     File::open(path).map(Into::into).map_err(|error| at(path, &error))
 }
 
-/// A folder that is there already stays as it is, but for its owner.
+/// Creates a directory. An existing one only gets the owner.
 fn make(parent: &Path, name: &str, owner: Option<u32>) -> Result<PathBuf, String> {
     let path = parent.join(name);
     let made = match std::fs::create_dir(&path) {
@@ -213,31 +213,32 @@ fn make(parent: &Path, name: &str, owner: Option<u32>) -> Result<PathBuf, String
     Ok(path)
 }
 
-/// Mounts a directory over itself, as the upper layer of an overlay with nothing below.
-fn through(directory: &Path, empty: &Path, work: &Path) -> Result<(), String> {
+/// Mounts a directory over itself, as the upper layer of an overlay with an empty lower layer.
+fn mount_over_itself(directory: &Path, empty: &Path, work: &Path) -> Result<(), String> {
     overlay(directory, &open(empty)?, directory, work, true)
 }
 
-/// Mounts a directory over itself read-only. An overlay takes two layers at the least.
+/// Mounts a directory over itself read-only. An overlay needs at least two layers.
 fn read_only(directory: &Path, empty: &Path) -> Result<(), String> {
     let (directory_fd, empty) = (open(directory)?, open(empty)?);
     let options = format!("lowerdir={}:{}", link(&directory_fd), link(&empty));
     try_options(directory, &options)
 }
 
-/// Layers are named by descriptors: `/proc/self/mountinfo` shows the names, and paths may have any characters.
+/// The path of a layer in the mount options. By descriptor, since `/proc/self/mountinfo` shows it, and since a path may
+/// contain any character.
 fn link(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Mounts an overlay at `target`. With `volatile`, its end does not wait for the disk; a host that crashes may
-/// lose what was written, and so it is for builds only, which then begin anew.
+/// Mounts an overlay at `target`. With `volatile`, the unmount does not wait for the disk, and a crash of the host may lose
+/// writes. So that is for builds only, which then start over.
 fn overlay(target: &Path, lower: &OwnedFd, upper: &Path, work: &Path, volatile: bool) -> Result<(), String> {
-    // What an earlier mount left in it may stand in the way of this one.
+    // Leftovers of an earlier mount could make this one fail.
     trees::remove(work).map_err(|error| at(work, &error))?;
     std::fs::create_dir(work).map_err(|error| at(work, &error))?;
     let (upper, work) = (open(upper)?, open(work)?);
-    // Without an index, an earlier mount that is just being taken down is not in the way.
+    // With an index, this mount could fail while an earlier one is being unmounted.
     let options = format!("lowerdir={},upperdir={},workdir={},index=off", link(lower), link(&upper), link(&work));
     if volatile && try_options(target, &format!("{options},volatile")).is_ok() {
         return Ok(());
@@ -248,11 +249,11 @@ fn overlay(target: &Path, lower: &OwnedFd, upper: &Path, work: &Path, volatile: 
 fn try_options(target: &Path, options: &str) -> Result<(), String> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let with = |options: &str| mount(Some("overlay"), target, Some("overlay"), flags, Some(options));
-    // In a user namespace an overlay may keep its notes in the user's own attributes only.
+    // In a user namespace, an overlay may use only extended attributes of the user.
     with(options).or_else(|_| with(&format!("{options},userxattr"))).map_err(|error| error.to_string())
 }
 
-/// Copies a directory, whole or not at all.
+/// Copies a directory atomically.
 fn copy_tree(from: &Path, to: &Path) -> bool {
     let new = to.with_extension("new");
     if trees::remove(&new).is_err() || std::fs::create_dir(&new).is_err() {

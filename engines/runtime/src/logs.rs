@@ -1,8 +1,8 @@
-//! A workload's output: lines in numbered segment files, written by its shim, read by anybody.
+//! The log of a workload: lines in numbered segment files, written by its shim.
 //!
-//! A line of a segment is `<microseconds since the epoch>\t<o|e|c>\t<text>`: stdout, stderr, or what
-//! Capsule says itself; the letter is a capital if the text goes on in the next line of the same stream. Each is
-//! written by one call, so a reader never takes a half line for a whole.
+//! A line of a segment is `<microseconds since the epoch>\t<o|e|c>\t<text>`: stdout, stderr, or a message of Capsule. An
+//! upper-case letter marks a partial line, which the next line of the same stream continues. Each line is written by one
+//! system call, so that a reader never takes half a line for a whole one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -11,16 +11,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A segment is closed when it has grown to this many bytes.
 const SEGMENT_BYTES: u64 = 4 << 20;
-/// So many segments are kept of an instance; the oldest goes first.
+/// The most segments that are kept of an instance; the oldest is removed first.
 const SEGMENTS: usize = 8;
-/// A longer line is cut into pieces of this many bytes.
+/// A longer line is split into partial lines of this many bytes.
 pub const LINE_BYTES: usize = 16 << 10;
-/// The most bytes of a segment that are taken for one line: a text of [`LINE_BYTES`] and what is before it.
+/// The most bytes of a line in a segment: a text of [`LINE_BYTES`] and its prefix.
 const RECORD_BYTES: u64 = 64 << 10;
 /// Segments are searched from their end in blocks of this size.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Who said a line.
+/// The source of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
@@ -47,8 +47,8 @@ pub struct Line {
     pub at: i64,
     pub stream: Stream,
     pub text: String,
-    /// Whether it is marked as a piece of a longer line that goes on.
-    goes_on: bool,
+    /// Whether it is marked as partial: the next line of the same stream continues it.
+    is_partial: bool,
 }
 
 /// Appends lines to the newest segment of a directory.
@@ -61,10 +61,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Goes on after what the directory holds, in a new segment.
+    /// Opens a new segment after those in the directory.
     ///
     /// # Errors
-    /// When the directory or the file cannot be made.
+    /// When the directory or the file cannot be created.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let number = segments(directory)?.last().map_or(1, |last| last + 1);
@@ -72,24 +72,24 @@ impl Writer {
         Ok(Self { directory: directory.into(), file, number, bytes: 0 })
     }
 
-    /// Writes one line; a long one in pieces. What is not UTF-8 is shown as the replacement character.
+    /// Writes one line, or several partial ones if it is long. Invalid UTF-8 is replaced.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the file cannot be written.
     pub fn write(&mut self, stream: Stream, text: &[u8]) -> std::io::Result<()> {
         self.write_part(stream, text, false)
     }
 
-    /// The same of a line's part, which the next text of the same stream continues if it `goes_on`.
+    /// Like [`Writer::write`]. If `is_partial`, the next text of the same stream continues the line.
     ///
     /// # Errors
-    /// When the disk does not take it.
-    pub fn write_part(&mut self, stream: Stream, text: &[u8], goes_on: bool) -> std::io::Result<()> {
+    /// When the file cannot be written.
+    pub fn write_part(&mut self, stream: Stream, text: &[u8], is_partial: bool) -> std::io::Result<()> {
         let text = String::from_utf8_lossy(text);
         let mut rest = text.trim_end_matches(['\r', '\n']);
         loop {
             let (piece, after) = rest.split_at(floor_char_boundary(rest, LINE_BYTES));
-            self.write_piece(stream, piece, goes_on || !after.is_empty())?;
+            self.write_piece(stream, piece, is_partial || !after.is_empty())?;
             if after.is_empty() {
                 return Ok(());
             }
@@ -97,8 +97,8 @@ impl Writer {
         }
     }
 
-    fn write_piece(&mut self, stream: Stream, text: &str, goes_on: bool) -> std::io::Result<()> {
-        let tag = match (stream, goes_on) {
+    fn write_piece(&mut self, stream: Stream, text: &str, is_partial: bool) -> std::io::Result<()> {
+        let tag = match (stream, is_partial) {
             (Stream::Stdout, false) => 'o',
             (Stream::Stdout, true) => 'O',
             (Stream::Stderr, false) => 'e',
@@ -106,7 +106,7 @@ impl Writer {
             (Stream::Capsule, false) => 'c',
             (Stream::Capsule, true) => 'C',
         };
-        // One line of the file, whatever the text is.
+        // The text must not add a line to the file.
         let line = format!("{}\t{tag}\t{}\n", now(), text.replace('\n', " "));
         if self.bytes + line.len() as u64 > SEGMENT_BYTES && self.bytes > 0 {
             self.rotate()?;
@@ -128,14 +128,14 @@ impl Writer {
     }
 }
 
-/// Whether a line is a piece of a longer one that goes on in the next line of the same stream. Shims of earlier
-/// versions, which live on, do not mark such pieces: those are told by their length.
+/// Whether the next line of the same stream continues this one. Shims of earlier versions do not mark partial lines; those
+/// are recognized by their length.
 #[must_use]
-pub fn goes_on(line: &Line) -> bool {
-    line.goes_on || line.text.len() > LINE_BYTES - 4
+pub fn is_partial(line: &Line) -> bool {
+    line.is_partial || line.text.len() > LINE_BYTES - 4
 }
 
-/// Reads a directory's lines in order, and goes on where it stopped when more were written.
+/// Reads the lines of a directory in order. Each call continues where the last one stopped.
 #[derive(Debug)]
 pub struct Reader {
     directory: PathBuf,
@@ -143,22 +143,23 @@ pub struct Reader {
     offset: u64,
     /// The segment and the offset in it to stop at.
     end: Option<(u64, u64)>,
-    /// Whether the rest of a line that is too long is still to be skipped.
+    /// Whether it skips the rest of a line that is too long.
     is_skipping: bool,
 }
 
 impl Reader {
-    /// Begins with the oldest line kept.
+    /// Creates a reader that begins with the oldest line.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.into(), number: 0, offset: 0, end: None, is_skipping: false }
     }
 
-    /// Begins with the last `lines` lines, or the oldest line kept if there are fewer. Tells how many there are.
+    /// Creates a reader that begins with the last `lines` lines, or the oldest line if there are fewer. Also returns how many
+    /// there are.
     ///
     /// # Errors
     /// When a segment cannot be read.
-    pub fn at_last(directory: &Path, lines: usize) -> std::io::Result<(Self, usize)> {
+    pub fn tail(directory: &Path, lines: usize) -> std::io::Result<(Self, usize)> {
         let mut reader = Self::new(directory);
         let mut found = 0;
         for number in list(directory)?.into_iter().rev() {
@@ -187,25 +188,25 @@ impl Reader {
         Ok((reader, found))
     }
 
-    /// Ends the reading with what is written by now, however much is written meanwhile.
+    /// Makes the reader stop at the present end of the log.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn end_here(&mut self) -> std::io::Result<()> {
+    pub fn stop_at_end(&mut self) -> std::io::Result<()> {
         let last = list(&self.directory)?.last().copied().unwrap_or_default();
         let bytes = std::fs::metadata(path(&self.directory, last)).map_or(0, |kind| kind.len());
         self.end = Some((last, bytes));
         Ok(())
     }
 
-    /// Lines written since the last call: about `most` bytes of them at the most, and one at least if there is
-    /// any. Where segments were dropped before they were read, a line says so.
+    /// Returns lines written since the last call: about `max_bytes` of them, and at least one if there is any. If segments
+    /// were removed before they were read, a line of [`Stream::Capsule`] reports that.
     ///
     /// # Errors
     /// When a segment cannot be read.
-    pub fn read(&mut self, most: usize) -> std::io::Result<Vec<Line>> {
+    pub fn read(&mut self, max_bytes: usize) -> std::io::Result<Vec<Line>> {
         let mut lines = Vec::new();
-        let mut left = most;
+        let mut left = max_bytes;
         for number in list(&self.directory)? {
             if number < self.number {
                 continue;
@@ -214,8 +215,8 @@ impl Reader {
                 break;
             }
             if self.number != 0 && number > self.number + 1 {
-                let text = format!("{} log segments were dropped before they were read", number - self.number - 1);
-                lines.push(Line { at: now(), stream: Stream::Capsule, text, goes_on: false });
+                let text = format!("{} log segments were removed before they were read", number - self.number - 1);
+                lines.push(Line { at: now(), stream: Stream::Capsule, text, is_partial: false });
             }
             if number != self.number {
                 (self.number, self.offset, self.is_skipping) = (number, 0, false);
@@ -244,7 +245,7 @@ impl Reader {
             bytes.clear();
             let read = file.by_ref().take(RECORD_BYTES).read_until(b'\n', &mut bytes)?;
             let is_whole = bytes.last() == Some(&b'\n');
-            // No writer makes a longer line: the rest of it is skipped.
+            // A writer never writes a longer line. Skip the rest of it.
             if !is_whole && (read as u64) < RECORD_BYTES {
                 break;
             }
@@ -261,7 +262,7 @@ impl Reader {
 fn parse(line: &str) -> Option<Line> {
     let mut parts = line.trim_end_matches('\n').splitn(3, '\t');
     let at = parts.next()?.parse().ok()?;
-    let (stream, goes_on) = match parts.next()? {
+    let (stream, is_partial) = match parts.next()? {
         "o" => (Stream::Stdout, false),
         "O" => (Stream::Stdout, true),
         "e" => (Stream::Stderr, false),
@@ -269,7 +270,7 @@ fn parse(line: &str) -> Option<Line> {
         "C" => (Stream::Capsule, true),
         _ => (Stream::Capsule, false),
     };
-    Some(Line { at, stream, text: parts.next()?.into(), goes_on })
+    Some(Line { at, stream, text: parts.next()?.into(), is_partial })
 }
 
 fn now() -> i64 {
@@ -284,7 +285,7 @@ fn create(directory: &Path, number: u64) -> std::io::Result<File> {
     OpenOptions::new().create_new(true).append(true).open(path(directory, number))
 }
 
-/// The segments of a directory that may not be there yet.
+/// The segments of a directory, which may not exist yet.
 fn list(directory: &Path) -> std::io::Result<Vec<u64>> {
     match segments(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -314,10 +315,10 @@ fn segments(directory: &Path) -> std::io::Result<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LINE_BYTES, Reader, SEGMENTS, Stream, Writer, goes_on, segments};
+    use super::{LINE_BYTES, Reader, SEGMENTS, Stream, Writer, is_partial, segments};
 
     #[test]
-    fn a_reader_sees_each_line_once_and_goes_on_where_it_stopped() {
+    fn a_reader_returns_each_line_once_and_continues_where_it_stopped() {
         let directory = tempfile::tempdir().expect("tempdir");
         let mut writer = Writer::open(directory.path()).expect("opens");
         let mut reader = Reader::new(directory.path());
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn old_segments_go_and_a_reader_who_was_too_slow_is_told() {
+    fn old_segments_are_removed_and_a_slow_reader_gets_a_line_about_it() {
         let directory = tempfile::tempdir().expect("tempdir");
         let mut writer = Writer::open(directory.path()).expect("opens");
         let mut reader = Reader::new(directory.path());
@@ -347,11 +348,11 @@ mod tests {
         assert_eq!(segments(directory.path()).expect("lists").len(), SEGMENTS);
         let lines = reader.read(1).expect("reads");
         assert_eq!(lines[0].stream, Stream::Capsule);
-        assert!(lines[0].text.contains("dropped"), "{}", lines[0].text);
+        assert!(lines[0].text.contains("removed"), "{}", lines[0].text);
     }
 
     #[test]
-    fn a_read_is_bounded_in_bytes_and_so_is_a_line() {
+    fn a_read_and_a_line_are_limited_in_bytes() {
         let directory = tempfile::tempdir().expect("tempdir");
         let mut writer = Writer::open(directory.path()).expect("opens");
         writer.write(Stream::Stdout, "ö".repeat(40 * LINE_BYTES).as_bytes()).expect("writes");
@@ -363,7 +364,7 @@ mod tests {
             let bytes: usize = lines.iter().map(|line| line.text.len()).sum();
             assert!(bytes <= 50_000 + LINE_BYTES, "{bytes} bytes at a time");
             let Some(last) = lines.last() else { break };
-            assert_eq!(goes_on(&lines[0]), lines[0].text.len() >= LINE_BYTES);
+            assert_eq!(is_partial(&lines[0]), lines[0].text.len() >= LINE_BYTES);
             text.extend(lines.iter().map(|line| line.text.as_str()));
             assert!(last.text.len() <= LINE_BYTES);
         }
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_that_goes_on_is_marked_whatever_its_length() {
+    fn a_partial_line_is_marked_whatever_its_length() {
         let directory = tempfile::tempdir().expect("tempdir");
         let mut writer = Writer::open(directory.path()).expect("opens");
         writer.write_part(Stream::Stderr, b"first half, ", true).expect("writes");
@@ -380,7 +381,7 @@ mod tests {
         writer.write(Stream::Stdout, &[0xff; 8000]).expect("writes");
         std::fs::write(directory.path().join("00000002.log"), "1\to\told\n").expect("written");
         let lines = Reader::new(directory.path()).read(1 << 20).expect("reads");
-        assert_eq!(lines.iter().map(goes_on).collect::<Vec<_>>(), [true, false, true, false, false]);
+        assert_eq!(lines.iter().map(is_partial).collect::<Vec<_>>(), [true, false, true, false, false]);
         let streams: Vec<_> = lines.iter().map(|line| line.stream.name()).collect();
         assert_eq!(streams, ["stderr", "stderr", "stdout", "stdout", "stdout"]);
     }
@@ -417,12 +418,12 @@ mod tests {
             }
         };
         for most in [0, 1, 7, 20_000, 29_999, 30_000, 40_000] {
-            let (mut reader, found) = Reader::at_last(directory.path(), most).expect("found");
+            let (mut reader, found) = Reader::tail(directory.path(), most).expect("found");
             assert_eq!(found, most.min(30_000));
             assert_eq!(read_all(&mut reader), (30_000 - u32::try_from(found).expect("few")..30_000).collect::<Vec<_>>());
         }
         let mut reader = Reader::new(directory.path());
-        reader.end_here().expect("ends");
+        reader.stop_at_end().expect("ends");
         writer.write(Stream::Stdout, b"30000").expect("writes");
         assert_eq!(read_all(&mut reader).len(), 30_000);
     }

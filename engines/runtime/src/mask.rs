@@ -1,4 +1,4 @@
-//! Text without the values that must not be seen in it.
+//! Masks secret values in text.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,16 +9,16 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::logs::LINE_BYTES;
 
-/// Shorter values would mask half of what is printed.
-const SHORTEST: usize = 4;
-/// Encoded forms of shorter values are found in ordinary text.
-const SHORTEST_ENCODED: usize = 8;
-/// `base64` breaks its output after so many bytes of input.
-const BASE64_LINE: usize = 57;
-/// What stands in the place of a value.
+/// Shorter values are not masked: they occur in ordinary text.
+const MIN_VALUE_BYTES: usize = 4;
+/// Shorter encoded forms are not masked, for the same reason.
+const MIN_ENCODED_BYTES: usize = 8;
+/// The bytes of input for one line of output of the tool `base64`.
+const BASE64_LINE_BYTES: usize = 57;
+/// The replacement of a value.
 const MASKED: &[u8] = b"***";
 
-/// Values that must not be seen. Made once, and used for every line.
+/// A set of secret values to mask.
 #[derive(Clone, Debug, Default)]
 pub struct Mask {
     patterns: Option<AhoCorasick>,
@@ -27,16 +27,17 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Masks values as they are, as JSON and URLs write them, and in base64. Each line of a value that has
-    /// several is masked: output comes line by line.
+    /// Masks these values in plain form, in their JSON and URL encodings, and in base64. Each line of a multi-line value is
+    /// masked by itself, since output arrives line by line.
     #[must_use]
     pub fn new<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> Self {
         let mut patterns: Vec<Vec<u8>> = Vec::new();
         for value in values {
             let value = value.as_ref().trim();
-            patterns.extend(value.lines().map(|line| line.trim().as_bytes().to_vec()).filter(|line| line.len() >= SHORTEST));
-            if value.len() >= SHORTEST_ENCODED {
-                patterns.extend(encoded(value).into_iter().filter(|form| form.len() >= SHORTEST_ENCODED));
+            patterns
+                .extend(value.lines().map(|line| line.trim().as_bytes().to_vec()).filter(|line| line.len() >= MIN_VALUE_BYTES));
+            if value.len() >= MIN_ENCODED_BYTES {
+                patterns.extend(encoded(value).into_iter().filter(|form| form.len() >= MIN_ENCODED_BYTES));
             }
         }
         patterns.sort_unstable();
@@ -50,29 +51,29 @@ impl Mask {
         Self { patterns: (!patterns.is_empty()).then(|| build(&patterns)), longest }
     }
 
-    /// The stretches of the text that values cover, one after the other. Those that touch are one.
-    fn stretches(&self, text: &[u8]) -> Vec<Range<usize>> {
+    /// The ranges of the text that values cover, in order. Adjacent and overlapping ranges are merged.
+    fn ranges(&self, text: &[u8]) -> Vec<Range<usize>> {
         let Some(patterns) = &self.patterns else { return Vec::new() };
         let mut found: Vec<_> = patterns.find_overlapping_iter(text).map(|found| (found.start(), found.end())).collect();
         found.sort_unstable();
-        let mut stretches: Vec<Range<usize>> = Vec::new();
+        let mut ranges: Vec<Range<usize>> = Vec::new();
         for (from, to) in found {
-            match stretches.last_mut() {
+            match ranges.last_mut() {
                 Some(last) if from <= last.end => last.end = last.end.max(to),
-                _ => stretches.push(from..to),
+                _ => ranges.push(from..to),
             }
         }
-        stretches
+        ranges
     }
 
-    /// The text with `***` for every stretch that one value covers, or several do together.
+    /// Replaces every range of bytes that values cover by `***`.
     #[must_use]
     pub fn bytes<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        let stretches = self.stretches(text);
-        if stretches.is_empty() { text.into() } else { replace(text, &stretches).into() }
+        let ranges = self.ranges(text);
+        if ranges.is_empty() { text.into() } else { replace(text, &ranges).into() }
     }
 
-    /// The same of text.
+    /// Like [`Mask::bytes`], for a string.
     #[must_use]
     pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.bytes(text.as_bytes()) {
@@ -81,38 +82,38 @@ impl Mask {
         }
     }
 
-    /// Masks output that arrives in pieces.
+    /// Creates a masker for output that arrives in parts.
     #[must_use]
     pub fn output(&self) -> MaskedOutput {
         MaskedOutput { mask: self.clone(), line: Vec::new(), covered: 0, is_continued: false }
     }
 }
 
-fn replace(text: &[u8], stretches: &[Range<usize>]) -> Vec<u8> {
+fn replace(text: &[u8], ranges: &[Range<usize>]) -> Vec<u8> {
     let (mut masked, mut seen) = (Vec::with_capacity(text.len()), 0);
-    for stretch in stretches {
-        masked.extend_from_slice(&text[seen..stretch.start]);
+    for range in ranges {
+        masked.extend_from_slice(&text[seen..range.start]);
         masked.extend_from_slice(MASKED);
-        seen = stretch.end;
+        seen = range.end;
     }
     masked.extend_from_slice(&text[seen..]);
     masked
 }
 
-/// Lines with values masked, wherever the boundaries of reads and of a long line's pieces lie.
+/// Masks lines of output, independently of the boundaries of reads and of partial lines.
 #[derive(Debug)]
 pub struct MaskedOutput {
     mask: Mask,
-    /// What was not written yet of the present line.
+    /// The bytes of the present line that are not written yet.
     line: Vec<u8>,
-    /// So many bytes of it belong to a value whose beginning was written already.
+    /// The number of its first bytes that belong to a value whose beginning is already written as `***`.
     covered: usize,
-    /// Whether a part of the line was written already.
+    /// Whether a part of the line is already written.
     is_continued: bool,
 }
 
 impl MaskedOutput {
-    /// Takes output, and writes the lines that are whole and what can be written of a long one.
+    /// Adds output. Calls `write` with each complete line, and with parts of a long one.
     pub fn push(&mut self, output: &[u8], mut write: impl FnMut(&[u8])) {
         for part in output.split_inclusive(|byte| *byte == b'\n') {
             for part in part.chunks(LINE_BYTES) {
@@ -127,59 +128,59 @@ impl MaskedOutput {
         }
     }
 
-    /// Writes what is left: the line has ended.
+    /// Writes the rest of the line.
     pub fn end(&mut self, mut write: impl FnMut(&[u8])) {
         let is_nothing = self.line.is_empty() || (self.is_continued && self.line == b"\n");
         if !is_nothing {
-            let stretches = self.stretches();
-            write(&replace(&self.line, &stretches));
+            let ranges = self.ranges();
+            write(&replace(&self.line, &ranges));
         }
         self.clear();
     }
 
-    /// Drops what was not written yet: the rest of the line is not shown.
+    /// Drops the rest of the line.
     pub fn clear(&mut self) {
         self.line.clear();
         (self.covered, self.is_continued) = (0, false);
     }
 
-    fn stretches(&self) -> Vec<Range<usize>> {
-        let mut stretches = self.mask.stretches(&self.line);
+    fn ranges(&self) -> Vec<Range<usize>> {
+        let mut ranges = self.mask.ranges(&self.line);
         if self.covered > 0 {
             let mut first = 0..self.covered;
-            stretches.retain(|stretch| {
-                let touches = stretch.start <= first.end;
+            ranges.retain(|range| {
+                let touches = range.start <= first.end;
                 if touches {
-                    first.end = first.end.max(stretch.end);
+                    first.end = first.end.max(range.end);
                 }
                 !touches
             });
-            stretches.insert(0, first);
+            ranges.insert(0, first);
         }
-        stretches
+        ranges
     }
 
-    /// Writes the beginning of the line: as much as no value can reach into that is not complete yet.
+    /// Writes the beginning of the line, up to where a value could begin that is not complete yet.
     fn write_piece(&mut self, write: &mut impl FnMut(&[u8])) {
-        // What begins before the cut has its end in the line.
+        // A value that begins before the cut ends within the line.
         let most = (self.line.len() - self.mask.longest.saturating_sub(1)).min(LINE_BYTES);
-        // A character has three bytes after its first at the most: what has more of them is no text.
+        // A UTF-8 character has at most three continuation bytes.
         let is_boundary = |at: &usize| self.line.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
         let mut cut = (most.saturating_sub(3)..=most).rev().find(is_boundary).filter(|at| *at > 0).unwrap_or(most);
-        let mut stretches = self.stretches();
+        let mut ranges = self.ranges();
         let mut covered = 0;
-        if let Some(across) = stretches.iter().find(|stretch| stretch.start < cut && cut < stretch.end) {
+        if let Some(across) = ranges.iter().find(|range| range.start < cut && cut < range.end) {
             if across.start > 0 {
                 cut = across.start;
             } else {
                 covered = across.end - cut;
             }
         }
-        stretches.retain(|stretch| stretch.start < cut);
-        if let Some(last) = stretches.last_mut() {
+        ranges.retain(|range| range.start < cut);
+        if let Some(last) = ranges.last_mut() {
             last.end = last.end.min(cut);
         }
-        write(&replace(&self.line[..cut], &stretches));
+        write(&replace(&self.line[..cut], &ranges));
         self.line.drain(..cut);
         (self.covered, self.is_continued) = (covered, true);
     }
@@ -200,16 +201,16 @@ fn encoded(value: &str) -> Vec<Vec<u8>> {
         forms.push(url.into_bytes());
     }
     for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
-        // A group of base64 is of three bytes: where a value begins within one depends on what is before it.
+        // Base64 encodes groups of three bytes. Where in a group a value begins depends on the bytes before it.
         for before in 0..3 {
             let mut bytes = vec![0; before];
             bytes.extend_from_slice(value.as_bytes());
             let text = engine.encode(&bytes);
-            // Without the digits that the value's neighbours have a part in.
+            // Without the digits that also encode bits of neighbouring bytes.
             let (first, last) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
             forms.push(text.as_bytes()[first..last].to_vec());
         }
-        forms.extend(value.as_bytes().chunks(BASE64_LINE).map(|line| engine.encode(line).into_bytes()));
+        forms.extend(value.as_bytes().chunks(BASE64_LINE_BYTES).map(|line| engine.encode(line).into_bytes()));
     }
     forms
 }

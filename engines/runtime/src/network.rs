@@ -1,5 +1,5 @@
-//! A workload's network: its own namespace with its own loopback, and at most a way out through
-//! the host. Nothing listens on the host for it; whoever wants to talk to it asks its shim.
+//! The network of a workload: a namespace with its own loopback, and optionally a route to the internet through the host.
+//! Nothing listens on the host; connections to the workload are opened by its shim.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -12,67 +12,66 @@ use crate::firewall;
 use crate::spec::Network;
 use crate::uplink::{RESOLVER, Uplink};
 
-/// Addresses for the pairs of host and workload: a /30 each out of this /16, which is [`firewall::SANDBOXES`].
+/// The prefix of [`firewall::SANDBOXES`]. Each pair of host and workload has a /30 network of it.
 const SUBNET: &str = "10.213";
-/// Interfaces on the host's side are named so.
+/// The prefix of the names of interfaces on the host.
 const PREFIX: &str = "capsule";
 
-/// Prepares the host for workloads that reach the outside: forwarding, address translation, and a filter that keeps
-/// workloads from the host and from each other. Without the filter they are given no way out.
+/// Prepares the host for workloads with internet access: forwarding, address translation, and a packet filter that isolates
+/// workloads from the host and from each other. Without the filter, workloads get no internet access.
 ///
 /// # Errors
-/// With the reason why there will be no way out.
+/// Why workloads have no internet access.
 pub fn prepare_host() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
-        // There, each workload has an uplink of its own.
+        // Without root, each workload has an uplink of its own.
         return Ok(());
     }
-    let isolated = |why: String| format!("applications and builds have no way out to the network: {why}");
+    let isolated = |why: String| format!("applications and builds have no network access: {why}");
     firewall::filter_host(&resolvers()).map_err(isolated)?;
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
-        .map_err(|error| isolated(format!("IP forwarding cannot be switched on: {error}")))
+        .map_err(|error| isolated(format!("cannot enable IP forwarding: {error}")))
 }
 
-/// Prepares the host again where another program has removed the filter, or the host's name servers have changed.
-/// Whether that was so.
+/// Prepares the host again if another program has removed the packet filter, or the host's name servers have changed.
+/// Returns whether it did.
 ///
 /// # Errors
 /// As [`prepare_host`].
-pub fn keep_host_prepared() -> Result<bool, String> {
+pub fn restore_host() -> Result<bool, String> {
     if !rustix::process::geteuid().is_root() || firewall::is_host_filtered(Some(&resolvers())) {
         return Ok(false);
     }
     prepare_host().map(|()| true)
 }
 
-/// The host's name servers, as lines of `/etc/resolv.conf`; a stub on the host's own loopback cannot be reached from
-/// inside.
+/// The host's name servers, as lines of `/etc/resolv.conf`. A stub resolver on the host's loopback, which sandboxes cannot
+/// reach, is replaced by its upstream servers.
 pub fn resolvers() -> String {
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let stub = host.lines().any(|line| line.trim().starts_with("nameserver 127."));
     if stub { std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(host) } else { host }
 }
 
-/// Moves the calling process into a network of its own. Called while it has one thread. `uplink` is the
-/// way out where it is not root.
+/// Moves the calling process, which must have one thread, into a new network namespace. `uplink` connects it without root.
 ///
-/// What could not be set up beyond the loopback becomes a warning.
+/// Returns warnings if the network access cannot be set up.
 pub fn enter(network: Network, uplink: Option<&mut Uplink>) -> std::io::Result<Vec<String>> {
     let name_servers = if uplink.is_some() { format!("nameserver {RESOLVER}\n") } else { resolvers() };
-    let host = firewall::Host::look(&name_servers);
+    let host = firewall::Host::inspect(&name_servers);
     let pair = network == Network::Egress && uplink.is_none();
     let (entered, wait) = mpsc::channel::<()>();
-    // This thread stays in the host's network and gives the pair's far end away.
+    // This thread stays in the host's network namespace and moves one end of the pair into the new one.
     let pair = pair.then(|| {
         std::thread::spawn(move || {
             // The host's rules may have been flushed since the server started.
             let filtered = if firewall::is_host_filtered(None) { Ok(()) } else { prepare_host() };
-            wait.recv().map_err(|_| "the network namespace was not entered".to_owned())?;
+            wait.recv().map_err(|_| "cannot enter the network namespace".to_owned())?;
             filtered.and_then(|()| make_pair(std::process::id()))
         })
     });
     unshare(CloneFlags::CLONE_NEWNET)?;
-    // Interfaces that come from here on have no link-local address; the loopback is there already and keeps `::1`.
+    // Later interfaces get no link-local address. The loopback exists already and keeps `::1`.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let _ = entered.send(());
     ip(&["link", "set", "lo", "up"]).map_err(std::io::Error::other)?;
@@ -80,18 +79,18 @@ pub fn enter(network: Network, uplink: Option<&mut Uplink>) -> std::io::Result<V
         return Ok(Vec::new());
     }
     let filtered = firewall::filter_inside(&host);
-    let made = pair.map(|pair| pair.join().unwrap_or_else(|_| Err("the network helper failed".into())));
-    // Without a filter, no address: the workload has no rights to give itself one.
+    let made = pair.map(|pair| pair.join().unwrap_or_else(|_| Err("the network thread panicked".into())));
+    // Without a filter, no address: the workload has no rights to add one.
     let connected = filtered.and_then(|()| match (made, uplink) {
         (Some(made), _) => made.and_then(|(host, own)| connect_outside(&host, &own)),
         (None, Some(uplink)) => uplink.connect(),
         (None, None) => Ok(()),
     });
-    Ok(connected.err().map(|why| format!("there is no way out to the network: {why}")).into_iter().collect())
+    Ok(connected.err().map(|why| format!("no network access: {why}")).into_iter().collect())
 }
 
-/// Makes a pair of interfaces, one end in the network of the process `pid`. Tries places by chance
-/// until one is free. Returns the two addresses.
+/// Creates a pair of interfaces, with one end in the network namespace of the process `pid`. Tries random slots until one is
+/// free. Returns the two addresses.
 fn make_pair(pid: u32) -> Result<(String, String), String> {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     let mut place = seed.wrapping_mul(2_654_435_761).wrapping_add(pid);
@@ -109,7 +108,7 @@ fn make_pair(pid: u32) -> Result<(String, String), String> {
         ]);
         match made {
             Ok(()) => {
-                // The filter drops it as well: what an interface does not speak cannot be spoken to.
+                // In addition to the packet filter, which drops IPv6.
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
                 return Ok((address(1), address(2)));
             }
@@ -127,13 +126,13 @@ fn ip(arguments: &[&str]) -> Result<(), String> {
     run_ip(arguments, "")
 }
 
-/// Several commands by one process; none after one that fails.
+/// Runs several commands in one process, up to the first that fails.
 fn ip_all(commands: &[String]) -> Result<(), String> {
     run_ip(&["-batch", "-"], &commands.join("\n"))
 }
 
 fn run_ip(arguments: &[&str], input: &str) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("ip cannot be run: {error}; install iproute2");
+    let failed = |error: std::io::Error| format!("cannot run \"ip\": {error}. Install iproute2");
     let mut command = Command::new("ip");
     let mut child =
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;

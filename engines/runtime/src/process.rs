@@ -1,4 +1,4 @@
-//! The process runtime as the control plane sees it: start, find again, ask, stop.
+//! The process runtime, which the control plane calls: starts, finds, queries and stops workloads.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -13,10 +13,10 @@ use crate::protocol::{self, ShimStatus};
 use crate::shim::{READY, STOPPED};
 use crate::spec::Spec;
 
-/// How long a shim may take to come up.
-const START: Duration = Duration::from_secs(20);
+/// How long a shim may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why a workload could not be started, asked or stopped.
+/// Why an operation on a workload failed.
 #[derive(Debug)]
 pub struct RuntimeError(pub String);
 
@@ -36,44 +36,43 @@ pub struct ProcessRuntime {
 }
 
 impl ProcessRuntime {
-    /// Keeps its sockets in `run_directory`, which only this user may enter. `program` is the binary
-    /// that has the roles of shim and sandbox.
+    /// Creates a runtime with its sockets in `run_directory`, which only this user may enter. `program` is the binary with
+    /// the roles of shim and sandbox.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// When the directory cannot be created.
     pub fn new(run_directory: PathBuf, program: PathBuf) -> std::io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run_directory)?;
         Ok(Self { run_directory, program })
     }
 
-    /// Where the sockets lie.
+    /// The directory of the sockets.
     #[must_use]
     pub fn run_directory(&self) -> &Path {
         &self.run_directory
     }
 
-    /// Starts a workload and keeps it running, whatever becomes of this process. Nothing happens if
-    /// it runs already.
+    /// Starts a workload that outlives this process. Does nothing if it already runs.
     ///
     /// # Errors
-    /// When the shim cannot be started or the sandbox cannot be made.
+    /// When the shim cannot be started or cannot create the sandbox.
     pub async fn start(&self, spec: &Spec) -> Result<(), RuntimeError> {
         if self.status(&spec.id).await.is_some() {
             return Ok(());
         }
         let (mut child, _) = self.spawn(spec).await?;
-        // Reaped when it ends, if this process still lives then.
+        // Reaps the shim if it ends before this process.
         tokio::spawn(async move { child.wait().await });
         Ok(())
     }
 
-    /// Runs a workload once. It ends when it is done, or when the returned handle is dropped.
+    /// Starts a workload that runs once. Dropping the returned handle ends it.
     ///
     /// # Errors
     /// As [`ProcessRuntime::start`].
-    pub async fn run_once(&self, spec: &Spec) -> Result<Once, RuntimeError> {
+    pub async fn run_once(&self, spec: &Spec) -> Result<RunHandle, RuntimeError> {
         let (child, output) = self.spawn(spec).await?;
-        Ok(Once { child, output })
+        Ok(RunHandle { child, output })
     }
 
     async fn spawn(&self, spec: &Spec) -> Result<(Child, BufReader<ChildStdout>), RuntimeError> {
@@ -87,36 +86,36 @@ impl ProcessRuntime {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| failed("the shim cannot be started", &error))?;
-        let mut line = serde_json::to_vec(spec).map_err(|error| failed("the workload cannot be told", &error))?;
+            .map_err(|error| failed("cannot start the shim", &error))?;
+        let mut line = serde_json::to_vec(spec).map_err(|error| failed("cannot encode the workload", &error))?;
         line.push(b'\n');
-        let mut stdin = child.stdin.take().ok_or_else(|| RuntimeError("the shim has no input".into()))?;
-        stdin.write_all(&line).await.map_err(|error| failed("the shim does not listen", &error))?;
+        let mut stdin = child.stdin.take().ok_or_else(|| RuntimeError("the shim has no standard input".into()))?;
+        stdin.write_all(&line).await.map_err(|error| failed("cannot send the workload to the shim", &error))?;
         if spec.once {
             child.stdin = Some(stdin);
         }
-        let stdout = child.stdout.take().ok_or_else(|| RuntimeError("the shim has no output".into()))?;
-        let mut said = String::new();
+        let stdout = child.stdout.take().ok_or_else(|| RuntimeError("the shim has no standard output".into()))?;
+        let mut reply = String::new();
         let mut stdout = BufReader::new(stdout);
-        let heard = tokio::time::timeout(START, stdout.read_line(&mut said)).await;
-        if matches!(heard, Ok(Ok(_))) && said.trim() == READY {
+        let read = tokio::time::timeout(START_TIMEOUT, stdout.read_line(&mut reply)).await;
+        if matches!(read, Ok(Ok(_))) && reply.trim() == READY {
             return Ok((child, stdout));
         }
         let _ = child.kill().await;
-        let why = if said.trim().is_empty() { "it said nothing".into() } else { said.trim().to_owned() };
-        Err(RuntimeError(format!("the workload could not be started: {why}")))
+        let why = if reply.trim().is_empty() { "the shim sent no reply".into() } else { reply.trim().to_owned() };
+        Err(RuntimeError(format!("cannot start the workload: {why}")))
     }
 
-    /// How a workload is; `None` if it does not run here.
+    /// The status of a workload; `None` if it does not run.
     pub async fn status(&self, id: &str) -> Option<ShimStatus> {
         let (directory, id) = (self.run_directory.clone(), id.to_owned());
         blocking(move || protocol::status(&directory, &id)).await.ok()
     }
 
-    /// Ends a workload; returns when it is gone.
+    /// Stops a workload; returns once it has ended.
     ///
     /// # Errors
-    /// When it could not be told.
+    /// When its shim does not reply.
     pub async fn stop(&self, id: &str) -> Result<(), RuntimeError> {
         let (directory, name) = (self.run_directory.clone(), id.to_owned());
         match blocking(move || protocol::stop(&directory, &name)).await {
@@ -125,7 +124,7 @@ impl ProcessRuntime {
                 let _ = std::fs::remove_file(self.run_directory.join(format!("{id}.sock")));
                 return Ok(());
             }
-            Err(error) => return Err(RuntimeError(format!("the instance {id} cannot be told to stop: {error}"))),
+            Err(error) => return Err(RuntimeError(format!("cannot stop the instance {id}: {error}"))),
         }
         while self.run_directory.join(format!("{id}.sock")).exists() && self.status(id).await.is_some() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -133,19 +132,19 @@ impl ProcessRuntime {
         Ok(())
     }
 
-    /// Kills a workload and throws away what it wrote into `/app`; it starts again after a pause. The reason
-    /// completes "it …". Whether there was anything to kill or to throw away.
+    /// Kills a workload and discards its writes into `/app`; it restarts after a delay. The reason completes "it …".
+    /// Returns whether there was anything to kill or to discard.
     ///
     /// # Errors
-    /// When it could not be told.
+    /// When its shim does not reply.
     pub async fn evict(&self, id: &str, reason: &str) -> Result<bool, RuntimeError> {
         let (directory, name, reason) = (self.run_directory.clone(), id.to_owned(), reason.to_owned());
         blocking(move || protocol::evict(&directory, &name, &reason))
             .await
-            .map_err(|error| RuntimeError(format!("the instance {id} cannot be told to stop: {error}")))
+            .map_err(|error| RuntimeError(format!("cannot evict the instance {id}: {error}")))
     }
 
-    /// The names of all workloads whose sockets are here, alive or not.
+    /// The names of all workloads with a socket, running or not.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -162,35 +161,35 @@ impl ProcessRuntime {
 
 /// A workload that runs once. Dropping it ends it.
 #[derive(Debug)]
-pub struct Once {
+pub struct RunHandle {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
 /// How a workload that ran once ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct RunOutcome {
     /// The command's exit code, 128 and the signal's number, or 126 if it could not be started.
     pub code: i32,
-    /// Why Capsule stopped it, if it did for a limit. Completes "it …".
+    /// The limit for which Capsule stopped it, if it did. Completes "it …".
     pub stopped: Option<String>,
 }
 
-impl Once {
+impl RunHandle {
     /// Waits for its end.
     ///
     /// # Errors
     /// When the shim cannot be waited for.
-    pub async fn wait(&mut self) -> Result<Ended, RuntimeError> {
-        // Waiting closes the input, which would end the workload: it is kept aside meanwhile.
+    pub async fn wait(&mut self) -> Result<RunOutcome, RuntimeError> {
+        // `wait` closes the standard input, which would end the workload.
         let lifeline = self.child.stdin.take();
-        let status = self.child.wait().await.map_err(|error| RuntimeError(format!("the shim cannot be waited for: {error}")));
+        let status = self.child.wait().await.map_err(|error| RuntimeError(format!("cannot wait for the shim: {error}")));
         drop(lifeline);
-        // The shim is gone: what it said is all there.
-        let mut said = String::new();
-        let _ = tokio::time::timeout(START, (&mut self.output).take(4096).read_to_string(&mut said)).await;
-        let stopped = said.lines().find_map(|line| line.strip_prefix(STOPPED)).map(str::to_owned);
-        Ok(Ended { code: status?.code().unwrap_or(137), stopped })
+        // The shim has ended, so its output is complete.
+        let mut output = String::new();
+        let _ = tokio::time::timeout(START_TIMEOUT, (&mut self.output).take(4096).read_to_string(&mut output)).await;
+        let stopped = output.lines().find_map(|line| line.strip_prefix(STOPPED)).map(str::to_owned);
+        Ok(RunOutcome { code: status?.code().unwrap_or(137), stopped })
     }
 }
 

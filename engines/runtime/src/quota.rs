@@ -1,8 +1,7 @@
-//! Project quotas: ext4 and XFS count what lies in a folder and refuse to take more than its limit, where the
-//! file system is mounted with `prjquota`.
+//! Project quotas: ext4 and XFS enforce a limit on directories if the file system is mounted with `prjquota`.
 //!
-//! They are set by `chattr` and `setquota`, since their system calls have no safe interface. Whether that works
-//! or not, usage is measured as well: what a quota keeps within its limit is never found beyond it.
+//! They are set with `chattr` and `setquota`, since the system calls have no safe interface. Usage is measured in any case;
+//! a workload that a quota keeps within its limit is never found beyond it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use crate::trees::Usage;
 
-/// Projects of Capsule have numbers from here on, far from those that people choose.
-const FIRST: u32 = 1 << 30;
+/// The lowest project number that Capsule uses, far above those that people choose.
+const FIRST_PROJECT: u32 = 1 << 30;
 
 /// A limit that the file system enforces.
 #[derive(Debug)]
@@ -21,36 +20,36 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Limits what these folders hold together. The first is new; the others may have content. Nothing if the
-    /// file system does not enforce it.
+    /// Limits the total usage of these directories. The first is new; the others may have content. `None` if the file system
+    /// cannot enforce the limit.
     pub fn set(id: &str, folders: &[&Path], limit: Usage) -> Option<Self> {
         let mount = mount_with_quotas(folders.first()?)?;
         let quota = Self { project: project(id), mount };
         let number = quota.project.to_string();
-        for (place, folder) in folders.iter().enumerate() {
+        for (index, folder) in folders.iter().enumerate() {
             if !run(Command::new("chattr").args(["+P", "-p", &number, "--"]).arg(folder)) {
                 return None;
             }
-            if place > 0 {
-                // Fails for whatever is neither a file nor a folder, and goes on.
+            if index > 0 {
+                // Fails for entries that are neither files nor directories, and continues.
                 run(Command::new("chattr").args(["-R", "-f", "+P", "-p", &number, "--"]).arg(folder));
             }
         }
         quota.limit(limit).then_some(quota)
     }
 
-    /// Sets the limit; zero is none.
+    /// Sets the limit; zero removes it.
     fn limit(&self, limit: Usage) -> bool {
         run(Command::new("setquota").arg("-P").args(limit_arguments(self.project, limit)).arg(&self.mount))
     }
 
-    /// Forgets the limit, for the folders may go on to other uses.
-    pub fn lift(&self) {
+    /// Removes the limit: the directories may be used for something else.
+    pub fn remove(&self) {
         self.limit(Usage::NOTHING);
     }
 }
 
-/// Whether quotas can be set in this folder.
+/// Whether quotas can be set in this directory.
 pub fn is_available(folder: &Path) -> bool {
     let has = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     rustix::process::geteuid().is_root() && mount_with_quotas(folder).is_some() && has("setquota") && has("chattr")
@@ -61,10 +60,10 @@ fn limit_arguments(project: u32, limit: Usage) -> [String; 5] {
     [project.to_string(), "0".into(), limit.bytes.div_ceil(1024).to_string(), "0".into(), limit.inodes.to_string()]
 }
 
-/// The number of a workload's project: FNV-1a of its id.
+/// The project number of a workload: the FNV-1a hash of its id.
 fn project(id: &str) -> u32 {
     let hash = id.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
-    FIRST | (hash & (FIRST - 1))
+    FIRST_PROJECT | (hash & (FIRST_PROJECT - 1))
 }
 
 fn mount_with_quotas(folder: &Path) -> Option<PathBuf> {
@@ -73,7 +72,7 @@ fn mount_with_quotas(folder: &Path) -> Option<PathBuf> {
     find_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, &device)
 }
 
-/// The mount point of a device that is mounted with project quotas. A line of `mountinfo` is
+/// Finds the mount point of a device that is mounted with project quotas. A line of `mountinfo` is
 /// `id parent device root mount-point options [tags] - type source super-options`.
 fn find_mount(mountinfo: &str, device: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
@@ -81,7 +80,7 @@ fn find_mount(mountinfo: &str, device: &str) -> Option<PathBuf> {
         let mount: Vec<&str> = mount.split(' ').collect();
         let options = system.split(' ').nth(2)?;
         let enforced = options.split(',').any(|option| matches!(option, "prjquota" | "pquota"));
-        // `setquota` takes a mount of the whole file system.
+        // `setquota` needs a mount of the whole file system.
         (enforced && *mount.get(2)? == device && *mount.get(3)? == "/").then(|| mount.get(4).map(PathBuf::from))?
     })
 }
@@ -92,7 +91,7 @@ fn run(command: &mut Command) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{FIRST, find_mount, limit_arguments, project};
+    use super::{FIRST_PROJECT, find_mount, limit_arguments, project};
     use crate::trees::Usage;
 
     #[test]
@@ -106,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_in_kibibytes_and_inodes() {
+    fn a_limit_is_passed_in_kibibytes_and_inodes() {
         let limit = Usage { bytes: 64 << 20, inodes: 10_000 };
         assert_eq!(limit_arguments(7, limit), ["7", "0", "65536", "0", "10000"]);
         assert_eq!(limit_arguments(7, Usage::NOTHING), ["7", "0", "0", "0", "0"]);
-        assert!(project("i0123") >= FIRST && project("i0123") != project("i0124"));
+        assert!(project("i0123") >= FIRST_PROJECT && project("i0123") != project("i0124"));
     }
 }

@@ -1,12 +1,11 @@
-//! The first process of a workload's own PID namespace: builds the file system that the workload
-//! sees, gives up every privilege, starts it, reaps what it leaves, and ends with its exit code.
+//! The sandbox: the first process of a workload's PID namespace. It builds the file system that the workload sees, drops
+//! every privilege, starts the workload, reaps its children, and ends with its exit code.
 //!
 //! The workload sees `/app` (its own directory), `/usr` and a few files of `/etc` read-only, a
-//! private `/tmp`, its own `/proc`, a minimal `/dev`, and the mounts it was given. Nothing else of
-//! the host exists for it.
+//! private `/tmp`, its own `/proc`, a minimal `/dev`, and the mounts of its specification. It sees nothing else of the host.
 //!
-//! Its standard input is the lifeline: the first line is what to do; when the pipe closes, whoever
-//! owns the workload is gone, and so is the workload.
+//! Its standard input is a pipe from the shim: the first line is the [`Task`]. When the pipe closes, the shim has ended, and
+//! the sandbox ends with the workload.
 
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -30,13 +29,13 @@ use crate::network::resolvers;
 use crate::spec::Spec;
 use crate::uplink::RESOLVER;
 
-/// What the shim tells the sandbox.
+/// The task that the shim sends to the sandbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Task {
     pub spec: Spec,
     /// `cgroup.procs` files to join.
     pub groups: Vec<PathBuf>,
-    /// Whether this process has root's rights over the host, and not only over its own namespace.
+    /// Whether this process is root on the host, and not only in its own user namespace.
     pub privileged: bool,
 }
 
@@ -64,26 +63,26 @@ const ETC: &[&str] = &[
     "fonts",
 ];
 
-/// Bytes of `/tmp` and of the home directory, each, where no limit is given.
-const TEMPORARY: u64 = 1 << 30;
-/// Descriptors of a process: each that is open is examined when the workload's disk usage is measured.
-const DESCRIPTORS: u64 = 65_536;
-/// Bytes of `/dev/shm` at the most.
-const SHARED_MEMORY: u64 = 256 << 20;
+/// The size of `/tmp` and of the home directory, each, if no limit is set.
+const DEFAULT_TEMPORARY_BYTES: u64 = 1 << 30;
+/// The most open descriptors of a process: each is examined when the workload's disk usage is measured.
+const MAX_DESCRIPTORS: u64 = 65_536;
+/// The most bytes of `/dev/shm`.
+const MAX_SHARED_MEMORY_BYTES: u64 = 256 << 20;
 
-/// The role's entry: never returns, the exit code is the workload's.
+/// Runs the role `sandbox`. Returns the exit code of the workload.
 #[must_use]
 pub fn run() -> i32 {
     match start() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("the sandbox could not be set up: {error}");
+            eprintln!("cannot set up the sandbox: {error}");
             126
         }
     }
 }
 
-/// What failed, and where.
+/// The step that failed, and why.
 #[derive(Debug)]
 struct SetupError(String);
 
@@ -101,10 +100,10 @@ fn start() -> Result<i32, SetupError> {
     let task = read_task().map_err(at("reading the task"))?;
     let spec = &task.spec;
     for group in &task.groups {
-        // A limit that cannot be applied was warned of by the shim; the workload runs all the same.
+        // The shim has already warned about a limit that cannot be applied.
         let _ = std::fs::write(group, "0");
     }
-    // The shim is spared when memory runs out; the workload is not.
+    // Undoes the shim's setting: when memory runs out, the kernel kills the workload first.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     if spec.limits.low_priority {
         let _ = rustix::process::nice(10);
@@ -113,10 +112,10 @@ fn start() -> Result<i32, SetupError> {
     nix::unistd::sethostname("capsule").map_err(at("hostname"))?;
     build_root(&task).map_err(|error| SetupError(spec.without_host_paths(&error.0)))?;
 
-    // Caught, not blocked: what is blocked would stay so in the workload.
+    // Caught, not blocked: the workload would inherit blocked signals.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD]).map_err(at("signals"))?;
     for bit in 0..=40 {
-        // Bits beyond what the kernel knows are refused, and need no removing.
+        // Fails for capabilities that this kernel does not have.
         let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
     }
     rustix::thread::set_no_new_privs(true).map_err(at("no_new_privs"))?;
@@ -135,22 +134,22 @@ fn start() -> Result<i32, SetupError> {
         .stack_size(64 << 10)
         .spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            // The owner is gone. As the first process of the namespace, ending ends all of it.
+            // The shim has ended. The end of the first process ends the PID namespace.
             std::process::exit(137);
         })
         .map_err(at("lifeline"))?;
-    // Not waited for by its handle: every child is reaped below, this one among them.
+    // Not waited for through its handle: the loop reaps every child, including this one.
     wait_for(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), &mut signals)
 }
 
-/// Lowers the limits of open descriptors to [`DESCRIPTORS`] where they are higher.
+/// Lowers the limits of open descriptors to [`MAX_DESCRIPTORS`] where they are higher.
 fn limit_descriptors() -> rustix::io::Result<()> {
     let limits = getrlimit(Resource::Nofile);
-    let most = |limit: Option<u64>| Some(limit.unwrap_or(DESCRIPTORS).min(DESCRIPTORS));
+    let most = |limit: Option<u64>| Some(limit.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS));
     setrlimit(Resource::Nofile, Rlimit { current: most(limits.current), maximum: most(limits.maximum) })
 }
 
-/// Reads one line without taking a byte more, which belongs to the lifeline.
+/// Reads one line byte by byte: the thread that watches the pipe must get the rest.
 fn read_task() -> std::io::Result<Task> {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -172,7 +171,7 @@ fn wait_for(main: Pid, signals: &mut Signals) -> Result<i32, SetupError> {
             }
         }
         for signal in signals.wait().filter(|signal| *signal != SIGCHLD) {
-            // Everybody in the namespace but this process.
+            // To all processes of the namespace except this one.
             let signal = Signal::try_from(signal).map_err(at("signals"))?;
             let _ = kill(Pid::from_raw(-1), signal);
         }
@@ -227,8 +226,8 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
         symlink(target, dev.join(name)).map_err(at(name))?;
     }
     make_dir(&dev.join("shm"))?;
-    let temporary = spec.limits.temporary.unwrap_or(TEMPORARY);
-    tmpfs(&dev.join("shm"), &format!("mode=1777,{}", size(temporary.min(SHARED_MEMORY))))?;
+    let temporary = spec.limits.temporary.unwrap_or(DEFAULT_TEMPORARY_BYTES);
+    tmpfs(&dev.join("shm"), &format!("mode=1777,{}", size(temporary.min(MAX_SHARED_MEMORY_BYTES))))?;
     make_dir(&inside("/tmp"))?;
     tmpfs(&inside("/tmp"), &format!("mode=1777,{}", size(temporary)))?;
     make_dir(&inside("/var"))?;
@@ -255,7 +254,7 @@ fn build_root(task: &Task) -> Result<(), SetupError> {
     mount(none, "/", none, remount, none).map_err(at("making / read-only"))
 }
 
-/// Makes `source` appear at `target`, which is made a directory or file as the source is.
+/// Bind-mounts `source` at `target`, which is created as a directory or file.
 fn bind(source: &Path, target: &Path, writable: bool) -> Result<(), SetupError> {
     let none: Option<&str> = None;
     let kind = std::fs::metadata(source).map_err(at(source.display()))?;
@@ -275,7 +274,7 @@ fn bind(source: &Path, target: &Path, writable: bool) -> Result<(), SetupError> 
     mount(none, target, none, flags, none).map_err(at(format!("{} with its flags", target.display())))
 }
 
-/// The options that bound a file system of memory, with one inode for every 8 KiB.
+/// The mount options that limit a tmpfs, with one inode for every 8 KiB.
 fn size(bytes: u64) -> String {
     format!("size={bytes},nr_inodes={}", (bytes >> 13).max(1024))
 }
@@ -294,10 +293,10 @@ fn write(path: &Path, text: &str) -> Result<(), SetupError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(at(path.display()))
 }
 
-/// How a process ended, for people.
+/// Describes to people how a process ended.
 pub fn describe(status: std::process::ExitStatus) -> String {
     match (status.code(), status.signal()) {
-        (Some(137), _) => "was killed (signal 9), perhaps for using more memory than it may".into(),
+        (Some(137), _) => "was killed (signal 9), possibly because it exceeded its memory limit".into(),
         (Some(code), _) if code > 128 => format!("ended by signal {}", code - 128),
         (Some(code), _) => format!("exited with status {code}"),
         (None, Some(signal)) => format!("ended by signal {signal}"),

@@ -1,8 +1,8 @@
 //! The system calls that a sandbox may make: an allow-list modelled on the default profile of Docker Engine, with less.
 //!
-//! Three filters, the strictest of whose answers counts. A call that is not on the list is refused with `EPERM` where it
-//! was known when this was written, and with `ENOSYS` where it is newer, so that a C library falls back to an older one.
-//! Calls of another architecture (32-bit x86) end the process; those of x32 are not on the list.
+//! There are three filters; the strictest result applies. A call that is not on the list fails with `EPERM` if the list of
+//! known calls has it, and with `ENOSYS` if it is newer, so that a C library falls back to an older call. Calls of another
+//! architecture (32-bit x86) kill the process; those of x32 are not on the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,13 +12,13 @@ use seccompiler::{
 use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
-/// What a platform administrator lets a service do beyond the filter.
+/// A relaxation of the system call filter, which a platform administrator grants to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Relaxation {
     /// `io_uring_setup` and its siblings.
     IoUring,
-    /// Namespaces of its own with all that belongs to them: browsers and nested sandboxes.
+    /// User namespaces and the calls that they need, for browsers and nested sandboxes.
     UserNamespaces,
     /// Access to other processes beyond `ptrace`, as Docker gives with `CAP_SYS_PTRACE`: `pidfd_getfd`, `kcmp`.
     Ptrace,
@@ -37,7 +37,7 @@ pub enum Relaxation {
 }
 
 impl Relaxation {
-    /// The calls that it adds to the list.
+    /// The calls that it allows.
     fn calls(self) -> &'static str {
         match self {
             Self::IoUring => "io_uring_setup io_uring_enter io_uring_register",
@@ -55,7 +55,7 @@ impl Relaxation {
     }
 }
 
-/// The calls that every sandbox may make. A name that the architecture does not have is passed over.
+/// The calls that every sandbox may make. Names that the architecture does not have are ignored.
 const ALLOWED: &str = "
     accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown clock_adjtime
     clock_getres clock_gettime clock_nanosleep clone close close_range connect copy_file_range creat dup dup2 dup3
@@ -120,32 +120,31 @@ const EAFNOSUPPORT: u32 = 97;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Filters the system calls of this process and all that it starts.
+/// Filters the system calls of this process and its children.
 ///
 /// # Errors
-/// When the kernel or the architecture has no filters.
+/// When the kernel or the architecture does not support filters.
 pub fn install(relaxations: &[Relaxation]) -> Result<(), String> {
     if relaxations.contains(&Relaxation::Unconfined) {
         return Ok(());
     }
     for filter in filters(relaxations)? {
-        seccompiler::apply_filter_all_threads(&filter).map_err(|error| format!("system calls cannot be filtered: {error}"))?;
+        seccompiler::apply_filter_all_threads(&filter).map_err(|error| format!("cannot filter system calls: {error}"))?;
     }
     Ok(())
 }
 
-/// Whether all threads of a process have one table of descriptors, as the filter then sees to: to find what a process has
-/// open takes one of them.
+/// Whether the filter ensures that all threads of a process share one descriptor table, so that one thread shows all open
+/// files of the process.
 pub fn threads_share_files(relaxations: &[Relaxation]) -> bool {
     !relaxations.iter().any(|relaxation| matches!(relaxation, Relaxation::UserNamespaces | Relaxation::Unconfined))
 }
 
-/// In the order in which they are installed: of two refusals, the later one's error is seen.
+/// The filters in the order of installation: if two reject a call, the error of the later one is returned.
 fn filters(relaxations: &[Relaxation]) -> Result<[BpfProgram; 3], String> {
     let allowed = allowed(relaxations);
     let list = allowed.iter().map(|call| (number(*call), Vec::new())).collect();
-    // `clone3` is answered as by an older kernel: its flags are in memory, where no filter sees them. A C library then
-    // calls `clone`.
+    // `clone3` fails with `ENOSYS`: its flags are in memory, where a filter cannot see them. A C library then calls `clone`.
     let known = Sysno::iter().filter(|call| !allowed.contains(call) && *call != Sysno::clone3);
     let mut refused: Rules = known.map(|call| (number(call), Vec::new())).collect();
     refused.extend(refused_arguments(relaxations)?);
@@ -165,7 +164,7 @@ fn allowed(relaxations: &[Relaxation]) -> BTreeSet<Sysno> {
     ALLOWED.split_whitespace().chain(more).filter_map(|name| name.parse().ok()).collect()
 }
 
-/// Calls that are allowed, but not with these arguments.
+/// The rejected arguments of allowed calls.
 fn refused_arguments(relaxations: &[Relaxation]) -> Result<Rules, String> {
     let mut rules = Rules::new();
     if !relaxations.contains(&Relaxation::UserNamespaces) {
@@ -196,7 +195,7 @@ fn refused_arguments(relaxations: &[Relaxation]) -> Result<Rules, String> {
     Ok(rules)
 }
 
-/// A rule that holds where all conditions do: argument, comparison, value. All of them are `int` or have their flags in
+/// A rule that matches if all conditions do: argument, comparison, value. All of them are `int` or have their flags in
 /// the lower half.
 fn rule(conditions: &[(u8, Compare, u64)]) -> Result<SeccompRule, String> {
     let condition = |(argument, compare, value): &(u8, Compare, u64)| {
@@ -208,9 +207,9 @@ fn rule(conditions: &[(u8, Compare, u64)]) -> Result<SeccompRule, String> {
 
 fn compile(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<BpfProgram, String> {
     let architecture = std::env::consts::ARCH;
-    let target = architecture.try_into().map_err(|_| format!("system calls cannot be filtered on {architecture}"))?;
+    let target = architecture.try_into().map_err(|_| format!("cannot filter system calls on {architecture}"))?;
     let filter = SeccompFilter::new(rules, otherwise, matched, target);
-    filter.and_then(TryInto::try_into).map_err(|error| format!("the filter of system calls: {error}"))
+    filter.and_then(TryInto::try_into).map_err(|error| format!("cannot compile the system call filter: {error}"))
 }
 
 fn number(call: Sysno) -> i64 {

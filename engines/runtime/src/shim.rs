@@ -1,6 +1,6 @@
-//! The owner of one workload. A small process without an async runtime: it starts the workload,
-//! writes its output to files, starts it again with growing delays when it ends by itself, and
-//! answers on its socket. It needs nothing of the control plane once it runs.
+//! The shim: the owner of one workload. A small process without an async runtime, which starts the workload, writes its
+//! output to files, restarts it with growing delays when it ends, and serves requests on its socket. Once it runs, it does
+//! not depend on the control plane.
 
 mod output;
 mod requests;
@@ -28,18 +28,18 @@ use crate::trees::Usage;
 use crate::uplink::Uplink;
 use output::Log;
 
-/// What the shim prints once its socket answers and the workload is being started.
+/// What the shim prints once it listens on its socket and starts the workload.
 pub const READY: &str = "ready";
-/// What the shim of a workload that runs once prints before the reason for which it was stopped, if it was.
+/// What the shim of a workload that runs once prints before the reason, if it stopped the workload.
 pub const STOPPED: &str = "stopped: ";
 
-/// A workload that ran this long is taken to be well again: delays begin anew.
-const WELL: Duration = Duration::from_secs(60);
-/// Delays between restarts double from the first to the last of these.
-const FIRST_DELAY: Duration = Duration::from_millis(500);
-const LAST_DELAY: Duration = Duration::from_secs(60);
-/// Helper threads do little; they need no more stack.
-const STACK: usize = 128 << 10;
+/// After a run of this duration, the restart delay begins again with the shortest.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// The restart delay doubles from the shortest to the longest.
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(500);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
+/// The stack of a helper thread.
+const STACK_BYTES: usize = 128 << 10;
 
 struct Shared {
     spec: Spec,
@@ -61,12 +61,12 @@ struct Life {
     last_exit: Option<String>,
     stopping: bool,
     usage: Usage,
-    /// Why it is being killed: it exceeded a limit.
+    /// Why the workload is being killed. Completes "it …".
     evicted: Option<String>,
 }
 
-/// The role's entry. Reads the [`Spec`] as one line from standard input; the exit code is that of
-/// a workload that runs once.
+/// Runs the role `shim`. Reads the [`Spec`] as one line from standard input. Returns the exit code, which is that of the
+/// workload if it runs once.
 #[must_use]
 pub fn run() -> i32 {
     match start() {
@@ -80,8 +80,8 @@ pub fn run() -> i32 {
 
 fn start() -> Result<i32, String> {
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(|error| format!("no workload was given: {error}"))?;
-    let spec: Spec = serde_json::from_str(&line).map_err(|error| format!("the workload is not understood: {error}"))?;
+    std::io::stdin().read_line(&mut line).map_err(|error| format!("cannot read the workload: {error}"))?;
+    let spec: Spec = serde_json::from_str(&line).map_err(|error| format!("invalid workload: {error}"))?;
     drop(line);
     let _ = nix::unistd::setsid();
 
@@ -89,28 +89,27 @@ fn start() -> Result<i32, String> {
     let mut uplink = None;
     if !privileged {
         if spec.network == Network::Egress {
-            uplink = Some(Uplink::prepare().map_err(|error| format!("no uplink: {error}"))?);
+            uplink = Some(Uplink::prepare().map_err(|error| format!("cannot start the uplink: {error}"))?);
         }
-        enter_user_namespace()
-            .map_err(|error| format!("no sandbox can be made: neither root nor user namespaces are to be had here ({error})"))?;
+        enter_user_namespace().map_err(|error| format!("cannot create a sandbox: it takes root or user namespaces ({error})"))?;
     }
-    // Before there is any other thread: mounts are a thread's own.
+    // Before any other thread starts: a mount namespace belongs to a thread.
     let layers = Layers::mount(&spec, privileged)?;
     let mut groups = Groups::create(&spec.id, &spec.limits);
     let helpers = [Some(std::process::id()), uplink.as_ref().map(Uplink::pid)];
-    groups.take_in(helpers.into_iter().flatten());
-    // When memory runs out, it is not the owner that ends.
+    groups.add_owner(helpers.into_iter().flatten());
+    // When memory runs out, the kernel kills the workload, not the shim.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     let mut warnings =
-        network::enter(spec.network, uplink.as_mut()).map_err(|error| format!("no network of its own: {error}"))?;
+        network::enter(spec.network, uplink.as_mut()).map_err(|error| format!("cannot create a network namespace: {error}"))?;
     warnings.extend(groups.warnings.iter().cloned());
     if layers.is_copy() {
-        warnings.push("/app is a copy of the release, since this host mounts no overlays".into());
+        warnings.push("/app is a copy of the release, since this host cannot mount overlays".into());
     }
-    let log =
-        Writer::open(&spec.log_directory).map_err(|error| format!("no log: {}", spec.without_host_paths(&error.to_string())))?;
+    let log = Writer::open(&spec.log_directory)
+        .map_err(|error| format!("cannot open the log: {}", spec.without_host_paths(&error.to_string())))?;
     let listener = protocol::listen(&spec.run_directory, &spec.id)
-        .map_err(|error| format!("no socket: {}", spec.without_host_paths(&error.to_string())))?;
+        .map_err(|error| format!("cannot create the socket: {}", spec.without_host_paths(&error.to_string())))?;
 
     let (once, mask) = (spec.once, Mask::new(&spec.masked));
     let shared = Arc::new(Shared {
@@ -137,8 +136,8 @@ fn start() -> Result<i32, String> {
     thread(move || {
         for stream in listener.incoming().flatten() {
             let server = server.clone();
-            // Without a thread to spare, the caller's connection closes and it asks again.
-            let _ = thread(move || requests::answer(&server, &stream));
+            // If no thread can be started, the connection closes and the caller tries again.
+            let _ = thread(move || requests::handle(&server, &stream));
         }
     })?;
     if once {
@@ -151,7 +150,7 @@ fn start() -> Result<i32, String> {
             let server = shared.clone();
             thread(move || {
                 std::thread::sleep(Duration::from_secs(seconds));
-                server.say(&format!("stopped: it took longer than the {seconds} s it may take"));
+                server.log_line(&format!("stopped: it exceeded its time limit of {seconds} s"));
                 server.stop();
             })?;
         }
@@ -168,7 +167,7 @@ fn start() -> Result<i32, String> {
     Ok(code)
 }
 
-/// Maps the calling user to root of a namespace of its own.
+/// Enters a new user namespace, in which the calling user is root.
 fn enter_user_namespace() -> std::io::Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     unshare(CloneFlags::CLONE_NEWUSER)?;
@@ -182,7 +181,7 @@ impl Shared {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the workload running until it is told to stop, or once if it is to run once.
+    /// Runs the workload until it is stopped, or once if it is to run once. Returns the exit code.
     fn supervise(self: &Arc<Self>) -> i32 {
         let mut failures: u32 = 0;
         loop {
@@ -201,7 +200,7 @@ impl Shared {
             if self.spec.once {
                 drop(life);
                 if let Some(reason) = evicted {
-                    self.say(&format!("stopped: it {reason}"));
+                    self.log_line(&format!("stopped: it {reason}"));
                     println!("{STOPPED}{reason}");
                     return 137;
                 }
@@ -217,9 +216,9 @@ impl Shared {
                 life.evicted = None;
             }
             life.restarts += 1;
-            failures = if began.elapsed() >= WELL { 1 } else { failures + 1 };
-            let delay = FIRST_DELAY.saturating_mul(1 << (failures - 1).min(10)).min(LAST_DELAY);
-            self.say(&format!("the process {text}; starting it again in {} s", delay.as_secs_f32()));
+            failures = if began.elapsed() >= STABLE_AFTER { 1 } else { failures + 1 };
+            let delay = MIN_RESTART_DELAY.saturating_mul(1 << (failures - 1).min(10)).min(MAX_RESTART_DELAY);
+            self.log_line(&format!("the process {text}; restarting it in {} s", delay.as_secs_f32()));
             let (life, _) =
                 self.changed.wait_timeout_while(life, delay, |life| !life.stopping).unwrap_or_else(PoisonError::into_inner);
             if life.stopping {
@@ -232,19 +231,19 @@ impl Shared {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Throws away what an evicted workload wrote into `/app`: it would be evicted again at once.
+    /// Discards an evicted workload's writes into `/app`, for which it would be evicted again at once.
     fn clear_app(&self, layers: &mut Layers) {
         let cleared = layers.clear();
         self.life().usage = Usage::NOTHING;
         match cleared {
-            Ok(()) => self.say("what the process wrote into /app was removed"),
-            Err(error) => self.say(&format!("what the process wrote into /app could not be removed: {error}")),
+            Ok(()) => self.log_line("removed the files that the process wrote into /app"),
+            Err(error) => self.log_line(&format!("cannot remove the files that the process wrote into /app: {error}")),
         }
     }
 
-    /// Measures what the workload holds on disk for as long as this process lives, and evicts it at the limit.
+    /// Measures the workload's disk usage until this process ends, and evicts the workload when it exceeds the limit.
     fn watch_disk(&self, limit: Usage) {
-        // This thread's own: a workload that keeps every core busy does not keep it from being measured.
+        // For this thread only: a workload that uses every core must not prevent its own measurement.
         let _ = rustix::process::nice(-20);
         let mut targets: Vec<_> =
             self.spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.target.clone()).collect();
@@ -266,14 +265,14 @@ impl Shared {
                             self.evict(pid, excess.to_string());
                         }
                     }
-                    schedule.measured(began.elapsed(), &layers);
+                    schedule.record_measurement(began.elapsed(), &layers);
                 }
             }
-            std::thread::sleep(disk::TICK);
+            std::thread::sleep(disk::CHECK_INTERVAL);
         }
     }
 
-    /// Kills the workload's process `pid`, whose end is then told with this reason; whether it could.
+    /// Kills the workload's process `pid` for this reason. Returns whether it was running.
     fn evict(&self, pid: u32, reason: String) -> bool {
         let mut life = self.life();
         let runs = life.pid == Some(pid) && !life.stopping;
@@ -284,8 +283,8 @@ impl Shared {
         runs
     }
 
-    /// Notes that the workload is evicted while it waits for its next start, if it does and wrote something that can be
-    /// thrown away. The caller holds the layers until that is done: no start passes them.
+    /// Marks the workload as evicted if it waits for its restart and has written files that can be discarded. Returns
+    /// whether it does. The caller holds the lock of the layers while it discards them, so that no start happens meanwhile.
     fn begin_clearing(&self, reason: &str) -> bool {
         let mut life = self.life();
         let waits = life.pid.is_none() && life.evicted.is_none() && !life.stopping;
@@ -299,9 +298,9 @@ impl Shared {
     fn run_once(self: &Arc<Self>) -> std::io::Result<ExitStatus> {
         let mut child = spawn_in_new_pid_namespace()?;
         // The lifeline stays open for as long as this variable lives.
-        let mut lifeline = child.stdin.take().ok_or_else(|| std::io::Error::other("no lifeline"))?;
+        let mut lifeline = child.stdin.take().ok_or_else(|| std::io::Error::other("the sandbox has no standard input"))?;
         {
-            // What is being cleared is not given to the sandbox, which binds it once it has its task.
+            // Wait until the layers are cleared: the sandbox binds them once it has its task.
             let _layers = self.layers();
             let mut life = self.life();
             life.pid = Some(child.id());
@@ -320,14 +319,14 @@ impl Shared {
             child.stderr.take().map(|pipe| self.read(pipe, Stream::Stderr)),
         ];
         let status = child.wait()?;
-        // The namespace is gone with its first process, so the pipes are at their end.
+        // The PID namespace ends with its first process, so the pipes reach their end.
         for reader in readers.into_iter().flatten().flatten() {
             let _ = reader.join();
         }
         Ok(status)
     }
 
-    /// SIGTERM now, SIGKILL after the grace; returns at once.
+    /// Sends SIGTERM, and SIGKILL after the grace period. Returns at once.
     fn stop(self: &Arc<Self>) {
         let pid = {
             let mut life = self.life();
@@ -349,7 +348,7 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             if life.pid == Some(pid) {
                 drop(life);
-                shared.say(&format!("the process did not end within {} s of SIGTERM and is killed", grace.as_secs()));
+                shared.log_line(&format!("the process did not end within {} s of SIGTERM; killing it", grace.as_secs()));
                 signal(pid, Signal::SIGKILL);
             }
         });
@@ -377,8 +376,8 @@ impl Shared {
     }
 }
 
-/// Starts the sandbox as the first process of a new PID namespace. A thread can enter only one, so
-/// each start takes a thread of its own.
+/// Starts the sandbox as the first process of a new PID namespace. A thread can create only one, so each start takes a new
+/// thread.
 fn spawn_in_new_pid_namespace() -> std::io::Result<Child> {
     let spawn = || {
         unshare(CloneFlags::CLONE_NEWPID)?;
@@ -390,8 +389,8 @@ fn spawn_in_new_pid_namespace() -> std::io::Result<Child> {
             .stderr(Stdio::piped())
             .spawn()
     };
-    let handle = std::thread::Builder::new().stack_size(STACK).spawn(spawn)?;
-    handle.join().unwrap_or_else(|_| Err(std::io::Error::other("the starting thread failed")))
+    let handle = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(spawn)?;
+    handle.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that starts the sandbox panicked")))
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -401,7 +400,7 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 fn thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<std::thread::JoinHandle<T>, String> {
-    std::thread::Builder::new().stack_size(STACK).spawn(work).map_err(|error| format!("no thread: {error}"))
+    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).map_err(|error| format!("cannot start a thread: {error}"))
 }
 
 fn now() -> i64 {

@@ -1,4 +1,4 @@
-//! What to run, and within which bounds.
+//! The specification of a workload and its limits.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,60 +8,60 @@ use serde::{Deserialize, Serialize};
 use crate::seccomp::Relaxation;
 use crate::trees::Usage;
 
-/// A workload: one command in one sandbox. Travels from the runtime to the shim over a pipe, never
-/// over a file, since its environment holds secrets.
+/// A workload: one command in one sandbox. The runtime sends it to the shim over a pipe, not through a file, since its
+/// environment contains secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spec {
-    /// Names the instance; also its socket's file name. `a-z`, `0-9` and `-`.
+    /// The name of the instance and of its socket: `a-z`, `0-9` and `-`.
     pub id: String,
     /// The user's own command, run by `/bin/sh -c` inside the sandbox.
     pub command: String,
     /// The directory mounted as `/app`, where the command starts.
     pub directory: PathBuf,
-    /// Where what it writes into `/app` goes.
+    /// Where writes into `/app` go.
     #[serde(default)]
     pub writes: Writes,
-    /// A folder of its own on the same file system as `directory`, for what its mounts need. Who starts the
-    /// workload removes it once the workload has ended for good.
+    /// A directory for the layers of its mounts, on the same file system as `directory`. The caller removes it once the
+    /// workload has ended for good.
     #[serde(default)]
     pub layers: Option<PathBuf>,
-    /// What else the workload sees of the host.
+    /// Further parts of the host that the workload sees.
     pub mounts: Vec<Mount>,
-    /// All of its environment.
+    /// Its complete environment.
     pub environment: BTreeMap<String, String>,
-    /// The user and group id it runs under, when the runtime is root.
+    /// The user and group id that it runs under, if the runtime is root.
     pub uid: u32,
     pub limits: Limits,
     pub network: Network,
-    /// Run once, and end when the parent ends: a build step. Otherwise it is kept running.
+    /// Whether it runs once, and ends with the parent process, as a build step does. Otherwise it is kept running.
     pub once: bool,
-    /// How long it may take to end after SIGTERM, in seconds.
+    /// Seconds between SIGTERM and SIGKILL.
     pub grace_seconds: u64,
-    /// Where the socket lies.
+    /// The directory of the socket.
     pub run_directory: PathBuf,
-    /// Where the output's segments lie.
+    /// The directory of the log segments.
     pub log_directory: PathBuf,
-    /// Values that are replaced by `***` in the output: secrets, where a log is for more eyes than theirs.
+    /// Secret values that are replaced by `***` in the output.
     #[serde(default)]
     pub masked: Vec<String>,
-    /// What it may do beyond the filter of system calls.
+    /// Relaxations of the system call filter.
     #[serde(default)]
     pub relaxations: Vec<Relaxation>,
 }
 
-/// Where what a workload writes into `/app` goes.
+/// Where writes into `/app` go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Writes {
-    /// Into the directory itself: a build.
+    /// Into the directory itself, as in a build.
     #[default]
     Directory,
-    /// Into a layer above it, which stays through restarts; the directory stays as it is.
+    /// Into a layer above the directory, which stays unchanged. The layer survives restarts.
     Layer,
 }
 
 impl Spec {
-    /// A text without the paths of the host that this workload is made of: it ends in a log that its users read.
+    /// Replaces the host paths of this workload in a text, which users read in a log.
     #[must_use]
     pub fn without_host_paths(&self, text: &str) -> String {
         let root = self.run_directory.join("root");
@@ -78,7 +78,7 @@ impl Spec {
                 .filter(|mount| mount.source != mount.target)
                 .filter_map(|mount| Some((mount.source.to_string_lossy().into_owned(), mount.target.to_str()?))),
         );
-        // The longest first: one may lie in another.
+        // The longest first: one path may be inside another.
         names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         let known = names.iter().filter(|(path, _)| path.len() > 1);
         known.fold(text.to_owned(), |text, (path, name)| text.replace(path.as_str(), name))
@@ -93,7 +93,7 @@ pub struct Mount {
     pub writable: bool,
 }
 
-/// What a workload may use at the most. `None` is no limit.
+/// The limits of a workload. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of memory.
@@ -104,23 +104,22 @@ pub struct Limits {
     pub processes: Option<u32>,
     /// Seconds of wall-clock time, for a workload that runs once.
     pub seconds: Option<u64>,
-    /// Whether it gives way to everything else that runs.
+    /// Whether it runs at low CPU priority.
     pub low_priority: bool,
-    /// What it may hold on disk in all folders that it may write to, unlinked files included.
+    /// Disk usage in all writable directories, unlinked files included.
     #[serde(default)]
     pub disk: Option<Usage>,
-    /// Bytes of `/tmp` and of the home directory, each. They are memory.
+    /// Bytes of `/tmp` and of the home directory, each. Both are in memory (tmpfs).
     #[serde(default)]
     pub temporary: Option<u64>,
 }
 
-/// What a workload can reach.
+/// The network that a workload can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
     /// Its own loopback only.
     Isolated,
-    /// Its own loopback, and the world outside through the host; neither the host's own services nor
-    /// other workloads.
+    /// Its own loopback, and the internet through the host; neither the host's own services nor other workloads.
     Egress,
 }

@@ -3,16 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-/// So much may be printed at once.
+/// The size of the token buckets: how much output is allowed at once.
 const BURST_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
 const BURST_LINES: f64 = 20_000.0;
-/// So much more may be printed each second.
+/// The rate at which the token buckets are filled.
 const BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
 const LINES_PER_SECOND: f64 = 5_000.0;
-/// Once output is dropped, all of it is for this long: one gap in the log is read more easily than a thousand.
-pub const GAP: Duration = Duration::from_secs(1);
+/// How long all output is dropped once some is: one gap in the log is easier to read than a thousand.
+pub const GAP_DURATION: Duration = Duration::from_secs(1);
 
-/// Two token buckets, and what was dropped while they were empty.
+/// Two token buckets, and a count of the output that was dropped while they were empty.
 #[derive(Debug)]
 pub struct Throttle {
     filled_at: Instant,
@@ -33,7 +33,7 @@ impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} lines ({} bytes) of output were dropped: the limit is {LINES_PER_SECOND} lines and {} KiB a second",
+            "{} lines ({} bytes) of output were dropped: the limit is {LINES_PER_SECOND} lines and {} KiB per second",
             self.lines,
             self.bytes,
             BYTES_PER_SECOND / 1024.0
@@ -42,7 +42,7 @@ impl std::fmt::Display for Gap {
 }
 
 impl Throttle {
-    /// With full buckets.
+    /// Creates a throttle with full buckets.
     pub fn new(now: Instant) -> Self {
         Self { filled_at: now, bytes: BURST_BYTES, lines: BURST_LINES, gap: None }
     }
@@ -52,8 +52,8 @@ impl Throttle {
         self.gap.is_some()
     }
 
-    /// Takes a line of this many bytes out of the buckets. A line that empties one is still printed; `false` for the next.
-    /// The first that is not printed begins a gap, which [`Throttle::reopen`] ends.
+    /// Takes a line of this many bytes from the buckets. Returns whether the line may be written: a line that empties a bucket
+    /// may, the next begins a gap, which [`Throttle::reopen`] ends.
     pub fn admit(&mut self, bytes: usize, now: Instant) -> bool {
         if self.is_closed() {
             self.count_dropped(1, bytes);
@@ -70,7 +70,7 @@ impl Throttle {
         true
     }
 
-    /// Counts what was not printed.
+    /// Counts output that was not written.
     pub fn count_dropped(&mut self, lines: usize, bytes: usize) {
         if let Some(gap) = &mut self.gap {
             gap.lines += lines as u64;
@@ -78,9 +78,9 @@ impl Throttle {
         }
     }
 
-    /// Ends a gap that has lasted long enough, or any with `at_once`; what was dropped in it.
+    /// Ends the gap if it has lasted for [`GAP_DURATION`], or in any case with `at_once`. Returns the gap that ended.
     pub fn reopen(&mut self, now: Instant, at_once: bool) -> Option<Gap> {
-        let ended = self.gap.take_if(|gap| at_once || now.duration_since(gap.since) >= GAP);
+        let ended = self.gap.take_if(|gap| at_once || now.duration_since(gap.since) >= GAP_DURATION);
         self.fill(now);
         ended
     }
@@ -95,11 +95,11 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
-    use super::{BURST_BYTES, BURST_LINES, GAP, LINES_PER_SECOND, Throttle};
+    use super::{BURST_BYTES, BURST_LINES, GAP_DURATION, LINES_PER_SECOND, Throttle};
     use std::time::{Duration, Instant};
 
     #[test]
-    fn a_burst_is_printed_and_a_flood_is_cut_to_the_rate() {
+    fn a_burst_is_written_and_a_flood_is_limited_to_the_rate() {
         let begun = Instant::now();
         let mut throttle = Throttle::new(begun);
         let mut now = begun;
@@ -124,9 +124,9 @@ mod tests {
         assert_eq!(printed, BURST_BYTES as usize / (16 << 10));
         throttle.count_dropped(3, 10);
         assert!(throttle.reopen(now, false).is_none(), "a gap lasts");
-        let gap = throttle.reopen(now + GAP, false).expect("it has ended");
+        let gap = throttle.reopen(now + GAP_DURATION, false).expect("it has ended");
         assert_eq!((gap.lines, gap.bytes), (2000 - 512 + 3, (2000 - 512) * (16 << 10) + 10));
         assert!(gap.to_string().starts_with("1491 lines (24379402 bytes) of output were dropped"), "{gap}");
-        assert!(throttle.admit(1, now + GAP));
+        assert!(throttle.admit(1, now + GAP_DURATION));
     }
 }

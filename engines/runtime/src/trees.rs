@@ -1,5 +1,5 @@
-//! Trees that users' programs made. Their folders may lie deeper than a path can say and than a stack can
-//! follow; links in them lead anywhere.
+//! Measures and removes directory trees of users. They may be nested more deeply than a path or a stack allows, and their
+//! links may lead anywhere.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -10,16 +10,16 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat,
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What is built or cached may not be nested deeper: whatever uses it would fail, for no path is that long.
+/// The deepest nesting of a build result or cache. Programs would fail on a deeper one, since no path is that long.
 pub const DEPTH: usize = 1000;
-/// So many folders are kept open on the way down; above those, the way back up leads by `..`.
-const OPEN: usize = 128;
+/// The most directories that are kept open on the way down. The others are opened again through `..` on the way up.
+const MAX_OPEN: usize = 128;
 
-/// What is held on disk, or may be.
+/// An amount of disk space: a usage or a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub bytes: u64,
-    /// Files, folders, links and whatever else takes an inode.
+    /// Files, directories, links and everything else with an inode.
     pub inodes: u64,
 }
 
@@ -33,7 +33,7 @@ impl Usage {
 pub enum Excess {
     Bytes(u64),
     Inodes(u64),
-    /// Folders that are nested too deeply, or that this user cannot read.
+    /// Directories that are nested too deeply, or that this user cannot read.
     Unmeasurable,
     /// More descriptors and mappings than can be examined.
     Descriptors(usize),
@@ -48,7 +48,7 @@ impl std::fmt::Display for Excess {
             Self::Inodes(most) => write!(f, "exceeded its limit of {most} files and folders"),
             Self::Unmeasurable => write!(
                 f,
-                "has folders whose disk usage cannot be measured: more than {DEPTH} levels deep, or moved while they were read"
+                "has directories whose disk usage cannot be measured: they are more than {DEPTH} levels deep, or were moved meanwhile"
             ),
             Self::Descriptors(most) => {
                 write!(f, "has more than {most} open files and memory mappings, so that its disk usage cannot be measured")
@@ -60,20 +60,20 @@ impl std::fmt::Display for Excess {
     }
 }
 
-/// Adds up what trees and single files hold, and stops at a limit: the cost of measuring a hostile tree is
-/// that of one at the limit. A file with several names is counted once.
+/// Adds up the disk usage of trees and files, and stops at a limit, so that measuring a hostile tree costs no more than one
+/// at the limit. A file with several hard links is counted once.
 #[derive(Debug)]
 pub struct Meter {
-    most: Usage,
+    max: Usage,
     usage: Usage,
-    /// Device and inode of what was counted and may be met again.
+    /// Device and inode of counted files that have further links.
     counted: HashSet<(u64, u64)>,
 }
 
 impl Meter {
     #[must_use]
-    pub fn new(most: Usage) -> Self {
-        Self { most, usage: Usage::NOTHING, counted: HashSet::new() }
+    pub fn new(max: Usage) -> Self {
+        Self { max, usage: Usage::NOTHING, counted: HashSet::new() }
     }
 
     #[must_use]
@@ -81,26 +81,26 @@ impl Meter {
         self.usage
     }
 
-    /// Adds so many bytes in one more inode.
+    /// Adds one inode with this many bytes.
     ///
     /// # Errors
-    /// When that is more than the limit.
+    /// When the limit is exceeded.
     pub fn add(&mut self, bytes: u64) -> Result<(), Excess> {
         self.usage.bytes = self.usage.bytes.saturating_add(bytes);
         self.usage.inodes = self.usage.inodes.saturating_add(1);
-        if self.usage.bytes > self.most.bytes {
-            return Err(Excess::Bytes(self.most.bytes));
+        if self.usage.bytes > self.max.bytes {
+            return Err(Excess::Bytes(self.max.bytes));
         }
-        if self.usage.inodes > self.most.inodes {
-            return Err(Excess::Inodes(self.most.inodes));
+        if self.usage.inodes > self.max.inodes {
+            return Err(Excess::Inodes(self.max.inodes));
         }
         Ok(())
     }
 
-    /// Adds an inode that may be met again, unless it was.
+    /// Adds an inode unless it was added before.
     ///
     /// # Errors
-    /// When that is more than the limit.
+    /// When the limit is exceeded.
     pub fn add_once(&mut self, device: u64, inode: u64, bytes: u64) -> Result<(), Excess> {
         if self.counted.insert((device, inode)) { self.add(bytes) } else { Ok(()) }
     }
@@ -116,11 +116,11 @@ impl Meter {
         }
     }
 
-    /// Adds a folder and all in it, down to `depth` levels. Links are not followed, and neither are mounts;
-    /// what goes away meanwhile is not counted.
+    /// Adds a directory with its content, down to `depth` levels. Links and mounts are not followed. Files that are removed
+    /// meanwhile are not counted.
     ///
     /// # Errors
-    /// When that is more than the limit, or cannot be measured.
+    /// When the limit is exceeded, or the tree cannot be measured.
     pub fn add_tree(&mut self, folder: impl AsFd, depth: usize) -> Result<(), Excess> {
         let Ok(top) = fstat(&folder) else { return Ok(()) };
         self.add_stat(&top)?;
@@ -139,7 +139,7 @@ impl Meter {
                 if levels.len() >= depth {
                     return Err(Excess::Unmeasurable);
                 }
-                if let Some(far) = levels.len().checked_sub(OPEN) {
+                if let Some(far) = levels.len().checked_sub(MAX_OPEN) {
                     levels[far].folder = None;
                 }
                 let names = self.add_entries(&inner, &top)?;
@@ -150,7 +150,7 @@ impl Meter {
             if let (Some(parent), Some(done)) = (levels.last_mut(), done)
                 && parent.folder.is_none()
             {
-                // Unless it was moved meanwhile, which nobody does so deep down but to hide something.
+                // A directory that was moved meanwhile makes the tree unmeasurable: it could hide files.
                 let up = open(done, c"..").map_err(|_| Excess::Unmeasurable)?;
                 let is_parent = fstat(&up).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == parent.id);
                 parent.folder = Some(up).filter(|_| is_parent);
@@ -159,7 +159,7 @@ impl Meter {
         Ok(())
     }
 
-    /// Adds what lies directly in a folder; returns the names of the folders among it.
+    /// Adds the entries of a directory; returns the names of its subdirectories.
     fn add_entries(&mut self, folder: &OwnedFd, top: &Stat) -> Result<Vec<CString>, Excess> {
         let mut inner = Vec::new();
         for entry in Dir::read_from(folder).map_err(|_| Excess::Unmeasurable)?.flatten() {
@@ -179,17 +179,17 @@ impl Meter {
     }
 }
 
-/// A folder on the way down.
+/// A directory on the way down.
 struct Level {
     /// Device and inode.
     id: (u64, u64),
-    /// Open, unless it is far above.
+    /// `None` if it was closed because it is far above.
     folder: Option<OwnedFd>,
-    /// Folders in it that are still to be measured.
+    /// Its subdirectories that are not measured yet.
     inner: Vec<CString>,
 }
 
-/// What a tree holds; nothing if it cannot be measured. What is not there holds nothing.
+/// The disk usage of a tree; `None` if it cannot be measured. A missing tree has none.
 #[must_use]
 pub fn size(path: &Path) -> Option<Usage> {
     let mut meter = Meter::new(Usage::UNLIMITED);
@@ -201,8 +201,8 @@ pub fn size(path: &Path) -> Option<Usage> {
     Some(meter.usage())
 }
 
-/// Removes a tree; one that is not there is removed. Each folder in it is first moved to the top, so
-/// that none is deep, and is emptied by a handle that no link can turn elsewhere.
+/// Removes a tree. Succeeds if there is none. Each directory is first moved to the top, so that none is deep, and is emptied
+/// through its descriptor, which no link can redirect.
 ///
 /// # Errors
 /// When something in it cannot be removed.
@@ -229,11 +229,11 @@ pub fn remove(path: &Path) -> std::io::Result<()> {
                 let new = loop {
                     moved += 1;
                     let new = CString::new(format!(".removed-{moved}")).unwrap_or_default();
-                    // The user may have had the same idea for a name: a folder with something in it stays.
+                    // A user's file may have this name: a directory with content is not replaced.
                     match renameat(folder, name, &top, &new) {
                         Ok(()) => break new,
                         Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
-                        // A folder that its owner closed to itself cannot be moved.
+                        // A directory without write permission for its owner cannot be moved.
                         Err(Errno::ACCESS) if !std::mem::replace(&mut unlocked, true) => unlock(folder, name)?,
                         Err(error) => return Err(error.into()),
                     }
@@ -261,11 +261,11 @@ fn open(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Opens a folder that is to be emptied. Without root, its owner may have closed it to itself.
+/// Opens a directory that is to be emptied, and adds the permissions that its owner lacks.
 fn open_to_empty(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     match open(&at, name) {
         Ok(folder) => {
-            // Readable is not enough to remove what is in it; what cannot be changed fails there.
+            // Removing entries needs write and search permission. If this fails, the removal fails.
             if fstat(&folder).is_ok_and(|stat| stat.st_mode & 0o300 != 0o300) {
                 let _ = rustix::fs::fchmod(&folder, Mode::RWXU);
             }
@@ -279,13 +279,13 @@ fn open_to_empty(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Lets the owner of a folder read and change it. A link is not followed.
+/// Gives the owner of a directory all permissions. Links are not followed.
 fn unlock(at: impl AsFd, name: &CStr) -> Result<(), Errno> {
     let folder = openat(at, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
 }
 
-/// What is gone already is removed.
+/// Unlinks an entry. Succeeds if it does not exist.
 fn unlink(at: &OwnedFd, name: &CStr, flags: AtFlags) -> std::io::Result<()> {
     match unlinkat(at, name, flags) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -293,9 +293,9 @@ fn unlink(at: &OwnedFd, name: &CStr, flags: AtFlags) -> std::io::Result<()> {
     }
 }
 
-fn is_folder(at: &OwnedFd, name: &CStr, told: FileType) -> std::io::Result<bool> {
-    if told != FileType::Unknown {
-        return Ok(told.is_dir());
+fn is_folder(at: &OwnedFd, name: &CStr, file_type: FileType) -> std::io::Result<bool> {
+    if file_type != FileType::Unknown {
+        return Ok(file_type.is_dir());
     }
     match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode).is_dir()),
@@ -314,7 +314,7 @@ mod tests {
     use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
 
     #[test]
-    fn files_are_counted_with_their_inodes_and_once_for_all_their_names() {
+    fn a_file_with_several_links_is_counted_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let tree = folder.path().join("tree");
         std::fs::create_dir_all(tree.join("inner")).expect("made");
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_ends_at_its_limit() {
+    fn a_measurement_stops_at_its_limit() {
         let folder = tempfile::tempdir().expect("a folder");
         for number in 0..100 {
             std::fs::write(folder.path().join(number.to_string()), "").expect("written");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_trees_are_removed_and_links_lead_nowhere() {
+    fn deep_trees_are_removed_and_links_are_not_followed() {
         let folder = tempfile::tempdir().expect("a folder");
         let outside = folder.path().join("outside");
         std::fs::create_dir(&outside).expect("made");

@@ -95,7 +95,7 @@ impl World {
                     if BufReader::new(&stream).read_line(&mut line).is_ok() {
                         let connected = connect(port);
                         now.fetch_sub(1, Ordering::SeqCst);
-                        let _ = capsule_runtime::hand_over(&stream, connected);
+                        let _ = capsule_runtime::send_connection(&stream, connected);
                     }
                 });
             }

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::{Shared, thread};
 use crate::logs::{LINE_BYTES, Stream, Writer};
-use crate::throttle::{GAP, Throttle};
+use crate::throttle::{GAP_DURATION, Throttle};
 
-/// What is printed, and how much more may be.
+/// The log, and the limit of what is written to it.
 pub struct Log {
     writer: Writer,
     throttle: Throttle,
@@ -19,8 +19,8 @@ impl Log {
         Self { writer, throttle: Throttle::new(Instant::now()) }
     }
 
-    /// Ends a gap in the output with a line that says how much is missing. A full disk must not take the workload down;
-    /// what cannot be kept is lost.
+    /// Ends a gap in the output with a line that reports how much was dropped. On a full disk, output is lost: that must not
+    /// stop the workload.
     fn reopen(&mut self, at_once: bool) {
         if let Some(gap) = self.throttle.reopen(Instant::now(), at_once) {
             let _ = self.writer.write(Stream::Capsule, gap.to_string().as_bytes());
@@ -33,29 +33,29 @@ impl Shared {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a line of the workload's, masked already, or a piece of one that goes on, unless it prints more than it
-    /// may; whether more is printed for now.
-    fn print(self: &Arc<Self>, stream: Stream, text: &[u8], goes_on: bool) -> bool {
+    /// Writes a masked line of output, or a part of one, unless the workload exceeds its output limit. Returns whether it
+    /// was written.
+    fn print(self: &Arc<Self>, stream: Stream, text: &[u8], is_partial: bool) -> bool {
         let mut log = self.log();
         log.reopen(false);
         let was_closed = log.throttle.is_closed();
         if log.throttle.admit(text.len(), Instant::now()) {
-            let _ = log.writer.write_part(stream, text, goes_on);
+            let _ = log.writer.write_part(stream, text, is_partial);
             return true;
         }
         drop(log);
         if !was_closed {
-            // The gap is told of even if nothing more is printed. Without a thread to spare, at the next line.
+            // The gap is reported even if there is no more output. If no thread can be started, with the next line.
             let shared = self.clone();
             let _ = thread(move || {
-                std::thread::sleep(GAP);
+                std::thread::sleep(GAP_DURATION);
                 shared.log().reopen(false);
             });
         }
         false
     }
 
-    pub fn say(&self, text: &str) {
+    pub fn log_line(&self, text: &str) {
         let _ = self.log().writer.write(Stream::Capsule, &self.mask.bytes(text.as_bytes()));
     }
 
@@ -82,7 +82,7 @@ impl Shared {
                 };
                 pipe.consume(end);
                 if !std::mem::replace(&mut is_printed, true) {
-                    // The rest of the line is passed over with it.
+                    // The rest of the line is dropped, too.
                     output.clear();
                     if shared.skip(&mut pipe, is_whole).is_err() {
                         break;
@@ -96,7 +96,7 @@ impl Shared {
         })
     }
 
-    /// Passes over output while none is printed, up to the end of a line: its rest by itself might show half a secret.
+    /// Drops output while the throttle is closed, up to the end of a line: the rest of a line could show a part of a secret.
     fn skip(&self, pipe: &mut impl BufRead, mut at_start: bool) -> std::io::Result<()> {
         loop {
             let buffer = match pipe.fill_buf() {

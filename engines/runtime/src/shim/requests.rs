@@ -10,12 +10,12 @@ use std::time::Duration;
 use super::Shared;
 use crate::protocol::{self, Request};
 
-/// So long a connection to the workload's own loopback may take.
-const CONNECT: Duration = Duration::from_secs(2);
-/// The most connections that are being made at a time: each takes a thread until the workload accepts it.
-const CONNECTING: usize = 64;
+/// How long a connection to the workload may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most simultaneous connection attempts: each takes a thread until the workload accepts it.
+const MAX_CONNECTING: usize = 64;
 
-pub fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
+pub fn handle(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> {
     let mut writer = stream;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut line = String::new();
@@ -37,42 +37,43 @@ pub fn answer(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> 
             };
             if let Some(pid) = pid {
                 let done = shared.evict(pid, reason);
-                return writer.write_all(if done { b"ok\n".as_slice() } else { protocol::NOTHING_DONE });
+                return writer.write_all(if done { b"ok\n".as_slice() } else { protocol::NOTHING_EVICTED });
             }
             if is_evicted {
-                // What it wrote is being removed.
+                // Its files are being removed.
                 return writer.write_all(b"ok\n");
             }
             let mut layers = shared.layers();
             if !shared.begin_clearing(&reason) {
-                return writer.write_all(protocol::NOTHING_DONE);
+                return writer.write_all(protocol::NOTHING_EVICTED);
             }
-            // Answered before it is done, which may take longer than the caller waits.
+            // Before the removal, which may take longer than the caller waits.
             let answered = writer.write_all(b"ok\n");
-            shared.say(&format!("evicted while it waits for its next start: it {reason}"));
+            shared.log_line(&format!("evicted while it waits for its restart: it {reason}"));
             shared.clear_app(&mut layers);
             shared.life().evicted = None;
             answered
         }
-        Request::Connect { port } => protocol::hand_over(stream, connect_inside(port)),
+        Request::Connect { port } => protocol::send_connection(stream, connect_inside(port)),
     }
 }
 
-/// Connects to the workload's own loopback: this process lives in the same network.
+/// Connects to the workload's own loopback: this process is in the same network namespace.
 fn connect_inside(port: u16) -> std::io::Result<TcpStream> {
-    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-    let before = UNDER_WAY.fetch_add(1, Ordering::AcqRel);
-    let connected = if before < CONNECTING {
+    static CONNECTING: AtomicUsize = AtomicUsize::new(0);
+    let before = CONNECTING.fetch_add(1, Ordering::AcqRel);
+    let connected = if before < MAX_CONNECTING {
         connect_loopback(port)
     } else {
         Err(std::io::Error::other(format!("{}{before} connections to the process are being made", protocol::BUSY)))
     };
-    UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
+    CONNECTING.fetch_sub(1, Ordering::AcqRel);
     connected
 }
 
 fn connect_loopback(port: u16) -> std::io::Result<TcpStream> {
     let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&four, CONNECT).or_else(|error| TcpStream::connect_timeout(&six, CONNECT).map_err(|_| error))
+    TcpStream::connect_timeout(&four, CONNECT_TIMEOUT)
+        .or_else(|error| TcpStream::connect_timeout(&six, CONNECT_TIMEOUT).map_err(|_| error))
 }

@@ -1,4 +1,4 @@
-//! Files that have no name any more and still take room on disk, because a process has them open or mapped.
+//! Unlinked files, which still take disk space because a process has them open or mapped.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -11,33 +11,32 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::trees::{Excess, Meter};
 
-/// So many descriptors and mappings are examined.
-const MOST: usize = 4 << 20;
-/// CPU time of one examination: that of about a million descriptors.
-const MOST_CPU: Duration = Duration::from_secs(2);
-/// The longest that one may take, where the host is busy or a process does not let its memory be examined.
-const MOST_TIME: Duration = Duration::from_secs(10);
-/// The time is looked at after so many descriptors and mappings.
-const BETWEEN_CHECKS: usize = 256;
-/// Bytes of the list of one process's mappings. The kernel allows 65,530 of them, and names of 4 KiB.
-const MOST_MAPS: u64 = 64 << 20;
+/// The most descriptors and mappings that are examined.
+const MAX_EXAMINED: usize = 4 << 20;
+/// The CPU time of one scan, enough for about a million descriptors.
+const MAX_CPU_TIME: Duration = Duration::from_secs(2);
+/// The wall-clock time of one scan, which is long if the host is busy or a process blocks the reading of its mappings.
+const MAX_TIME: Duration = Duration::from_secs(10);
+/// The time is checked after this many descriptors and mappings.
+const CHECK_INTERVAL: usize = 256;
+/// The most bytes of the list of one process's mappings. The kernel allows 65,530 of them, and names of 4 KiB.
+const MAX_MAPS_BYTES: u64 = 64 << 20;
 
-/// File systems that are made of memory, which control groups and their own sizes limit.
+/// File systems in memory, which control groups and their own sizes limit.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// Adds the unlinked files that the processes hold which `proc` shows: the `/proc` of a workload's own PID
-/// namespace. `mounts` are the folders that it may write to, as seen from here. Where threads of a process
-/// `share_files`, one of them shows all of its descriptors.
+/// Adds the unlinked files of a workload's processes. `proc` is the `/proc` of its PID namespace, `mounts` are its writable
+/// directories as seen from the caller. `share_files` is whether all threads of a process share one descriptor table.
 ///
 /// # Errors
-/// When that is more than the limit, or cannot be measured.
+/// When the limit is exceeded, or the files cannot be measured.
 pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf], share_files: bool) -> Result<(), Excess> {
     let mut scan = Scan::new(mounts);
     for process in numbered(proc) {
         let (mut has_mappings, mut has_files) = (false, false);
-        // A thread may have folders of its own, and a table of descriptors. The first one may have ended and show nothing
-        // while the others run.
+        // Each thread may have its own working directory and descriptor table. The first thread may have ended, and then shows
+        // nothing.
         for thread in numbered(&process.join("task")) {
             for name in ["exe", "cwd", "root"] {
                 scan.add_file(meter, &thread.join(name))?;
@@ -46,7 +45,7 @@ pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf], share_files: bool
                 for descriptor in numbered(&thread.join("fd")) {
                     scan.add_file(meter, &descriptor)?;
                 }
-                // One that ended meanwhile has not shown all.
+                // A thread that has ended meanwhile has not shown all.
                 has_files = numbered(&thread.join("fd")).next().is_some();
             }
             // All threads share their memory.
@@ -62,9 +61,9 @@ pub fn add(meter: &mut Meter, proc: &Path, mounts: &[PathBuf], share_files: bool
 struct Scan {
     examined: usize,
     began: Instant,
-    /// CPU time that this thread had taken before.
+    /// The CPU time of this thread before the scan.
     cpu: Duration,
-    /// Bytes up to the end of what is mapped, by inode: of mapped files that cannot be looked at themselves.
+    /// The size up to the end of the last mapping, by inode, of mapped files that cannot be examined themselves.
     estimates: HashMap<u64, u64>,
     devices: Vec<String>,
 }
@@ -76,18 +75,18 @@ impl Scan {
 
     fn examine(&mut self) -> Result<(), Excess> {
         self.examined += 1;
-        if self.examined > MOST {
-            return Err(Excess::Descriptors(MOST));
+        if self.examined > MAX_EXAMINED {
+            return Err(Excess::Descriptors(MAX_EXAMINED));
         }
-        if self.examined.is_multiple_of(BETWEEN_CHECKS)
-            && (cpu_time().saturating_sub(self.cpu) > MOST_CPU || self.began.elapsed() > MOST_TIME)
+        if self.examined.is_multiple_of(CHECK_INTERVAL)
+            && (cpu_time().saturating_sub(self.cpu) > MAX_CPU_TIME || self.began.elapsed() > MAX_TIME)
         {
             return Err(Excess::Slow);
         }
         Ok(())
     }
 
-    /// Adds what a link of `/proc` leads to, if it has no name any more.
+    /// Adds the file that a link of `/proc` leads to, if it is unlinked.
     fn add_file(&mut self, meter: &mut Meter, link: &Path) -> Result<(), Excess> {
         self.examine()?;
         match std::fs::metadata(link) {
@@ -96,11 +95,11 @@ impl Scan {
         }
     }
 
-    /// Adds what the memory of a process holds, as one of its threads shows it, and whether that shows any: a mapping
-    /// outlives its descriptor.
+    /// Adds the unlinked files that a process has mapped, as one of its threads shows them: a mapping outlives its descriptor.
+    /// Returns whether the thread shows any mapping.
     fn add_mappings(&mut self, meter: &mut Meter, process: &Path, thread: &Path) -> Result<bool, Excess> {
         let Ok(maps) = File::open(thread.join("maps")) else { return Ok(false) };
-        let mut maps = BufReader::new(maps.take(MOST_MAPS));
+        let mut maps = BufReader::new(maps.take(MAX_MAPS_BYTES));
         let (mut line, mut has_any) = (Vec::new(), false);
         loop {
             line.clear();
@@ -112,7 +111,7 @@ impl Scan {
             let Some(text) = line.strip_suffix(b"\n").filter(|text| text.ends_with(b"(deleted)")) else { continue };
             let text = String::from_utf8_lossy(text);
             let Some(mapping) = Mapping::parse(&text) else { continue };
-            // The folder of a thread has no such links, but each thread has a folder beside that of its process.
+            // `map_files` is missing in `task/<tid>`, but exists in `/proc/<tid>`.
             let thread = thread.file_name().unwrap_or_default();
             let link = process.join("..").join(thread).join("map_files").join(mapping.range);
             match std::fs::metadata(&link) {
@@ -136,7 +135,7 @@ struct Mapping<'a> {
     range: &'a str,
     device: &'a str,
     inode: u64,
-    /// Up to which byte of the file it reaches.
+    /// The offset of its end in the file.
     end: u64,
 }
 
@@ -154,7 +153,7 @@ impl<'a> Mapping<'a> {
     }
 }
 
-/// CPU time that this thread has taken.
+/// The CPU time of this thread.
 fn cpu_time() -> Duration {
     let part = |time: nix::sys::time::TimeVal| {
         Duration::from_secs(time.tv_sec().unsigned_abs()) + Duration::from_micros(time.tv_usec().unsigned_abs())
@@ -171,7 +170,7 @@ fn is_unlinked_on_disk(file: &Metadata, link: &Path) -> bool {
     !matches!(kind, Ok(TMPFS_MAGIC | HUGETLBFS_MAGIC))
 }
 
-/// The devices of folders, as `/proc/<pid>/maps` writes them.
+/// The devices of directories, as `/proc/<pid>/maps` writes them.
 fn devices(folders: &[PathBuf]) -> Vec<String> {
     let device = |folder: &PathBuf| {
         let device = std::fs::metadata(folder).ok()?.dev();
@@ -180,7 +179,7 @@ fn devices(folders: &[PathBuf]) -> Vec<String> {
     folders.iter().filter_map(device).collect()
 }
 
-/// The entries of a folder whose names are numbers.
+/// The entries of a directory whose names are numbers.
 fn numbered(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).map(|entry| entry.path())
@@ -188,26 +187,26 @@ fn numbered(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BETWEEN_CHECKS, MOST_TIME, Mapping, Scan, add};
+    use super::{CHECK_INTERVAL, MAX_TIME, Mapping, Scan, add};
     use crate::trees::{Excess, Meter, Usage};
     use std::io::Write;
     use std::path::Path;
     use std::time::Instant;
 
     #[test]
-    fn what_takes_too_long_to_examine_cannot_be_measured() {
+    fn a_scan_that_takes_too_long_fails() {
         let mut scan = Scan::new(&[]);
         let mut examine = |began| {
             scan.began = began;
-            (0..BETWEEN_CHECKS).try_for_each(|_| scan.examine())
+            (0..CHECK_INTERVAL).try_for_each(|_| scan.examine())
         };
         assert_eq!(examine(Instant::now()), Ok(()));
-        let long_ago = Instant::now().checked_sub(MOST_TIME * 2).expect("the host runs for longer than that");
+        let long_ago = Instant::now().checked_sub(MAX_TIME * 2).expect("the host runs for longer than that");
         assert_eq!(examine(long_ago), Err(Excess::Slow));
     }
 
     #[test]
-    fn an_unlinked_file_counts_for_as_long_as_it_is_open() {
+    fn an_unlinked_file_counts_while_it_is_open() {
         // A `/proc` with this process only.
         let proc = tempfile::tempdir().expect("a folder");
         std::os::unix::fs::symlink(format!("/proc/{}", std::process::id()), proc.path().join("1")).expect("linked");
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_says_which_file_it_holds_and_how_much_of_it() {
+    fn a_mapping_is_parsed() {
         let line = "7f0000000000-7f0000002000 rw-s 00001000 00:27 4242                       /app/big file (deleted)";
         let mapping = Mapping::parse(line).expect("a mapping");
         assert_eq!((mapping.range, mapping.device), ("7f0000000000-7f0000002000", "00:27"));
