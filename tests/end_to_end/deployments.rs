@@ -268,7 +268,7 @@ fn limits() {
     let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
     write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 986\"\n"));
     let failed = server.deploy(folder.path(), "app").refused();
-    assert!(failed.err.contains("longer than the 3 s"), "{failed:?}");
+    assert!(failed.err.contains("time limit of 3 s"), "{failed:?}");
     eventually("its processes end", || processes("sleep 986").is_empty().then_some(()));
     write(
         &folder,

@@ -95,7 +95,7 @@ fn instances() {
         let shown = server.capsule(&["status", text_of(folder.path())]).ok().out;
         assert!(shown.contains(reason) && shown.contains("disk limit of an instance: 32 MiB"), "{shown}");
         let log = server.capsule(&["logs", text_of(folder.path())]).ok().out;
-        assert!(log.contains(reason) && log.contains("what the process wrote into /app was removed"), "{log}");
+        assert!(log.contains(reason) && log.contains("removed the files that the process wrote into /app"), "{log}");
         // A new deployment begins without the pauses of this one.
         server.capsule(&["restart", text_of(folder.path())]).ok();
         eventually("the new instance serves", || {

@@ -351,7 +351,7 @@ fn flood() {
         let all = logs();
         all.contains("of output were dropped").then_some(all)
     });
-    assert!(told.contains("bytes) of output were dropped: the limit is 5000 lines and 1024 KiB a second"), "{told:.2000}");
+    assert!(told.contains("bytes) of output were dropped: the limit is 5000 lines and 1024 KiB per second"), "{told:.2000}");
     eventually("the application is not held up", || (server.get(HOST, "/").body == "version one").then_some(()));
     let kept: u64 = std::fs::read_dir(server.data().join("logs/instances").join(&id))
         .expect("there")
