@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use ureq::Agent;
 
 use crate::shape::{Dependencies, shape};
-use crate::{NOBODY, Namespace, CommandOutput, Reply, Signal, binary, eventually, signal, text};
+use crate::{CommandOutput, NOBODY, Namespace, Reply, Signal, binary, eventually, signal, text};
 
 /// A running server.
 #[derive(Debug)]
@@ -378,7 +378,9 @@ impl Server {
     /// Runs a command of the CLI in a folder, without a terminal.
     #[must_use]
     pub fn capsule_in(&self, folder: &Path, arguments: &[&str]) -> CommandOutput {
-        CommandOutput::new(&self.command().args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("the binary runs"))
+        CommandOutput::new(
+            &self.command().args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("the binary runs"),
+        )
     }
 
     /// Runs a command of the CLI as an unprivileged user, not as the user of the server.

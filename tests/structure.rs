@@ -64,7 +64,10 @@ fn the_crate_graph_matches_the_golden_file() {
         std::fs::write(&golden, &text).expect("written");
     }
     let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-    assert_eq!(text, expected, "the crate graph changed. If intended: UPDATE_GOLDEN=1 cargo test -p capsule-tests --test structure");
+    assert_eq!(
+        text, expected,
+        "the crate graph changed. If intended: UPDATE_GOLDEN=1 cargo test -p capsule-tests --test structure"
+    );
 }
 
 #[test]
@@ -80,8 +83,14 @@ fn dependencies_point_downward_and_never_between_services() {
         for other in inner {
             assert!(layer(&own) >= layer(&other), "{own} depends on {other}, which is in a higher layer");
             assert!(layer(&own) != 2 || layer(&other) != 2, "{own} depends on {other}: services communicate over the bus only");
-            assert!(layer(&own) != 1 || layer(&other) == 1, "{own} depends on {other}: engines depend on no service, bus or database");
-            assert!(own != "gateway" || layer(&other) == 0, "{own} depends on {other}: the gateway calls services over the bus only");
+            assert!(
+                layer(&own) != 1 || layer(&other) == 1,
+                "{own} depends on {other}: engines depend on no service, bus or database"
+            );
+            assert!(
+                own != "gateway" || layer(&other) == 0,
+                "{own} depends on {other}: the gateway calls services over the bus only"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Every endpoint × every role × a foreign tenant × nobody. Made from the gateway's table: a new
-//! endpoint is in it by itself, and fails until it is told what to send.
+//! Calls every endpoint with every role, as a non-member, and without a token. The endpoints come from the gateway's table,
+//! so a new endpoint is tested automatically, and fails until `request` has a value for each of its required members.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,7 +12,7 @@ use utoipa::openapi::{RefOr, Schema};
 
 use crate::{archive_of_page, test};
 
-/// The roles, least first, and what each may do beyond the one before it, as the requirements have it.
+/// The roles from least to most, each with its permissions beyond the previous role.
 const ROLES: [(&str, &[&str]); 4] = [
     ("viewer", &["org:view", "project:view", "service:view", "logs:view", "metrics:view"]),
     ("developer", &["project:create", "deploy:dev", "deploy:staging", "service:manage", "service:scale"]),
@@ -20,7 +20,7 @@ const ROLES: [(&str, &[&str]); 4] = [
     ("owner", &["org:billing"]),
 ];
 
-/// What takes an owner, beyond the permission.
+/// Messages that require the role owner in addition to the permission.
 const OWNER_ONLY: [&str; 1] = ["organization.delete_organization"];
 
 /// Rows of the gateway whose bodies are streams of bytes: method, path, permission.
@@ -51,7 +51,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// All of it in one go.
+/// Checks all endpoints in one test.
 pub fn all() {
     let world = World::new();
     for row in rows::all().iter().chain(rows::streams()) {
@@ -65,16 +65,16 @@ enum Body {
     Archive(Vec<u8>),
 }
 
-/// A server, and people on it.
+/// A server with users.
 struct World {
     server: Server,
-    /// Token and id of the one of each role.
+    /// Token and id of one user per role.
     members: Vec<(String, String)>,
-    /// Somebody who is in no organization of theirs.
+    /// A user who is not a member of the test organizations.
     outsider: String,
 }
 
-/// Something of everything, in an organization of its own.
+/// One resource of each kind, in its own organization.
 struct Fixture {
     organization: String,
     project: String,
@@ -89,7 +89,7 @@ struct Fixture {
 
 impl World {
     fn new() -> Self {
-        // One person makes an organization for every row, and everybody is registered from one address.
+        // One user creates an organization for every row, and all users are registered from one address.
         let server = Server::with(&["limits.organizations_per_user=1000", "limits.sign_ins_per_minute=0"]);
         let members = ROLES
             .iter()
@@ -125,7 +125,7 @@ impl World {
             "id",
         );
         let deployment = text(&post(&format!("/services/{service}/deploy"), json!({"upload_id": upload})), "id");
-        // A second one, so that there is something to roll back to.
+        // A second deployment, so that a rollback has a target.
         for id in [deployment.clone(), text(&post(&format!("/deployments/{deployment}/redeploy"), json!({})), "id")] {
             eventually("the fixture is deployed", || {
                 let now = self.server.api("GET", &format!("/deployments/{id}"), Some(self.owner()), None).ok();
@@ -147,7 +147,7 @@ impl World {
         }
     }
 
-    /// An invitation that waits for the answer of whoever has this token.
+    /// A pending invitation of the user with this token.
     fn invitation(&self, token: &str) -> String {
         let email = text(&self.server.api("GET", "/auth/me", Some(token), None).ok(), "email");
         let body = json!({"name": "Inviting"});
@@ -165,13 +165,13 @@ impl World {
         }
     }
 
-    /// Nobody, a foreigner, and each role without the right are refused, in this order; then the least
-    /// role with the right is let in.
+    /// Checks that the endpoint refuses unauthenticated requests, non-members, and each role without the permission, and
+    /// then accepts the least role with the permission.
     fn check(&self, method: &str, subject: &str, access: Access, request: impl Fn(&Fixture) -> (String, Body)) {
         let taken = match access {
             Access::Public => return,
             Access::SignedIn => {
-                // Somebody's own: made for this, since their sessions may end by it.
+                // A new user for each endpoint, because the request may end the user's sessions.
                 let token = self.server.register(&format!("{}@example.com", unique()));
                 let session = text(&self.server.api("GET", "/auth/sessions", Some(&token), None).ok()["items"][0], "id");
                 let invitation = self.invitation(&token);
@@ -188,19 +188,19 @@ impl World {
                 return;
             }
             Access::Granted(permission) => vec![permission.name()],
-            // The fixture's environment is one of production.
+            // The fixture's environment is a production environment.
             Access::GrantedDeploy => vec!["deploy:production"],
             Access::GrantedAndDeploy(permission) => vec![permission.name(), "deploy:production"],
-            Access::Internal => panic!("no door leads to an internal message"),
+            Access::Internal => panic!("an endpoint exposes an internal message"),
         };
         let fixture = self.fixture();
-        assert_eq!(self.send(method, None, request(&fixture)).status, 401, "nobody");
-        assert_eq!(self.send(method, Some("not.a.token"), request(&fixture)).status, 401, "a token that was made up");
+        assert_eq!(self.send(method, None, request(&fixture)).status, 401, "no token");
+        assert_eq!(self.send(method, Some("not.a.token"), request(&fixture)).status, 401, "an invalid token");
 
-        // What is foreign cannot be told from what is not there.
+        // Replies for resources of others and for missing resources are identical.
         let foreign = self.send(method, Some(&self.outsider), request(&fixture));
         let missing = self.send(method, Some(&self.outsider), request(&Fixture::nothing()));
-        assert_eq!(foreign.status, 404, "a foreigner: {foreign:?}");
+        assert_eq!(foreign.status, 404, "a non-member: {foreign:?}");
         assert_eq!(without_id(&foreign), without_id(&missing));
 
         let mut permitted = Vec::new();
@@ -210,7 +210,7 @@ impl World {
             if taken.iter().all(|permission| permitted.contains(permission))
                 && (*role == "owner" || !OWNER_ONLY.contains(&subject))
             {
-                // What is in conflict with the state was let in, too.
+                // A conflict with the current state means that access was granted.
                 assert!(matches!(answer.status, 200..=299 | 409), "{role} has {taken:?}: {answer:?}");
                 return;
             }
@@ -221,7 +221,7 @@ impl World {
 }
 
 impl Fixture {
-    /// Ids of things that are not there.
+    /// Ids that do not exist.
     fn nothing() -> Self {
         let id = || "0190a000-0000-7000-8000-000000000000".to_owned();
         Self {
@@ -263,7 +263,7 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
         .replace("{name}", "TOKEN")
         .replace("{environment}", "production");
     let inside: Vec<&str> = row.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
-    let RefOr::T(Schema::Object(schema)) = &row.message.schema else { panic!("{} is no object", row.subject) };
+    let RefOr::T(Schema::Object(schema)) = &row.message.schema else { panic!("the schema of {} is not an object", row.subject) };
     let mut members = Map::new();
     for name in schema.required.iter().filter(|name| !inside.contains(&name.as_str())) {
         let value = match name.as_str() {
@@ -280,11 +280,11 @@ fn request(row: &Row, fixture: &Fixture) -> (String, Body) {
             "email" => json!("outsider@example.com"),
             "platform_admin" => json!(true),
             "new_password" => json!("another long one 2"),
-            other => panic!("{} wants {other}: say here what to send", row.subject),
+            other => panic!("{} requires the member {other}: add a value for it in tests/end_to_end/access.rs", row.subject),
         };
         members.insert(name.clone(), value);
     }
-    // Not required, for without it the answer says what is missing.
+    // Not in the list of required members: without it, the reply asks for the password.
     if schema.properties.contains_key("password") {
         members.insert("password".into(), json!("a long enough one 1"));
     }

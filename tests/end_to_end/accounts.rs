@@ -10,17 +10,17 @@ use crate::test;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test("the first user must know the set-up token, and becomes administrator", first_user),
-        test("a wrong password, an unknown address and bad input are told without telling too much", wrong_input),
+        test("the first user needs the set-up token and becomes administrator", first_user),
+        test("errors for wrong credentials and invalid input do not reveal which accounts exist", wrong_input),
         test("a refresh token works once, and its reuse ends the session", refresh_reuse),
-        test("after logout neither token holds", logout),
-        test("a change of the access token is noticed, and its keys are published", forged_tokens),
-        test("a new member is let in at once, and a removed one is out within a second", members),
+        test("after logout neither token is valid", logout),
+        test("a forged access token is rejected, and the public keys are published", forged_tokens),
+        test("a new member gets access at once, and a removed member loses it within a second", members),
         test("the last owner cannot leave", last_owner),
-        test("every error is a problem document with its correlation id", problems),
-        test("a command that is sent again under one idempotency key is carried out once", idempotency),
-        test("who tries to sign in too often is told when to come back", sign_in_limit),
-        test("answers carry the headers that protect browsers", headers),
+        test("every error is a problem document with a correlation id", problems),
+        test("a command that is repeated with the same idempotency key is carried out once", idempotency),
+        test("too many sign-in attempts get 429 with Retry-After", sign_in_limit),
+        test("responses have security headers", headers),
     ]
 }
 

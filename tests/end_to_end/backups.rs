@@ -1,9 +1,9 @@
-//! Backups of the installation itself, and the drill: everything restored elsewhere, and compared.
+//! Backups of the installation. The drill restores everything elsewhere and compares it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use capsule_tests::{Bucket, Postgres, Server, Shape, eventually, with_shape, probe, text};
+use capsule_tests::{Bucket, Postgres, Server, Shape, eventually, probe, text, with_shape};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -11,12 +11,12 @@ use crate::{test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        test_of_processes("drill: a server is backed up while it runs, and restored elsewhere by one command", || drill("")),
-        test("a backup that is damaged, or opened with another key, is not taken for whole", damage),
-        test("backups are made by schedule, and old ones go", schedule),
-        test("backups are kept in a bucket of S3 as in a directory", bucket),
+        test_of_processes("drill: a running server is backed up, and restored elsewhere with one command", || drill("")),
+        test("a damaged backup, or one opened with another key, fails verification", damage),
+        test("the server makes scheduled backups", schedule),
+        test("backups to S3 can be listed, verified and restored", bucket),
     ];
-    let name = "drill: the same from PostgreSQL to SQLite";
+    let name = "drill: a backup from PostgreSQL is restored to SQLite";
     trials.push(if Postgres::programs().is_some() {
         test_of_processes(name, || {
             let postgres = Postgres::start();
@@ -28,7 +28,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// What a user sees of a server.
+/// API replies that must be equal before the backup and after the restore.
 fn seen(server: &Server, token: &str) -> BTreeMap<&'static str, Value> {
     ["/auth/me", "/organizations", "/services", "/deployments"]
         .map(|path| {
@@ -41,7 +41,7 @@ fn seen(server: &Server, token: &str) -> BTreeMap<&'static str, Value> {
         .into()
 }
 
-/// What lists take to know whose things to list.
+/// The query parameter that this list requires.
 fn first(server: &Server, token: &str, path: &str) -> String {
     let id = |path: &str| text(&server.api("GET", path, Some(token), None).ok()["items"][0], "id");
     let organization = id("/organizations");
@@ -86,7 +86,8 @@ fn drill(database: &str) {
     drop(server);
     let mut restored = Server::unstarted(&[]);
     let key = key.to_str().expect("a path");
-    let restore = |server: &Server| server.capsule_with_settings(&["backup", "restore", "--at", &at, "--key-file", key, "--json"], &[]);
+    let restore =
+        |server: &Server| server.capsule_with_settings(&["backup", "restore", "--at", &at, "--key-file", key, "--json"], &[]);
     let report = restore(&restored).ok().json();
     assert_eq!(text(&report, "id"), text(&incremental, "id"));
     assert!(restore(&restored).refused().err.contains("not empty"), "nothing is written over");

@@ -1,4 +1,4 @@
-//! The same platform as a cluster: a process for each part, over a broker and PostgreSQL.
+//! Capsule as a cluster: one process per service, with a broker and PostgreSQL.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use capsule_bus::transport::{OutgoingEvent, OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use capsule_contracts::Problem;
-use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, with_shape, probe, text};
+use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, probe, text, with_shape};
 use libtest_mimic::Trial;
 
 use crate::{access, crashes, deployments, test, test_of_processes};
 
-/// One RabbitMQ for all tests, each in a virtual host of its own; it ends with the last of them.
+/// One RabbitMQ for all tests, each with its own virtual host. It stops after the last test.
 type Shared = Arc<OnceLock<RabbitMq>>;
 
-/// What is shown of every kind of cluster.
+/// The tests that run on every kind of cluster.
 const JOURNEYS: [(&str, fn()); 4] = [
-    ("every endpoint, every role, a foreigner and nobody", access::all),
+    ("every endpoint checks every role, non-members and unauthenticated requests", access::all),
     ("redeploys, restarts and rollbacks under load lose no request", deployments::under_load),
-    ("a server killed before building ends the deployment when it is back", || crashes::killed_in("building", "before")),
-    ("a server killed after active ends the deployment when it is back", || crashes::killed_in("active", "after")),
+    ("a server killed before building finishes the deployment after its restart", || crashes::killed_in("building", "before")),
+    ("a server killed after active finishes the deployment after its restart", || crashes::killed_in("active", "after")),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -39,11 +39,11 @@ pub fn trials() -> Vec<Trial> {
         let broker = broker.clone();
         trial("RabbitMQ", RabbitMq::is_installed(), name, move || work(&broker.get_or_init(RabbitMq::start).url()))
     };
-    let forged_name = "an event that nobody of the installation said is a dead letter, and changes nothing";
-    let held_up_name = "events that cannot be taken yet hold up no request, and none is lost";
+    let forged_name = "an event with a forged signature becomes a dead letter and changes nothing";
+    let held_up_name = "events that cannot be processed yet block no request, and none is lost";
     let more = [
-        on_broker("one trace leads from HTTP through the broker to the database", traced),
-        on_broker("gateways share limits and sessions, and go by themselves without Redis", shared_cache),
+        on_broker("one trace spans HTTP, the broker and the database", traced),
+        on_broker("gateways share rate limits and sessions, and work without Redis", shared_cache),
         on_broker(forged_name, |url| {
             forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "stranger", &[]))));
         }),

@@ -1,4 +1,4 @@
-//! The control plane is killed, in every phase and at any moment; what runs goes on running.
+//! Kills of the control plane, in every phase and at random moments: applications keep running.
 
 use std::time::Duration;
 
@@ -14,17 +14,20 @@ const PHASES: [&str; 7] =
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        test("applications keep their process ids and lose no log line while the server is dead", processes_outlive),
-        test("no request is lost while the server is killed and started again", ingress_outlives),
-        test("killed at any moment of a deployment, under load, it ends well", random_kills),
-        test("an ingress that was killed is started again with the same port and table", ingress_comes_back),
-        test("a host that was restarted brings its applications back", everything_comes_back),
+        test("applications keep their process ids and lose no log line while the server is down", processes_outlive),
+        test("no request is lost while the server is killed and restarted", ingress_outlives),
+        test("a deployment under load succeeds although the server is killed at random moments", random_kills),
+        test("a killed ingress is restarted with the same port and routing table", ingress_comes_back),
+        test("applications start again after a restart of the host", everything_comes_back),
     ];
     for phase in PHASES {
         for moment in ["before", "after"] {
-            trials.push(test(&format!("a server killed {moment} {phase} ends the deployment when it is back"), move || {
-                killed_in(phase, moment);
-            }));
+            trials.push(test(
+                &format!("a server killed {moment} {phase} finishes the deployment after its restart"),
+                move || {
+                    killed_in(phase, moment);
+                },
+            ));
         }
     }
     trials

@@ -1,4 +1,4 @@
-//! Deployments of one application: the next version, a broken one, the way back; under load.
+//! Deployments of one application: new versions, failed versions, rollbacks, and all of it under load.
 
 use capsule_tests::{Server, eventually, probe, processes};
 use libtest_mimic::Trial;
@@ -12,25 +12,25 @@ const HOST: &str = "app-production.localhost";
 pub fn trials() -> Vec<Trial> {
     vec![
         test("redeploys, restarts and rollbacks under load lose no request", under_load),
-        test("requests under way are finished by the version they began with", in_flight),
-        test("a broken build shows its log and leaves the old version serving", broken_build),
-        test("a version that cannot start, or is not healthy, leaves the old one serving", broken_start),
-        test("a rollback brings back the code and the configuration of then", rollback_restores_configuration),
+        test("requests in flight are finished by the version that received them", in_flight),
+        test("a failed build shows its log, and the old version keeps serving", broken_build),
+        test("if a new version does not start or is unhealthy, the old version keeps serving", broken_start),
+        test("a rollback restores the code and configuration of the earlier deployment", rollback_restores_configuration),
         test("a deployment can be cancelled while it builds", cancelled),
-        test("a crashed application is started again, and says so meanwhile", crashed),
-        test("a stopped application says so, and starts again", stopped),
-        test("what is destroyed leaves nothing behind", destroyed),
-        test("an application that is not there, and one without an address, say so", pages),
-        test("before its first deployment is done, an application says that it is starting", starting),
-        test("logs are followed while they are printed", followed),
-        test("what the operator sets for builds reaches them", operator_settings),
-        test("a build is limited in time, memory and disk, and its processes end with it", limits),
-        test("the log of a build shows variables, and no secret", masked),
-        test_with("what the tools of a build keep is there for the next one, and not in the release", &["npm"], kept),
-        test("folders without end are removed, and bring nothing down", bottomless),
-        test("links that a build leaves in its cache lead Capsule nowhere", planted),
-        test("an application that closes kept connections without a word loses no request", abrupt),
-        test("the application sees its address, its port and its visitor", forwarded),
+        test("a crashed application is restarted, and its page says so until then", crashed),
+        test("a stopped application shows a page that says so, and can be started", stopped),
+        test("destroy leaves no processes and no files", destroyed),
+        test("unknown hosts and processes without a web address get an error page", pages),
+        test("before its first deployment has finished, an application shows a page that says it is starting", starting),
+        test("logs -f prints new lines as they appear", followed),
+        test("builds get the variables of build.environment", operator_settings),
+        test("a build has limits on time, memory and disk, and its processes end with it", limits),
+        test("the build log shows variables and masks secrets", masked),
+        test_with("the build cache is available to the next build and not in the release", &["npm"], kept),
+        test("very deeply nested folders are removed without an overflow", bottomless),
+        test("Capsule does not follow links that a build leaves in its cache", planted),
+        test("an application that closes idle connections without notice loses no request", abrupt),
+        test("the application gets its URL, its port and the client address", forwarded),
     ]
 }
 

@@ -90,7 +90,7 @@ pub fn trials() -> Vec<Trial> {
     }
     for (language, programs, content) in LANGUAGES {
         trials.push(test_with(
-            &format!("a program of {language} without dependencies is deployed and answers"),
+            &format!("a {language} program without dependencies is deployed and serves requests"),
             programs,
             move || {
                 let server = Server::default();
@@ -115,7 +115,7 @@ pub fn trials() -> Vec<Trial> {
         processes.sort_unstable();
         assert_eq!(processes, ["web", "worker"]);
     }));
-    trials.push(test("a static site has its own page for what is not there, and a single page none", || {
+    trials.push(test("a static site serves its own 404 page, and no file outside its folder", || {
         let server = Server::default();
         server.deploy(example("static").path(), "site").ok();
         let missing = server.get("site-production.localhost", "/nothing/here");

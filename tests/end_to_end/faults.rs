@@ -9,7 +9,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use capsule_tests::{
-    Kafka, Namespace, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, with_shape, probe, signal, text,
+    Kafka, Namespace, Postgres, RabbitMq, Redis, Server, Shape, Signal, eventually, probe, signal, text, with_shape,
 };
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
@@ -21,20 +21,20 @@ use crate::{test, test_of_processes};
 pub fn trials() -> Vec<Trial> {
     let installed = Postgres::programs().is_some();
     vec![
-        trial("RabbitMQ: nothing is lost or done twice, whatever dies", installed && RabbitMq::is_installed(), || {
+        trial("RabbitMQ: no command is lost or carried out twice, whatever dies", installed && RabbitMq::is_installed(), || {
             whatever_dies(Broker::RabbitMq(RabbitMq::start()));
         }),
-        trial("Kafka: nothing is lost or done twice, whatever dies", installed && Kafka::is_installed(), || {
+        trial("Kafka: no command is lost or carried out twice, whatever dies", installed && Kafka::is_installed(), || {
             whatever_dies(Broker::Kafka(Kafka::start()));
         }),
         trial(
-            "a process that is told to stop ends what it began, and what waits is done by the next",
+            "a stopping process finishes its requests, and its successor handles the waiting ones",
             installed && RabbitMq::is_installed(),
             replaced,
         ),
-        trial("a network that was cut heals", installed && RabbitMq::is_installed(), cut_network),
+        trial("a process recovers from a network partition", installed && RabbitMq::is_installed(), cut_network),
         trial(
-            "a leader that slept is followed, and cannot write when it wakes",
+            "a paused leader is replaced, and cannot write when it resumes",
             installed && RabbitMq::is_installed(),
             sleeping_leader,
         ),
@@ -48,7 +48,7 @@ fn trial(name: &str, installed: bool, work: fn()) -> Trial {
     test(&format!("{name} (skipped: no PostgreSQL or broker here)"), || {}).with_ignored_flag(true)
 }
 
-/// Ends the load, also where the test has failed.
+/// Stops the load when dropped, also if the test fails.
 struct Ending<'a>(&'a AtomicBool);
 
 impl Drop for Ending<'_> {

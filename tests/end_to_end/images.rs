@@ -1,27 +1,27 @@
-//! Images by Docker Engine, from plans: each is built, runs without root, and answers.
+//! Images that Docker Engine builds from plans: each is built, runs without root, and serves requests.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use capsule_tests::{Docker, CommandOutput, Server, corpus, eventually, example, fixture, free_port, root};
+use capsule_tests::{CommandOutput, Docker, Server, corpus, eventually, example, fixture, free_port, root};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::examples::LANGUAGES;
 use crate::{test_of_containers, test_with};
 
-/// Images that stand in for the public ones, from [`Docker::BASE`].
+/// Images that replace the public base images, built from [`Docker::BASE`].
 const TOOLCHAINS: &str = "capsule-test-toolchains";
 const FILES: &str = "capsule-test-files";
-/// Base images that a plan may name.
+/// The base images that plans use.
 const BASES: [&str; 13] =
     ["node", "python", "go", "rust", "maven", "gradle", "jdk", "jre", "ruby", "php", "debian", "bun", "deno"];
 
-/// From the repository's root; `scripts/bootstrap test` installs it.
+/// The path of hadolint, which `scripts/bootstrap test` installs.
 const HADOLINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/hadolint/bin/hadolint");
 
-/// An example or fixture, a page, and what is on it.
+/// An example or fixture, a path, and text that the response must contain.
 const CASES: [(&str, &str, &str); 17] = [
     ("examples/express", "/greet/Ada", "Ada"),
     ("examples/next", "/", "Hello from Next"),
@@ -29,7 +29,7 @@ const CASES: [(&str, &str, &str); 17] = [
     ("examples/fastapi", "/openapi.json", "\"title\":\"Items\""),
     ("examples/go", "/greet/Ada", "Hello, Ada"),
     ("examples/spring-boot", "/greet/Ada", "Hello, Ada"),
-    // What is not there is answered with the site's own page.
+    // A missing page gets the site's own 404 page.
     ("examples/static", "/no/such/page", "There is no such page"),
     ("managers/pnpm", "/", "two days are 172800000 ms"),
     ("managers/yarn", "/", "two days are 172800000 ms"),
@@ -48,21 +48,21 @@ pub fn trials() -> Vec<Trial> {
     let languages = LANGUAGES.into_iter().map(|(language, _, content)| (format!("languages/{language}"), "/", content));
     let all = CASES.into_iter().map(|(folder, path, content)| (folder.to_owned(), path, content)).chain(languages);
     let builds = all.map(|(folder, path, content)| {
-        test_of_containers(&format!("images: {folder} is built and answers"), move || answers(&folder, path, content))
+        test_of_containers(&format!("images: {folder} is built and serves requests"), move || answers(&folder, path, content))
     });
     let more = [
-        on("a program that is traced from outside answers all the same", traced),
-        on("a second build does only what has changed", done_before),
-        on("the cache is kept within bounds, whatever is built meanwhile", kept_within_bounds),
-        on("every package that an image takes is one of Debian's", packaged),
-        on("a build secret is shown to the build, and is in no layer and no log", secret),
-        on("a build ends when it takes too long, makes too much, or is told to", bounds),
-        on("the classic builder builds, and takes no secrets", classic),
-        on("a build is held to its limits of memory and CPU, whoever builds", held),
-        on("a build is held to its limits where systemd manages the Engine's groups, too", held_in_slices),
-        on("a private registry is asked with what docker login remembers", private),
-        on("a Dockerfile that the repository brings is built as it is", own_dockerfile),
-        test_with("images: every Dockerfile that is written passes hadolint", &[HADOLINT], linted),
+        on("a program with OpenTelemetry instrumentation serves requests", traced),
+        on("a second build repeats only the changed steps", done_before),
+        on("the cache stays within its limit during parallel builds", kept_within_bounds),
+        on("every Debian package that an image installs exists", packaged),
+        on("a build can read a build secret, which is in no layer and no log", secret),
+        on("a build ends when it exceeds its time or size, or is cancelled", bounds),
+        on("the classic builder builds, and refuses secrets", classic),
+        on("memory and CPU limits of a build are enforced with both builders", held),
+        on("memory and CPU limits of a build are enforced if systemd manages the Engine's cgroups", held_in_slices),
+        on("pulls from a private registry use the credentials of docker login", private),
+        on("a Dockerfile of the repository is built unchanged", own_dockerfile),
+        test_with("images: every generated Dockerfile passes hadolint", &[HADOLINT], linted),
     ];
     builds.chain(more).collect()
 }
@@ -84,7 +84,14 @@ fn engine() -> Arc<Docker> {
 }
 
 /// Runs `capsule build`.
-fn build(engine: &Docker, server: &Server, folder: &Path, tag: &str, more: &[&str], environment: &[(&str, &str)]) -> CommandOutput {
+fn build(
+    engine: &Docker,
+    server: &Server,
+    folder: &Path,
+    tag: &str,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> CommandOutput {
     let socket = engine.socket();
     let mut arguments: Vec<String> = vec!["build".into(), folder.display().to_string(), "--tag".into(), tag.into()];
     arguments.extend(["--engine".into(), socket.display().to_string()]);

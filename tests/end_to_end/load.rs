@@ -1,4 +1,4 @@
-//! A steady load on an application, and every answer that was not as it ought to be.
+//! A steady load of requests on an application that records every wrong response.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use capsule_tests::Server;
 
-/// Visitors that ask again and again until told to stop.
+/// Clients that send requests until the load is stopped.
 pub struct Load {
     ending: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -18,7 +18,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Half of the visitors keep their connection, half take a new one for each request.
+    /// Half of the clients reuse their connection, half open a new one for each request.
     pub fn begin(server: &Server, host: &str) -> Self {
         let (port, host) = (server.port(), host.to_owned());
         let mut load = Self { ending: Arc::default(), answered: Arc::default(), failures: Arc::default(), visitors: Vec::new() };

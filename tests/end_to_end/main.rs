@@ -1,5 +1,5 @@
-//! Every journey, with the built binary on fresh data directories. What cannot run on a machine is
-//! counted as ignored, by its name.
+//! End-to-end tests with the built binary. Each test has a new data directory. A test that cannot run on this machine is
+//! counted as ignored, and its name says why.
 
 mod access;
 mod accounts;
@@ -30,7 +30,7 @@ use libtest_mimic::{Arguments, Trial, run};
 /// How long each test that passed took.
 static DURATIONS: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
-/// A test that needs nothing but the server.
+/// A test that needs only the server.
 fn test(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     let label = name.to_owned();
     Trial::test(name, move || {
@@ -49,7 +49,7 @@ fn write_durations() -> std::io::Result<()> {
     std::fs::write(capsule_tests::root().join("target/end_to_end_durations.txt"), lines.collect::<String>())
 }
 
-/// A test that needs programs on this machine.
+/// A test that needs these programs on this machine.
 fn test_with(name: &str, programs: &[&str], work: impl FnOnce() + Send + 'static) -> Trial {
     let missing: Vec<&str> = programs.iter().copied().filter(|program| !is_there(program)).collect();
     if missing.is_empty() {
@@ -58,7 +58,7 @@ fn test_with(name: &str, programs: &[&str], work: impl FnOnce() + Send + 'static
     test(&format!("{name} (skipped: no {} here)", missing.join(", ")), || {}).with_ignored_flag(true)
 }
 
-/// A test of processes, which takes root: see CONTRIBUTING.
+/// A test with running applications, which needs Python and root.
 fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     test_with(name, &["python3"], work)
 }
@@ -87,7 +87,7 @@ fn is_there(program: &str) -> bool {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each trial has a server and applications of its own, and waits for them half of its time.
+    // Each trial has its own server and applications, and spends half of its time waiting for them.
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     arguments.test_threads = arguments.test_threads.or(Some((2 * cores).clamp(2, 8)));
     let suites = [
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
     let conclusion = run(&arguments, suites.into_iter().flatten().collect());
     capsule_tests::stop_shared_servers();
     if let Err(error) = write_durations() {
-        eprintln!("the durations of the tests were not written: {error}");
+        eprintln!("Cannot write target/end_to_end_durations.txt: {error}");
     }
     conclusion.exit_code()
 }

@@ -1,4 +1,4 @@
-//! What administrators of the installation see and settle: dead letters, sagas.
+//! Operations for administrators of the installation: dead letters and sagas.
 
 use capsule_tests::{Postgres, Server, eventually, probe, text};
 use libtest_mimic::Trial;
@@ -8,9 +8,9 @@ use crate::{test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        test_of_processes("a deleted organization is gone with all that ran in it, also if the server dies meanwhile", deletion),
-        test_of_processes("an erased user leaves nothing but what others own", erasure),
-        test("the last owner and the last administrator are told why they cannot go yet", last_ones),
+        test_of_processes("deleting an organization removes its services, also if the server is killed meanwhile", deletion),
+        test_of_processes("erasing a user removes everything except what others own", erasure),
+        test("the last owner and the last administrator cannot delete their accounts, and the error says why", last_ones),
     ];
     let name = "an event that cannot be handled is a dead letter: shown, tried again, given up";
     trials.push(if Postgres::programs().is_some() {

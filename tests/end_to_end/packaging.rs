@@ -1,14 +1,14 @@
-//! What is installed: the container image and the compose file, brought up with Docker Engine.
+//! The container image and the compose file, started with Docker Engine.
 
 use std::sync::Arc;
 
-use capsule_tests::{Docker, CommandOutput, binary, eventually, free_port, root};
+use capsule_tests::{CommandOutput, Docker, binary, eventually, free_port, root};
 use libtest_mimic::Trial;
 
 use crate::test_of_containers;
 
 pub fn trials() -> Vec<Trial> {
-    vec![test_of_containers("the compose file brings a cluster up that deploys, and comes back", compose)]
+    vec![test_of_containers("the compose file starts a cluster that deploys and survives a restart", compose)]
 }
 
 /// A project of the compose file; ends with this value.

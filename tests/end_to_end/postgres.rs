@@ -1,6 +1,6 @@
 //! The same platform on PostgreSQL: one database for each service, the same migrations and queries.
 
-use capsule_tests::{Postgres, Server, Shape, eventually, with_shape, probe};
+use capsule_tests::{Postgres, Server, Shape, eventually, probe, with_shape};
 use libtest_mimic::Trial;
 
 use crate::attacks::quotas;
@@ -15,22 +15,22 @@ pub fn trials() -> Vec<Trial> {
         test_of_processes(&name, work)
     };
     vec![
-        on("every endpoint, every role, a foreigner and nobody", || with_postgres(access::all)),
-        on("migrations are shown, checked and applied", || with_postgres(commands::migrations)),
+        on("every endpoint checks every role, non-members and unauthenticated requests", || with_postgres(access::all)),
+        on("migrations are listed, validated and applied", || with_postgres(commands::migrations)),
         on("redeploys, restarts and rollbacks under load lose no request", || with_postgres(deployments::under_load)),
-        on("a server killed before building ends the deployment when it is back", || {
+        on("a server killed before building finishes the deployment after its restart", || {
             with_postgres(|| crashes::killed_in("building", "before"));
         }),
-        on("a server killed after active ends the deployment when it is back", || {
+        on("a server killed after active finishes the deployment after its restart", || {
             with_postgres(|| crashes::killed_in("active", "after"));
         }),
-        on("quotas hold, and hosts are kept for their organizations", || {
+        on("quotas are enforced, and host names stay reserved for their organizations", || {
             with_postgres(quotas::bounded);
             with_postgres(quotas::hosts);
         }),
-        on("an embedded installation moves over, and goes on as it was", || with_shape(&Shape::default(), moves_over)),
-        on("a pool that is used up is told of, and frees itself", pool_is_used_up),
-        on("applications go on while the database is dead, and Capsule goes on when it is back", database_dies),
+        on("an installation moves from SQLite to PostgreSQL without changes", || with_shape(&Shape::default(), moves_over)),
+        on("an exhausted connection pool is reported and recovers", pool_is_used_up),
+        on("applications keep running while the database is down, and Capsule recovers when it is back", database_dies),
     ]
 }
 
@@ -105,7 +105,9 @@ fn pool_is_used_up() {
     assert_eq!(server.metric(0, exhausted).unwrap_or_default(), 0.0);
     // Nobody gets on while somebody else holds the table; each waits with a connection of the pool.
     std::thread::scope(|scope| {
-        scope.spawn(|| postgres.query("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)"));
+        scope.spawn(|| {
+            postgres.query("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)")
+        });
         std::thread::sleep(std::time::Duration::from_secs(1));
         let late: Vec<_> = (0..6)
             .map(|n| {

@@ -1,5 +1,4 @@
-//! Two tenants on one server cannot reach each other's anything: not by the API, not from inside
-//! their applications.
+//! Two tenants on one server are isolated, in the API and inside their applications.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -12,15 +11,15 @@ use crate::{archive_of_page, test, test_of_processes, test_with};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test("an upload of one tenant cannot be deployed by another", foreign_upload),
-        test("two tenants may use the same names, and get addresses of their own", same_names),
-        test_of_processes("an application sees nothing of the host, the platform or its neighbours", confined),
-        test_of_processes("a build sees nothing of the host, the platform or its neighbours", confined_builds),
+        test("a tenant cannot deploy the upload of another tenant", foreign_upload),
+        test("two tenants can use the same names and get different addresses", same_names),
+        test_of_processes("an application cannot see the host, the platform or other applications", confined),
+        test_of_processes("a build cannot see the host, the platform or other applications", confined_builds),
         rootless("a server without root runs applications in user namespaces", runs_without_root),
     ]
 }
 
-/// A test of a server that is not root.
+/// A test of a server that does not run as root.
 pub fn rootless(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     let namespaces =
         Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urn", "true"]).output();

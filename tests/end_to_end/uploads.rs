@@ -1,4 +1,4 @@
-//! Uploads that mean harm, or are broken, get a clear error, and nothing is written outside.
+//! Malicious and damaged uploads get a clear error, and no file is written outside their folder.
 
 use std::io::Write;
 
@@ -10,33 +10,33 @@ use serde_json::json;
 
 use crate::test;
 
-/// An archive, and what its user must be told.
+/// The name of a case, its archive, and text that the error must contain.
 type Case = (&'static str, fn() -> Vec<u8>, &'static str);
 
 const CASES: [Case; 11] = [
-    ("climbs out of the folder", || tar(&[Entry::File("../escaped", b"x")]), "../escaped"),
+    ("has a path outside the folder", || tar(&[Entry::File("../escaped", b"x")]), "../escaped"),
     ("has an absolute path", || tar(&[Entry::File("/etc/escaped", b"x")]), "/etc/escaped"),
     ("links out of the folder", || tar(&[Entry::Link("out", "../../../etc/passwd"), Entry::File("index.html", b"x")]), "out"),
     ("links to an absolute path", || tar(&[Entry::Link("out", "/etc"), Entry::File("out/escaped", b"x")]), "out"),
     ("has a hard link out of the folder", || tar(&[Entry::HardLink("out", "/etc/passwd")]), "out"),
     ("has a device", || tar(&[Entry::Device("dev")]), "dev"),
-    ("claims an absurd size", || tar(&[Entry::Absurd("index.html")]), "cut short"),
-    ("is cut short", || tar(&[Entry::File("index.html", &[7; 50_000])])[..300].to_vec(), "cut short"),
-    ("is no archive", || b"#!/bin/sh\necho hello\n".repeat(99), "no archive"),
+    ("claims an impossible size", || tar(&[Entry::Absurd("index.html")]), "cut short"),
+    ("is truncated", || tar(&[Entry::File("index.html", &[7; 50_000])])[..300].to_vec(), "cut short"),
+    ("is not an archive", || b"#!/bin/sh\necho hello\n".repeat(99), "no archive"),
     ("is a zip bomb", zip_bomb, "MiB"),
-    ("is a zip that climbs", || zip("../escaped"), "../escaped"),
+    ("is a zip with a path outside the folder", || zip("../escaped"), "../escaped"),
 ];
 
 pub fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = CASES
         .into_iter()
         .map(|(name, archive, told)| {
-            test(&format!("an upload that {name} is refused with a reason"), move || refused(&archive(), told))
+            test(&format!("an upload that {name} is rejected with a reason"), move || refused(&archive(), told))
         })
         .collect();
-    trials.push(test("an empty, too large, or unauthorized upload is refused at the door", at_the_door));
-    trials.push(test("a file name that is no UTF-8 is refused or kept, and never breaks the server", odd_names));
-    trials.push(test("a plan is made of an upload, and nothing is kept of it", planned));
+    trials.push(test("an empty, too large or unauthorized upload is rejected before it is stored", at_the_door));
+    trials.push(test("a file name that is not UTF-8 does not break the server", odd_names));
+    trials.push(test("POST /plan returns a plan and stores nothing", planned));
     trials
 }
 

@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use crate::test_of_processes as test;
 
 pub fn trials() -> Vec<Trial> {
-    vec![test("a WebSocket goes through the ingress and outlives the server's death", echoes)]
+    vec![test("a WebSocket through the ingress stays open when the server is killed", echoes)]
 }
 
 fn echoes() {

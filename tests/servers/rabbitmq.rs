@@ -92,7 +92,10 @@ impl RabbitMq {
     pub fn url(&self) -> String {
         let host = format!("host{}", self.hosts.fetch_add(1, Ordering::Relaxed));
         assert!(self.control(&["add_vhost", &host]), "the virtual host was not created");
-        assert!(self.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]), "the permissions of the virtual host were not set");
+        assert!(
+            self.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]),
+            "the permissions of the virtual host were not set"
+        );
         format!("amqp://guest:guest@{}:{}/{host}", self.address, self.port)
     }
 

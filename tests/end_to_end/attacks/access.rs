@@ -11,14 +11,14 @@ use crate::{archive_of_page, test};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test("nobody registers uninvited, and a registration link works once for its address", invited_only),
-        test("an installation that is closed registers nobody", closed),
-        test("administrators are made and unmade, and one always stays", administrators),
-        test("whoever is added to an organization has no part in it before they accept", acceptance),
-        test("what changes an environment takes its deploy permission", environments),
-        test("an open stream ends with the membership, the session, the organization and the account", streams),
-        test("dangerous acts take the password, and a new password ends other sessions", passwords),
-        test("nothing that tells who a person was is left of an erased account", erasure),
+        test("registration requires an invitation, and a registration link works once for its address", invited_only),
+        test("with registration = closed, every registration is refused", closed),
+        test("administrators can be appointed and revoked, except the last one", administrators),
+        test("an invited user has no access to an organization before accepting", acceptance),
+        test("changing an environment requires its deploy permission", environments),
+        test("an open stream ends when the membership, session, organization or account ends", streams),
+        test("dangerous actions require the password, and a new password ends other sessions", passwords),
+        test("erasing an account leaves no personal data", erasure),
     ]
 }
 

@@ -17,12 +17,12 @@ const HOST: &str = "app-production.localhost";
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes("a stop during a rollout stands, and what is queued does not start", stopped_during_a_rollout),
-        test_of_processes("a stop that races restarts always leaves the service stopped", stop_races_restart),
-        test_of_processes("a deployment that ends the server in one phase is failed after ten times", ends_the_server),
-        test("an upload that drips is ended and leaves nothing, and a user has few at a time", dripping_upload),
-        test_of_processes("readers of a long log take little memory, however slow they are", slow_readers),
-        test("a backup is restored behind closed doors, also with no umask, and replaces only what is stopped", restored_modes),
+        test_of_processes("a stop during a rollout cancels it and everything queued", stopped_during_a_rollout),
+        test_of_processes("a service stays stopped when restarts run concurrently with the stop", stop_races_restart),
+        test_of_processes("a deployment fails after the server has ended ten times in one phase", ends_the_server),
+        test("a too slow upload is aborted without leftovers, and concurrent uploads per user are limited", dripping_upload),
+        test_of_processes("slow readers of a long log use little server memory", slow_readers),
+        test("a restored backup is readable by its owner only, and a running server is not replaced", restored_modes),
         test_of_processes(
             "secrets and paths of the host stay out of the log of a failed deployment",
             secrets_of_a_failed_deployment,
@@ -302,7 +302,8 @@ fn restored_modes() {
     assert!(restore(&server, &[]).refused().err.contains("not empty"));
     assert!(server.data().join("mark").exists());
     let restored = restore(&server, &["--replace"]).ok();
-    let kept = restored.out.split("is now ").nth(1).and_then(|rest| rest.split(". Remove").next()).expect("it is told").to_owned();
+    let kept =
+        restored.out.split("is now ").nth(1).and_then(|rest| rest.split(". Remove").next()).expect("it is told").to_owned();
     assert!(Path::new(&kept).join("mark").exists() && !server.data().join("mark").exists(), "{restored:?}");
     std::fs::remove_dir_all(kept).expect("removed");
     server.start();

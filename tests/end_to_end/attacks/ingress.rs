@@ -1,5 +1,5 @@
-//! Hostile applications behind the ingress, ambiguous requests, forged headers, and files that no site publishes.
-//! Most of them are tried in `engines/ingress/tests/attacks`; here is what takes a whole server.
+//! Hostile applications behind the ingress, ambiguous requests, forged headers, and files that a site must not publish.
+//! Most attacks are in `engines/ingress/tests/attacks`; these need a whole server.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,9 +14,9 @@ use crate::{test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes("an app that sends hints without end, or accepts nothing, hinders no other app", hostile_app),
-        test_of_processes("behind a trusted proxy, apps and limits know the client and the scheme", behind_a_proxy),
-        test("a site publishes neither hidden files nor keys nor files for tools, and its build log names them", site),
+        test_of_processes("an app that sends endless hints, or accepts no connections, does not slow other apps", hostile_app),
+        test_of_processes("behind a trusted proxy, apps and rate limits see the client address and the scheme", behind_a_proxy),
+        test("a site does not publish hidden files, keys or tool configuration, and its build log lists them", site),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Disk and inode limits of applications and builds, and file systems that are read-only.
+//! Disk and inode limits of applications and builds, and read-only releases.
 
 use std::path::Path;
 
@@ -12,11 +12,14 @@ use crate::test_of_processes;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes("an instance that exceeds its disk limit is stopped with the reason, whatever it hides", instances),
-        test_of_processes("a build that exceeds its disk limit is stopped with the reason, whatever it hides", builds),
-        test_of_processes("what an instance writes into /app survives its crash and ends with its deployment", layers),
-        rootless("without root, too, instances write above their release, and within their limit", layers_without_root),
-        test_of_processes("the reserve of the disk is not given away", reserve),
+        test_of_processes(
+            "an instance that exceeds its disk limit is stopped with a reason, even if it hides its files",
+            instances,
+        ),
+        test_of_processes("a build that exceeds its disk limit is stopped with a reason, even if it hides its files", builds),
+        test_of_processes("files that an instance writes to /app survive a crash and are deleted with the deployment", layers),
+        rootless("without root, instances write to a layer above their release, within their limit", layers_without_root),
+        test_of_processes("the disk reserve stays free", reserve),
     ]
 }
 

@@ -1,5 +1,5 @@
-//! What an attacker tries from outside, from inside an application, or with a hostile repository, by area.
-//! Each test fails on a server without the defence that it names.
+//! Attacks from outside, from inside an application, and with hostile repositories, by area.
+//! Each test fails on a server without the defence under test.
 
 mod access;
 mod data;

@@ -1,4 +1,4 @@
-//! Repositories and archives that are made to crash, to leave their folder, or to cost without end.
+//! Repositories and archives that try to crash the planner, read outside their folder, or use unlimited resources.
 
 use std::io::Write;
 
@@ -12,10 +12,10 @@ use crate::test;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test("a hostile repository is a message to its user, and the server goes on", hostile),
-        test("plans and uploads count towards the limit of requests", limited),
-        test("without root, a plan is made under the same confinement", rootless),
-        test("a version that is asked for and does not run is told in plan, log and status", versions),
+        test("a hostile repository causes an error message, and the server keeps running", hostile),
+        test("plans and uploads count towards the request rate limit", limited),
+        test("without root, plans are made with the same confinement", rootless),
+        test("plan, log and status show when the requested toolchain version is not installed", versions),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! What one organization can use of an installation, and the names that it gives up.
+//! Quotas of an organization, and the reservation of deleted host names.
 
 use capsule_tests::{Server, eventually, probe, text};
 use libtest_mimic::Trial;
@@ -8,12 +8,9 @@ use crate::{archive_of_page, test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes(
-            "instances, builds and uploads of an organization are bounded, and rollouts are not in the way",
-            bounded,
-        ),
-        test("a host that was given up is kept for its organization", hosts),
-        test_of_processes("many builds of one organization do not keep another's waiting", builds_take_turns),
+        test_of_processes("quotas limit instances, builds and uploads, and allow rollouts", bounded),
+        test("a deleted host name stays reserved for its organization", hosts),
+        test_of_processes("many builds of one organization do not delay the builds of another", builds_take_turns),
     ]
 }
 

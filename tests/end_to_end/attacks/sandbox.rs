@@ -1,4 +1,4 @@
-//! Applications that attack the kernel, the network, the host, or the tenant before them.
+//! Applications that attack the kernel, the network, the host, or data of removed applications.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -16,11 +16,11 @@ use crate::test_of_processes;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes("an application reaches neither the host nor metadata, and nothing outside reaches it", network),
-        test_of_processes("an application and its build may not make system calls that they have no need of", system_calls),
-        test_of_processes("a flood of output is cut, and the shim counts towards the limits of its instance", flood),
-        test_of_processes("nothing of a removed application is another's: user ids are given out once", user_ids),
-        rootless("without root, an application reaches neither the host's addresses nor metadata", network_without_root),
+        test_of_processes("an application cannot reach the host or cloud metadata, and nothing outside can reach it", network),
+        test_of_processes("system calls of applications and builds are filtered", system_calls),
+        test_of_processes("excessive output is dropped, and the shim counts towards the limits of its instance", flood),
+        test_of_processes("user ids of removed applications are not reused", user_ids),
+        rootless("without root, an application cannot reach the host's addresses or cloud metadata", network_without_root),
     ]
 }
 

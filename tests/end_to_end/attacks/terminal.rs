@@ -1,4 +1,4 @@
-//! What the command line does with wrong targets, misspelt names and hostile output.
+//! The command line with wrong targets, misspelt names and hostile output.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,13 +15,13 @@ use crate::{test, test_of_processes};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test("a server that was named is never replaced by another", targets),
-        test("a misspelt environment is an error, and destroy takes what it was told and no more", environments),
-        test("whoever may not deploy leaves nothing behind, and the organization is one's own or pinned", permissions),
-        test("what a hostile server answers cannot take over the terminal, nor lead a password elsewhere", hostile_server),
-        test_of_processes("an interrupted deploy goes on, says so, and is cancelled by its number", interrupted),
-        test("an ingress that is not what the server would start is told and replaced", outdated_ingress),
-        test("server health, down and a second start tell of the right server, and what to do", instances),
+        test("a command never uses another server than the one that was named", targets),
+        test("a misspelt environment is an error, and destroy deletes only its target", environments),
+        test("a deploy without permission creates nothing, and uses only the personal or the named organization", permissions),
+        test("replies of a hostile server cannot control the terminal or redirect a password", hostile_server),
+        test_of_processes("an interrupted deploy continues, says so, and can be cancelled by its number", interrupted),
+        test("an outdated ingress is reported and can be replaced", outdated_ingress),
+        test("server health, server down and a second start report the right server and what to do", instances),
     ]
 }
 
