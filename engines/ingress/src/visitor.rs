@@ -52,19 +52,19 @@ impl Heads {
     /// have one because it was not recorded. After a body of unknown length (`None`), no further head is recorded.
     pub fn next(&self, body: Option<u64>) -> bool {
         let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut has_length, mut has_begun, mut is_whole) = (false, false, false);
+        let (mut has_length, mut has_started, mut is_whole) = (false, false, false);
         let mut end = 0;
         for line in recorded.bytes.split_inclusive(|byte| *byte == b'\n') {
             end += line.len();
             if matches!(line, b"\n" | b"\r\n") {
-                is_whole = has_begun;
+                is_whole = has_started;
                 if is_whole {
                     break;
                 }
                 // Empty lines before a request are skipped.
                 continue;
             }
-            has_begun = true;
+            has_started = true;
             let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
             has_length |= name.eq_ignore_ascii_case(b"content-length");
         }

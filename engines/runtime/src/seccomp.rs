@@ -111,7 +111,7 @@ const ROUTE: u64 = 0;
 const KINDS: [u64; 2] = [1, 2];
 /// What remains of a kind without `SOCK_CLOEXEC` and `SOCK_NONBLOCK`.
 const KIND_MASK: u64 = 0xf;
-/// Protocols on the internet: the usual one of the kind, TCP, UDP, and multipath TCP, which Go asks for.
+/// Protocols on the internet: the default of the kind, TCP, UDP, and multipath TCP, which Go requests.
 const PROTOCOLS: [u64; 4] = [0, 6, 17, 262];
 
 const EPERM: u32 = 1;
@@ -222,7 +222,7 @@ mod tests {
     use syscalls::Sysno;
 
     #[test]
-    fn every_name_is_a_system_call_of_some_architecture_we_run_on() {
+    fn every_name_is_a_system_call_of_a_supported_architecture() {
         // Of the calls that newer architectures do not have, none is missing on x86_64; there, `fstatat` is `newfstatat`.
         if cfg!(target_arch = "x86_64") {
             let unknown: Vec<_> = ALLOWED.split_whitespace().filter(|name| name.parse::<Sysno>().is_err()).collect();

@@ -50,11 +50,11 @@ struct Shared {
     mask: Mask,
     log: Mutex<Log>,
     layers: Mutex<Layers>,
-    life: Mutex<Life>,
+    state: Mutex<WorkloadState>,
     changed: Condvar,
 }
 
-struct Life {
+struct WorkloadState {
     pid: Option<u32>,
     started_at: i64,
     restarts: u32,
@@ -121,7 +121,7 @@ fn start() -> Result<i32, String> {
         mask,
         log: Mutex::new(Log::new(log)),
         layers: Mutex::new(layers),
-        life: Mutex::new(Life {
+        state: Mutex::new(WorkloadState {
             pid: None,
             started_at: now(),
             restarts: 0,
@@ -177,8 +177,8 @@ fn enter_user_namespace() -> std::io::Result<()> {
 }
 
 impl Shared {
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, WorkloadState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs the workload until it is stopped, or once if it is to run once. Returns the exit code.
@@ -187,18 +187,18 @@ impl Shared {
         loop {
             let began = Instant::now();
             let ended = self.run_once();
-            let mut life = self.life();
-            life.pid = None;
-            let evicted = life.evicted.clone();
+            let mut state = self.state();
+            state.pid = None;
+            let evicted = state.evicted.clone();
             let text = match (&evicted, &ended) {
                 (Some(reason), _) => format!("was stopped: it {reason}"),
                 (None, Ok(status)) => describe(*status),
                 (None, Err(error)) => format!("could not be started: {error}"),
             };
-            life.last_exit = Some(text.clone());
+            state.last_exit = Some(text.clone());
             self.changed.notify_all();
             if self.spec.once {
-                drop(life);
+                drop(state);
                 if let Some(reason) = evicted {
                     self.log_line(&format!("stopped: it {reason}"));
                     println!("{STOPPED}{reason}");
@@ -206,22 +206,22 @@ impl Shared {
                 }
                 return ended.ok().and_then(|status| status.code()).unwrap_or(126);
             }
-            if life.stopping {
+            if state.stopping {
                 return ended.ok().and_then(|status| status.code()).unwrap_or(126);
             }
             if evicted.is_some() {
-                drop(life);
+                drop(state);
                 self.clear_app(&mut self.layers());
-                life = self.life();
-                life.evicted = None;
+                state = self.state();
+                state.evicted = None;
             }
-            life.restarts += 1;
+            state.restarts += 1;
             failures = if began.elapsed() >= STABLE_AFTER { 1 } else { failures + 1 };
             let delay = MIN_RESTART_DELAY.saturating_mul(1 << (failures - 1).min(10)).min(MAX_RESTART_DELAY);
             self.log_line(&format!("the process {text}; restarting it in {} s", delay.as_secs_f32()));
-            let (life, _) =
-                self.changed.wait_timeout_while(life, delay, |life| !life.stopping).unwrap_or_else(PoisonError::into_inner);
-            if life.stopping {
+            let (state, _) =
+                self.changed.wait_timeout_while(state, delay, |state| !state.stopping).unwrap_or_else(PoisonError::into_inner);
+            if state.stopping {
                 return 0;
             }
         }
@@ -234,7 +234,7 @@ impl Shared {
     /// Discards an evicted workload's writes into `/app`, for which it would be evicted again at once.
     fn clear_app(&self, layers: &mut Layers) {
         let cleared = layers.clear();
-        self.life().usage = Usage::NOTHING;
+        self.state().usage = Usage::NOTHING;
         match cleared {
             Ok(()) => self.log_line("removed the files that the process wrote into /app"),
             Err(error) => self.log_line(&format!("cannot remove the files that the process wrote into /app: {error}")),
@@ -252,15 +252,15 @@ impl Shared {
         let mut schedule = Schedule::new(limit);
         loop {
             let (pid, is_evicted) = {
-                let life = self.life();
-                (life.pid, life.evicted.is_some())
+                let state = self.state();
+                (state.pid, state.evicted.is_some())
             };
             if let Some(pid) = pid.filter(|_| !is_evicted) {
                 let layers = self.layers();
                 if schedule.is_due(&layers) {
                     let began = Instant::now();
                     match disk::measure(&layers, limit, Some(pid), &targets, share_files) {
-                        Ok(usage) => self.life().usage = usage,
+                        Ok(usage) => self.state().usage = usage,
                         Err(excess) => {
                             self.evict(pid, excess.to_string());
                         }
@@ -274,10 +274,10 @@ impl Shared {
 
     /// Kills the workload's process `pid` for this reason. Returns whether it was running.
     fn evict(&self, pid: u32, reason: String) -> bool {
-        let mut life = self.life();
-        let runs = life.pid == Some(pid) && !life.stopping;
+        let mut state = self.state();
+        let runs = state.pid == Some(pid) && !state.stopping;
         if runs {
-            life.evicted.get_or_insert(reason);
+            state.evicted.get_or_insert(reason);
             signal(pid, Signal::SIGKILL);
         }
         runs
@@ -286,11 +286,11 @@ impl Shared {
     /// Marks the workload as evicted if it waits for its restart and has written files that can be discarded. Returns
     /// whether it does. The caller holds the lock of the layers while it discards them, so that no start happens meanwhile.
     fn begin_clearing(&self, reason: &str) -> bool {
-        let mut life = self.life();
-        let waits = life.pid.is_none() && life.evicted.is_none() && !life.stopping;
-        let begins = waits && !self.spec.once && self.spec.writes == Writes::Layer && life.usage != Usage::NOTHING;
+        let mut state = self.state();
+        let waits = state.pid.is_none() && state.evicted.is_none() && !state.stopping;
+        let begins = waits && !self.spec.once && self.spec.writes == Writes::Layer && state.usage != Usage::NOTHING;
         if begins {
-            life.evicted = Some(reason.to_owned());
+            state.evicted = Some(reason.to_owned());
         }
         begins
     }
@@ -302,10 +302,10 @@ impl Shared {
         {
             // Wait until the layers are cleared: the sandbox binds them once it has its task.
             let _layers = self.layers();
-            let mut life = self.life();
-            life.pid = Some(child.id());
-            life.started_at = now();
-            if life.stopping {
+            let mut state = self.state();
+            state.pid = Some(child.id());
+            state.started_at = now();
+            if state.stopping {
                 let _ = child.kill();
             }
         }
@@ -329,25 +329,25 @@ impl Shared {
     /// Sends SIGTERM, and SIGKILL after the grace period. Returns at once.
     fn stop(self: &Arc<Self>) {
         let pid = {
-            let mut life = self.life();
-            if std::mem::replace(&mut life.stopping, true) {
+            let mut state = self.state();
+            if std::mem::replace(&mut state.stopping, true) {
                 return;
             }
             self.changed.notify_all();
-            life.pid
+            state.pid
         };
         let Some(pid) = pid else { return };
         signal(pid, Signal::SIGTERM);
         let shared = self.clone();
         let grace = Duration::from_secs(if self.spec.once { 2 } else { self.spec.grace_seconds });
         let _ = thread(move || {
-            let life = shared.life();
-            let (life, _) = shared
+            let state = shared.state();
+            let (state, _) = shared
                 .changed
-                .wait_timeout_while(life, grace, |life| life.pid == Some(pid))
+                .wait_timeout_while(state, grace, |state| state.pid == Some(pid))
                 .unwrap_or_else(PoisonError::into_inner);
-            if life.pid == Some(pid) {
-                drop(life);
+            if state.pid == Some(pid) {
+                drop(state);
                 shared.log_line(&format!("the process did not end within {} s of SIGTERM; killing it", grace.as_secs()));
                 signal(pid, Signal::SIGKILL);
             }
@@ -355,23 +355,23 @@ impl Shared {
     }
 
     fn status(&self) -> ShimStatus {
-        let life = self.life();
+        let state = self.state();
         ShimStatus {
             version: protocol::VERSION,
             id: self.spec.id.clone(),
-            state: match (life.stopping, life.pid) {
+            state: match (state.stopping, state.pid) {
                 (true, _) => ShimState::Stopping,
                 (false, Some(_)) => ShimState::Running,
                 (false, None) => ShimState::Backoff,
             },
             shim_pid: std::process::id(),
-            pid: life.pid,
-            started_at: life.started_at,
-            restarts: life.restarts,
-            last_exit: life.last_exit.clone(),
+            pid: state.pid,
+            started_at: state.started_at,
+            restarts: state.restarts,
+            last_exit: state.last_exit.clone(),
             memory: self.groups.memory_in_use(),
             warnings: self.warnings.clone(),
-            disk: self.spec.limits.disk.map(|limit| Disk { usage: life.usage, limit, enforcement: self.enforcement }),
+            disk: self.spec.limits.disk.map(|limit| Disk { usage: state.usage, limit, enforcement: self.enforcement }),
         }
     }
 }

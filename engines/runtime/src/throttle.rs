@@ -1,5 +1,5 @@
-//! A bound on what a workload may print: so many lines and bytes a second, after a burst. What is beyond is dropped, and
-//! counted; the workload itself is neither stopped nor made to wait.
+//! Limits the output of a workload, in lines and bytes per second after a burst. Output beyond the limit is dropped and
+//! counted; the workload is neither stopped nor blocked.
 
 use std::time::{Duration, Instant};
 
@@ -100,13 +100,13 @@ mod tests {
 
     #[test]
     fn a_burst_is_written_and_a_flood_is_limited_to_the_rate() {
-        let begun = Instant::now();
-        let mut throttle = Throttle::new(begun);
-        let mut now = begun;
+        let started_at = Instant::now();
+        let mut throttle = Throttle::new(started_at);
+        let mut now = started_at;
         let (mut printed, mut dropped) = (0_u64, 0);
         // Ten seconds of a hundred thousand lines each.
         for step in 0..1_000_000_u64 {
-            now = begun + Duration::from_micros(10 * step);
+            now = started_at + Duration::from_micros(10 * step);
             dropped += throttle.reopen(now, false).map_or(0, |gap| gap.lines);
             printed += u64::from(throttle.admit(2, now));
         }

@@ -85,12 +85,12 @@ impl World {
     ) {
         let shim = capsule_runtime::listen(&self.folder.path().join("i"), name).expect("listens");
         let connect = Arc::new(connect);
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), self.max_connecting.clone());
+        let (now, max_connecting) = (Arc::new(AtomicUsize::new(0)), self.max_connecting.clone());
         std::thread::spawn(move || {
             for stream in shim.incoming().flatten() {
-                let (connect, now, most) = (connect.clone(), now.clone(), most.clone());
+                let (connect, now, max_connecting) = (connect.clone(), now.clone(), max_connecting.clone());
                 std::thread::spawn(move || {
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    max_connecting.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     let mut line = String::new();
                     if BufReader::new(&stream).read_line(&mut line).is_ok() {
                         let connected = connect(port);

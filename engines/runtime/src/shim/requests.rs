@@ -32,8 +32,8 @@ pub fn handle(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> 
         }
         Request::Evict { reason } => {
             let (pid, is_evicted) = {
-                let life = shared.life();
-                (life.pid, life.evicted.is_some())
+                let state = shared.state();
+                (state.pid, state.evicted.is_some())
             };
             if let Some(pid) = pid {
                 let done = shared.evict(pid, reason);
@@ -51,7 +51,7 @@ pub fn handle(shared: &Arc<Shared>, stream: &UnixStream) -> std::io::Result<()> 
             let answered = writer.write_all(b"ok\n");
             shared.log_line(&format!("evicted while it waits for its restart: it {reason}"));
             shared.clear_app(&mut layers);
-            shared.life().evicted = None;
+            shared.state().evicted = None;
             answered
         }
         Request::Connect { port } => protocol::send_connection(stream, connect_inside(port)),
