@@ -1,5 +1,5 @@
-//! From an archive and a plan to a release: unpack, build in a sandbox with the host's toolchains,
-//! and set aside what is run or served; or to an image, built by Docker Engine.
+//! Builds releases and images. A release: unpacks an archive, makes a plan, runs its build steps in a sandbox with the
+//! host's toolchains, and copies the files of a site. An image: packs a folder for Docker Engine.
 
 pub mod archive;
 pub mod images;
@@ -13,7 +13,7 @@ mod versions;
 pub use capsule_runtime::trees;
 pub use release::{LeftOut, SiteError, collect_site};
 pub use reserve::{DiskReserve, ReserveReached};
-pub use steps::{BuildError, Builder, Job, evict, remove_cache, say};
+pub use steps::{BuildError, Builder, Job, evict, log_line, remove_cache};
 pub use toolchains::{Settings, Toolchains};
 pub use versions::{Versions, local_mismatches};
 

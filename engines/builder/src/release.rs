@@ -1,5 +1,5 @@
-//! What is served as files: copied out of the build into a folder of its own, so that the ingress
-//! reads regular files only, which nobody changes any more.
+//! Copies the files of a static site out of a build into a folder of their own. The ingress then reads regular files only,
+//! which never change.
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -13,7 +13,7 @@ use capsule_runtime::trees;
 use crate::archive::Limits;
 use crate::reserve::{DiskReserve, ReserveGuard, ReserveReached};
 
-/// Why a site's files cannot be served; the text is for the user.
+/// Why the files of a site cannot be copied; the text is for the user.
 #[derive(Debug)]
 pub struct SiteError(pub String);
 
@@ -25,13 +25,13 @@ impl std::fmt::Display for SiteError {
 
 impl std::error::Error for SiteError {}
 
-/// Hidden folders that frameworks build into may be a site; these may not.
-const NO_OUTPUT: [&str; 10] = [".aws", ".azure", ".docker", ".git", ".gnupg", ".hg", ".kube", ".npm", ".ssh", ".svn"];
-/// So many of the names that were left out are kept for the log, each so long.
-const NAMES: usize = 20;
-const NAME_LENGTH: usize = 100;
+/// Hidden folders that cannot be the output of a build. Others may: some frameworks build into one.
+const NEVER_PUBLISHED: [&str; 10] = [".aws", ".azure", ".docker", ".git", ".gnupg", ".hg", ".kube", ".npm", ".ssh", ".svn"];
+/// How many names of unpublished files a log line contains, and how many characters of each.
+const MAX_LOGGED_NAMES: usize = 20;
+const MAX_LOGGED_NAME_CHARS: usize = 100;
 
-/// What of a folder is not published, for the build log.
+/// Files of a site that are not published, for the build log.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     names: Vec<String>,
@@ -40,20 +40,20 @@ pub struct LeftOut {
 
 impl LeftOut {
     fn add(&mut self, path: &Path) {
-        if self.names.len() < NAMES {
-            self.names.push(path.to_string_lossy().chars().flat_map(char::escape_debug).take(NAME_LENGTH).collect());
+        if self.names.len() < MAX_LOGGED_NAMES {
+            self.names.push(path.to_string_lossy().chars().flat_map(char::escape_debug).take(MAX_LOGGED_NAME_CHARS).collect());
         } else {
             self.more += 1;
         }
     }
 
-    /// A line for the build log; none if everything is published.
+    /// Returns a line for the build log, or `None` if all files are published.
     #[must_use]
     pub fn line(&self) -> Option<String> {
         let more = if self.more > 0 { format!(" and {} more", self.more) } else { String::new() };
         let names = self.names.join(", ");
         (!names.is_empty()).then(|| {
-            format!("not published (hidden files, keys, and files for tools; links to such, or out of the build): {names}{more}")
+            format!("not published (hidden files, keys, files for tools, links to such files or out of the build): {names}{more}")
         })
     }
 }
@@ -69,28 +69,34 @@ pub fn collect_site(source: &Path, output: &str, target: &Path, reserve: &DiskRe
     collect_within(source, output, target, Limits::default(), reserve)
 }
 
-fn collect_within(source: &Path, output: &str, target: &Path, most: Limits, reserve: &DiskReserve) -> Result<LeftOut, SiteError> {
+fn collect_within(
+    source: &Path,
+    output: &str,
+    target: &Path,
+    limits: Limits,
+    reserve: &DiskReserve,
+) -> Result<LeftOut, SiteError> {
     let inside = Path::new(output).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    let source = source.canonicalize().map_err(|error| SiteError(format!("the build is gone: {error}")))?;
+    let source = source.canonicalize().map_err(|error| SiteError(format!("the build folder cannot be opened: {error}")))?;
     let named: PathBuf =
         source.components().chain(Path::new(output).components()).filter(|part| *part != Component::CurDir).collect();
     let found = source.join(output).canonicalize().ok();
     let Some(folder) = found.filter(|folder| inside && folder.starts_with(&source) && folder.is_dir()) else {
         return Err(SiteError(format!(
-            "the build left no folder `{output}` to serve; say where the files are in capsule.toml: [build] output = \"…\""
+            "the build has no folder `{output}`; set the folder of the site in capsule.toml: [build] output = \"…\""
         )));
     };
     let below = folder.strip_prefix(&source).unwrap_or(&folder);
-    let is_kept_back =
-        below.iter().any(|part| part.to_str().is_some_and(|part| NO_OUTPUT.contains(&part.to_lowercase().as_str())));
-    if is_kept_back || (folder != named && !is_published_folder(below)) {
+    let is_never_published =
+        below.iter().any(|part| part.to_str().is_some_and(|part| NEVER_PUBLISHED.contains(&part.to_lowercase().as_str())));
+    if is_never_published || (folder != named && !is_published_folder(below)) {
         return Err(SiteError(format!(
-            "the folder `{output}` is `{}`, which is not published; say where the files are in capsule.toml: [build] output = \"…\"",
+            "the folder `{output}` is `{}`, which is not published; set the folder of the site in capsule.toml: [build] output = \"…\"",
             below.display()
         )));
     }
     let guard = ReserveGuard::new(reserve);
-    let mut copying = Copying { root: &source, folder: &folder, most, left: most, guard, left_out: LeftOut::default() };
+    let mut copying = Copying { root: &source, folder: &folder, limits, remaining: limits, guard, left_out: LeftOut::default() };
     if let Err(error) = copying.copy(&folder, target, Path::new(""), 0) {
         // The first error is the one to report.
         let _ = trees::remove(target);
@@ -106,19 +112,19 @@ struct Copying<'a> {
     root: &'a Path,
     /// The site's folder in the build.
     folder: &'a Path,
-    most: Limits,
-    /// What may still be copied. Links can lead to the same files again and again.
-    left: Limits,
+    limits: Limits,
+    /// What may still be copied. Links can make the copy larger than the build.
+    remaining: Limits,
     guard: ReserveGuard<'a>,
     left_out: LeftOut,
 }
 
 impl Copying<'_> {
-    /// Copies a folder, whose path on the site is `place`.
-    fn copy(&mut self, from: &Path, to: &Path, place: &Path, depth: usize) -> std::io::Result<()> {
-        // Links can make circles.
+    /// Copies a folder. `site_path` is its path on the site.
+    fn copy(&mut self, from: &Path, to: &Path, site_path: &Path, depth: usize) -> std::io::Result<()> {
+        // Links can form a cycle.
         if depth > 64 {
-            return Err(std::io::Error::other(format!("{} lies too deep", place.display())));
+            return Err(std::io::Error::other(format!("{} is nested too deeply", site_path.display())));
         }
         std::fs::create_dir_all(to)?;
         std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?;
@@ -126,22 +132,22 @@ impl Copying<'_> {
         for entry in std::fs::read_dir(from)? {
             let entry = entry?;
             let name = entry.file_name();
-            let place = place.join(&name);
+            let site_path = site_path.join(&name);
             let Some((real, kind)) = self.resolve(&entry.path()) else {
-                self.left_out.add(&place);
+                self.left_out.add(&site_path);
                 continue;
             };
-            // Judged by its name on the site, and by that of what it links to.
+            // Both its name on the site and the name of its target must be published.
             let below = real.strip_prefix(self.folder).or_else(|_| real.strip_prefix(self.root)).unwrap_or(&real);
             let target = to.join(&name);
-            if kind.is_dir() && is_published_folder(&place) && is_published_folder(below) {
-                self.take(0)?;
-                self.copy(&real, &target, &place, depth + 1)?;
-            } else if kind.is_file() && is_published(&place) && is_published(below) {
-                self.take(kind.len())?;
+            if kind.is_dir() && is_published_folder(&site_path) && is_published_folder(below) {
+                self.consume(0)?;
+                self.copy(&real, &target, &site_path, depth + 1)?;
+            } else if kind.is_file() && is_published(&site_path) && is_published(below) {
+                self.consume(kind.len())?;
                 self.copy_file(&real, &target)?;
             } else {
-                self.left_out.add(&place);
+                self.left_out.add(&site_path);
             }
         }
         Ok(())
@@ -159,21 +165,21 @@ impl Copying<'_> {
         }
     }
 
-    /// What is there, links followed, if it lies within the build.
+    /// Follows links. Returns `None` if the target does not exist or is outside of the build.
     fn resolve(&self, path: &Path) -> Option<(PathBuf, Metadata)> {
         let real = path.canonicalize().ok().filter(|real| real.starts_with(self.root))?;
         let kind = std::fs::metadata(&real).ok()?;
         Some((real, kind))
     }
 
-    fn take(&mut self, bytes: u64) -> std::io::Result<()> {
-        let left = self.left.entries.checked_sub(1).zip(self.left.bytes.checked_sub(bytes));
-        let Some((entries, bytes)) = left else {
-            let Limits { bytes, entries } = self.most;
-            let text = format!("with what its links lead to, it holds more than {entries} files or {} MiB", bytes >> 20);
+    fn consume(&mut self, bytes: u64) -> std::io::Result<()> {
+        let remaining = self.remaining.entries.checked_sub(1).zip(self.remaining.bytes.checked_sub(bytes));
+        let Some((entries, bytes)) = remaining else {
+            let Limits { bytes, entries } = self.limits;
+            let text = format!("it has more than {entries} files or {} MiB, including the targets of links", bytes >> 20);
             return Err(std::io::Error::other(text));
         };
-        self.left = Limits { bytes, entries };
+        self.remaining = Limits { bytes, entries };
         Ok(())
     }
 }
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_the_tree_are_served_and_nothing_private() {
+    fn links_out_of_the_build_and_hidden_files_are_not_copied() {
         let directory = tempfile::tempdir().expect("tempdir");
         let source = directory.path().join("source");
         std::fs::create_dir_all(source.join("dist/assets")).expect("makes");
@@ -232,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_files_keys_and_files_for_tools_are_left_out_and_named() {
+    fn unpublished_files_are_not_copied_and_are_listed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let source = directory.path().join("source");
         let files = [
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn links_do_not_multiply_files_without_end() {
+    fn nested_links_are_limited_by_the_number_and_size_of_files() {
         let none = DiskReserve::new(Path::new("/"), 0);
         let directory = tempfile::tempdir().expect("tempdir");
         let source = directory.path().join("source");
@@ -325,6 +331,6 @@ mod tests {
         assert!(error.expect_err("16 million folders").to_string().contains("more than 500 files"));
         std::fs::write(source.join("12/large"), vec![0; 2000]).expect("writes");
         let error = collect_within(&source, "12", &directory.path().join("large"), Limits { bytes: 1000, entries: 500 }, &none);
-        assert!(error.expect_err("2000 bytes").to_string().contains("links lead to"));
+        assert!(error.expect_err("2000 bytes").to_string().contains("targets of links"));
     }
 }

@@ -1,4 +1,4 @@
-//! The steps of a build, each in a sandbox: fetch the dependencies, make the release.
+//! Runs the steps of a build (install, build, release), each in a sandbox, and manages build caches.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,35 +17,35 @@ pub struct Builder {
     pub runtime: ProcessRuntime,
     pub toolchains: Toolchains,
     pub limits: Limits,
-    /// Where sandboxes keep what their mounts need; on the file system of the builds.
+    /// The folder for the layers of sandboxes, on the file system of the builds.
     pub layers: PathBuf,
 }
 
 /// One build.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Names it on this host.
+    /// The name of the build on this host, unique among running builds.
     pub id: String,
-    /// The unpacked source; the release is made in place.
+    /// The unpacked source. Steps change it in place.
     pub directory: PathBuf,
-    /// Kept between builds of the same service.
+    /// The cache folder, shared by the builds of one service and environment.
     pub cache: PathBuf,
     pub log: PathBuf,
     pub uid: u32,
     /// The user's variables.
     pub environment: BTreeMap<String, String>,
-    /// Values that the log must not show.
+    /// Secret values, masked in the log.
     pub masked: Vec<String>,
-    /// What its steps may do beyond the filter of system calls.
+    /// Exceptions from the filter of system calls.
     pub relaxations: Vec<Relaxation>,
 }
 
-/// Why there is no release.
+/// Why a build failed.
 #[derive(Debug)]
 pub enum BuildError {
-    /// The user's to mend; the text says how.
+    /// The build itself failed; the text is for the user.
     Failed(String),
-    /// Not the user's fault.
+    /// The host failed.
     Host(String),
 }
 
@@ -72,7 +72,7 @@ impl From<std::io::Error> for BuildError {
 }
 
 impl Builder {
-    /// Runs a plan's steps in the job's directory. Dropping the future ends the step under way.
+    /// Runs the steps of a plan in the job's directory. Dropping the future stops the running step.
     ///
     /// # Errors
     /// When a toolchain is missing or a step fails.
@@ -80,40 +80,40 @@ impl Builder {
         if let Some(missing) = self.toolchains.missing(plan) {
             return Err(BuildError::Failed(missing));
         }
-        // The application may write in its own folder, whether or not a step makes anything there.
-        own_all(&job.directory, job.uid)?;
+        // The application may write to its own folder, even if no step runs.
+        chown_tree(&job.directory, job.uid)?;
         if plan.build.install.is_none() && plan.build.build.is_none() {
             return Ok(());
         }
         let cache = job.cache.clone();
-        let _held = tokio::task::spawn_blocking(move || hold(&cache)).await.map_err(std::io::Error::other)??;
+        let _lock = tokio::task::spawn_blocking(move || lock_cache(&cache)).await.map_err(std::io::Error::other)??;
         std::fs::create_dir_all(job.cache.join("home"))?;
-        own(&job.cache, job.uid)?;
-        own(&job.cache.join("home"), job.uid)?;
+        chown(&job.cache, job.uid)?;
+        chown(&job.cache.join("home"), job.uid)?;
         let environment = self.toolchains.build_environment().into_iter().chain(plan.build.env.clone());
         let environment: BTreeMap<_, _> = environment.chain(job.environment.clone()).collect();
         if let Some(command) = &plan.build.install {
             self.step("install", command, job, environment.clone()).await?;
         }
         if let Some(command) = &plan.build.build {
-            // By the user's own rights: what is in the way of these folders may be a link to anywhere.
-            let kept = capsule_buildplan::kept(plan);
-            let lend = |folder: &&str| {
+            // In the sandbox, not by this process: the paths of these folders may be links to anywhere.
+            let folders = capsule_buildplan::build_cache_folders(plan);
+            let link_command = |folder: &&str| {
                 format!("mkdir -p /cache/kept/{folder} {folder} && rm -rf {folder} && ln -s /cache/kept/{folder} {folder}; ")
             };
-            let lend: String = kept.iter().map(lend).collect();
-            if !lend.is_empty() {
-                self.run("keep", &lend, job, environment.clone()).await?;
+            let link_commands: String = folders.iter().map(link_command).collect();
+            if !link_commands.is_empty() {
+                self.run("keep", &link_commands, job, environment.clone()).await?;
             }
             self.step("build", command, job, environment.clone()).await?;
-            if !lend.is_empty() {
-                self.run("keep", &format!("rm -rf {}", kept.join(" ")), job, environment).await?;
+            if !link_commands.is_empty() {
+                self.run("keep", &format!("rm -rf {}", folders.join(" ")), job, environment).await?;
             }
         }
         Ok(())
     }
 
-    /// Runs one command in the job's directory, as builds and release commands are.
+    /// Runs one build or release command in the job's directory and logs it.
     ///
     /// # Errors
     /// When it fails.
@@ -124,27 +124,27 @@ impl Builder {
         job: &Job,
         environment: BTreeMap<String, String>,
     ) -> Result<(), BuildError> {
-        // A command may hold a secret in the clear.
-        say(&job.log, &Mask::new(&job.masked).text(&format!("{step}: {command}")))?;
+        // The command may contain a secret.
+        log_line(&job.log, &Mask::new(&job.masked).text(&format!("{step}: {command}")))?;
         let began = Instant::now();
         match self.run(step, command, job, environment).await? {
-            0 => Ok(say(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),
-            126 => Err(BuildError::Failed(format!("the {step} step could not be started; the log above says why"))),
+            0 => Ok(log_line(&job.log, &format!("{step}: done in {:.1} s", began.elapsed().as_secs_f64()))?),
+            126 => Err(BuildError::Failed(format!("the {step} step could not start; see the log above"))),
             127 => Err(BuildError::Failed(format!(
-                "the {step} step (`{command}`) needs a program that is not there; the log above names it"
+                "the {step} step (`{command}`) needs a program that is not installed; see the log above"
             ))),
             137 => Err(BuildError::Failed(format!(
-                "the {step} step (`{command}`) was killed: it took longer than {} s or needed more memory than a build may use ({} MiB)",
+                "the {step} step (`{command}`) was killed: it exceeded the timeout of {} s or the memory limit of {} MiB",
                 self.limits.seconds.unwrap_or_default(),
                 self.limits.memory.unwrap_or_default() >> 20
             ))),
             code => {
-                Err(BuildError::Failed(format!("the {step} step (`{command}`) ended with status {code}; the log above says why")))
+                Err(BuildError::Failed(format!("the {step} step (`{command}`) exited with status {code}; see the log above")))
             }
         }
     }
 
-    /// The same, without a word of it in the log; how it ended.
+    /// Runs a command without logging it. Returns its exit status.
     async fn run(&self, step: &str, command: &str, job: &Job, environment: BTreeMap<String, String>) -> Result<i32, BuildError> {
         let mut mounts = self.toolchains.mounts().to_vec();
         if job.cache.is_dir() {
@@ -179,14 +179,14 @@ impl Builder {
     }
 }
 
-/// The file beside a cache that builds hold while they use it; its time is that of the last use. Not
-/// in the cache: what builds may write, they may make a link to anywhere.
+/// The lock file of a cache; its modification time is that of the last use. It is beside the cache, not in it, where a
+/// build could replace it with a link.
 fn lock_of(cache: &Path) -> PathBuf {
     cache.with_extension("lock")
 }
 
-/// What is held is not evicted, for as long as the file is open. Waits for an eviction under way.
-fn hold(cache: &Path) -> std::io::Result<File> {
+/// Locks a cache against eviction until the returned file is closed. Waits for an eviction in progress.
+fn lock_cache(cache: &Path) -> std::io::Result<File> {
     let path = lock_of(cache);
     std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
     let lock = File::create(path)?;
@@ -195,8 +195,8 @@ fn hold(cache: &Path) -> std::io::Result<File> {
     Ok(lock)
 }
 
-/// Removes caches of builds, those used longest ago first, until all together hold no more than `keep`
-/// bytes. They lie two folders down: one for each service and environment. Those in use stay.
+/// Removes the least recently used build caches until the rest holds no more than `keep` bytes. Caches are at
+/// `<service>/<environment>` below `caches`. Those in use stay.
 ///
 /// # Errors
 /// When the caches cannot be listed, or one cannot be removed.
@@ -218,7 +218,7 @@ pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
     all.sort();
     let mut held: u64 = all.iter().filter_map(|(_, bytes, _)| *bytes).sum();
     for (_, bytes, cache) in all {
-        // What cannot be measured does not stay.
+        // A cache that cannot be measured is removed, too.
         if held <= keep && bytes.is_some() {
             continue;
         }
@@ -231,33 +231,33 @@ pub fn evict(caches: &Path, keep: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Removes a cache that no build will use again.
+/// Removes a cache and its lock file.
 pub fn remove_cache(cache: &Path) {
     let _ = trees::remove(cache);
     let _ = std::fs::remove_file(lock_of(cache));
 }
 
-/// Adds a line of Capsule's own to a build log.
+/// Appends a line to a build log in the name of Capsule.
 ///
 /// # Errors
 /// When the log cannot be written.
-pub fn say(log: &Path, text: &str) -> std::io::Result<()> {
+pub fn log_line(log: &Path, text: &str) -> std::io::Result<()> {
     Writer::open(log)?.write(Stream::Capsule, text.as_bytes())
 }
 
-fn own(path: &Path, uid: u32) -> std::io::Result<()> {
+fn chown(path: &Path, uid: u32) -> std::io::Result<()> {
     if is_root() { std::os::unix::fs::lchown(path, Some(uid), Some(uid)) } else { Ok(()) }
 }
 
-/// Gives a tree to `uid`. Links are given, not followed.
-fn own_all(path: &Path, uid: u32) -> std::io::Result<()> {
+/// Changes the owner of a tree to `uid`. Links are not followed.
+fn chown_tree(path: &Path, uid: u32) -> std::io::Result<()> {
     if !is_root() {
         return Ok(());
     }
-    own(path, uid)?;
+    chown(path, uid)?;
     if std::fs::symlink_metadata(path)?.is_dir() {
         for entry in std::fs::read_dir(path)? {
-            own_all(&entry?.path(), uid)?;
+            chown_tree(&entry?.path(), uid)?;
         }
     }
     Ok(())
@@ -269,28 +269,28 @@ fn is_root() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{evict, hold};
+    use super::{evict, lock_cache};
     use std::time::{Duration, SystemTime};
 
     #[test]
-    fn caches_used_longest_ago_go_first_and_those_in_use_stay() {
+    fn eviction_removes_the_least_recently_used_cache_and_none_in_use() {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = |name: &str, hours: u64| {
             let path = folder.path().join(name).join("production");
             std::fs::create_dir_all(&path).expect("made");
             std::fs::write(path.join("data"), vec![1; 1 << 20]).expect("written");
-            let lock = hold(&path).expect("held");
+            let lock = lock_cache(&path).expect("held");
             lock.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("set");
             (path, lock)
         };
-        let (busy, held) = cache("busy", 40);
+        let (used, lock) = cache("used", 40);
         let [old, older, new] = [("old", 20), ("older", 30), ("new", 0)].map(|(name, hours)| cache(name, hours).0);
         evict(folder.path(), 7 << 19).expect("evicted");
-        assert!(!older.exists() && old.exists() && busy.exists() && new.exists(), "the one used longest ago");
+        assert!(!older.exists() && old.exists() && used.exists() && new.exists(), "only the least recently used");
         evict(folder.path(), 0).expect("evicted");
-        assert!(!old.exists() && !new.exists() && busy.exists(), "all that no build uses");
-        drop(held);
+        assert!(!old.exists() && !new.exists() && used.exists(), "all but the one in use");
+        drop(lock);
         evict(folder.path(), 0).expect("evicted");
-        assert!(!busy.exists());
+        assert!(!used.exists());
     }
 }

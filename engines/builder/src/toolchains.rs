@@ -1,4 +1,4 @@
-//! The host's toolchains, as sandboxes see them: which directories, which `PATH`, which variables.
+//! The host's toolchains in sandboxes: mounted directories, `PATH` and other variables.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use capsule_buildplan::Plan;
 use capsule_runtime::Mount;
 
-/// Where every sandbox looks for programs first.
-const SYSTEM: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// The system folders in the `PATH` of every sandbox.
+const SYSTEM_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Where a sandbox finds the operator's certificate authorities.
+/// The path in a sandbox of the operator's certificate authorities.
 const CA_BUNDLE: &str = "/opt/capsule/bin/ca-bundle.crt";
 
-/// Folders below a home that version managers and installers keep whole toolchains in.
-const HOMES: [&str; 9] = [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
+/// Folders below a home directory in which version managers and installers keep toolchains.
+const VERSION_MANAGER_FOLDERS: [&str; 9] =
+    [".pyenv", ".nvm", ".volta", ".asdf", ".sdkman", ".bun", ".deno", ".rbenv", ".local/share/mise"];
 
-/// What stands in for programs that the host has not: package managers are fetched by their language's own
-/// means, and Python is called as its makers call it.
-const STAND_INS: [(&str, &str); 9] = [
+/// Wrapper scripts for programs that the host does not have. They install package managers on first use, with the
+/// language's own tools; `python` calls `python3`.
+const WRAPPERS: [(&str, &str); 9] = [
     ("python", "#!/bin/sh\nexec python3 \"$@\"\n"),
     ("pnpm", "#!/bin/sh\nexec npx --yes pnpm@9.15.9 \"$@\"\n"),
     (
@@ -31,14 +32,14 @@ const STAND_INS: [(&str, &str); 9] = [
     ),
     (
         "pdm",
-        // A release with what it was made for: newer ones fail with the newest of what they take.
+        // Pinned with its dependencies: newer releases fail with the latest versions of these.
         "#!/bin/sh\nset -e\n[ -x /cache/tools/pdm/bin/pdm ] || { python3 -m venv /cache/tools/pdm; /cache/tools/pdm/bin/pip install --quiet pdm==2.22.4 'hishel<0.1' 'httpx<0.28' 'unearth<0.18'; }\nexec /cache/tools/pdm/bin/pdm \"$@\"\n",
     ),
     (
         "pipenv",
         "#!/bin/sh\nset -e\n[ -x /cache/tools/pipenv/bin/pipenv ] || { python3 -m venv /cache/tools/pipenv; /cache/tools/pipenv/bin/pip install --quiet pipenv; }\nexec /cache/tools/pipenv/bin/pipenv \"$@\"\n",
     ),
-    // Runtimes are kept beside the release: they start it as well.
+    // Runtimes are kept in the release, which needs them to start.
     (
         "bun",
         "#!/bin/sh\nset -e\nat=/app/.capsule/bun\n[ -x $at/node_modules/.bin/bun ] || npm install --silent --no-audit --prefix $at bun@1.4.5 >&2\nexec $at/node_modules/.bin/bun \"$@\"\n",
@@ -53,19 +54,19 @@ const STAND_INS: [(&str, &str); 9] = [
     ),
 ];
 
-/// The version of a runtime that is fetched where the host has none.
-pub fn stand_in_version(tool: &str) -> Option<&'static str> {
-    let (_, script) = STAND_INS.iter().find(|(name, _)| *name == tool)?;
+/// The version that the wrapper of a runtime installs.
+pub fn wrapper_version(tool: &str) -> Option<&'static str> {
+    let (_, script) = WRAPPERS.iter().find(|(name, _)| *name == tool)?;
     let (_, rest) = script.split_once(&format!(" {tool}@"))?;
     rest.split_whitespace().next()
 }
 
-/// What the operator of a host passes on to builds.
+/// Settings of the operator for builds.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// A bundle of certificate authorities beyond those that tools bring themselves.
+    /// A bundle of additional certificate authorities.
     pub ca_bundle: Option<PathBuf>,
-    /// Variables for every build, such as those that name a registry mirror.
+    /// Variables for every build, such as the URL of a registry mirror.
     pub environment: BTreeMap<String, String>,
 }
 
@@ -79,23 +80,22 @@ pub struct Toolchains {
 }
 
 impl Toolchains {
-    /// Looks around on the `PATH` of this process. Wrappers for what can be fetched are kept in
-    /// `directory`.
+    /// Detects the toolchains on the `PATH` of this process. Writes wrapper scripts to `directory`.
     ///
     /// # Errors
     /// When the wrappers cannot be written.
     pub fn discover(directory: &Path, settings: Settings) -> std::io::Result<Self> {
         std::fs::create_dir_all(directory)?;
-        for (name, script) in STAND_INS {
+        for (name, script) in WRAPPERS {
             let file = directory.join(name);
             std::fs::write(&file, script)?;
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
         }
         let mut found = Self { path: Vec::new(), mounts: Vec::new(), environment: BTreeMap::new(), settings };
         for entry in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
-            found.consider(&entry);
+            found.add_path_entry(&entry);
         }
-        found.path.extend(SYSTEM.map(PathBuf::from));
+        found.path.extend(SYSTEM_PATH.map(PathBuf::from));
         if let Some(home) = std::env::var_os("JAVA_HOME").map(PathBuf::from)
             && home.is_dir()
         {
@@ -106,7 +106,7 @@ impl Toolchains {
         }
         found.mounts.push(Mount { source: directory.into(), target: "/opt/capsule/bin".into(), writable: false });
         if let Some(bundle) = &found.settings.ca_bundle {
-            // A copy, which every sandbox may read, whoever owns the original.
+            // A copy that every sandbox may read.
             let copy = directory.join("ca-bundle.crt");
             std::fs::write(&copy, std::fs::read(bundle)?)?;
             std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
@@ -115,18 +115,18 @@ impl Toolchains {
         Ok(found)
     }
 
-    fn consider(&mut self, entry: &Path) {
+    fn add_path_entry(&mut self, entry: &Path) {
         if !entry.is_absolute() || !entry.is_dir() || self.path.iter().any(|known| known == entry) {
             return;
         }
         if entry.starts_with("/usr") {
-            if !SYSTEM.iter().any(|system| entry == Path::new(system)) {
+            if !SYSTEM_PATH.iter().any(|system| entry == Path::new(system)) {
                 self.path.push(entry.into());
             }
         } else if entry.ends_with(".cargo/bin") {
             let home = entry.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
             let rustup = std::env::var_os("RUSTUP_HOME").map_or_else(|| home.join(".rustup"), PathBuf::from);
-            // Not all of `.cargo`: its credentials are the operator's own.
+            // Not all of `.cargo`: it holds the operator's credentials.
             self.mount(entry);
             if rustup.is_dir() {
                 self.mount(&rustup);
@@ -145,19 +145,19 @@ impl Toolchains {
         }
     }
 
-    /// Where on the host a program lies, if anywhere.
+    /// Finds a program on the host.
     #[must_use]
     pub fn find(&self, program: &str) -> Option<PathBuf> {
         self.path.iter().map(|folder| folder.join(program)).find(|file| file.is_file())
     }
 
-    /// The mounts every sandbox gets.
+    /// The mounts of every sandbox.
     #[must_use]
     pub fn mounts(&self) -> &[Mount] {
         &self.mounts
     }
 
-    /// The environment that every sandbox begins with.
+    /// The base environment of every sandbox.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
         let mut all = self.environment.clone();
@@ -181,7 +181,7 @@ impl Toolchains {
         all
     }
 
-    /// The environment of a build on top of that: where caches lie, and what the operator passes on.
+    /// The environment of a build: the base environment, cache folders, and the operator's variables.
     #[must_use]
     pub fn build_environment(&self) -> BTreeMap<String, String> {
         let mut all = self.environment();
@@ -223,7 +223,7 @@ impl Toolchains {
         all
     }
 
-    /// What a plan needs and this host does not have: the program, and how to get it.
+    /// Returns a message if a plan needs a program that this host does not have.
     #[must_use]
     pub fn missing(&self, plan: &Plan) -> Option<String> {
         let needed: &[(&str, &str)] = match plan.detection.language.as_deref() {
@@ -293,16 +293,16 @@ impl Toolchains {
         needed.iter().filter(|(program, _)| !(matches!(*program, "mvn" | "gradle") && wrapper)).find(|(program, _)| self.find(program).is_none()).map(
             |(program, how)| {
                 let language = plan.detection.language.as_deref().unwrap_or_default();
-                format!("this is {language}, and building it takes `{program}`, which this host does not have: install it on the server with {how}, and deploy again")
+                format!("building {language} needs `{program}`, which the server does not have. Install it on the server ({how}) and deploy again")
             },
         )
     }
 }
 
-/// The folder that holds the whole toolchain an entry of `PATH` belongs to.
+/// The root folder of the toolchain that an entry of `PATH` belongs to.
 fn toolchain_root(entry: &Path) -> Option<PathBuf> {
     let text = entry.to_str()?;
-    for home in HOMES {
+    for home in VERSION_MANAGER_FOLDERS {
         if let Some(at) = text.find(&format!("/{home}")) {
             return Some(PathBuf::from(&text[..=at + home.len()]));
         }
@@ -319,7 +319,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     #[test]
-    fn a_missing_toolchain_is_named_with_how_to_get_it() {
+    fn a_missing_toolchain_is_named_with_an_install_command() {
         let none =
             Toolchains { path: Vec::new(), mounts: Vec::new(), environment: BTreeMap::new(), settings: Settings::default() };
         for (file, content, program, how) in [
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_toolchain_is_found_whole_and_other_folders_are_not_shown() {
+    fn the_root_of_a_toolchain_is_found_and_other_folders_are_not_mounted() {
         for (entry, root) in [
             ("/home/ada/.pyenv/versions/3.12.1/bin", Some("/home/ada/.pyenv")),
             ("/home/ada/.nvm/versions/node/v22/bin", Some("/home/ada/.nvm")),

@@ -1,5 +1,5 @@
-//! Which versions of the host's toolchains run: asked of them in a sandbox, as a build would find them, and
-//! remembered for as long as their programs stay the same.
+//! Detects the versions of the host's toolchains, in a sandbox as a build sees them, and caches them until their programs
+//! change.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use capsule_runtime::logs::Reader;
 use capsule_runtime::{Limits, Network, Spec, Writes};
 
 use crate::steps::Builder;
-use crate::toolchains::stand_in_version;
+use crate::toolchains::wrapper_version;
 use crate::{NOBODY_UID, trees};
 
-/// Tools by their names in plans: the program, how it tells its version, and what stands before that.
+/// The name of a tool in plans, its program, the argument that prints the version, and the text before the version.
 const PROBES: [(&str, &str, &str, &str); 18] = [
     ("node", "node", "--version", "v"),
     ("python", "python3", "--version", "Python "),
@@ -37,7 +37,7 @@ const PROBES: [(&str, &str, &str, &str); 18] = [
     ("bun", "bun", "--version", ""),
 ];
 
-/// The version in what a tool prints.
+/// Finds the version in the output of a tool.
 fn version_in(marker: &str, printed: &str) -> Option<String> {
     let at = printed.find(marker)? + marker.len();
     let rest = printed[at..].trim_start();
@@ -46,19 +46,19 @@ fn version_in(marker: &str, printed: &str) -> Option<String> {
     (end > 0 && end < 40).then(|| format!("{}{channel}", rest[..end].trim_end_matches('.')))
 }
 
-/// The tools of which a plan names a version that can be compared.
+/// The tools for which a plan requests a version.
 fn requested(plan: &Plan) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, &'static str)> {
     PROBES.iter().filter(|(tool, ..)| plan.detection.versions.contains_key(*tool))
 }
 
-/// The versions of a plan that are not those that run on this machine, by the programs on the `PATH` of this
-/// process. Nothing of the repository is run.
+/// Compares the versions that a plan requests with the programs on the `PATH` of this process. Runs nothing from the
+/// repository.
 #[must_use]
 pub fn local_mismatches(plan: &Plan) -> Vec<VersionMismatch> {
     let folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
     let running = |tool: &str| {
         let (_, program, argument, marker) = PROBES.iter().find(|(known, ..)| *known == tool)?;
-        // A folder that depends on where one stands may be the repository's own.
+        // A relative folder may be in the repository.
         let found = folders
             .iter()
             .filter(|folder| folder.is_absolute())
@@ -71,7 +71,7 @@ pub fn local_mismatches(plan: &Plan) -> Vec<VersionMismatch> {
     mismatches(plan, running)
 }
 
-/// What a program was when it told its version.
+/// A program at the time its version was detected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Program {
     path: PathBuf,
@@ -85,12 +85,12 @@ impl Program {
     }
 }
 
-/// The versions that run on this host, as far as they were asked for.
+/// The versions of this host's toolchains that were detected so far.
 #[derive(Debug, Default)]
 pub struct Versions(Mutex<HashMap<&'static str, (Program, String)>>);
 
 impl Versions {
-    /// The versions of a plan that are not those that run. `directory` is made, used and removed.
+    /// Compares the versions that a plan requests with those of the host. `directory` is created for that and removed.
     pub async fn mismatches(&self, builder: &Builder, plan: &Plan, directory: &Path) -> Vec<VersionMismatch> {
         let mut unknown = Vec::new();
         for (tool, program, argument, marker) in requested(plan) {
@@ -104,7 +104,7 @@ impl Versions {
             let commands = unknown.iter().map(|(tool, program, argument, ..)| {
                 format!("echo \"@{tool} $({program} {argument} 2>&1 | head -c 500 | tr '\\n' ' ')\"\n")
             });
-            let printed = ask(builder, &commands.collect::<String>(), directory).await;
+            let printed = run_probes(builder, &commands.collect::<String>(), directory).await;
             for (tool, _, _, marker, program) in unknown {
                 let line = printed.iter().find_map(|line| line.strip_prefix(&format!("@{tool} ")));
                 if let Some(version) = line.and_then(|line| version_in(marker, line)) {
@@ -114,7 +114,7 @@ impl Versions {
         }
         let running = |tool: &str| {
             let known = self.known().get(tool).map(|(_, version)| version.clone());
-            known.or_else(|| stand_in_version(tool).filter(|_| builder.toolchains.find(tool).is_none()).map(str::to_owned))
+            known.or_else(|| wrapper_version(tool).filter(|_| builder.toolchains.find(tool).is_none()).map(str::to_owned))
         };
         mismatches(plan, running)
     }
@@ -124,8 +124,8 @@ impl Versions {
     }
 }
 
-/// What a script prints in a sandbox that holds nothing of anybody's. Where there is no sandbox, nothing.
-async fn ask(builder: &Builder, script: &str, directory: &Path) -> Vec<String> {
+/// Runs a script in an empty sandbox and returns the lines it prints; none if the sandbox cannot start.
+async fn run_probes(builder: &Builder, script: &str, directory: &Path) -> Vec<String> {
     let (folder, log) = (directory.join("app"), directory.join("log"));
     let made = std::fs::create_dir_all(&folder).and_then(|()| {
         let root = rustix::process::geteuid().is_root();

@@ -1,7 +1,7 @@
-//! Plans in a process of their own: the same plans, and nothing else that a repository could make of it.
+//! Plans in a confined process: the same plans as in this process, and no other effect of a repository.
 //!
-//! This binary has the role of the planner itself. `CAPSULE_FUZZ_SECONDS` and `CAPSULE_FUZZ_SEED` are as in the
-//! tests of plans.
+//! This binary also has the role of the planner. `CAPSULE_FUZZ_SECONDS` and `CAPSULE_FUZZ_SEED` are as in the tests of
+//! `capsule-buildplan`.
 
 #[path = "../../buildplan/tests/plans/structure.rs"]
 mod structure;
@@ -22,7 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// A role of this test: it gives up its rights as a planner does, and then tries what a planner must not do.
+/// A role of this test: confines itself like a planner, then tries what a planner must not be able to do.
 const PROBE: &str = "probe";
 const OPTIONS: Options = Options { containers: false };
 
@@ -33,15 +33,15 @@ fn main() -> ExitCode {
         _ => {}
     }
     let trials = vec![
-        Trial::test("a plan is the same in a process of its own", same),
+        Trial::test("a plan in a confined process is the same", same),
         Trial::test("an archive is planned without being unpacked, whatever its format", archives),
-        Trial::test("archives that cost without end are refused before they cost", bombs),
-        Trial::test("however the process ends there is a message, and no plan", ends),
-        Trial::test("the process can reach nothing but its tree", confined),
-        Trial::test("the process can reach nothing but its tree, without root too", confined_rootless),
-        Trial::test("memory and the stack are bounded", bounded),
-        Trial::test("plans wait for each other, and whoever does not want to wait is told", waiting),
-        Trial::test("a hostile structure ends in a plan or a message under these bounds", random),
+        Trial::test("archive bombs are refused early", bombs),
+        Trial::test("a process that ends without a plan becomes an error message", ends),
+        Trial::test("the process can open nothing but its tree", confined),
+        Trial::test("the process can open nothing but its tree, also without root", confined_rootless),
+        Trial::test("memory and the stack are limited", bounded),
+        Trial::test("plans wait for a permit, and interactive requests have a timeout", waiting),
+        Trial::test("a hostile structure ends in a plan or a message within these limits", random),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -165,7 +165,7 @@ fn archives() -> Result<(), Failed> {
     }
     let error = room.plan(&Source::Archive(room.archive(b"hello"))).expect_err("no archive");
     assert!(error.contains("archive"), "{error}");
-    let full = room.planner.clone().keeping_free(u64::MAX);
+    let full = room.planner.clone().with_disk_reserve(u64::MAX);
     let planned = wait(full.plan(&Source::Archive(room.archive(&gzipped(&tar_of(&FILES)))), OPTIONS));
     let error = planned.expect_err("the disk has no room").to_string();
     assert!(error.contains("room for"), "{error}");
@@ -392,7 +392,7 @@ fn bounded() -> Result<(), Failed> {
 fn waiting() -> Result<(), Failed> {
     let directory = tempfile::tempdir()?;
     let room = room_with(script(directory.path(), "exec sleep 30"));
-    let planner = room.planner.clone().waiting_at_most(Duration::from_millis(50));
+    let planner = room.planner.clone().with_permit_timeout(Duration::from_millis(50));
     let source = Source::Folder(room.folder());
     wait(async {
         tokio::select! {

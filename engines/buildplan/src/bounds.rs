@@ -1,23 +1,23 @@
-//! How large a plan may be. Plans are stored, sent and printed: each of their texts is cut or refused here.
+//! Size limits of a plan. Plans are stored, sent and printed, so each text in them is truncated or refused.
 
 use crate::plan::{Plan, PlanError};
 
 /// Process types of one application.
-pub const MOST_PROCESSES: usize = 100;
-/// Services it needs, packages of the system, members: of each.
-pub const MOST_LISTED: usize = 400;
-/// Conclusions with their evidence.
-pub const MOST_EVIDENCE: usize = 2000;
-/// Doubts.
-pub const MOST_QUESTIONS: usize = 50;
-/// Bytes of a text that is only read by people.
+pub const MAX_PROCESSES: usize = 100;
+/// Items of each list: needed services, system packages, members.
+pub const MAX_LIST_ITEMS: usize = 400;
+/// Items of evidence.
+pub const MAX_EVIDENCE: usize = 2000;
+/// Questions.
+pub const MAX_QUESTIONS: usize = 50;
+/// Bytes of a text for people.
 const MAX_TEXT_BYTES: usize = 1000;
 /// Bytes of a command or the value of a variable.
-const MOST_COMMAND: usize = 16 << 10;
+const MAX_COMMAND_BYTES: usize = 16 << 10;
 /// Variables of a build.
-const MOST_VARIABLES: usize = 500;
+const MAX_VARIABLES: usize = 500;
 /// Bytes of all texts of a plan.
-const MOST_BYTES: usize = 256 << 10;
+const MAX_BYTES: usize = 256 << 10;
 
 /// Truncates a text for people to the length that a plan keeps.
 pub fn truncate(text: &str) -> String {
@@ -33,33 +33,33 @@ pub fn truncate_to(text: &str, max_bytes: usize) -> String {
     format!("{}…", &text[..text.floor_char_boundary(max_bytes)])
 }
 
-/// Whether a process type may be called so: its name is part of names on the host.
+/// Whether a name is a valid process type. It becomes part of names on the host.
 pub fn is_process_name(name: &str) -> bool {
     (1..=30).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
 
-/// Whether a path can be asked for over HTTP.
+/// Whether a path is a valid URL path.
 pub fn is_http_path(path: &str) -> bool {
     path.starts_with('/') && path.len() <= MAX_TEXT_BYTES && path.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Refuses a plan that is larger than a plan may be or holds what no plan has, and names what makes it so.
+/// Checks the size and the values of a plan.
 ///
 /// # Errors
-/// With the place that the evidence names, where there is any.
+/// When a limit is exceeded or a value is invalid, with the place in the evidence for it.
 pub fn check(plan: &Plan) -> Result<(), PlanError> {
     if let Some(name) = plan.processes.keys().find(|name| !is_process_name(name)) {
         return Err(at(
             plan,
             "processes",
-            format!("`{}` is no process type: use a-z, 0-9, - and _, at most 30", truncate_to(name, 100)),
+            format!("`{}` is not a valid process type: use a-z, 0-9, - and _, at most 30 characters", truncate_to(name, 100)),
         ));
     }
-    if plan.processes.len() > MOST_PROCESSES {
-        return Err(at(plan, "processes", format!("more than {MOST_PROCESSES} process types are declared")));
+    if plan.processes.len() > MAX_PROCESSES {
+        return Err(at(plan, "processes", format!("more than {MAX_PROCESSES} process types are declared")));
     }
     if plan.networking.health_check.as_ref().is_some_and(|path| !is_http_path(path)) {
-        return Err(at(plan, "networking.health_check", "the health check is no path of a URL".into()));
+        return Err(at(plan, "networking.health_check", "the health check is not a URL path".into()));
     }
     let steps = [
         ("build.install", &plan.build.install),
@@ -73,23 +73,24 @@ pub fn check(plan: &Plan) -> Result<(), PlanError> {
         if command.contains('\0') {
             return Err(at(plan, &field, format!("the command of {field} holds a NUL byte")));
         }
-        if command.len() > MOST_COMMAND {
-            let message = format!("the command of {field} has {} bytes; at most {MOST_COMMAND} are allowed", command.len());
+        if command.len() > MAX_COMMAND_BYTES {
+            let message = format!("the command of {field} has {} bytes; at most {MAX_COMMAND_BYTES} are allowed", command.len());
             return Err(at(plan, &field, message));
         }
     }
     let variables = &plan.build.env;
-    if variables.len() > MOST_VARIABLES {
-        let message = format!("{} variables are set for the build; at most {MOST_VARIABLES} are allowed", variables.len());
+    if variables.len() > MAX_VARIABLES {
+        let message = format!("{} variables are set for the build; at most {MAX_VARIABLES} are allowed", variables.len());
         return Err(at(plan, "build.env", message));
     }
-    if let Some((name, value)) = variables.iter().find(|(name, value)| name.len() > 256 || value.len() > MOST_COMMAND) {
-        let message = format!("the variable {} has {} bytes; at most {MOST_COMMAND} are allowed", truncate(name), value.len());
+    if let Some((name, value)) = variables.iter().find(|(name, value)| name.len() > 256 || value.len() > MAX_COMMAND_BYTES) {
+        let message =
+            format!("the variable {} has {} bytes; at most {MAX_COMMAND_BYTES} are allowed", truncate(name), value.len());
         return Err(at(plan, "build.env", message));
     }
     let bytes = size(plan);
-    if bytes > MOST_BYTES {
-        let message = format!("the plan would have {} KiB of text; at most {} KiB are allowed", bytes >> 10, MOST_BYTES >> 10);
+    if bytes > MAX_BYTES {
+        let message = format!("the plan has {} KiB of text; at most {} KiB are allowed", bytes >> 10, MAX_BYTES >> 10);
         return Err(at(plan, "", message));
     }
     Ok(())
@@ -108,7 +109,7 @@ fn size(plan: &Plan) -> usize {
         + evidence.chain(questions).sum::<usize>()
 }
 
-/// The error of a field, at the place that its evidence names.
+/// An error of a field, at the place in its evidence.
 fn at(plan: &Plan, field: &str, message: String) -> PlanError {
     let known = plan.evidence.iter().find(|evidence| evidence.field == field);
     PlanError {
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_not_made_large_by_a_file() {
+    fn files_that_would_make_a_plan_too_large_are_refused() {
         let many = |piece: &dyn Fn(usize) -> String, count: usize| (0..count).map(piece).collect::<String>();
         for (file, content, told) in [
             ("Procfile", many(&|n| format!("p{n}: a\n"), 100_000), "Procfile:101: more than 100 process types"),
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_and_lists_are_cut() {
+    fn long_texts_and_lists_are_truncated() {
         let packages: String = (0..100_000).map(|n| format!("package-{n}\n")).collect();
         let compose: String = (0..20_000)
             .map(|n| format!("  s{n}:\n    build: ./{}{n}\n", "x".repeat(20)))

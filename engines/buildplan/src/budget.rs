@@ -1,5 +1,4 @@
-//! What the making of one plan may cost. All detectors spend from the same budget, whatever a repository
-//! makes them do.
+//! The budget of one plan: limits that all its detectors share.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -7,27 +6,27 @@ use std::time::{Duration, Instant};
 use crate::plan::PlanError;
 
 /// Files and folders that are opened.
-const MOST_OPENED: u32 = 20_000;
+const MAX_OPENED: u32 = 20_000;
 /// Bytes that are read.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 /// Entries of folders that are listed.
-const MOST_ENTRIES: u64 = 1_000_000;
-/// Folders that are planned as if each were a repository: members, modules.
-const MOST_MEMBERS: u32 = 2_000;
+const MAX_ENTRIES: u64 = 1_000_000;
+/// Folders that are planned like a repository: members, modules.
+const MAX_MEMBERS: u32 = 2_000;
 /// Parts of a path.
-pub const MOST_PARTS: usize = 64;
+pub const MAX_PARTS: usize = 64;
 /// Wall time.
-const MOST_TIME: Duration = Duration::from_secs(30);
-/// Bytes of text that are searched for the lines where things stand. Behind them, lines are unknown.
-const MOST_SEARCHED: usize = 512 << 20;
+const MAX_TIME: Duration = Duration::from_secs(30);
+/// Bytes of text that are searched for line numbers. After that, lines are unknown.
+const MAX_SEARCHED_BYTES: usize = 512 << 20;
 
 thread_local! {
-    /// What is left of [`MOST_SEARCHED`] for the plan that this thread makes. Of the thread and not of the
-    /// budget: a line is looked for in a text, which knows no repository.
-    static SEARCHABLE: Cell<usize> = const { Cell::new(MOST_SEARCHED) };
+    /// The rest of [`MAX_SEARCHED_BYTES`] for the plan that this thread makes. It is not in [`Budget`], because searches
+    /// have a text only, no repository.
+    static SEARCHABLE: Cell<usize> = const { Cell::new(MAX_SEARCHED_BYTES) };
 }
 
-/// Whether so many bytes may still be searched by the plan that this thread makes.
+/// Spends bytes to be searched. Returns whether the budget allows them.
 pub fn may_search(bytes: usize) -> bool {
     SEARCHABLE.with(|left| {
         let enough = left.get().checked_sub(bytes.max(1));
@@ -36,7 +35,7 @@ pub fn may_search(bytes: usize) -> bool {
     })
 }
 
-/// What is left for one plan. Once something is used up, nothing more is read or listed.
+/// The remaining budget of one plan. Once a limit is exceeded, nothing more is read or listed.
 #[derive(Debug)]
 pub struct Budget {
     opened: Cell<u32>,
@@ -49,43 +48,43 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        SEARCHABLE.set(MOST_SEARCHED);
+        SEARCHABLE.set(MAX_SEARCHED_BYTES);
         Self {
-            opened: Cell::new(MOST_OPENED),
-            bytes: Cell::new(MOST_BYTES),
-            entries: Cell::new(MOST_ENTRIES),
-            members: Cell::new(MOST_MEMBERS),
-            until: Instant::now() + MOST_TIME,
+            opened: Cell::new(MAX_OPENED),
+            bytes: Cell::new(MAX_BYTES),
+            entries: Cell::new(MAX_ENTRIES),
+            members: Cell::new(MAX_MEMBERS),
+            until: Instant::now() + MAX_TIME,
             exceeded: RefCell::default(),
         }
     }
 }
 
 impl Budget {
-    /// Spends one file or folder that is opened.
+    /// Spends one file or folder to be opened.
     pub fn open(&self, path: &str) -> bool {
         if Instant::now() > self.until {
-            return self.refuse(path, &format!("it takes longer than {} s", MOST_TIME.as_secs()));
+            return self.refuse(path, &format!("making the plan takes longer than {} s", MAX_TIME.as_secs()));
         }
-        self.spend(&self.opened, 1, path, || format!("more than {MOST_OPENED} files and folders would be opened"))
+        self.spend(&self.opened, 1, path, || format!("more than {MAX_OPENED} files and folders would be opened"))
     }
 
     /// Spends bytes that were read.
     pub fn read(&self, bytes: usize, path: &str) -> bool {
-        self.spend(&self.bytes, bytes as u64, path, || format!("more than {} MiB would be read", MOST_BYTES >> 20))
+        self.spend(&self.bytes, bytes as u64, path, || format!("more than {} MiB would be read", MAX_BYTES >> 20))
     }
 
     /// Spends entries of a folder.
     pub fn list(&self, entries: usize, path: &str) -> bool {
-        self.spend(&self.entries, entries as u64, path, || format!("its folders hold more than {MOST_ENTRIES} entries"))
+        self.spend(&self.entries, entries as u64, path, || format!("its folders hold more than {MAX_ENTRIES} entries"))
     }
 
     /// Spends a folder that is planned by itself.
     pub fn enter(&self, path: &str) -> bool {
-        self.spend(&self.members, 1, path, || format!("more than {MOST_MEMBERS} members and modules would be looked into"))
+        self.spend(&self.members, 1, path, || format!("more than {MAX_MEMBERS} members and modules would be looked into"))
     }
 
-    /// Fails if anything was used up.
+    /// Fails if a limit was exceeded.
     pub fn check(&self) -> Result<(), PlanError> {
         self.exceeded.borrow().clone().map_or(Ok(()), Err)
     }
@@ -110,7 +109,7 @@ impl Budget {
             file: if path.is_empty() { ".".into() } else { path.into() },
             line: None,
             message: format!(
-                "the repository costs more than a plan may: {why}. Name the folder that is deployed in capsule.toml ([build] root = \"…\"), or leave out what is built or downloaded (.capsuleignore)"
+                "the repository is too large to plan: {why}. Name the folder that is deployed in capsule.toml ([build] root = \"…\"), or leave out what is built or downloaded (.capsuleignore)"
             ),
         });
         false

@@ -1,16 +1,16 @@
-//! What a manifest asks for: names and where they stand; and what follows from some of them, by the
-//! tables `needs.txt` and `packages.txt`.
+//! The dependencies in manifests, with their lines, and the services and system packages that they imply (tables
+//! `needs.txt` and `packages.txt`).
 
 use std::sync::LazyLock;
 
 use crate::plan::{Draft, Source};
 
-/// More than these are not looked at.
-const MOST: usize = 20_000;
-/// A longer name names no package.
-const MOST_NAME: usize = 256;
+/// Dependencies of a repository that are read.
+const MAX_DEPENDENCIES: usize = 20_000;
+/// Bytes of a name. Longer names are ignored.
+const MAX_NAME_BYTES: usize = 256;
 
-/// One thing asked for.
+/// One dependency.
 #[derive(Clone, Debug)]
 pub struct Dependency {
     pub name: String,
@@ -18,14 +18,14 @@ pub struct Dependency {
     pub line: Option<usize>,
 }
 
-/// All that is asked for.
+/// All dependencies.
 #[derive(Clone, Debug, Default)]
 pub struct Dependencies(pub Vec<Dependency>);
 
 impl Dependencies {
-    /// Adds one; no more than a repository may ask for, and none whose name is none.
+    /// Adds a dependency, within the limits.
     pub fn add(&mut self, name: &str, file: &str, line: Option<usize>) {
-        if self.0.len() >= MOST || name.len() > MOST_NAME {
+        if self.0.len() >= MAX_DEPENDENCIES || name.len() > MAX_NAME_BYTES {
             return;
         }
         self.0.push(Dependency { name: name.to_owned(), file: file.to_owned(), line });
@@ -50,12 +50,12 @@ impl Dependencies {
         self.0.iter().find(|dependency| fits(&dependency.name))
     }
 
-    /// Whether one of this name is asked for.
+    /// Whether there is a dependency of this name.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
-    /// Says which services and system packages follow from them.
+    /// Adds the services and system packages that the dependencies imply.
     pub fn conclude(&self, language: &str, draft: &mut Draft) {
         for (table, is_need) in [(&*NEEDS, true), (&*PACKAGES, false)] {
             for row in table.iter().filter(|row| row.language == language) {
@@ -74,7 +74,7 @@ impl Dependencies {
     }
 }
 
-/// From any of these names follows all of that.
+/// Any of these names implies all of these items.
 struct Row {
     language: &'static str,
     names: Vec<&'static str>,
@@ -101,7 +101,7 @@ mod tests {
     use super::{Dependencies, NEEDS, PACKAGES};
 
     #[test]
-    fn names_are_found_whole_or_by_their_halves() {
+    fn names_are_found_whole_or_by_a_part() {
         let mut all = Dependencies::default();
         for name in ["github.com/labstack/echo/v4", "org.springframework.boot:spring-boot-starter-web", "Flask"] {
             all.add(name, "f", None);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_are_whole() {
+    fn the_tables_are_complete() {
         for row in NEEDS.iter().chain(PACKAGES.iter()) {
             assert!(!row.names.is_empty() && !row.follows.is_empty(), "{}: {:?}", row.language, row.names);
         }

@@ -1,4 +1,4 @@
-//! A folder on disk, opened through a descriptor that nothing in it can lead out of.
+//! A folder on disk. All paths are opened relative to its descriptor and cannot lead out of it.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -8,20 +8,20 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::tree::{MOST_BYTES, MOST_ENTRIES, Tree};
+use crate::tree::{MAX_ENTRIES, MAX_FILE_BYTES, Tree};
 
-/// Links of one folder that are looked behind; those beyond are left out.
-const MOST_LINKS: u32 = 10_000;
+/// Links of one folder that are followed; further ones are ignored.
+const MAX_LINKS: u32 = 10_000;
 /// Links on the way to one file, as the kernel counts them.
-const MOST_HOPS: u32 = 40;
+const MAX_HOPS: u32 = 40;
 
-/// A folder on disk. Whatever is asked for, and whichever links lie on the way: what is opened lies within it.
+/// A folder on disk. Everything that is opened is within it, whatever the path and the links in it.
 #[derive(Debug)]
 pub struct Folder {
-    /// Nothing if it cannot be opened: such a folder is empty.
+    /// `None` if it cannot be opened; the folder is then empty.
     root: Option<OwnedFd>,
     links: Cell<u32>,
-    /// Whether the kernel keeps paths within a folder by itself (Linux 5.6).
+    /// Whether the kernel supports `RESOLVE_BENEATH` (Linux 5.6).
     by_kernel: Cell<bool>,
 }
 
@@ -39,23 +39,23 @@ impl Folder {
         Self { root: Some(folder), links: Cell::default(), by_kernel: Cell::new(true) }
     }
 
-    /// Opens what a path leads to. The only way into the folder.
+    /// Opens a path. All access to the folder goes through this function.
     fn open(&self, path: &str, flags: OFlags) -> Option<OwnedFd> {
         let root = self.root.as_ref()?;
         if path.starts_with('/') {
             return None;
         }
         let path = if path.is_empty() { "." } else { path };
-        // Without waiting for whoever writes into a pipe, and without becoming a terminal's session.
+        // Opening a pipe must not block, and opening a terminal must not make it the controlling one.
         let careful = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY | OFlags::NONBLOCK };
         let flags = flags | OFlags::CLOEXEC | careful;
         if self.by_kernel.get() {
-            // A rename elsewhere in the tree makes the kernel give up; it is asked again.
+            // A concurrent rename in the tree makes the call fail with EAGAIN.
             for _ in 0..16 {
                 match openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
                     Ok(file) => return Some(file),
                     Err(Errno::AGAIN) => {}
-                    // Filters of system calls that do not know it answer with either.
+                    // Filters of system calls that do not support the call return either.
                     Err(Errno::NOSYS | Errno::PERM) => {
                         self.by_kernel.set(false);
                         break;
@@ -70,7 +70,7 @@ impl Folder {
     /// Whether a link leads to a file of this folder.
     fn leads_to_file(&self, path: &str) -> bool {
         self.links.set(self.links.get() + 1);
-        self.links.get() <= MOST_LINKS
+        self.links.get() <= MAX_LINKS
             && self.open(path, OFlags::PATH).is_some_and(|file| kind(&file) == Some(FileType::RegularFile))
     }
 }
@@ -80,20 +80,20 @@ impl Tree for Folder {
         let file = self.open(path, OFlags::RDONLY)?;
         let stat = fstat(&file).ok()?;
         let size = u64::try_from(stat.st_size).ok()?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || size > MOST_BYTES {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || size > MAX_FILE_BYTES {
             return None;
         }
         let mut content = Vec::with_capacity(usize::try_from(size).ok()?);
-        // It may have grown meanwhile.
-        std::fs::File::from(file).take(MOST_BYTES + 1).read_to_end(&mut content).ok()?;
-        (content.len() as u64 <= MOST_BYTES).then_some(content)
+        // The file may have grown since `fstat`.
+        std::fs::File::from(file).take(MAX_FILE_BYTES + 1).read_to_end(&mut content).ok()?;
+        (content.len() as u64 <= MAX_FILE_BYTES).then_some(content)
     }
 
     fn list(&self, folder: &str) -> Vec<String> {
         let Some(opened) = self.open(folder, OFlags::RDONLY | OFlags::DIRECTORY) else { return Vec::new() };
         let Ok(entries) = Dir::read_from(&opened) else { return Vec::new() };
         let mut names = Vec::new();
-        for entry in entries.flatten().take(MOST_ENTRIES) {
+        for entry in entries.flatten().take(MAX_ENTRIES) {
             let name = entry.file_name();
             let Ok(text) = name.to_str() else { continue };
             if matches!(text, "." | "..") {
@@ -120,8 +120,8 @@ fn kind(file: &OwnedFd) -> Option<FileType> {
     fstat(file).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
 }
 
-/// Opens a path below a folder where the kernel does not keep it there: each part by itself and never through
-/// a link; a link's own parts are put in its place.
+/// Opens a path below a folder without `RESOLVE_BENEATH`: opens each part by itself without following links, and replaces a
+/// link by the parts of its target.
 fn step_by_step(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Option<OwnedFd> {
     let mut way: Vec<OwnedFd> = Vec::new();
     let mut parts: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
@@ -142,7 +142,7 @@ fn step_by_step(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Option<Owned
         if let Some(folder) = last.take() {
             way.push(folder);
         }
-        if way.len() > crate::budget::MOST_PARTS {
+        if way.len() > crate::budget::MAX_PARTS {
             return None;
         }
         let at = way.last().map_or(root, AsFd::as_fd);
@@ -151,7 +151,7 @@ fn step_by_step(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Option<Owned
             FileType::Symlink => {
                 hops += 1;
                 let target = readlinkat(at, part.as_str(), Vec::new()).ok()?.into_string().ok()?;
-                if target.starts_with('/') || hops > MOST_HOPS {
+                if target.starts_with('/') || hops > MAX_HOPS {
                     return None;
                 }
                 parts.extend(target.split('/').rev().map(str::to_owned));

@@ -1,4 +1,4 @@
-//! The table of frameworks (`frameworks.txt`), and how one is found.
+//! The table of frameworks (`frameworks.txt`), and their detection.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,7 @@ use crate::dependencies::{Dependencies, Dependency};
 use crate::plan::{Plan, Source};
 use crate::tree::Repo;
 
-/// What kind of thing a framework makes.
+/// What a framework makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// Pages made by a server.
@@ -14,11 +14,11 @@ pub enum Type {
     Web,
     Api,
     Worker,
-    /// Files, of which unknown paths get `index.html`.
+    /// Static files, with `index.html` for unknown paths.
     Spa,
-    /// Files.
+    /// Static files.
     Site,
-    /// No application by itself.
+    /// Not an application by itself.
     Tool,
 }
 
@@ -47,14 +47,14 @@ pub struct Framework {
     pub language: &'static str,
     pub name: &'static str,
     pub title: &'static str,
-    /// Alternatives, each of which takes all of its parts.
+    /// Alternative signs. Each matches if all of its parts do.
     pub signs: Vec<Vec<&'static str>>,
     pub kind: Type,
     pub start: Option<&'static str>,
     pub output: Option<&'static str>,
     pub port: Option<u16>,
-    /// Folders that a next build of the same application is quicker with.
-    pub kept: Vec<&'static str>,
+    /// Folders that make the next build of the application faster.
+    pub cache_folders: Vec<&'static str>,
 }
 
 /// All rows, in their order.
@@ -77,23 +77,27 @@ pub static TABLE: LazyLock<Vec<Framework>> = LazyLock::new(|| {
             start: given(cell()),
             output: given(cell()),
             port: cell().parse().ok(),
-            kept: cell().split_whitespace().collect(),
+            cache_folders: cell().split_whitespace().collect(),
         });
     }
     rows
 });
 
-/// The folders of a plan's application that a next build of it is quicker with. They hold nothing that the
-/// application itself needs.
+/// The folders of an application to keep for its next build, which they make faster. The application itself does not need
+/// them.
 #[must_use]
-pub fn kept(plan: &Plan) -> Vec<&'static str> {
-    // Where a build of JavaScript is, its tools keep what they may use again there.
+pub fn build_cache_folders(plan: &Plan) -> Vec<&'static str> {
+    // Build tools of JavaScript keep their caches there.
     let usual = plan.build.build.is_some() && plan.detection.languages.iter().any(|language| language == "javascript");
     let framework = TABLE.iter().find(|row| Some(row.name) == plan.detection.framework.as_deref());
-    usual.then_some("node_modules/.cache").into_iter().chain(framework.iter().flat_map(|row| row.kept.iter().copied())).collect()
+    usual
+        .then_some("node_modules/.cache")
+        .into_iter()
+        .chain(framework.iter().flat_map(|row| row.cache_folders.iter().copied()))
+        .collect()
 }
 
-/// A framework, and what gave it away.
+/// A detected framework, with its evidence.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub framework: &'static Framework,
@@ -108,14 +112,14 @@ impl Found {
     }
 }
 
-/// The first framework of a language that is there.
+/// Detects the first framework of a language whose signs match.
 pub fn find(language: &str, dependencies: &Dependencies, repo: &Repo<'_>) -> Option<Found> {
     let of_language = TABLE.iter().filter(|row| row.language == language);
     let found = of_language.flat_map(|row| row.signs.iter().map(move |sign| (row, sign))).find_map(|(framework, parts)| {
         let (mut at, mut all) = (None, true);
         for part in parts {
             let (wanted, part) = part.strip_prefix('!').map_or((true, *part), |part| (false, part));
-            let there = look(part, dependencies, repo);
+            let there = find_sign(part, dependencies, repo);
             all &= there.is_some() == wanted;
             if wanted && at.is_none() {
                 at = there;
@@ -127,11 +131,11 @@ pub fn find(language: &str, dependencies: &Dependencies, repo: &Repo<'_>) -> Opt
     Some(Found { framework, file, line, reason })
 }
 
-/// Where one part of a sign is, and how that is told.
-fn look(part: &str, dependencies: &Dependencies, repo: &Repo<'_>) -> Option<(String, Option<usize>, String)> {
+/// Finds one part of a sign: file, line and reason.
+fn find_sign(part: &str, dependencies: &Dependencies, repo: &Repo<'_>) -> Option<(String, Option<usize>, String)> {
     if let Some(path) = part.strip_prefix("file:") {
         let there = repo.has(path) || repo.has_folder(path);
-        return there.then(|| (path.to_owned(), None, format!("{path} is there")));
+        return there.then(|| (path.to_owned(), None, format!("{path} exists")));
     }
     let Dependency { name, file, line, .. } = dependencies.find(part)?;
     Some((file.clone(), *line, format!("dependency \"{name}\"")))

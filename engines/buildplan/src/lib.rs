@@ -1,7 +1,7 @@
-//! From a repository's files to a plan: what it is, how it is built, what is run.
+//! Makes the plan of a repository from its files: what the application is, how to build it, and what to run.
 //!
-//! Nothing is executed and nothing is guessed silently: each conclusion carries the file and line
-//! it came from, and where there is doubt, the plan asks, and says what would settle it.
+//! Nothing is executed. Each value of a plan has evidence: the file and line it comes from. An ambiguous value becomes a
+//! question with the lines of `capsule.toml` that answer it.
 //!
 //! Precedence, highest first: `capsule.toml`, a Dockerfile, a compose file, `Procfile`, `app.json`, files
 //! made for other platforms, the framework, the language.
@@ -25,21 +25,21 @@ pub use bounds::{check, truncate_to};
 pub use declared::Declared;
 pub use dockerfile::{IMAGES, Image, ImageOptions, dockerfile};
 pub use folder::Folder;
-pub use frameworks::kept;
+pub use frameworks::build_cache_folders;
 pub use frameworks::{Framework, TABLE, Type};
 pub use plan::{
     Build, Detection, Disk, Evidence, Kind, Member, Networking, Plan, PlanError, Question, Range, Resources, Scaling,
 };
 pub use published::{is_published, is_published_folder};
-pub use tree::{Listing, MOST_BYTES, Memory, Tree};
+pub use tree::{Listing, MAX_FILE_BYTES, Memory, Tree};
 pub use versions::{VersionMismatch, is_satisfied, mismatches};
 pub use workspace::affected;
 
 use plan::Draft;
 use tree::Repo;
 
-/// Files whose word is final: what they settle is not asked any more.
-const DECIDE: [&str; 10] = [
+/// Files whose settings are final: a value from them removes the question about it.
+const DECISIVE_FILES: [&str; 10] = [
     "capsule.toml",
     "Procfile",
     "app.json",
@@ -52,10 +52,10 @@ const DECIDE: [&str; 10] = [
     "heroku.yml",
 ];
 
-/// How a plan will be carried out.
+/// How the plan will be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Whether images are built and run: a Dockerfile and a compose file are of use then.
+    /// Whether images are built and run. Otherwise Dockerfiles and compose files are ignored.
     pub containers: bool,
 }
 
@@ -68,20 +68,19 @@ impl Default for Options {
 /// Makes the plan of a tree.
 ///
 /// # Errors
-/// When a file that decides is malformed: which file, which line, and what is wrong; or when the repository
-/// costs more than a plan may.
+/// When a file that a value depends on is malformed (with file and line), or when the repository exceeds a limit.
 pub fn plan(tree: &dyn Tree) -> Result<Plan, PlanError> {
     plan_with(tree, Options::default())
 }
 
-/// As [`plan`], for a particular way to carry it out.
+/// As [`plan`], with options.
 ///
 /// # Errors
 /// As [`plan`].
 pub fn plan_with(tree: &dyn Tree, options: Options) -> Result<Plan, PlanError> {
     let repo = Repo::new(tree);
     let planned = make(&repo, options);
-    // What ran out of its budget did not see everything, whatever it made of the rest.
+    // Without budget left, the plan may lack files: its error has precedence.
     let planned = repo.check().and(planned).and_then(|plan| check(&plan).map(|()| plan));
     planned.map_err(PlanError::truncated)
 }
@@ -98,7 +97,7 @@ fn make(repo: &Repo<'_>, options: Options) -> Result<Plan, PlanError> {
     match &build.root {
         Some(root) => {
             let text = repo.text(Declared::FILE);
-            workspace::enter(repo, &mut draft, root, plan::Source::line(Declared::FILE, &text, "root"), "capsule.toml says so")?;
+            workspace::enter(repo, &mut draft, root, plan::Source::line(Declared::FILE, &text, "root"), "set in capsule.toml")?;
         }
         None => workspace::detect(repo, &mut draft)?,
     }
@@ -111,8 +110,8 @@ fn make(repo: &Repo<'_>, options: Options) -> Result<Plan, PlanError> {
         && build.dockerfile.is_none()
         && let Some(file) = repo.first(&declared::DOCKERFILES)
     {
-        let text = format!("{file} is here, but applications run as processes of the server; it was not used");
-        draft.ask("build.dockerfile", &text, "[build]\ndockerfile = \"none\"");
+        let text = format!("{file} is not used: applications run as processes of the server");
+        draft.add_question("build.dockerfile", &text, "[build]\ndockerfile = \"none\"");
     }
     if let Some((declared, text)) = declared {
         declared::capsule_toml(declared, &text, &mut draft);

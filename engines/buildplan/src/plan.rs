@@ -1,10 +1,10 @@
-//! The plan, as `capsule plan --json` prints it, and the draft it is made from.
+//! The plan, as `capsule plan --json` prints it, and the draft that detectors fill.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{MOST_EVIDENCE, MOST_LISTED, MOST_PROCESSES, MOST_QUESTIONS, is_http_path, truncate};
+use crate::bounds::{MAX_EVIDENCE, MAX_LIST_ITEMS, MAX_PROCESSES, MAX_QUESTIONS, is_http_path, truncate};
 use crate::frameworks::{Found, Type};
 use crate::versions::VersionMismatch;
 
@@ -23,7 +23,7 @@ pub enum Kind {
     Unknown,
 }
 
-/// What was found, and what would be done. Unknown values are null, never invented.
+/// How to build and run a repository. Unknown values are null.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     pub kind: Kind,
@@ -34,13 +34,13 @@ pub struct Plan {
     pub resources: Resources,
     pub scaling: Scaling,
     pub networking: Networking,
-    /// Services it wants to talk to, such as `postgresql`.
+    /// Services that the application needs, such as `postgresql`.
     pub needs: Vec<String>,
     pub system_packages: Vec<String>,
     pub members: Vec<Member>,
     pub evidence: Vec<Evidence>,
     pub questions: Vec<Question>,
-    /// Toolchains whose version is not the one asked for, where it is known which run.
+    /// Toolchains that run in another version than requested, as far as that is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mismatches: Vec<VersionMismatch>,
 }
@@ -57,24 +57,24 @@ pub struct Detection {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Build {
-    /// Fetches the dependencies.
+    /// The command that installs the dependencies.
     pub install: Option<String>,
-    /// Makes the release out of source and dependencies.
+    /// The command that builds the application.
     pub build: Option<String>,
-    /// Runs once per deployment before the new instances start, such as migrations.
+    /// The command that runs once per deployment before the new instances start, such as migrations.
     pub release: Option<String>,
-    /// The folder with the site's files, for what is served as files.
+    /// The folder with the files of a static site.
     pub output: Option<String>,
-    /// The Dockerfile that makes the image, where the repository brings one.
+    /// The repository's Dockerfile.
     #[serde(default)]
     pub dockerfile: Option<String>,
-    /// The compose file that describes the application, where the repository brings one.
+    /// The repository's compose file.
     #[serde(default)]
     pub compose: Option<String>,
     pub env: BTreeMap<String, String>,
 }
 
-/// A request and a limit, as Kubernetes writes quantities.
+/// A request and a limit, as quantities of Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     pub request: String,
@@ -89,7 +89,7 @@ pub struct Resources {
     pub disk: Disk,
 }
 
-/// Room for files.
+/// Disk space.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     pub size: String,
@@ -108,9 +108,9 @@ impl Default for Disk {
 pub struct Scaling {
     pub min_replicas: u32,
     pub max_replicas: u32,
-    /// The share of its CPU request, in percent, above which another replica is wanted.
+    /// CPU usage in percent of the request above which a replica is added.
     pub target_cpu: u32,
-    /// The same of its memory.
+    /// Memory usage in percent of the request above which a replica is added.
     pub target_memory: u32,
 }
 
@@ -124,10 +124,10 @@ impl Default for Scaling {
 pub struct Networking {
     pub port: Option<u16>,
     pub protocol: Option<String>,
-    /// A path that answers below 500 when the application is well.
+    /// A path whose response has a status below 500 if the application is healthy.
     pub health_check: Option<String>,
     pub readiness_probe: Option<String>,
-    /// Whether unknown paths of a site get its `index.html`.
+    /// Whether a site responds to unknown paths with its `index.html`.
     #[serde(default)]
     pub single_page: bool,
 }
@@ -139,7 +139,7 @@ pub struct Member {
     pub kind: Kind,
 }
 
-/// Where a conclusion came from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     pub field: String,
@@ -151,7 +151,7 @@ pub struct Evidence {
     pub confidence: f64,
 }
 
-/// A doubt, and what settles it.
+/// An ambiguous value, and how to set it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     pub field: String,
@@ -160,7 +160,7 @@ pub struct Question {
     pub answer_with: String,
 }
 
-/// A file that decides is malformed, or the repository costs more than a plan may.
+/// A malformed file, or a repository that exceeds a limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanError {
     pub file: String,
@@ -169,13 +169,13 @@ pub struct PlanError {
 }
 
 impl PlanError {
-    /// What the TOML of `file` has wrong, and in which line of `text`.
+    /// Converts an error of the TOML file `file`, with the line in `text`.
     pub(crate) fn toml(file: &str, text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         Self { file: file.into(), line, message: error.message().into() }
     }
 
-    /// The same with texts of a sane length: they may have come out of the file.
+    /// Truncates the texts, which may come from the file.
     pub(crate) fn truncate(self) -> Self {
         Self { file: truncate(&self.file), line: self.line, message: truncate(&self.message) }
     }
@@ -192,13 +192,13 @@ impl std::fmt::Display for PlanError {
 
 impl std::error::Error for PlanError {}
 
-/// A plan in the making. A conclusion goes in together with its evidence.
+/// A plan that is being made. Each value is set together with its evidence.
 #[derive(Debug, Default)]
 pub struct Draft {
     pub plan: Plan,
 }
 
-/// Where in the repository something was found.
+/// A place in the repository.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
     pub file: &'a str,
@@ -218,12 +218,12 @@ impl<'a> Source<'a> {
 }
 
 impl Draft {
-    /// Records why `field` has `value`. Earlier evidence for the same field gives way, but for lists, which grow.
-    pub fn because(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f64) {
+    /// Records why `field` has `value`. Replaces earlier evidence for the field, unless the field is a list.
+    pub fn add_evidence(&mut self, field: &str, value: &str, source: Source<'_>, reason: &str, confidence: f64) {
         let grows = matches!(field, "needs" | "system_packages" | "members");
         let value = truncate(value);
         self.plan.evidence.retain(|known| known.field != field || (grows && known.value != value));
-        if self.plan.evidence.len() < MOST_EVIDENCE {
+        if self.plan.evidence.len() < MAX_EVIDENCE {
             self.plan.evidence.push(Evidence {
                 field: truncate(field),
                 value,
@@ -238,86 +238,86 @@ impl Draft {
     pub fn language(&mut self, language: &str, source: Source<'_>) {
         self.plan.detection.language = Some(language.into());
         self.plan.detection.languages.push(language.into());
-        self.because("detection.language", language, source, "it is there", 1.0);
+        self.add_evidence("detection.language", language, source, "file exists", 1.0);
     }
 
     pub fn framework(&mut self, framework: &str, source: Source<'_>, reason: &str) {
         self.plan.detection.framework = Some(framework.into());
-        self.because("detection.framework", framework, source, reason, 1.0);
+        self.add_evidence("detection.framework", framework, source, reason, 1.0);
     }
 
     pub fn package_manager(&mut self, manager: &str, source: Source<'_>, reason: &str) {
         self.plan.detection.package_manager = Some(manager.into());
-        self.because("detection.package_manager", manager, source, reason, 1.0);
+        self.add_evidence("detection.package_manager", manager, source, reason, 1.0);
     }
 
     pub fn version(&mut self, of: &str, version: &str, source: Source<'_>) {
         self.plan.detection.versions.insert(of.into(), version.into());
-        self.because(&format!("detection.versions.{of}"), version, source, "asked for there", 1.0);
+        self.add_evidence(&format!("detection.versions.{of}"), version, source, "requested in this file", 1.0);
     }
 
     pub fn install(&mut self, command: &str, source: Source<'_>, reason: &str) {
         self.plan.build.install = Some(command.into());
-        self.because("build.install", command, source, reason, 1.0);
+        self.add_evidence("build.install", command, source, reason, 1.0);
     }
 
     pub fn build(&mut self, command: &str, source: Source<'_>, reason: &str) {
         self.plan.build.build = Some(command.into());
-        self.because("build.build", command, source, reason, 1.0);
+        self.add_evidence("build.build", command, source, reason, 1.0);
     }
 
     pub fn release(&mut self, command: &str, source: Source<'_>, reason: &str) {
         self.plan.build.release = Some(command.into());
-        self.because("build.release", command, source, reason, 1.0);
+        self.add_evidence("build.release", command, source, reason, 1.0);
     }
 
     pub fn output(&mut self, folder: &str, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.build.output = Some(folder.into());
-        self.because("build.output", folder, source, reason, confidence);
+        self.add_evidence("build.output", folder, source, reason, confidence);
     }
 
-    /// A process type. Beyond the most that there may be, more are left out; files that declare them are refused.
+    /// Sets the command of a process type. Beyond the limit, further types are ignored; files that declare them are refused.
     pub fn process(&mut self, name: &str, command: &str, source: Source<'_>, reason: &str, confidence: f64) {
-        if self.plan.processes.len() >= MOST_PROCESSES && !self.plan.processes.contains_key(name) {
+        if self.plan.processes.len() >= MAX_PROCESSES && !self.plan.processes.contains_key(name) {
             return;
         }
         self.plan.processes.insert(name.into(), command.into());
-        self.because(&format!("processes.{name}"), command, source, reason, confidence);
+        self.add_evidence(&format!("processes.{name}"), command, source, reason, confidence);
     }
 
-    /// Something it wants to talk to; the first sign of it is enough.
+    /// Adds a service that the application needs, with the first evidence for it.
     pub fn need(&mut self, need: &str, source: Source<'_>, reason: &str) {
         if !self.plan.needs.iter().any(|known| known == need) {
             self.plan.needs.push(need.into());
-            self.because("needs", need, source, reason, 0.7);
+            self.add_evidence("needs", need, source, reason, 0.7);
         }
     }
 
-    /// A package of the system that it takes.
+    /// Adds a Debian package that the application needs.
     pub fn system_package(&mut self, package: &str, source: Source<'_>, reason: &str) {
         let packages = &self.plan.system_packages;
-        if packages.len() < MOST_LISTED && package.len() < 128 && !packages.iter().any(|known| known == package) {
+        if packages.len() < MAX_LIST_ITEMS && package.len() < 128 && !packages.iter().any(|known| known == package) {
             self.plan.system_packages.push(package.into());
-            self.because("system_packages", package, source, reason, 0.8);
+            self.add_evidence("system_packages", package, source, reason, 0.8);
         }
     }
 
     pub fn build_tool(&mut self, tool: &str, source: Source<'_>, reason: &str) {
         self.plan.detection.build_tool = Some(tool.into());
-        self.because("detection.build_tool", tool, source, reason, 1.0);
+        self.add_evidence("detection.build_tool", tool, source, reason, 1.0);
     }
 
-    /// A health check; what is no path of a URL is none.
+    /// Sets the health check; ignored if it is not a URL path.
     pub fn health_check(&mut self, path: &str, source: Source<'_>, reason: &str, confidence: f64) {
         if !is_http_path(path) {
             return;
         }
         self.plan.networking.health_check = Some(path.into());
         self.plan.networking.readiness_probe = Some(path.into());
-        self.because("networking.health_check", path, source, reason, confidence);
+        self.add_evidence("networking.health_check", path, source, reason, confidence);
     }
 
-    /// A framework of the table.
+    /// Sets the framework, and the kind that follows from it.
     pub fn found(&mut self, found: &Found) {
         self.framework(found.framework.name, found.source(), &found.reason);
         match found.framework.kind {
@@ -329,29 +329,29 @@ impl Draft {
         }
     }
 
-    /// What a framework of the table makes as files, in `folder`.
+    /// Sets the output folder of a framework that builds static files.
     pub fn files(&mut self, found: &Found, folder: &str) {
         self.kind(Kind::Static);
         self.output(folder, found.source(), &format!("where {} puts its build", found.framework.title), 0.9);
         self.plan.networking.single_page = found.framework.kind == Type::Spa;
     }
 
-    /// The port a framework usually listens on; the application is told by `PORT` as well.
-    pub fn usual_port(&mut self, found: Option<&Found>, otherwise: u16, source: Source<'_>) {
+    /// Sets the default port of the framework, or `otherwise`. The application receives it as `PORT`, too.
+    pub fn default_port(&mut self, found: Option<&Found>, otherwise: u16, source: Source<'_>) {
         let (port, reason) = match found.and_then(|found| Some((found.framework.port?, found.framework.title))) {
-            Some((port, title)) => (port, format!("the usual port of {title}; PORT says the same")),
-            None => (otherwise, "the usual port; PORT says the same".to_owned()),
+            Some((port, title)) => (port, format!("default port of {title}, passed as PORT")),
+            None => (otherwise, "default port, passed as PORT".to_owned()),
         };
         self.port(port, source, &reason, 0.7);
     }
 
     pub fn port(&mut self, port: u16, source: Source<'_>, reason: &str, confidence: f64) {
         self.plan.networking.port = Some(port);
-        self.because("networking.port", &port.to_string(), source, reason, confidence);
+        self.add_evidence("networking.port", &port.to_string(), source, reason, confidence);
     }
 
-    /// Forgets what was found of fields that begin so: a stronger word replaces all of them.
-    pub fn forget(&mut self, fields: &str) {
+    /// Clears the fields with this prefix: a source of higher precedence replaces all of them.
+    pub fn clear(&mut self, fields: &str) {
         let plan = &mut self.plan;
         if "processes.".starts_with(fields) {
             plan.processes.clear();
@@ -373,9 +373,9 @@ impl Draft {
         self.plan.kind = kind;
     }
 
-    /// A doubt about `field`, settled by `answer_with` in `capsule.toml`.
-    pub fn ask(&mut self, field: &str, text: &str, answer_with: &str) {
-        if self.plan.questions.len() < MOST_QUESTIONS {
+    /// Adds a question about `field`; the lines `answer_with` in `capsule.toml` answer it.
+    pub fn add_question(&mut self, field: &str, text: &str, answer_with: &str) {
+        if self.plan.questions.len() < MAX_QUESTIONS {
             self.plan.questions.push(Question {
                 field: truncate(field),
                 text: truncate(text),
@@ -384,10 +384,10 @@ impl Draft {
         }
     }
 
-    /// Settles the kind and what follows from it.
+    /// Sets the kind and the values that depend on it.
     pub fn finish(mut self) -> Plan {
         let plan = &mut self.plan;
-        // No environment has such names and values.
+        // Environment variables cannot have such names and values.
         plan.build.env.retain(|name, value| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
         let web = plan.processes.contains_key("web");
         plan.kind = match plan.kind {
@@ -421,16 +421,16 @@ impl Draft {
         let settled: Vec<String> = plan
             .evidence
             .iter()
-            .filter(|evidence| evidence.confidence >= 1.0 && crate::DECIDE.contains(&evidence.file.as_str()))
+            .filter(|evidence| evidence.confidence >= 1.0 && crate::DECISIVE_FILES.contains(&evidence.file.as_str()))
             .map(|evidence| evidence.field.clone())
             .collect();
-        // What is installed, and how, says which package manager it is.
+        // A declared install command answers the question about the package manager.
         let answers = |field: &str| if field == "detection.package_manager" { "build.install" } else { field }.to_owned();
         plan.questions.retain(|question| !settled.contains(&answers(&question.field)));
         if plan.kind == Kind::Unknown {
             plan.questions.push(Question {
                 field: "processes.web".into(),
-                text: "nothing here is recognized as an application".into(),
+                text: "could not detect an app here".into(),
                 answer_with: "[processes]\nweb = \"the command that starts it\"".into(),
             });
         }
@@ -443,7 +443,7 @@ impl Draft {
         };
         plan.resources.memory = Range { request: request.into(), limit: limit.into() };
         plan.resources.cpu = Range { request: "100m".into(), limit: "1".into() };
-        // Only what keeps nothing for itself may be there several times without being asked.
+        // Only stateless processes may have several replicas by default.
         plan.scaling.max_replicas = if matches!(plan.kind, Kind::Web | Kind::Api) { 3 } else { 1 };
         self.plan
     }

@@ -1,10 +1,9 @@
-//! Ports that a program's text or its start command names: only where one is the default of `PORT`, or the
-//! value of a flag that sets it.
+//! Finds ports in source files and start commands: the default of `PORT`, or the value of a flag.
 
-/// The most lines of one statement that are looked at.
-const MOST_LINES: usize = 6;
+/// Lines of one statement that are read.
+const MAX_LINES: usize = 6;
 
-/// The default of `PORT` in a program's text, such as `process.env.PORT || 4000`, and its line.
+/// Finds the default of `PORT` in a source file, such as `process.env.PORT || 4000`, and its line.
 pub fn default_in(text: &str) -> Option<(u16, usize)> {
     let lines: Vec<&str> = text.lines().take(2000).collect();
     lines.iter().enumerate().find_map(|(index, line)| {
@@ -31,7 +30,7 @@ fn is_name(c: char) -> bool {
 /// The rest of a statement: of this line, and of those that go on with it.
 fn statement(rest: &str, next: &[&str]) -> String {
     let mut whole = rest.to_owned();
-    for line in next.iter().take(MOST_LINES).map(|line| line.trim()) {
+    for line in next.iter().take(MAX_LINES).map(|line| line.trim()) {
         let goes_on = ["||", "??", ".", "?", ":", "or "].iter().any(|sign| line.starts_with(sign))
             || whole.trim_end().ends_with(['|', '?', '(']);
         if !goes_on || line.len() > 500 {
@@ -106,7 +105,7 @@ fn is_chain(text: &str) -> bool {
         && text.trim_end().ends_with('.')
 }
 
-/// A port that a text begins with, whatever it is wrapped in. Neither an address nor another number's part.
+/// Parses a port at the beginning of a text, with or without quotes and brackets. Rejects addresses and parts of numbers.
 fn value(text: &str) -> Option<u16> {
     let mut text = text.trim_start();
     let wrappers = [
@@ -135,11 +134,11 @@ fn value(text: &str) -> Option<u16> {
     digits.parse().ok().filter(|port| *port >= 80 && !is_more)
 }
 
-/// The port that a start command sets by a flag or a variable.
+/// Finds the port that a start command sets by a flag or a variable.
 pub fn of_command(command: &str) -> Option<u16> {
     let words: Vec<&str> = command.split_whitespace().take(200).collect();
     let program = words.iter().find(|word| !word.contains('=')).and_then(|word| word.rsplit('/').next()).unwrap_or_default();
-    // Where `-p` is the port; elsewhere it may be anything.
+    // Programs whose flag `-p` is the port.
     let short = [
         "next",
         "nuxt",

@@ -44,7 +44,7 @@ fn the_package_manager_follows_the_declaration_then_the_lockfile() {
 }
 
 #[test]
-fn lockfiles_that_disagree_are_asked_about() {
+fn several_lockfiles_become_a_question() {
     let plan = of(&[("package.json", EXPRESS), ("yarn.lock", ""), ("package-lock.json", "{}")]);
     assert_eq!(plan.questions.len(), 1);
     assert_eq!(plan.questions[0].field, "detection.package_manager");
@@ -92,7 +92,7 @@ fn python_frameworks_are_started_by_the_object_they_define() {
 }
 
 #[test]
-fn python_package_managers_are_told_apart_by_their_files() {
+fn python_package_managers_are_detected_by_their_files() {
     let project = "[project]\nname = \"x\"\nrequires-python = \">=3.11\"\ndependencies = [\"fastapi\", \"uvicorn\"]\n";
     let app = ("main.py", "app = FastAPI()\n");
     let manager = |files: &[(&str, &str)]| of(files).detection.package_manager.unwrap_or_default();
@@ -123,13 +123,13 @@ fn compiled_languages_are_built_into_a_program_that_is_started() {
 }
 
 #[test]
-fn pages_are_served_as_they_are() {
+fn plain_pages_are_served_without_a_build() {
     let plan = of(&[("index.html", "<h1>hi</h1>"), ("style.css", "")]);
     assert_eq!((plan.kind, plan.build.output.as_deref()), (Kind::Static, Some(".")));
 }
 
 #[test]
-fn capsule_toml_goes_before_the_procfile_and_both_before_what_is_found() {
+fn capsule_toml_overrides_the_procfile_and_both_override_detection() {
     let files =
         [("package.json", EXPRESS), ("Procfile", "web: node cluster.js\nworker: node jobs.js\nrelease: node migrate.js\n")];
     let plan = of(&files);
@@ -153,7 +153,7 @@ fn a_malformed_file_is_named_with_its_line() {
 }
 
 #[test]
-fn an_unknown_repository_is_asked_about_and_nothing_is_invented() {
+fn an_unknown_repository_becomes_a_question() {
     let plan = of(&[("README.md", "# hi")]);
     assert_eq!(plan.kind, Kind::Unknown);
     assert_eq!((plan.detection.language, plan.networking.port), (None, None));

@@ -1,8 +1,7 @@
 //! The files a plan is made from: a folder, or anything else that can list and read.
 //!
-//! Nothing is executed, no path leads out of the tree, and files are read when they are asked for.
-//! [`Repo`] is the only way of a detector to a file: it keeps to the tree, spends from the plan's
-//! budget, and remembers what it has seen, so that asking twice costs nothing.
+//! Nothing is executed, no path leads out of the tree, and files are read on demand. Detectors access files only through
+//! [`Repo`], which stays within the tree, spends from the plan's budget, and caches files and listings.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,23 +10,23 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use crate::budget::{Budget, MOST_PARTS, may_search};
+use crate::budget::{Budget, MAX_PARTS, may_search};
 use crate::plan::PlanError;
 
-/// A larger file decides nothing.
-pub const MOST_BYTES: u64 = 2 << 20;
-/// A folder with more entries is listed up to here.
-pub const MOST_ENTRIES: usize = 200_000;
-/// Bytes of a path, and of one of its parts, as Linux has it.
-const MOST_PATH: usize = 4096;
-const MOST_PART: usize = 255;
+/// Bytes of a file that a plan reads. Larger files are ignored.
+pub const MAX_FILE_BYTES: u64 = 2 << 20;
+/// Entries of a folder that are listed.
+pub const MAX_ENTRIES: usize = 200_000;
+/// Bytes of a path, and of one of its parts: the limits of Linux.
+const MAX_PATH_BYTES: usize = 4096;
+const MAX_PART_BYTES: usize = 255;
 
 /// A repository's files. Paths are relative, with `/` between parts.
 pub trait Tree {
-    /// A file's bytes; `None` if it is not there, or too large to decide anything.
+    /// Reads a file; `None` if it does not exist or has more than [`MAX_FILE_BYTES`].
     fn bytes(&self, path: &str) -> Option<Vec<u8>>;
 
-    /// The names in a folder, `""` being the root, in order: files as they are, folders with `/` behind.
+    /// Lists the names in a folder (`""` is the root), sorted. Names of folders end with `/`.
     fn list(&self, folder: &str) -> Vec<String>;
 }
 
@@ -47,11 +46,11 @@ impl std::fmt::Debug for Listing<'_> {
 }
 
 impl<'a> Listing<'a> {
-    /// Files at these paths, each read by `read` when it is asked for.
+    /// Files at these paths, each read by `read` on demand.
     pub fn new<P: AsRef<str>>(paths: impl IntoIterator<Item = P>, read: impl Fn(&str) -> Option<Vec<u8>> + 'a) -> Self {
         let mut folders: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in paths {
-            // What leads out of the tree, or is deeper than anything is looked for, is not in it.
+            // Paths out of the tree and paths that are too deep are left out.
             let Some(path) = normal(path.as_ref()) else { continue };
             let mut rest = &*path;
             let mut is_file = true;
@@ -76,7 +75,7 @@ impl<'a> Listing<'a> {
 
 impl Tree for Listing<'_> {
     fn bytes(&self, path: &str) -> Option<Vec<u8>> {
-        (self.read)(&normal(path)?).filter(|bytes| bytes.len() as u64 <= MOST_BYTES)
+        (self.read)(&normal(path)?).filter(|bytes| bytes.len() as u64 <= MAX_FILE_BYTES)
     }
 
     fn list(&self, folder: &str) -> Vec<String> {
@@ -115,12 +114,12 @@ struct Seen {
     budget: Budget,
 }
 
-/// A tree, or a folder of it, that remembers what was read and listed. Names come from the repository's own
-/// files: what is absolute or leads out of the folder is not there.
+/// A tree, or a folder of it, with a cache. Paths may come from the repository's own files: an absolute path, or one out of
+/// the folder, does not exist.
 #[derive(Clone)]
 pub struct Repo<'a> {
     tree: &'a dyn Tree,
-    /// Empty, or a folder with `/` behind; nothing if there is no such folder.
+    /// Empty, or a folder with a trailing `/`; `None` if the folder does not exist.
     prefix: Option<String>,
     seen: Rc<Seen>,
 }
@@ -131,7 +130,7 @@ impl<'a> Repo<'a> {
         Self { tree, prefix: Some(String::new()), seen: Rc::default() }
     }
 
-    /// A folder of it, as if it were all there is; an empty one if it is not there.
+    /// A folder as a tree of its own; an empty one if it does not exist.
     pub fn folder(&self, folder: &str) -> Self {
         let prefix = self.place(folder).filter(|_| self.has_folder(folder));
         let prefix = prefix.filter(|prefix| self.seen.budget.enter(prefix));
@@ -139,25 +138,25 @@ impl<'a> Repo<'a> {
         Self { tree: self.tree, prefix, seen: self.seen.clone() }
     }
 
-    /// Where this folder lies in the tree, for those that must not enter one twice.
+    /// The path of this folder in the tree, for detecting folders that were entered before.
     pub fn prefix(&self) -> Option<&str> {
         self.prefix.as_deref()
     }
 
-    /// Fails if the plan costs more than it may.
+    /// Fails if the budget is exceeded.
     pub fn check(&self) -> Result<(), PlanError> {
         self.seen.budget.check()
     }
 
-    /// A path of this folder as one from the top of the tree.
+    /// Converts a path of this folder to one from the root of the tree.
     fn place(&self, path: &str) -> Option<String> {
         let prefix = self.prefix.as_ref()?;
         let whole = format!("{prefix}{}", normal(path)?);
         let parts = whole.bytes().filter(|byte| *byte == b'/').count();
-        (whole.len() <= MOST_PATH && parts < MOST_PARTS).then(|| whole.trim_end_matches('/').to_owned())
+        (whole.len() <= MAX_PATH_BYTES && parts < MAX_PARTS).then(|| whole.trim_end_matches('/').to_owned())
     }
 
-    /// A file's text without a byte-order mark; `None` if it is not there, too large, or not text.
+    /// Reads a text file, without a byte-order mark; `None` if it does not exist, is too large, or is not text.
     pub fn read(&self, path: &str) -> Option<Rc<str>> {
         if !self.has(path) {
             return None;
@@ -173,7 +172,7 @@ impl<'a> Repo<'a> {
         text
     }
 
-    /// A file's text, empty if there is none.
+    /// Reads a text file; empty if it does not exist.
     pub fn text(&self, path: &str) -> Rc<str> {
         self.read(path).unwrap_or_else(|| "".into())
     }
@@ -194,14 +193,14 @@ impl<'a> Repo<'a> {
         names
     }
 
-    /// Whether a file is there. A folder that is not there is not looked into.
+    /// Whether a file exists.
     pub fn has(&self, path: &str) -> bool {
         let Some(path) = normal(path).filter(|_| !path.ends_with('/')) else { return false };
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
         !name.is_empty() && self.has_folder(folder) && self.list(folder).binary_search_by(|known| (**known).cmp(name)).is_ok()
     }
 
-    /// Whether a folder is there.
+    /// Whether a folder exists.
     pub fn has_folder(&self, folder: &str) -> bool {
         let Some(folder) = normal(folder).filter(|_| self.prefix.is_some()) else { return false };
         let mut at = 0;
@@ -217,7 +216,7 @@ impl<'a> Repo<'a> {
         true
     }
 
-    /// The first of these files that is there.
+    /// The first of these files that exists.
     pub fn first<'f>(&self, files: &[&'f str]) -> Option<&'f str> {
         files.iter().copied().find(|file| self.has(file))
     }
@@ -238,7 +237,7 @@ impl<'a> Repo<'a> {
         self.list(folder).iter().filter(|name| name.ends_with(end)).map(|name| join(folder, name)).collect()
     }
 
-    /// The folders in a folder, as paths, without those that hold no source.
+    /// The folders in a folder, as paths, without those that never contain source.
     pub fn folders(&self, folder: &str) -> Vec<String> {
         if !self.has_folder(folder) {
             return Vec::new();
@@ -248,7 +247,7 @@ impl<'a> Repo<'a> {
         folders.filter(|name| !name.starts_with('.') && !SKIPPED.contains(name)).map(|name| join(folder, name)).collect()
     }
 
-    /// A file of JSON; with comments and trailing commas, where whoever else reads it takes those.
+    /// Reads a JSON file; with comments and trailing commas, if the tools that read it allow those.
     pub fn json(&self, path: &str) -> Result<Option<Value>, PlanError> {
         let Some(text) = self.decisive(path)? else { return Ok(None) };
         let failed = |error: &serde_json::Error| PlanError {
@@ -263,7 +262,7 @@ impl<'a> Repo<'a> {
         }
     }
 
-    /// A file of TOML.
+    /// Reads a TOML file.
     pub fn toml(&self, path: &str) -> Result<Option<toml::Table>, PlanError> {
         let Some(text) = self.decisive(path)? else { return Ok(None) };
         let failed = |error: toml::de::Error| PlanError {
@@ -273,7 +272,7 @@ impl<'a> Repo<'a> {
         text.parse().map(Some).map_err(failed)
     }
 
-    /// A file of YAML.
+    /// Reads a YAML file.
     pub fn yaml(&self, path: &str) -> Result<Option<Value>, PlanError> {
         let Some(text) = self.decisive(path)? else { return Ok(None) };
         if text.trim().is_empty() {
@@ -286,7 +285,7 @@ impl<'a> Repo<'a> {
         })
     }
 
-    /// A file that decides: if it is there, it must be text.
+    /// Reads a file that must be text if it exists.
     fn decisive(&self, path: &str) -> Result<Option<Rc<str>>, PlanError> {
         match self.read(path) {
             None if self.has(path) => {
@@ -297,10 +296,10 @@ impl<'a> Repo<'a> {
     }
 }
 
-/// Files of JSON whose own tools refuse comments.
+/// JSON files whose tools refuse comments.
 const STRICT: [&str; 2] = ["package.json", "composer.json"];
 
-/// Folders that hold nothing a plan is made from.
+/// Folders that never contain source.
 const SKIPPED: [&str; 14] = [
     "node_modules",
     "vendor",
@@ -318,7 +317,7 @@ const SKIPPED: [&str; 14] = [
     "Pods",
 ];
 
-/// A path of a folder and a name in it.
+/// Joins a folder and a name.
 pub fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
@@ -336,7 +335,7 @@ fn text(bytes: Vec<u8>) -> Option<String> {
     }
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        // A comment in some older encoding does not make a file unreadable; a NUL byte does.
+        // Invalid UTF-8 is tolerated, as in comments with an older encoding; a NUL byte is not.
         Err(error) if !error.as_bytes().contains(&0) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         Err(_) => return None,
     };
@@ -346,7 +345,7 @@ fn text(bytes: Vec<u8>) -> Option<String> {
     Some(text.strip_prefix('\u{feff}').map_or_else(|| text.clone(), str::to_owned))
 }
 
-/// JSON without `//` and `/* */` comments and trailing commas; lines stay where they are.
+/// Removes `//` and `/* */` comments and trailing commas from JSON. Line numbers do not change.
 fn without_comments(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.chars().peekable();
@@ -392,13 +391,13 @@ fn without_comments(text: &str) -> String {
     out
 }
 
-/// A path within a folder, without empty parts and `.`, and with `..` taken back; nothing if it is absolute,
-/// leads out, holds a NUL byte, or is longer than Linux allows.
+/// Normalizes a path: removes empty parts and `.`, and resolves `..`. `None` if it is absolute, leads out of the folder,
+/// contains a NUL byte, or is longer than Linux allows.
 fn normal(path: &str) -> Option<Cow<'_, str>> {
-    if path.starts_with('/') || path.len() > MOST_PATH || path.contains('\0') {
+    if path.starts_with('/') || path.len() > MAX_PATH_BYTES || path.contains('\0') {
         return None;
     }
-    if path.split('/').any(|part| part.len() > MOST_PART) || path.split('/').count() > MOST_PARTS {
+    if path.split('/').any(|part| part.len() > MAX_PART_BYTES) || path.split('/').count() > MAX_PARTS {
         return None;
     }
     let is_plain = !path.ends_with('/') && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
@@ -416,29 +415,29 @@ fn normal(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(parts.join("/")))
 }
 
-/// The 1-based number of the first line that contains `needle`; nothing where too much was searched already.
+/// The 1-based number of the first line that contains `needle`; `None` if the search budget is used up.
 pub fn line_of(text: &str, needle: &str) -> Option<usize> {
     line_where(text, |line| line.contains(needle))
 }
 
-/// The 1-based number of the first line that is as wanted; nothing where too much was searched already.
-pub fn line_where(text: &str, is_wanted: impl Fn(&str) -> bool) -> Option<usize> {
+/// The 1-based number of the first line that matches; `None` if the search budget is used up.
+pub fn line_where(text: &str, matches: impl Fn(&str) -> bool) -> Option<usize> {
     if !may_search(text.len()) {
         return None;
     }
-    text.lines().position(is_wanted).map(|index| index + 1)
+    text.lines().position(matches).map(|index| index + 1)
 }
 
-/// Where the lines of a text begin, for many questions about one text.
+/// The offsets of the lines of a text, for repeated look-ups.
 pub struct Lines(Vec<usize>);
 
 impl Lines {
-    /// Of this text.
+    /// Indexes a text.
     pub fn of(text: &str) -> Self {
         Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
     }
 
-    /// The 1-based number of the line in which a byte of the text stands.
+    /// The 1-based number of the line that contains a byte offset.
     pub fn at(&self, byte: usize) -> usize {
         self.0.partition_point(|end| *end < byte) + 1
     }
@@ -449,7 +448,7 @@ mod tests {
     use super::{Lines, Memory, Repo, Tree, text, without_comments};
 
     #[test]
-    fn json_with_comments_is_read_and_lines_stay() {
+    fn json_with_comments_is_read_and_line_numbers_stay() {
         let clean = without_comments("{ // one\n \"a//b\": 1, /* two\n three */ \"c\": [1, 2,],\n}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&clean).expect("valid")["c"][1], 2);
         assert_eq!(clean.lines().count(), 4);
@@ -464,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_can_be_found_by_its_path() {
+    fn listed_files_are_found_by_their_paths() {
         let memory = Memory::new([("a/b/c.txt", "x"), ("a.txt", "y")]);
         let repo = Repo::new(&memory);
         assert!(repo.has("a/b/c.txt") && repo.has("a.txt") && repo.has_folder("a/b"));
@@ -474,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_leads_out_of_the_tree_or_of_a_folder_of_it() {
+    fn no_path_leads_out_of_the_tree_or_a_folder_of_it() {
         let memory = Memory::new([("a/b/c.txt", "x"), ("top.txt", "y"), ("a/own.txt", "z")]);
         let repo = Repo::new(&memory);
         let a = repo.folder("./a//");
@@ -492,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_up_is_told_and_nothing_more_is_read() {
+    fn an_exceeded_budget_is_an_error_and_nothing_more_is_read() {
         let files: Vec<(String, String)> = (0..70).map(|n| (format!("f{n}"), "x".repeat(1 << 20))).collect();
         let memory = Memory::new(files);
         let repo = Repo::new(&memory);

@@ -1,16 +1,16 @@
-//! Versions that a repository asks for, compared with those that run.
+//! Compares the versions that a repository requests with those that run.
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
 
-/// A toolchain whose version is not the one that the repository asks for.
+/// A toolchain that runs in another version than the repository requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionMismatch {
     /// As in `detection.versions`: `node`, `python`.
     pub tool: String,
     pub requested: String,
-    /// Where it is asked for.
+    /// The file that requests it.
     pub file: String,
     pub line: Option<usize>,
     pub running: String,
@@ -21,13 +21,13 @@ impl std::fmt::Display for VersionMismatch {
         let Self { requested, file, running, .. } = self;
         let title = title(&self.tool);
         match self.line {
-            Some(line) => write!(f, "{file}:{line} asks for {title} {requested}; {title} {running} runs"),
-            None => write!(f, "{file} asks for {title} {requested}; {title} {running} runs"),
+            Some(line) => write!(f, "{file}:{line} requests {title} {requested}, but {title} {running} runs"),
+            None => write!(f, "{file} requests {title} {requested}, but {title} {running} runs"),
         }
     }
 }
 
-/// A toolchain by the name that people give it.
+/// The display name of a toolchain.
 fn title(tool: &str) -> &str {
     match tool {
         "node" => "Node.js",
@@ -48,8 +48,8 @@ fn title(tool: &str) -> &str {
     }
 }
 
-/// The versions of a plan that do not match those that run, as `running` tells them. What cannot be compared
-/// is no mismatch.
+/// Compares the versions of a plan with those that `running` returns. Versions that cannot be compared are not
+/// mismatches.
 pub fn mismatches(plan: &Plan, running: impl Fn(&str) -> Option<String>) -> Vec<VersionMismatch> {
     let mut all = Vec::new();
     for (tool, requested) in &plan.detection.versions {
@@ -70,9 +70,9 @@ pub fn mismatches(plan: &Plan, running: impl Fn(&str) -> Option<String>) -> Vec<
     all
 }
 
-/// Whether the version of a tool that runs is one that `file` asks for; nothing if that cannot be told.
+/// Whether the running version of a tool satisfies the request in `file`; `None` if they cannot be compared.
 ///
-/// Understood are versions and parts of them (`20`, `20.11`), wildcards (`22.x`, `3.11.*`), the ranges of npm,
+/// Supports versions and parts of them (`20`, `20.11`), wildcards (`22.x`, `3.11.*`), the ranges of npm,
 /// Composer, pip, Poetry, RubyGems and Hex, Node.js' `lts/*` and its names, and channels of Rust.
 #[must_use]
 pub fn is_satisfied(tool: &str, requested: &str, file: &str, running: &str) -> Option<bool> {
@@ -81,7 +81,7 @@ pub fn is_satisfied(tool: &str, requested: &str, file: &str, running: &str) -> O
     if let Some(by_name) = named(tool, &requested, running, &actual) {
         return by_name;
     }
-    // What a manifest of the language names is the oldest that will do; what pins a toolchain is meant exactly.
+    // A manifest of the language requests a minimum; a file that pins a toolchain requests an exact version.
     let is_least = matches!(
         (tool, file.rsplit('/').next().unwrap_or(file)),
         ("go", "go.mod" | "go.work")
@@ -97,7 +97,7 @@ pub fn is_satisfied(tool: &str, requested: &str, file: &str, running: &str) -> O
     Some(any)
 }
 
-/// Names that stand for versions. The outer `None`: it is no such name.
+/// Compares names of versions, such as `lts/*`. The outer `None`: the request is not a name.
 fn named(tool: &str, requested: &str, running: &str, actual: &Version) -> Option<Option<bool>> {
     let other = ["pypy", "jruby", "truffleruby", "graalpy", "mruby", "stackless", "miniconda", "anaconda"];
     if other.iter().any(|name| requested.starts_with(name)) {
@@ -138,12 +138,12 @@ fn named(tool: &str, requested: &str, running: &str, actual: &Version) -> Option
     }
 }
 
-/// Numbers of a version, the most important first.
+/// The numbers of a version, most significant first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Version(Vec<u64>);
 
 impl Version {
-    /// The version that a text begins with, behind what names its tool or its distributor.
+    /// Parses the version at the beginning of a text, after the name of a tool or distributor.
     fn parse(tool: &str, text: &str) -> Option<Self> {
         let text = text.trim();
         let at = text.find(|c: char| c.is_ascii_digit())?;
@@ -184,7 +184,7 @@ impl Version {
         (!numbers.is_empty()).then_some(Self(numbers))
     }
 
-    /// Compared with the numbers that another names.
+    /// Compares only the numbers that `other` has.
     fn compare(&self, other: &Self, by: usize) -> std::cmp::Ordering {
         let number = |version: &Self, at: usize| version.0.get(at).copied().unwrap_or_default();
         (0..by)
@@ -197,7 +197,7 @@ impl Version {
         self.compare(other, other.0.len()).is_eq()
     }
 
-    /// Whether it is this one or a later one whose first `same` numbers are the same.
+    /// Whether it is at least `least`, with the same first `same` numbers.
     fn is_from(&self, least: &Self, same: usize) -> bool {
         self.compare(least, 4).is_ge() && self.compare(least, same).is_eq()
     }
@@ -333,7 +333,7 @@ mod tests {
         let plan = plan(&Memory::new([("package.json", package)])).expect("a plan");
         let found = mismatches(&plan, |tool| (tool == "node").then(|| "20.19.2".into()));
         let told: Vec<String> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["package.json:3 asks for Node.js 22.x; Node.js 20.19.2 runs"]);
+        assert_eq!(told, ["package.json:3 requests Node.js 22.x, but Node.js 20.19.2 runs"]);
         assert!(mismatches(&plan, |_| Some("22.1.0".into())).is_empty() && mismatches(&plan, |_| None).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Monorepos: which folders are members, which of them can be deployed, and which a change touches.
+//! Monorepos: finds the members, those that can be deployed, and those that a change affects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ use crate::budget::may_search;
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, Tree, join, line_of};
 
-/// More members are not looked at.
-const MOST_MEMBERS: usize = 400;
-/// Nor more patterns, nor patterns of more parts.
-const MOST_PATTERNS: usize = 400;
-const MOST_PARTS: usize = 16;
+/// Members that are read.
+const MAX_MEMBERS: usize = 400;
+/// Patterns of members, and parts of a pattern.
+const MAX_PATTERNS: usize = 400;
+const MAX_PARTS: usize = 16;
 
-/// A way to say which folders are members.
+/// A tool that defines the members of a workspace.
 struct Workspace {
     tool: &'static str,
     file: &'static str,
@@ -106,20 +106,20 @@ pub fn gradle_members(repo: &Repo<'_>) -> Vec<String> {
             within = line.ends_with(',') || line.ends_with('(');
         }
     }
-    all.truncate(MOST_MEMBERS);
+    all.truncate(MAX_MEMBERS);
     all
 }
 
 pub fn maven_members(repo: &Repo<'_>) -> Vec<String> {
     let text = repo.text("pom.xml");
     let names = text.split("<module>").skip(1).filter_map(|rest| Some(rest.split('<').next()?.trim().to_owned()));
-    names.take(MOST_MEMBERS).collect()
+    names.take(MAX_MEMBERS).collect()
 }
 
-/// The folders that patterns such as `packages/*` name; those with `!` before them are left out.
+/// Expands patterns such as `packages/*`; patterns with `!` exclude folders.
 pub fn globbed(repo: &Repo<'_>, patterns: &[String]) -> Vec<String> {
     let (mut found, mut excluded) = (Expansion::default(), Expansion::default());
-    for pattern in patterns.iter().take(MOST_PATTERNS) {
+    for pattern in patterns.iter().take(MAX_PATTERNS) {
         let (pattern, all) = match pattern.strip_prefix('!') {
             Some(pattern) => (pattern, &mut excluded),
             None => (pattern.as_str(), &mut found),
@@ -127,13 +127,13 @@ pub fn globbed(repo: &Repo<'_>, patterns: &[String]) -> Vec<String> {
         let mut parts: Vec<&str> = pattern.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
         parts.dedup_by(|one, other| *one == "**" && *other == "**");
         // Nothing is named above the repository, or from the top of the file system.
-        if parts.len() <= MOST_PARTS && !pattern.starts_with('/') && !parts.contains(&"..") {
+        if parts.len() <= MAX_PARTS && !pattern.starts_with('/') && !parts.contains(&"..") {
             all.expand(repo, "", &parts);
             all.been.clear();
         }
     }
     found.folders.retain(|folder| !excluded.folders.contains(folder));
-    found.folders.into_iter().take(MOST_MEMBERS).collect()
+    found.folders.into_iter().take(MAX_MEMBERS).collect()
 }
 
 /// What patterns name.
@@ -146,7 +146,7 @@ struct Expansion {
 
 impl Expansion {
     fn expand(&mut self, repo: &Repo<'_>, at: &str, parts: &[&str]) {
-        if self.folders.len() >= MOST_MEMBERS || at.matches('/').count() > 5 || !self.been.insert((at.to_owned(), parts.len())) {
+        if self.folders.len() >= MAX_MEMBERS || at.matches('/').count() > 5 || !self.been.insert((at.to_owned(), parts.len())) {
             return;
         }
         let Some((part, rest)) = parts.split_first() else {
@@ -181,7 +181,7 @@ impl Expansion {
     }
 }
 
-/// What a member calls itself.
+/// The name of a member.
 fn name_of(member: &Repo<'_>, folder: &str) -> String {
     let json = member.json("package.json").ok().flatten();
     let named = json.as_ref().and_then(|json| json.get("name")?.as_str().map(str::to_owned));
@@ -191,8 +191,8 @@ fn name_of(member: &Repo<'_>, folder: &str) -> String {
     named.or_else(cargo).or_else(python).unwrap_or_else(last)
 }
 
-/// Lists the members that can be deployed. A repository that is no application itself becomes a monorepo,
-/// or, where only one member is an application, that one.
+/// Lists the members that can be deployed. A repository that is not an application itself becomes a monorepo, or the plan
+/// of the only member that is an application.
 pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let workspaces = workspaces(repo)?;
     let Some(first) = workspaces.first() else { return nested(repo, draft) };
@@ -201,12 +201,12 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let line = first.patterns.first().and_then(|pattern| line_of(&text, pattern));
     let source = Source { file: first.file, line };
     if draft.plan.detection.build_tool.is_none() && first.tool != "workspaces" {
-        draft.build_tool(first.tool, source, "a workspace is described there");
+        draft.build_tool(first.tool, source, "describes a workspace");
     }
     members(repo, draft, folders, source, &format!("a member of the {} workspace", first.tool))
 }
 
-/// Folders with applications of their own where the top has none, though nothing says so.
+/// Finds applications in folders, if the root has none and there is no workspace.
 fn nested(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let is_something = !draft.plan.processes.is_empty() || draft.plan.build.output.is_some() || draft.plan.kind == Kind::Library;
     if is_something || draft.plan.detection.framework.is_some() || !draft.plan.questions.is_empty() {
@@ -223,7 +223,7 @@ fn nested(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     // A folder that merely has this repository's files in it is no member.
     let source = Source::file("");
-    members(repo, draft, folders, source, "an application of its own")
+    members(repo, draft, folders, source, "an independent application")
 }
 
 fn members(
@@ -240,7 +240,7 @@ fn members(
         let member = repo.folder(&folder);
         repo.check()?;
         let mut inner = Draft::default();
-        // What is wrong with one member is told when it is deployed by itself.
+        // The error of a member is reported when that member is deployed.
         if crate::languages::detect(&member, &mut inner).is_err() || crate::declared::procfile(&member, &mut inner).is_err() {
             continue;
         }
@@ -255,7 +255,7 @@ fn members(
     }
     for member in &all {
         let file = if source.file.is_empty() { member.path.as_str() } else { source.file };
-        draft.because("members", &member.path, Source { file, line: source.line }, reason, 0.9);
+        draft.add_evidence("members", &member.path, Source { file, line: source.line }, reason, 0.9);
     }
     draft.plan.members = all;
     if is_application || draft.plan.members.is_empty() {
@@ -269,7 +269,7 @@ fn members(
             draft,
             &folder,
             Source { file: source.file, line: source.line },
-            "the only application of the workspace",
+            "the only application in the workspace",
         );
     }
     draft.kind(Kind::Monorepo);
@@ -281,7 +281,7 @@ fn members(
     let list: Vec<&str> = draft.plan.members.iter().map(|member| member.path.as_str()).collect();
     let (list, first) = (list.join(", "), list[0].to_owned());
     draft.plan.questions.clear();
-    draft.ask(
+    draft.add_question(
         "build.root",
         &format!("this is a monorepo with several applications ({list}); each is a service of its own"),
         &format!("[build]\nroot = \"{first}\""),
@@ -289,8 +289,8 @@ fn members(
     Ok(())
 }
 
-/// Makes the plan that of one folder: what it takes is fetched at the top where the lockfile is, and the
-/// rest happens in the folder.
+/// Replaces the plan by that of one folder. Dependencies are installed at the root if the lockfile is there; other steps run
+/// in the folder.
 pub fn enter(repo: &Repo<'_>, draft: &mut Draft, folder: &str, source: Source<'_>, reason: &str) -> Result<(), PlanError> {
     let folder = folder.trim_matches('/').trim_start_matches("./");
     if folder.is_empty() || folder == "." {
@@ -355,7 +355,7 @@ pub fn enter(repo: &Repo<'_>, draft: &mut Draft, folder: &str, source: Source<'_
         }
     }
     draft.plan = plan;
-    draft.because("build.root", folder, source, reason, 0.9);
+    draft.add_evidence("build.root", folder, source, reason, 0.9);
     Ok(())
 }
 

@@ -1,15 +1,15 @@
-//! What comes out of an archive, counted before it is kept.
+//! Counts entries and bytes of an archive against its limits.
 
 use std::io::{Error, ErrorKind, Read, Seek, SeekFrom};
 
 use super::{ArchiveError, Limits, refused};
 
-/// Bytes of all names and links of an archive together: they are kept in memory.
-const MOST_NAMES: u64 = 64 << 20;
+/// Bytes of all names and link targets of an archive together; they are kept in memory.
+const MAX_NAME_BYTES: u64 = 64 << 20;
 
-/// Why an archive that holds too much is refused.
-pub fn too_much(bytes: u64) -> String {
-    format!("the archive unpacks to more than {} MiB; leave out what is built or downloaded (.capsuleignore)", bytes >> 20)
+/// The message for an archive that is too large.
+pub fn too_large(bytes: u64) -> String {
+    format!("the archive unpacks to more than {} MiB; list built and downloaded files in .capsuleignore", bytes >> 20)
 }
 
 /// Entries and the bytes of their names.
@@ -25,20 +25,20 @@ impl Counter {
         Self { limits, entries: 0, names: 0 }
     }
 
-    /// Counts an entry whose name has so many bytes.
-    pub fn entry(&mut self, name: usize) -> Result<(), ArchiveError> {
+    /// Counts an entry and the bytes of its name.
+    pub fn count_entry(&mut self, name: usize) -> Result<(), ArchiveError> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(refused(format!("the archive holds more than {} entries", self.limits.entries)));
         }
-        self.name(name)
+        self.count_name(name)
     }
 
-    /// Counts a name that is kept beside an entry's own.
-    pub fn name(&mut self, bytes: usize) -> Result<(), ArchiveError> {
+    /// Counts the bytes of a further name, such as the target of a link.
+    pub fn count_name(&mut self, bytes: usize) -> Result<(), ArchiveError> {
         self.names += bytes as u64;
-        if self.names > MOST_NAMES {
-            return Err(refused(format!("the names in the archive have more than {} MiB", MOST_NAMES >> 20)));
+        if self.names > MAX_NAME_BYTES {
+            return Err(refused(format!("the names in the archive have more than {} MiB", MAX_NAME_BYTES >> 20)));
         }
         Ok(())
     }
@@ -48,17 +48,17 @@ impl Counter {
     }
 }
 
-/// A reader that fails once more was read than may be.
+/// A reader that fails after more than `max_bytes` bytes.
 #[derive(Debug)]
 pub struct Limited<R> {
     inner: R,
-    most: u64,
+    max_bytes: u64,
     read: u64,
 }
 
 impl<R> Limited<R> {
-    pub fn new(inner: R, most: u64) -> Self {
-        Self { inner, most, read: 0 }
+    pub fn new(inner: R, max_bytes: u64) -> Self {
+        Self { inner, max_bytes, read: 0 }
     }
 }
 
@@ -66,8 +66,8 @@ impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.read += read as u64;
-        if self.read > self.most {
-            return Err(Error::new(ErrorKind::FileTooLarge, too_much(self.most)));
+        if self.read > self.max_bytes {
+            return Err(Error::new(ErrorKind::FileTooLarge, too_large(self.max_bytes)));
         }
         Ok(read)
     }

@@ -1,4 +1,4 @@
-//! The files of an archive without unpacking it: listed once, and each read when it is asked for.
+//! Reads the files of an archive without unpacking it: lists them once, and reads each on demand.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -7,29 +7,29 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
-use capsule_buildplan::{Listing, MOST_BYTES};
+use capsule_buildplan::{Listing, MAX_FILE_BYTES};
 use flate2::read::GzDecoder;
 
 use super::counting::{Counter, Limited};
 use super::{
-    ArchiveError, Format, Limits, MOST_PATH, check_link, damaged, format, inside, refused, tar_entries, text, unread,
+    ArchiveError, Format, Limits, MAX_PATH_BYTES, check_link, damaged, format, inside, read_error, refused, tar_entries, text,
     zip_directory,
 };
 
-/// Of a larger file so much is read that it is seen to be larger.
-const READ: u64 = MOST_BYTES + 1;
-/// Links on the way to one file.
-const MOST_HOPS: usize = 8;
+/// How much of a file is read: enough to detect that it is too large for a plan.
+const MAX_READ_BYTES: u64 = MAX_FILE_BYTES + 1;
+/// Links that are followed to one file.
+const MAX_HOPS: usize = 8;
 
 /// Lists a `tar`, `tar.gz` or `zip`.
 ///
 /// # Errors
-/// When it is none of them, is damaged, or holds what it must not.
+/// When it has another format, is damaged, or has an entry that is not allowed.
 pub fn listing(archive: &Path) -> Result<Listing<'static>, ArchiveError> {
     listing_of(File::open(archive).map_err(damaged)?, tempfile::tempfile)
 }
 
-/// Lists an archive that is open. What has to be decompressed first is written to the file that `spool` makes.
+/// Lists an open archive. A compressed tar is decompressed to the file that `spool` creates.
 ///
 /// # Errors
 /// As [`listing`].
@@ -44,7 +44,7 @@ pub fn listing_of(archive: File, spool: impl FnOnce() -> std::io::Result<File>) 
             let unpacked = spool().map_err(damaged)?;
             let reader = Limited::new(GzDecoder::new(BufReader::new(archive)), Limits::default().bytes);
             let mut archive = tar::Archive::new(Copying { reader, copy: BufWriter::with_capacity(1 << 16, &unpacked) });
-            let found = tar_files(archive.entries().map_err(unread)?)?;
+            let found = tar_files(archive.entries().map_err(read_error)?)?;
             archive.into_inner().copy.flush().map_err(damaged)?;
             tar(unpacked, found)
         }
@@ -56,7 +56,7 @@ struct Found<P> {
     counter: Counter,
     places: BTreeMap<String, P>,
     links: BTreeMap<String, String>,
-    /// Folders that paths imply.
+    /// Folders that only paths imply.
     folders: HashSet<String>,
 }
 
@@ -70,13 +70,13 @@ impl<P: Copy> Found<P> {
         }
     }
 
-    /// The places of all files, those that links lead to among them.
+    /// The places of all files and of the targets of links.
     fn resolved(mut self) -> Result<BTreeMap<String, P>, ArchiveError> {
         let mut by_link = Vec::new();
         for (path, target) in &self.links {
             check_link(Path::new(path), target)?;
             let mut at = resolve(path, target);
-            for _ in 0..MOST_HOPS {
+            for _ in 0..MAX_HOPS {
                 let Some(next) = at.as_ref().and_then(|at| self.links.get(at).zip(Some(at))) else { break };
                 at = resolve(next.1, next.0);
             }
@@ -96,13 +96,13 @@ fn count_folders(path: &str, folders: &mut HashSet<String>, counter: &mut Counte
         if !folders.insert(folder.to_owned()) {
             break;
         }
-        counter.entry(folder.len())?;
+        counter.count_entry(folder.len())?;
         rest = folder;
     }
     Ok(())
 }
 
-/// The path that a link leads to, by its text alone.
+/// The path that a link leads to, from its text alone.
 fn resolve(link: &str, target: &str) -> Option<String> {
     let mut path = PathBuf::from(link);
     path.pop();
@@ -117,7 +117,7 @@ fn resolve(link: &str, target: &str) -> Option<String> {
     path.into_os_string().into_string().ok()
 }
 
-/// What is read is kept as well, as it comes: what is refused early was not decompressed whole.
+/// Copies what is read. A listing that fails early has not decompressed the whole archive.
 struct Copying<R, W> {
     reader: R,
     copy: W,
@@ -131,7 +131,7 @@ impl<R: Read, W: Write> Read for Copying<R, W> {
     }
 }
 
-/// Where a file begins in a tar, and how long it is.
+/// The offset of a file in a tar, and its size.
 type Place = (u64, u64);
 
 fn tar_files<R: Read>(entries: tar::Entries<'_, R>) -> Result<Found<Place>, ArchiveError> {
@@ -157,7 +157,7 @@ fn tar(file: File, found: Found<Place>) -> Result<Listing<'static>, ArchiveError
     let paths: Vec<String> = places.keys().cloned().collect();
     Ok(Listing::new(paths, move |path| {
         let (at, size) = places.get(path)?;
-        let mut content = vec![0; usize::try_from(*size.min(&READ)).ok()?];
+        let mut content = vec![0; usize::try_from(*size.min(&MAX_READ_BYTES)).ok()?];
         file.read_exact_at(&mut content, *at).ok()?;
         Some(content)
     }))
@@ -169,7 +169,7 @@ fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(damaged)?;
         let name = text(entry.name_raw())?;
-        found.counter.entry(name.len())?;
+        found.counter.count_entry(name.len())?;
         let Some(path) = path_of(&name)? else { continue };
         count_folders(&path, &mut found.folders, &mut found.counter)?;
         if entry.is_file() {
@@ -178,8 +178,8 @@ fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
             drop(entry);
             let mut link = Vec::new();
             let entry = archive.by_index(index).map_err(damaged)?;
-            entry.take(MOST_PATH as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
-            found.counter.name(link.len())?;
+            entry.take(MAX_PATH_BYTES as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
+            found.counter.count_name(link.len())?;
             found.links.insert(path, text(&link)?);
         }
     }
@@ -187,7 +187,7 @@ fn zip(file: File) -> Result<Listing<'static>, ArchiveError> {
     let (paths, archive): (Vec<String>, _) = (places.keys().cloned().collect(), RefCell::new(archive));
     Ok(Listing::new(paths, move |path| {
         let (mut archive, mut content) = (archive.borrow_mut(), Vec::new());
-        archive.by_index(*places.get(path)?).ok()?.take(READ).read_to_end(&mut content).ok()?;
+        archive.by_index(*places.get(path)?).ok()?.take(MAX_READ_BYTES).read_to_end(&mut content).ok()?;
         Some(content)
     }))
 }

@@ -1,9 +1,7 @@
-//! Unpacks what a user uploaded: `tar`, `tar.gz` or `zip`. Nothing is trusted: not its size, not
-//! its names, not its links.
+//! Unpacks an uploaded `tar`, `tar.gz` or `zip`. Its size, names and links are untrusted.
 //!
-//! Only regular files, folders and symbolic links that stay within the tree come out of it. Links
-//! are made last, so that nothing is ever written through one. Whatever is decompressed counts: content,
-//! headers, long names and padding.
+//! Only regular files, folders and symbolic links within the tree are created. Links are created last, so that no file is
+//! written through one. All decompressed bytes count towards the limit: content, headers, long names and padding.
 
 mod counting;
 mod listing;
@@ -26,12 +24,12 @@ pub use listing::{listing, listing_of};
 
 use crate::reserve::{DiskReserve, ReserveGuard, ReserveReached};
 
-/// How much may come out of an archive.
+/// Limits of an archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// All that is decompressed.
+    /// All decompressed bytes.
     pub bytes: u64,
-    /// Files, links and folders, those that paths imply among them.
+    /// Files, links and folders, including folders that only paths imply.
     pub entries: u64,
 }
 
@@ -41,11 +39,11 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of a path in an archive, and of one of its parts, as Linux has it.
-const MOST_PATH: usize = 4096;
-const MOST_PART: usize = 255;
+/// Bytes of a path in an archive, and of one of its parts: the limits of Linux.
+const MAX_PATH_BYTES: usize = 4096;
+const MAX_PART_BYTES: usize = 255;
 /// Parts of a path.
-const MOST_PARTS: usize = 128;
+const MAX_PARTS: usize = 128;
 /// Bytes of a text from the archive that a message shows.
 const MAX_SHOWN_BYTES: usize = 200;
 
@@ -67,8 +65,8 @@ impl From<ReserveReached> for ArchiveError {
     }
 }
 
-/// The beginning of a text from the archive: names may have millions of bytes.
-fn shown(text: &str) -> String {
+/// The beginning of a text from the archive: a name may have millions of bytes.
+fn excerpt(text: &str) -> String {
     truncate_to(text, MAX_SHOWN_BYTES)
 }
 
@@ -77,22 +75,22 @@ fn refused(text: impl Into<String>) -> ArchiveError {
 }
 
 fn damaged(error: impl std::fmt::Display) -> ArchiveError {
-    refused(format!("the archive is damaged or cut short: {}", shown(&error.to_string())))
+    refused(format!("the archive is damaged or cut short: {}", excerpt(&error.to_string())))
 }
 
-/// What a reader of an archive failed with: it holds too much, or it is damaged.
-fn unread(error: std::io::Error) -> ArchiveError {
+/// The error of a failed read: the archive is too large, or damaged.
+fn read_error(error: std::io::Error) -> ArchiveError {
     if error.kind() == std::io::ErrorKind::FileTooLarge { refused(error.to_string()) } else { damaged(error) }
 }
 
-/// The kinds of archive.
+/// Formats of archives.
 enum Format {
     Tar,
     TarGz,
     Zip,
 }
 
-/// Sees of which kind an archive is.
+/// Detects the format of an archive.
 fn format(mut file: &File) -> Result<Format, ArchiveError> {
     let mut block = Vec::new();
     file.take(512).read_to_end(&mut block).map_err(damaged)?;
@@ -102,66 +100,66 @@ fn format(mut file: &File) -> Result<Format, ArchiveError> {
         [b'P', b'K', 3 | 5 | 7, _, ..] => Ok(Format::Zip),
         [] => Err(refused("the archive is empty")),
         block if is_tar(block) => Ok(Format::Tar),
-        _ => Err(refused("it is no archive that is known: a tar, tar.gz or zip archive of the folder is")),
+        _ => Err(refused("unknown archive format: use a tar, tar.gz or zip archive of the folder")),
     }
 }
 
-/// Whether a file begins as a `tar` does: with a block that holds its own sum, or with nothing at all.
+/// Whether a file begins like a `tar`: with a block that contains its own checksum, or a block of zeros.
 fn is_tar(block: &[u8]) -> bool {
     let Ok(block) = <&[u8; 512]>::try_from(block) else { return false };
     let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
-    let told = tar::Header::from_byte_slice(block).cksum();
-    block.iter().all(|byte| *byte == 0) || told.is_ok_and(|told| told == sum)
+    let recorded = tar::Header::from_byte_slice(block).cksum();
+    block.iter().all(|byte| *byte == 0) || recorded.is_ok_and(|recorded| recorded == sum)
 }
 
 /// The path of an entry below the archive's folder; `None` for that folder itself.
 fn inside(name: &str) -> Result<Option<PathBuf>, ArchiveError> {
-    if name.len() > MOST_PATH || name.contains('\0') {
+    if name.len() > MAX_PATH_BYTES || name.contains('\0') {
         return Err(refused(format!(
-            "the path `{}` in the archive is longer than {MOST_PATH} bytes or holds a NUL byte",
-            shown(name)
+            "the path `{}` in the archive is longer than {MAX_PATH_BYTES} bytes or holds a NUL byte",
+            excerpt(name)
         )));
     }
     let mut path = PathBuf::new();
     let mut parts = 0;
     for part in Path::new(name).components() {
         match part {
-            Component::Normal(part) if part.len() > MOST_PART => {
-                return Err(refused(format!("a name in the path `{}` is longer than {MOST_PART} bytes", shown(name))));
+            Component::Normal(part) if part.len() > MAX_PART_BYTES => {
+                return Err(refused(format!("a name in the path `{}` is longer than {MAX_PART_BYTES} bytes", excerpt(name))));
             }
             Component::Normal(part) => path.push(part),
             Component::CurDir => {}
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
-                return Err(refused(format!("`{}` leads out of the archive's folder", shown(name))));
+                return Err(refused(format!("`{}` leads out of the archive", excerpt(name))));
             }
         }
         parts += 1;
     }
-    if parts > MOST_PARTS {
-        return Err(refused(format!("`{}` lies more than {MOST_PARTS} folders deep", shown(name))));
+    if parts > MAX_PARTS {
+        return Err(refused(format!("`{}` is nested more than {MAX_PARTS} folders deep", excerpt(name))));
     }
     Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
-/// Refuses a link that leads out of the archive's folder. Its target may have `..` at its beginning only: after a name,
-/// which may be that of another link, `..` leads to where the text does not tell.
+/// Refuses a link that leads out of the archive's folder. Its target may have `..` only at its beginning: after a name,
+/// which may be another link, the text alone does not determine where `..` leads.
 fn check_link(path: &Path, target: &str) -> Result<(), ArchiveError> {
     let mut depth = path.components().count() - 1;
     let mut has_name = false;
     let leaves = || {
-        let (path, target) = (shown(&path.to_string_lossy()), shown(target));
+        let (path, target) = (excerpt(&path.to_string_lossy()), excerpt(target));
         refused(format!("`{path}` is a link to `{target}`, out of the archive's folder"))
     };
-    if target.len() > MOST_PATH {
-        return Err(refused(format!("the link `{}` is longer than {MOST_PATH} bytes", shown(&path.to_string_lossy()))));
+    if target.len() > MAX_PATH_BYTES {
+        return Err(refused(format!("the link `{}` is longer than {MAX_PATH_BYTES} bytes", excerpt(&path.to_string_lossy()))));
     }
     for part in Path::new(target).components() {
         match part {
             Component::Normal(_) => has_name = true,
             Component::CurDir => {}
             Component::ParentDir if has_name => {
-                let (path, target) = (shown(&path.to_string_lossy()), shown(target));
-                return Err(refused(format!("`{path}` is a link to `{target}`, which may have `..` at its beginning only")));
+                let (path, target) = (excerpt(&path.to_string_lossy()), excerpt(target));
+                return Err(refused(format!("`{path}` is a link to `{target}`, which may have `..` only at its beginning")));
             }
             Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
             Component::RootDir | Component::Prefix(_) => return Err(leaves()),
@@ -208,9 +206,9 @@ struct Unpacking<'a> {
     limits: Limits,
     counter: Counter,
     guard: ReserveGuard<'a>,
-    /// Of a zip archive, whose entries are decompressed one by one.
+    /// Decompressed bytes of a zip, whose entries are decompressed one by one.
     bytes: u64,
-    /// Folders that were made.
+    /// Folders that were created.
     made: HashSet<PathBuf>,
     links: BTreeMap<PathBuf, PathBuf>,
 }
@@ -218,8 +216,8 @@ struct Unpacking<'a> {
 impl Unpacking<'_> {
     fn tar(&mut self, reader: impl Read) -> Result<(), ArchiveError> {
         let mut archive = tar::Archive::new(Limited::new(reader, self.limits.bytes));
-        let entries = archive.entries().map_err(unread)?;
-        // Counted apart: each entry is also unpacked by what counts.
+        let entries = archive.entries().map_err(read_error)?;
+        // Taken out of `self`, which the closure borrows as well.
         let mut counter = std::mem::replace(&mut self.counter, Counter::new(self.limits));
         let unpacked = tar_entries::for_each(entries, &mut counter, |name, link, entry, counter| {
             let Some(path) = inside(name)? else { return Ok(()) };
@@ -231,9 +229,9 @@ impl Unpacking<'_> {
                 let executable = header.mode().is_ok_and(|mode| mode & 0o100 != 0);
                 self.file(&path, entry, executable, counter)
             } else if kind.is_symlink() {
-                self.link(path, link.ok_or_else(|| refused(format!("`{}` is a link to nowhere", shown(name))))?)
+                self.link(path, link.ok_or_else(|| refused(format!("`{}` is a link to nowhere", excerpt(name))))?)
             } else {
-                Err(refused(format!("`{}` is neither a file, a folder nor a symbolic link", shown(name))))
+                Err(refused(format!("`{}` is neither a file, a folder nor a symbolic link", excerpt(name))))
             }
         });
         self.counter = counter;
@@ -246,14 +244,14 @@ impl Unpacking<'_> {
         for index in 0..archive.len() {
             let mut entry = archive.by_index(index).map_err(damaged)?;
             let name = text(entry.name_raw())?;
-            counter.entry(name.len())?;
+            counter.count_entry(name.len())?;
             let Some(path) = inside(&name)? else { continue };
             if entry.is_dir() {
                 self.folder(&path, &mut counter)?;
             } else if entry.is_symlink() {
                 let mut link = Vec::new();
-                (&mut entry).take(MOST_PATH as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
-                counter.name(link.len())?;
+                (&mut entry).take(MAX_PATH_BYTES as u64 + 1).read_to_end(&mut link).map_err(damaged)?;
+                counter.count_name(link.len())?;
                 self.link(path, &text(&link)?)?;
             } else {
                 let executable = entry.unix_mode().is_some_and(|mode| mode & 0o100 != 0);
@@ -264,7 +262,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Makes a folder and those above it; each counts.
+    /// Creates a folder and its parents; each counts as an entry.
     fn folder(&mut self, path: &Path, counter: &mut Counter) -> Result<(), ArchiveError> {
         if path.as_os_str().is_empty() || self.made.contains(path) {
             return Ok(());
@@ -272,8 +270,8 @@ impl Unpacking<'_> {
         if let Some(parent) = path.parent() {
             self.folder(parent, counter)?;
         }
-        counter.entry(path.as_os_str().len())?;
-        let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
+        counter.count_entry(path.as_os_str().len())?;
+        let here = |error: std::io::Error| refused(format!("`{}`: {error}", excerpt(&path.to_string_lossy())));
         let target = self.target.join(path);
         match std::fs::create_dir(&target) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists || !target.is_dir() => return Err(here(error)),
@@ -288,7 +286,7 @@ impl Unpacking<'_> {
         if let Some(parent) = path.parent() {
             self.folder(parent, counter)?;
         }
-        let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
+        let here = |error: std::io::Error| refused(format!("`{}`: {error}", excerpt(&path.to_string_lossy())));
         let mode = if executable { 0o755 } else { 0o644 };
         let target = self.target.join(path);
         let mut file =
@@ -299,13 +297,13 @@ impl Unpacking<'_> {
         let mut buffer = vec![0; 64 << 10];
         let mut written = 0;
         loop {
-            let read = reader.read(&mut buffer).map_err(unread)?;
+            let read = reader.read(&mut buffer).map_err(read_error)?;
             if read == 0 {
                 break;
             }
             written += read as u64;
             if written > left {
-                return Err(refused(counting::too_much(self.limits.bytes)));
+                return Err(refused(counting::too_large(self.limits.bytes)));
             }
             file.write_all(&buffer[..read]).map_err(here)?;
             self.guard.count(read as u64)?;
@@ -315,7 +313,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Notes a link; it must stay within the tree.
+    /// Records a link to be created last.
     fn link(&mut self, path: PathBuf, target: &str) -> Result<(), ArchiveError> {
         check_link(&path, target)?;
         self.links.insert(path, target.into());
@@ -326,14 +324,14 @@ impl Unpacking<'_> {
         let mut counter = std::mem::replace(&mut self.counter, Counter::new(self.limits));
         let links = std::mem::take(&mut self.links);
         for (path, target) in &links {
-            // A link whose path goes on through another link would be made elsewhere.
+            // A link whose path goes through another link would be created elsewhere.
             if path.ancestors().skip(1).any(|parent| links.contains_key(parent)) {
-                return Err(refused(format!("`{}` lies behind a link", shown(&path.to_string_lossy()))));
+                return Err(refused(format!("the path of `{}` goes through a link", excerpt(&path.to_string_lossy()))));
             }
             if let Some(parent) = path.parent() {
                 self.folder(parent, &mut counter)?;
             }
-            let here = |error: std::io::Error| refused(format!("`{}`: {error}", shown(&path.to_string_lossy())));
+            let here = |error: std::io::Error| refused(format!("`{}`: {error}", excerpt(&path.to_string_lossy())));
             symlink(target, self.target.join(path)).map_err(here)?;
             self.guard.count_entry()?;
         }
@@ -342,7 +340,7 @@ impl Unpacking<'_> {
     }
 }
 
-/// A name as text.
+/// Decodes a name.
 fn text(bytes: &[u8]) -> Result<String, ArchiveError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text.to_owned()),
@@ -401,7 +399,7 @@ mod tests {
     use tar::EntryType as T;
 
     #[test]
-    fn files_folders_and_inner_links_come_out_and_special_bits_do_not() {
+    fn files_folders_and_inner_links_are_unpacked_without_special_bits() {
         use std::os::unix::fs::PermissionsExt;
         let archive = tar(&[
             (b"./bin/run", T::Regular, b"#!/bin/sh\n"),
@@ -417,18 +415,18 @@ mod tests {
     }
 
     #[test]
-    fn whatever_leads_out_of_the_tree_is_refused_and_named() {
+    fn entries_that_lead_out_of_the_tree_are_refused() {
         for (entries, expected) in [
             (vec![(&b"../evil"[..], T::Regular, &b"x"[..])], "leads out"),
             (vec![(b"a/../../evil", T::Regular, b"x")], "leads out"),
             (vec![(b"/etc/evil", T::Regular, b"x")], "leads out"),
             (vec![(b"link", T::Symlink, b"/etc/passwd")], "out of the archive"),
             (vec![(b"a/link", T::Symlink, b"../../x")], "out of the archive"),
-            (vec![(b"d/s", T::Symlink, b".."), (b"x", T::Symlink, b"d/s/../../etc")], "at its beginning only"),
+            (vec![(b"d/s", T::Symlink, b".."), (b"x", T::Symlink, b"d/s/../../etc")], "only at its beginning"),
             (vec![(b"link", T::Link, b"/etc/passwd")], "neither a file"),
             (vec![(b"pipe", T::Fifo, b"")], "neither a file"),
             (vec![(b"null", T::Char, b"")], "neither a file"),
-            (vec![(b"a", T::Symlink, b"b"), (b"a/c", T::Symlink, b"x")], "behind a link"),
+            (vec![(b"a", T::Symlink, b"b"), (b"a/c", T::Symlink, b"x")], "through a link"),
             (vec![(b"bad\xff", T::Regular, b"x")], "not UTF-8"),
         ] {
             let (directory, result) = attempt(&tar(&entries), Limits::default());
@@ -479,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_or_is_cut_short_is_said_to_be() {
+    fn an_unknown_or_truncated_archive_is_refused() {
         for garbage in [&b""[..], b"hello", b"PK\x03\x04garbage", b"\x1f\x8bgarbage", &[0xff; 2000]] {
             let (_directory, result) = attempt(garbage, Limits::default());
             let error = result.expect_err("no archive");

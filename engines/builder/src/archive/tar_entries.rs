@@ -1,15 +1,15 @@
-//! The entries of a tar with their whole names. Names and records that stand before an entry are read here,
-//! within bounds: the library would read each as a whole, whatever its size.
+//! Reads the entries of a tar with their long names. Names and records before an entry are read here, with a limit: the
+//! library would read each completely, whatever its size.
 
 use std::io::Read;
 
 use super::counting::Counter;
-use super::{ArchiveError, MOST_PATH, refused, text, unread};
+use super::{ArchiveError, MAX_PATH_BYTES, read_error, refused, text};
 
-/// Bytes of the records that stand before one entry.
-const MOST_RECORDS: u64 = 1 << 20;
+/// Bytes of the records before one entry.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
 
-/// What stands before an entry and belongs to it.
+/// Attributes from the records before an entry.
 #[derive(Default)]
 struct Ahead {
     name: Option<Vec<u8>>,
@@ -17,53 +17,56 @@ struct Ahead {
     size: Option<u64>,
 }
 
-/// Calls `take` with the name, the link's target and the content of each entry.
+/// Calls `visit` with the name, the link's target and the content of each entry.
 pub fn for_each<R: Read>(
     entries: tar::Entries<'_, R>,
     counter: &mut Counter,
-    mut take: impl FnMut(&str, Option<&str>, &mut tar::Entry<'_, R>, &mut Counter) -> Result<(), ArchiveError>,
+    mut visit: impl FnMut(&str, Option<&str>, &mut tar::Entry<'_, R>, &mut Counter) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
     let mut ahead = Ahead::default();
     for entry in entries.raw(true) {
-        let mut entry = entry.map_err(unread)?;
+        let mut entry = entry.map_err(read_error)?;
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname() {
-            counter.entry(0)?;
-            ahead.name = Some(without_nul(record(&mut entry, MOST_PATH as u64 + 1)?));
+            counter.count_entry(0)?;
+            ahead.name = Some(without_nul(record(&mut entry, MAX_PATH_BYTES as u64 + 1)?));
         } else if kind.is_gnu_longlink() {
-            counter.entry(0)?;
-            ahead.link = Some(without_nul(record(&mut entry, MOST_PATH as u64 + 1)?));
+            counter.count_entry(0)?;
+            ahead.link = Some(without_nul(record(&mut entry, MAX_PATH_BYTES as u64 + 1)?));
         } else if kind.is_pax_local_extensions() {
-            counter.entry(0)?;
-            let records = record(&mut entry, MOST_RECORDS)?;
+            counter.count_entry(0)?;
+            let records = record(&mut entry, MAX_RECORD_BYTES)?;
             ahead.read(&records)?;
         } else if kind.is_pax_global_extensions() {
-            counter.entry(0)?;
-            record(&mut entry, MOST_RECORDS)?;
+            counter.count_entry(0)?;
+            record(&mut entry, MAX_RECORD_BYTES)?;
         } else {
             let ahead = std::mem::take(&mut ahead);
-            // What a reader that knows the record would take for content, another would take for entries.
+            // Readers that ignore the record would see other entries than those that use it.
             if ahead.size.is_some_and(|size| size != entry.size()) {
                 return Err(refused("the archive gives two different sizes for one entry"));
             }
             let name = ahead.name.unwrap_or_else(|| entry.path_bytes().into_owned());
             let link = ahead.link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
             let (name, link) = (text(&name)?, link.map(|link| text(&link)).transpose()?);
-            counter.entry(name.len())?;
-            counter.name(link.as_ref().map_or(0, String::len))?;
-            take(&name, link.as_deref(), &mut entry, counter)?;
+            counter.count_entry(name.len())?;
+            counter.count_name(link.as_ref().map_or(0, String::len))?;
+            visit(&name, link.as_deref(), &mut entry, counter)?;
         }
     }
     Ok(())
 }
 
-/// The content of an entry that describes the next one, refused before it is read if it is too long.
-fn record<R: Read>(entry: &mut tar::Entry<'_, R>, most: u64) -> Result<Vec<u8>, ArchiveError> {
-    if entry.size() > most {
-        return Err(refused(format!("a name or a record in the archive has {} bytes; at most {most} are allowed", entry.size())));
+/// Reads an entry that describes the next one. Refuses it unread if it is too long.
+fn record<R: Read>(entry: &mut tar::Entry<'_, R>, max_bytes: u64) -> Result<Vec<u8>, ArchiveError> {
+    if entry.size() > max_bytes {
+        return Err(refused(format!(
+            "a name or a record in the archive has {} bytes; at most {max_bytes} are allowed",
+            entry.size()
+        )));
     }
     let mut content = Vec::new();
-    entry.read_to_end(&mut content).map_err(unread)?;
+    entry.read_to_end(&mut content).map_err(read_error)?;
     Ok(content)
 }
 

@@ -1,4 +1,4 @@
-//! The directory of a zip, looked over before the library reads it whole into memory.
+//! Checks the size of a zip's directory before the library reads all of it into memory.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -7,24 +7,24 @@ use zip::ZipArchive;
 
 use super::{ArchiveError, Limits, damaged, refused};
 
-/// What each entry of the directory begins with.
+/// The signature of a directory entry.
 const SIGNATURE: [u8; 4] = *b"PK\x01\x02";
-/// The part of such an entry whose size does not vary.
+/// Bytes of the fixed part of a directory entry.
 const HEADER: usize = 46;
 /// Names, comments and extra fields of all entries together.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
-/// Opens a zip whose directory is no larger than it may be.
+/// Opens a zip if its directory is within the limits.
 pub fn open(file: File, limits: Limits) -> Result<ZipArchive<BufReader<File>>, ArchiveError> {
     let mut file = file;
-    look_over(&mut file, limits)?;
+    check_directory(&mut file, limits)?;
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;
     ZipArchive::new(BufReader::new(file)).map_err(damaged)
 }
 
-/// Counts whatever looks like an entry of a directory, wherever it stands: whichever of several directories a
-/// reader believes in, it has no more entries than these.
-fn look_over(file: &mut File, limits: Limits) -> Result<(), ArchiveError> {
+/// Counts everything that looks like a directory entry, anywhere in the file. If a zip has several directories, each has at
+/// most as many entries.
+fn check_directory(file: &mut File, limits: Limits) -> Result<(), ArchiveError> {
     let (mut entries, mut bytes) = (0, 0);
     let mut buffer = vec![0; 1 << 20];
     let mut kept = 0;
@@ -32,7 +32,7 @@ fn look_over(file: &mut File, limits: Limits) -> Result<(), ArchiveError> {
         let read = file.read(&mut buffer[kept..]).map_err(damaged)?;
         let length = kept + read;
         let is_end = read == 0;
-        // An entry that goes beyond the buffer is looked at with what follows.
+        // An entry that crosses the end of the buffer is checked in the next round.
         let until = if is_end { length } else { length.saturating_sub(HEADER) };
         let mut at = 0;
         while let Some(found) = find(&buffer[at..until.max(at)]) {
@@ -47,20 +47,20 @@ fn look_over(file: &mut File, limits: Limits) -> Result<(), ArchiveError> {
         if entries > limits.entries {
             return Err(refused(format!("the archive holds more than {} entries", limits.entries)));
         }
-        if bytes > MOST_BYTES {
-            return Err(refused(format!("the names in the archive have more than {} MiB", MOST_BYTES >> 20)));
+        if bytes > MAX_BYTES {
+            return Err(refused(format!("the names in the archive have more than {} MiB", MAX_BYTES >> 20)));
         }
         if is_end {
             return Ok(());
         }
-        // A signature may begin in the last three bytes that were looked at.
+        // A signature may begin in the last three bytes.
         let rest = at.max(until.saturating_sub(SIGNATURE.len() - 1));
         buffer.copy_within(rest..length, 0);
         kept = length - rest;
     }
 }
 
-/// Where a signature begins that lies wholly within these bytes.
+/// The position of the first complete signature.
 fn find(bytes: &[u8]) -> Option<usize> {
     let mut from = 0;
     while let Some(at) = bytes[from..].iter().position(|byte| *byte == SIGNATURE[0]) {

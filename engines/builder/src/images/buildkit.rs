@@ -1,4 +1,4 @@
-//! Building with `BuildKit`: the build itself by the client library, what it tells by a second connection.
+//! Builds with `BuildKit`. The client library runs the build; a second connection follows its progress.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -16,14 +16,14 @@ use bytes::Bytes;
 use capsule_runtime::{Limits, Watch};
 use futures_util::StreamExt;
 
-use super::progress::Told;
-use super::{Engine, ImageJob, ImageLimits, LABEL, Lost};
+use super::progress::Progress;
+use super::{ConnectionError, Engine, ImageJob, ImageLimits, LABEL};
 use crate::BuildError;
 
-/// How often the groups of steps are looked for: a step takes longer to begin.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often new control groups of steps are searched for. A step takes longer than this to start.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(), BuildError> {
+pub async fn build(engine: &Engine, job: &ImageJob, progress: &Progress<'_>) -> Result<(), BuildError> {
     let folder = tempfile::Builder::new().prefix("capsule-build-").tempdir()?;
     let mut options =
         ImageBuildFrontendOptions::builder().dockerfile(job.context.dockerfile.as_ref()).label(LABEL, "1").nocache(!job.cached);
@@ -31,7 +31,7 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         options = options.buildarg(name, value);
     }
     for (index, (name, value)) in job.secrets.iter().enumerate() {
-        // A file that only this user may read, for as long as the build takes.
+        // A file that only this user may read; it is removed when the build ends.
         let path = folder.path().join(index.to_string());
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         file.write_all(value.as_bytes())?;
@@ -42,7 +42,7 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
     let build = BuildRef::default();
     let id = build.as_ref().to_owned();
     let mut watch = watch(&job.limits)?;
-    let seen = Mutex::new(Seen::default());
+    let seen = Mutex::new(Outcome::default());
     let solve = Moby::new(&engine.docker).docker_build(
         &job.name,
         options.build(),
@@ -51,15 +51,15 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         Some(build),
     );
     let follow = async {
-        // A build that cannot be followed is still a build.
-        if let Err(error) = follow(engine, &id, told, &seen).await {
-            told.begun("status", &format!("what happens cannot be followed: {error}"));
+        // The build goes on without progress.
+        if let Err(error) = follow(engine, &id, progress, &seen).await {
+            progress.step_started("status", &format!("the progress of the build cannot be followed: {error}"));
         }
     };
     let limit = async {
         while let Some(watch) = &mut watch {
-            watch.look();
-            tokio::time::sleep(LOOK).await;
+            watch.limit_new_groups();
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         std::future::pending().await
     };
@@ -68,49 +68,49 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
         never = limit => never,
     };
     let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let limited = watch.map(Watch::seen);
+    let limited = watch.map(Watch::outcome);
     if let Some(Some(Err(why))) = limited {
-        return Err(BuildError::Failed(format!("a step was ended, since it could not be held to its limits: {why}")));
+        return Err(BuildError::Failed(format!("a step was stopped, because its limits could not be set: {why}")));
     }
-    solved.map_err(|error| BuildError::Failed(told.masked(&seen.failed.unwrap_or_else(|| error.to_string()))))?;
+    solved.map_err(|error| BuildError::Failed(progress.masked(&seen.failed.unwrap_or_else(|| error.to_string()))))?;
     if seen.ran && limited == Some(None) {
-        return Err(unlimited("no control group of a step was found"));
+        return Err(limits_unavailable("no control group of a step was found"));
     }
     Ok(())
 }
 
-/// What is remembered of a build's steps.
+/// What the steps of a build did.
 #[derive(Default)]
-struct Seen {
+struct Outcome {
     /// The step that failed, and why.
     failed: Option<String>,
-    /// Whether a command was run.
+    /// Whether a command ran, not from the cache.
     ran: bool,
 }
 
-/// `BuildKit` has no limits of memory and CPU, but runs each step in a control group that can be told by its
-/// name.
+/// Starts to limit the steps of builds. `BuildKit` has no limits of memory and CPU, but runs each step in a control group
+/// with a recognizable name.
 fn watch(limits: &ImageLimits) -> Result<Option<Watch>, BuildError> {
     if limits.memory.is_none() && limits.cpu_percent.is_none() {
         return Ok(None);
     }
     let limits = Limits { memory: limits.memory, cpu_percent: limits.cpu_percent, ..Limits::default() };
-    // Below the Engine's own; where systemd manages its groups, `<slice>:docker:<id>` beside the Engine.
+    // Below the Engine's own group; where systemd manages groups, `<slice>:docker:<id>` beside it.
     let is_step = |path: &str| path.contains("/buildkit/") || path.contains(".slice:docker:");
-    Watch::begin(&["", "docker/buildkit"], is_step, &limits).map(Some).map_err(|why| unlimited(&why))
+    Watch::start(&["", "docker/buildkit"], is_step, &limits).map(Some).map_err(|why| limits_unavailable(&why))
 }
 
-fn unlimited(why: &str) -> BuildError {
-    BuildError::Host(format!("BuildKit cannot be held to limits of memory and CPU here: {why}; --classic builds with them"))
+fn limits_unavailable(why: &str) -> BuildError {
+    BuildError::Host(format!("limits of memory and CPU cannot be set for BuildKit here: {why}; use --classic"))
 }
 
-/// Tells what happens, until the build is over.
-async fn follow(engine: &Engine, id: &str, told: &Told<'_>, seen: &Mutex<Seen>) -> Result<(), Lost> {
+/// Reports progress until the build ends.
+async fn follow(engine: &Engine, id: &str, progress: &Progress<'_>, seen: &Mutex<Outcome>) -> Result<(), ConnectionError> {
     let request = hyper::Request::post("/grpc").header("connection", "Upgrade").header("upgrade", "h2c");
     let response = engine.send(request).await?;
     let mut upgraded = Some(hyper::upgrade::on(response).await?);
     let connector = tower::service_fn(move |_| {
-        // One connection; there is no other to be had.
+        // There is only this one connection.
         std::future::ready(upgraded.take().ok_or_else(|| std::io::Error::other("the Engine closed the connection")))
     });
     let channel = tonic::transport::Endpoint::from_static("http://docker").connect_with_connector(connector).await?;
@@ -119,15 +119,15 @@ async fn follow(engine: &Engine, id: &str, told: &Told<'_>, seen: &Mutex<Seen>) 
         let status = status?;
         for vertex in &status.vertexes {
             if vertex.started.is_some() || vertex.cached {
-                told.begun(&vertex.digest, &vertex.name);
+                progress.step_started(&vertex.digest, &vertex.name);
             }
         }
         for line in &status.logs {
-            told.output(&line.vertex, &String::from_utf8_lossy(&line.msg));
+            progress.step_output(&line.vertex, &String::from_utf8_lossy(&line.msg));
         }
         for vertex in &status.vertexes {
             if vertex.completed.is_some() {
-                told.done(&vertex.digest, seconds(vertex), vertex.cached);
+                progress.step_finished(&vertex.digest, seconds(vertex), vertex.cached);
             }
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.ran |= !vertex.cached && vertex.completed.is_some() && vertex.name.contains("] RUN ");

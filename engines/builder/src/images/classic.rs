@@ -1,4 +1,4 @@
-//! Building with the Engine's classic builder: one step after the other, each a container of its own.
+//! Builds with the Engine's classic builder, which runs each step in a container of its own.
 
 use std::time::Instant;
 
@@ -7,16 +7,16 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{Either, Full};
 
-use super::progress::Told;
+use super::progress::Progress;
 use super::{Engine, ImageJob, LABEL};
 use crate::BuildError;
 
-pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(), BuildError> {
+pub async fn build(engine: &Engine, job: &ImageJob, progress: &Progress<'_>) -> Result<(), BuildError> {
     if !job.secrets.is_empty() {
-        return Err(BuildError::Failed("build secrets take BuildKit: the classic builder would keep them in a layer".into()));
+        return Err(BuildError::Failed("build secrets need BuildKit: the classic builder would keep them in a layer".into()));
     }
     let memory = job.limits.memory.map(i32::try_from).transpose().map_err(|_| {
-        BuildError::Failed("the classic builder can be limited to 2047 MiB at the most; BuildKit takes larger limits".into())
+        BuildError::Failed("the classic builder supports memory limits up to 2047 MiB; use BuildKit for larger ones".into())
     })?;
     let options = BuildImageOptions {
         dockerfile: job.context.dockerfile.clone(),
@@ -35,11 +35,11 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
     let credentials = Some(job.credentials().into_iter().collect()).filter(|_| !job.credentials.is_empty());
     let archive = Either::Left(Full::new(Bytes::from(job.context.archive.clone())));
     let mut events = engine.docker.build_image(options, credentials, Some(archive));
-    // The step that runs: its name, since when, and whether it was done before.
+    // The running step: its name, its start, and whether it came from the cache.
     let mut current: Option<(String, Instant, bool)> = None;
     let end = |current: &mut Option<(String, Instant, bool)>| {
         if let Some((name, since, cached)) = current.take() {
-            told.done(&name, since.elapsed().as_secs_f64(), cached);
+            progress.step_finished(&name, since.elapsed().as_secs_f64(), cached);
         }
     };
     while let Some(event) = events.next().await {
@@ -49,20 +49,20 @@ pub async fn build(engine: &Engine, job: &ImageJob, told: &Told<'_>) -> Result<(
                 bollard::errors::Error::DockerStreamError { error } => error.clone(),
                 other => other.to_string(),
             };
-            BuildError::Failed(told.masked(&format!("{step}{text}")))
+            BuildError::Failed(progress.masked(&format!("{step}{text}")))
         })?;
         let Some(text) = event.stream else { continue };
         if text.starts_with("Step ") {
             end(&mut current);
             let name = text.trim_end();
-            told.begun(name, name);
+            progress.step_started(name, name);
             current = Some((name.to_owned(), Instant::now(), false));
         } else if let Some((name, _, cached)) = &mut current {
             match text.trim() {
                 " ---> Using cache" | "---> Using cache" => *cached = true,
-                // Names of containers and layers say nothing to people.
+                // Ids of containers and layers.
                 internal if internal.starts_with("---> ") || internal.starts_with("Removing intermediate") => {}
-                _ => told.output(name, &text),
+                _ => progress.step_output(name, &text),
             }
         }
     }

@@ -1,5 +1,4 @@
-//! What the Engine is sent to build from: a folder as an archive that is the same for the same files,
-//! whoever packs it and whenever.
+//! The build context: a folder as an archive. The same files make the same archive, independent of users and times.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,12 +10,12 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::BuildError;
 
-/// Where a Dockerfile that is not the folder's own lies in the archive.
+/// The path in the archive of a Dockerfile that is not in the folder.
 pub const DOCKERFILE: &str = ".capsule.Dockerfile";
-/// Deeper folders hold no source.
-const MOST_DEPTH: usize = 256;
-/// More is no source.
-const MOST_BYTES: usize = 1 << 30;
+/// How deep folders may be nested.
+const MAX_DEPTH: usize = 256;
+/// Bytes of the compressed archive.
+const MAX_BYTES: usize = 1 << 30;
 
 /// A folder, packed.
 #[derive(Clone)]
@@ -34,17 +33,17 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Packs a folder with the Dockerfile that it brings.
+    /// Packs a folder with its own Dockerfile.
     ///
     /// # Errors
-    /// When a file cannot be read, or there is too much of them.
+    /// When a file cannot be read, or the archive is too large.
     pub fn of(folder: &Path, dockerfile: &str) -> Result<Self, BuildError> {
-        // Not through a link that leads out of the folder: what is malformed is shown.
+        // Not through a link out of the folder: error messages quote malformed lines.
         let own = Folder::new(folder).bytes(".dockerignore").unwrap_or_default();
         Self::pack(folder, &String::from_utf8_lossy(&own), dockerfile, BTreeMap::new())
     }
 
-    /// Packs a folder with a Dockerfile and a `.dockerignore` that were written for it.
+    /// Packs a folder with a generated Dockerfile and `.dockerignore`.
     ///
     /// # Errors
     /// As [`Context::of`].
@@ -75,11 +74,9 @@ impl Context {
                 header.set_size(kind.len());
                 archive.append_data(&mut header, &path, std::fs::File::open(&full).map_err(at)?).map_err(at)?;
             }
-            if archive.get_ref().get_ref().len() > MOST_BYTES {
-                let text = format!(
-                    "there is more than {} MiB to build from; leave out what is no source by .dockerignore",
-                    MOST_BYTES >> 20
-                );
+            if archive.get_ref().get_ref().len() > MAX_BYTES {
+                let text =
+                    format!("the build context is larger than {} MiB; list what is not source in .dockerignore", MAX_BYTES >> 20);
                 return Err(BuildError::Failed(text));
             }
         }
@@ -93,7 +90,7 @@ impl Context {
     }
 }
 
-/// Lines of a `.dockerignore`: paths from the top, where `!` takes back what was left out before.
+/// Parses a `.dockerignore`: paths are relative to the folder, and `!` includes a path again.
 fn matcher(text: &str) -> Result<Gitignore, BuildError> {
     let mut builder = GitignoreBuilder::new("");
     for (index, line) in text.lines().enumerate() {
@@ -111,9 +108,9 @@ fn matcher(text: &str) -> Result<Gitignore, BuildError> {
 
 fn walk(root: &Path, at: &Path, ignored: &Gitignore, dockerfile: &str, files: &mut Vec<PathBuf>) -> Result<(), BuildError> {
     let shown = if at.as_os_str().is_empty() { root } else { at };
-    if at.components().count() > MOST_DEPTH {
+    if at.components().count() > MAX_DEPTH {
         return Err(BuildError::Failed(format!(
-            "{} lies more than {MOST_DEPTH} folders deep; leave it out by .dockerignore",
+            "{} is nested more than {MAX_DEPTH} folders deep; add it to .dockerignore",
             at.display()
         )));
     }
@@ -123,14 +120,14 @@ fn walk(root: &Path, at: &Path, ignored: &Gitignore, dockerfile: &str, files: &m
         let entry = entry?;
         let path = at.join(entry.file_name());
         let kind = entry.file_type()?;
-        // The Dockerfile itself is always sent.
+        // The Dockerfile is always included.
         if path == Path::new(dockerfile) && kind.is_file() {
             files.push(path);
             continue;
         }
         let out = ignored.matched(&path, kind.is_dir()).is_ignore();
         if kind.is_dir() {
-            // Something within may be taken back.
+            // A file in it may be included again.
             if !out || ignored.num_whitelists() > 0 {
                 walk_in(root, &path, ignored, dockerfile, files, out)?;
             }
@@ -141,7 +138,7 @@ fn walk(root: &Path, at: &Path, ignored: &Gitignore, dockerfile: &str, files: &m
     Ok(())
 }
 
-/// A folder; of one that is left out, only what is taken back by name.
+/// Walks a folder; of an ignored one, only the files that are included again.
 fn walk_in(
     root: &Path,
     at: &Path,
@@ -175,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_make_the_same_archive_and_what_is_left_out_stays_out() {
+    fn the_same_files_make_the_same_archive_without_ignored_files() {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |path: &str, text: &str| {
             let path = folder.path().join(path);

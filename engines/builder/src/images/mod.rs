@@ -1,7 +1,7 @@
-//! Images, built by Docker Engine: by `BuildKit`, which is part of it since 18.09, or by its classic builder.
+//! Builds images with Docker Engine: with `BuildKit`, which it includes since 18.09, or its classic builder.
 //!
-//! A build is told as it happens, step by step; it ends when it is cancelled, takes too long, or makes an
-//! image that is too large. What builds leave behind is kept within bounds.
+//! A build reports its progress step by step, and ends when it is cancelled, reaches its timeout, or makes an image that is
+//! too large. The build cache has a size limit.
 
 mod buildkit;
 mod classic;
@@ -24,23 +24,23 @@ use tokio_util::sync::CancellationToken;
 
 pub use context::{Context, DOCKERFILE};
 pub use progress::Event;
-use progress::Told;
+use progress::Progress;
 
 use crate::BuildError;
 
-/// Every image that is built here has this label.
+/// The label of all images that Capsule builds.
 const LABEL: &str = "dev.capsule.built";
 
-/// The API of Docker Engine 23.0.
-const BOTH_AT_ONCE: (usize, usize) = (1, 42);
+/// The API version of Docker Engine 23.0, the first that can prune its cache during a build.
+const CONCURRENT_PRUNE_API: (usize, usize) = (1, 42);
 
-/// How long an eviction waits for builds, where it may not go on beside them.
-const PAUSE: Duration = Duration::from_secs(60);
+/// How long an eviction waits for running builds if the Engine cannot do both at once.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often what is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a lock is tried again.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a build may use at the most. `None` is no limit.
+/// Limits of a build. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ImageLimits {
     /// Wall-clock time.
@@ -53,7 +53,7 @@ pub struct ImageLimits {
     pub disk: Option<u64>,
 }
 
-/// Who builds.
+/// The builder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     BuildKit,
@@ -76,18 +76,18 @@ impl std::fmt::Debug for Credentials {
 /// One image to build.
 #[derive(Debug)]
 pub struct ImageJob {
-    /// What it will be called, as `name:tag`.
+    /// The name of the image, as `name:tag`.
     pub name: String,
     pub context: Context,
     pub method: Method,
     pub limits: ImageLimits,
-    /// Given to the build; they are in the image's history.
+    /// Build arguments. They are visible in the image's history.
     pub arguments: BTreeMap<String, String>,
-    /// Shown to steps that mount them; they are in no layer, and masked in what is told.
+    /// Build secrets, for steps that mount them. They are in no layer, and masked in reported progress.
     pub secrets: BTreeMap<String, String>,
-    /// By the registry's host.
+    /// Credentials by the host of the registry.
     pub credentials: BTreeMap<String, Credentials>,
-    /// Whether what was built before may be used again.
+    /// Whether the build cache is used.
     pub cached: bool,
     pub cancel: CancellationToken,
 }
@@ -131,7 +131,7 @@ pub struct Built {
     /// Bytes.
     pub size: u64,
     pub took: Duration,
-    /// Steps, and how many of them were done before.
+    /// The number of steps, and how many of them came from the cache.
     pub steps: usize,
     pub cached: usize,
 }
@@ -147,7 +147,7 @@ impl Engine {
     /// The Engine that listens on this Unix socket.
     ///
     /// # Errors
-    /// When none answers there.
+    /// When no Engine responds there.
     pub async fn at(socket: &Path) -> Result<Self, BuildError> {
         let unreachable = |error: bollard::errors::Error| {
             let text = format!(
@@ -156,38 +156,38 @@ impl Engine {
             );
             BuildError::Host(text)
         };
-        let path = socket.to_str().ok_or_else(|| BuildError::Host("the socket's path is no text".into()))?;
+        let path = socket.to_str().ok_or_else(|| BuildError::Host("the path of the socket is not UTF-8".into()))?;
         let docker = Docker::connect_with_unix(path, 600, bollard::API_DEFAULT_VERSION).map_err(unreachable)?;
         let docker = docker.negotiate_version().await.map_err(unreachable)?;
         Ok(Self { docker, socket: socket.into() })
     }
 
-    /// Builds an image; what happens is told as it happens.
+    /// Builds an image and calls `report` for each event.
     ///
     /// # Errors
-    /// When a step fails, the build is cancelled, takes too long, or makes too much; the text is for the user.
-    pub async fn build(&self, job: &ImageJob, tell: &(dyn Fn(&Event) + Sync)) -> Result<Built, BuildError> {
+    /// When a step fails, the build is cancelled or reaches its timeout, or the image is too large; the text is for the user.
+    pub async fn build(&self, job: &ImageJob, report: &(dyn Fn(&Event) + Sync)) -> Result<Built, BuildError> {
         let began = Instant::now();
-        let told = Told::new(job, tell);
+        let progress = Progress::new(job, report);
         let work = async {
             match job.method {
                 Method::BuildKit => {
-                    let _turn = self.turn(File::try_lock_shared).await?;
-                    buildkit::build(self, job, &told).await
+                    let _lock = self.lock_engine(File::try_lock_shared).await?;
+                    buildkit::build(self, job, &progress).await
                 }
-                Method::Classic => classic::build(self, job, &told).await,
+                Method::Classic => classic::build(self, job, &progress).await,
             }
         };
-        let late = async {
+        let timeout = async {
             match job.limits.time {
                 Some(time) => tokio::time::sleep(time).await,
                 None => std::future::pending().await,
             }
         };
-        // Dropped, the request ends, and the Engine ends the build with it.
+        // If the request is dropped, the Engine stops the build.
         tokio::select! {
             result = work => result?,
-            () = late => {
+            () = timeout => {
                 let seconds = job.limits.time.unwrap_or_default().as_secs();
                 return Err(BuildError::Failed(format!("the build was stopped: it took longer than {seconds} s")));
             }
@@ -199,65 +199,64 @@ impl Engine {
             self.remove(&job.name).await?;
             let (size, most) = (size >> 20, most >> 20);
             return Err(BuildError::Failed(format!(
-                "the image is larger than it may be ({size} MiB of {most} MiB); it was removed"
+                "the image has {size} MiB, more than the limit of {most} MiB; it was removed"
             )));
         }
-        let (steps, cached) = told.counts();
+        let (steps, cached) = progress.counts();
         Ok(Built { id: image.id.unwrap_or_default(), size, took: began.elapsed(), steps, cached })
     }
 
     /// Removes an image by its name.
     ///
     /// # Errors
-    /// When the Engine does not.
+    /// When the Engine fails.
     pub async fn remove(&self, name: &str) -> Result<(), BuildError> {
         let options = RemoveImageOptions { force: true, ..RemoveImageOptions::default() };
         self.docker.remove_image(name, Some(options), None).await.map_err(host)?;
         Ok(())
     }
 
-    /// Drops what builds left behind: the oldest of the cache beyond so many bytes, and layers of images that
-    /// were built here and have no name any more. Returns how many bytes were freed.
+    /// Prunes the build cache to `keep_bytes`, oldest entries first, and images that Capsule built and that have no name any
+    /// more. Returns how many bytes were freed.
     ///
     /// # Errors
-    /// When the Engine does not, or builds without a pause and is too old to do both at once.
+    /// When the Engine fails, or cannot prune during a build and no pause between builds comes in time.
     pub async fn evict(&self, keep_bytes: u64) -> Result<u64, BuildError> {
-        let _turn = tokio::time::timeout(PAUSE, self.turn(File::try_lock)).await.map_err(|_| {
-            let seconds = PAUSE.as_secs();
-            BuildError::Host(format!("nothing was dropped: in {seconds} s there was no pause between builds, and Docker Engine before 23.0 crashes when it does both at once"))
+        let _lock = tokio::time::timeout(EVICTION_TIMEOUT, self.lock_engine(File::try_lock)).await.map_err(|_| {
+            let seconds = EVICTION_TIMEOUT.as_secs();
+            BuildError::Host(format!("the build cache was not pruned: there was no pause between builds for {seconds} s, and Docker Engine before 23.0 cannot prune during a build; update it"))
         })??;
-        // By hand: the client library names the bound only as engines since 28.0 do, which take this name, too.
-        let lost = |error: Lost| BuildError::Host(format!("Docker Engine: {error}"));
+        // Not by the client library: its name of this parameter is that of engines since 28.0. All engines accept this name.
+        let unreachable = |error: ConnectionError| BuildError::Host(format!("Docker Engine: {error}"));
         let request = hyper::Request::post(format!("/build/prune?all=true&keep-storage={keep_bytes}"));
-        let answer = self.send(request).await.map_err(lost)?;
+        let answer = self.send(request).await.map_err(unreachable)?;
         let status = answer.status();
-        let answer = answer.into_body().collect().await.map_err(|error| lost(error.into()))?.to_bytes();
+        let answer = answer.into_body().collect().await.map_err(|error| unreachable(error.into()))?.to_bytes();
         let cache: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
         if !status.is_success() {
-            let why = cache["message"].as_str().unwrap_or("no reason is told");
+            let why = cache["message"].as_str().unwrap_or("no reason given");
             return Err(BuildError::Host(format!("Docker Engine: {why} ({status})")));
         }
-        // One that another build has just made gets its name a moment later.
+        // An image that another build has just made has no name yet.
         let filters = [("label", LABEL), ("dangling", "true"), ("until", "10m")];
         let filters = filters.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
         let options = PruneImagesOptions { filters: Some(filters.into()) };
         let layers = match self.docker.prune_images(Some(options)).await {
             Ok(images) => images.space_reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default(),
-            // Somebody else is at it.
+            // Another prune is running.
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => 0,
             Err(error) => return Err(host(error)),
         };
         Ok(cache["SpaceReclaimed"].as_u64().unwrap_or_default() + layers)
     }
 
-    /// Waits until a build or an eviction may begin, which may go on for as long as this is held.
+    /// Waits for the lock that a build (shared) or an eviction (exclusive) holds while it runs.
     ///
-    /// Engines before 23.0 crash when a build begins with what is being dropped (moby/buildkit#2153). What they
-    /// do takes turns, by a lock of the folder that their socket lies in: every process of this host sees it,
-    /// and it ends with the process, however that ends.
-    async fn turn(&self, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Option<File>, BuildError> {
+    /// Engines before 23.0 crash if a build uses cache that is being pruned (moby/buildkit#2153). The lock is on the folder
+    /// of the Engine's socket: it holds for all processes of this host, and is released when its process ends.
+    async fn lock_engine(&self, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Option<File>, BuildError> {
         let version = self.docker.client_version();
-        if (version.major_version, version.minor_version) >= BOTH_AT_ONCE {
+        if (version.major_version, version.minor_version) >= CONCURRENT_PRUNE_API {
             return Ok(None);
         }
         let socket = std::path::absolute(&self.socket)?;
@@ -265,14 +264,17 @@ impl Engine {
         loop {
             match lock(&folder) {
                 Ok(()) => return Ok(Some(folder)),
-                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK).await,
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
         }
     }
 
-    /// Sends what the client library has no words for, over a connection of its own.
-    async fn send(&self, request: hyper::http::request::Builder) -> Result<hyper::Response<hyper::body::Incoming>, Lost> {
+    /// Sends a request that the client library does not support, over a new connection.
+    async fn send(
+        &self,
+        request: hyper::http::request::Builder,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, ConnectionError> {
         let connection = UnixStream::connect(&self.socket).await?;
         let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await?;
         tokio::spawn(driver.with_upgrades());
@@ -280,8 +282,8 @@ impl Engine {
     }
 }
 
-/// Why the Engine was not heard.
-type Lost = Box<dyn std::error::Error + Send + Sync>;
+/// Why a request to the Engine failed.
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
 fn host(error: bollard::errors::Error) -> BuildError {

@@ -1,4 +1,4 @@
-//! What a build tells while it runs.
+//! The progress of a build.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,51 +8,51 @@ use serde::Serialize;
 
 use super::ImageJob;
 
-/// Something that happened in a build.
+/// An event of a build.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A step has begun: its number, and what it does.
+    /// A step started: its number and its command.
     Step { step: usize, name: String },
     /// A step printed a line.
     Output { step: usize, text: String },
-    /// A step is done: how long it took, and whether that was done before.
+    /// A step finished: its duration, and whether it came from the cache.
     Done { step: usize, seconds: f64, cached: bool },
 }
 
-/// Tells what happens, without what is secret.
-pub struct Told<'a> {
-    tell: &'a (dyn Fn(&Event) + Sync),
+/// Reports events, with secrets masked.
+pub struct Progress<'a> {
+    report: &'a (dyn Fn(&Event) + Sync),
     mask: Mask,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The number of each step, by whatever the builder calls it.
+    /// The number of each step, by the builder's own key.
     steps: HashMap<String, usize>,
     done: HashMap<usize, bool>,
-    /// The beginning of a line whose end was not printed yet.
+    /// The beginning of an unfinished line of each step.
     open: HashMap<usize, String>,
 }
 
-impl<'a> Told<'a> {
-    pub fn new(job: &ImageJob, tell: &'a (dyn Fn(&Event) + Sync)) -> Self {
+impl<'a> Progress<'a> {
+    pub fn new(job: &ImageJob, report: &'a (dyn Fn(&Event) + Sync)) -> Self {
         let passwords = job.credentials.values().map(|credentials| &credentials.password);
-        Self { tell, mask: Mask::new(job.secrets.values().chain(passwords)), state: Mutex::default() }
+        Self { report, mask: Mask::new(job.secrets.values().chain(passwords)), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same text, with secrets masked.
+    /// Masks the secrets in a text.
     pub fn masked(&self, text: &str) -> String {
         self.mask.text(text).into_owned()
     }
 
-    /// A step has begun; told once.
-    pub fn begun(&self, key: &str, name: &str) {
+    /// Reports the start of a step, once.
+    pub fn step_started(&self, key: &str, name: &str) {
         let step = {
             let mut state = self.state();
             let next = state.steps.len() + 1;
@@ -62,11 +62,11 @@ impl<'a> Told<'a> {
             state.steps.insert(key.to_owned(), next);
             next
         };
-        (self.tell)(&Event::Step { step, name: self.masked(name) });
+        (self.report)(&Event::Step { step, name: self.masked(name) });
     }
 
-    /// A step printed something.
-    pub fn output(&self, key: &str, text: &str) {
+    /// Reports the complete lines that a step printed.
+    pub fn step_output(&self, key: &str, text: &str) {
         let (step, lines) = {
             let mut state = self.state();
             let step = state.steps.get(key).copied().unwrap_or_default();
@@ -76,12 +76,12 @@ impl<'a> Told<'a> {
             (step, whole)
         };
         for line in lines.lines() {
-            (self.tell)(&Event::Output { step, text: self.masked(line.trim_end_matches('\r')) });
+            (self.report)(&Event::Output { step, text: self.masked(line.trim_end_matches('\r')) });
         }
     }
 
-    /// A step is done; told once.
-    pub fn done(&self, key: &str, seconds: f64, cached: bool) {
+    /// Reports the end of a step, once.
+    pub fn step_finished(&self, key: &str, seconds: f64, cached: bool) {
         let rest = {
             let mut state = self.state();
             let Some(step) = state.steps.get(key).copied() else { return };
@@ -93,12 +93,12 @@ impl<'a> Told<'a> {
         };
         let (step, rest) = rest;
         if let Some(text) = rest {
-            (self.tell)(&Event::Output { step, text: self.masked(&text) });
+            (self.report)(&Event::Output { step, text: self.masked(&text) });
         }
-        (self.tell)(&Event::Done { step, seconds, cached });
+        (self.report)(&Event::Done { step, seconds, cached });
     }
 
-    /// How many steps there were, and how many of them were done before.
+    /// Returns the number of steps, and how many of them came from the cache.
     pub fn counts(&self) -> (usize, usize) {
         let state = self.state();
         (state.done.len(), state.done.values().filter(|cached| **cached).count())
@@ -108,7 +108,7 @@ impl<'a> Told<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::{Context, ImageJob, Method};
-    use super::{Event, Told};
+    use super::{Event, Progress};
     use std::sync::Mutex;
 
     #[test]
@@ -118,14 +118,14 @@ mod tests {
         let mut job = ImageJob::new("x", context, Method::BuildKit);
         job.secrets = [("A".to_owned(), "hunter2222".to_owned()), ("B".to_owned(), "2222".to_owned())].into();
         let events = Mutex::new(Vec::new());
-        let tell = |event: &Event| events.lock().expect("free").push(event.clone());
-        let told = Told::new(&job, &tell);
-        told.begun("k", "RUN echo hunter2222");
-        told.begun("k", "again");
-        told.output("k", "one hun");
-        told.output("k", "ter2222\r\ntwo");
-        told.done("k", 1.0, false);
-        told.done("k", 2.0, true);
+        let report = |event: &Event| events.lock().expect("free").push(event.clone());
+        let progress = Progress::new(&job, &report);
+        progress.step_started("k", "RUN echo hunter2222");
+        progress.step_started("k", "again");
+        progress.step_output("k", "one hun");
+        progress.step_output("k", "ter2222\r\ntwo");
+        progress.step_finished("k", 1.0, false);
+        progress.step_finished("k", 2.0, true);
         let step = 1;
         let expected = [
             Event::Step { step, name: "RUN echo ***".into() },
@@ -134,6 +134,6 @@ mod tests {
             Event::Done { step, seconds: 1.0, cached: false },
         ];
         assert_eq!(*events.lock().expect("free"), expected);
-        assert_eq!(told.counts(), (1, 0));
+        assert_eq!(progress.counts(), (1, 0));
     }
 }

@@ -1,6 +1,5 @@
-//! The process that makes one plan. It gives up every right that it does not need before it reads the first
-//! byte: it sees no file but the tree or the archive that it was given, has no network, cannot start anything,
-//! and has bounds of memory and time.
+//! The process that makes one plan. It confines itself before it reads the first byte: it can open no file but the tree or
+//! archive that it was given, has no network, cannot start a program, and has limits of memory and time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +16,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-use super::{Answer, CONTAINERS, ROOM};
+use super::{CONTAINERS, Reply, SPOOL_BYTES};
 use crate::{NOBODY_UID, archive};
 
 /// CPU time of one plan.
@@ -27,31 +26,31 @@ pub const MEMORY_BYTES: u64 = 512 << 20;
 const STACK_BYTES: u64 = 8 << 20;
 const DESCRIPTORS: u64 = 256;
 
-/// The role's entry: `planner folder|archive [room=<bytes>] [containers]`, with the folder or the archive as standard input.
-/// The answer is JSON on standard output; an archive is decompressed to standard error.
+/// Runs the role: `planner folder|archive [room=<bytes>] [containers]`, with the folder or the archive as standard input.
+/// The reply is JSON on standard output; an archive is decompressed to standard error. Returns the exit status.
 #[must_use]
 pub fn run() -> i32 {
-    // A panic is told by the answer; a backtrace would go into the file of an archive.
+    // The reply reports a panic. A backtrace would be written to standard error, the file of the archive.
     std::panic::set_hook(Box::new(|_| {}));
-    let answer = answer();
-    let is_plan = matches!(answer, Answer::Plan(_));
-    let told = serde_json::to_vec(&answer).is_ok_and(|bytes| std::io::stdout().lock().write_all(&bytes).is_ok());
-    i32::from(!(is_plan && told))
+    let reply = reply();
+    let is_plan = matches!(reply, Reply::Plan(_));
+    let is_written = serde_json::to_vec(&reply).is_ok_and(|bytes| std::io::stdout().lock().write_all(&bytes).is_ok());
+    i32::from(!(is_plan && is_written))
 }
 
-fn answer() -> Answer {
+fn reply() -> Reply {
     let mut arguments = std::env::args().skip(2);
     let is_folder = arguments.next().as_deref() == Some("folder");
     let mut options = Options { containers: false };
-    let mut room = u64::MAX;
+    let mut spool_bytes = u64::MAX;
     for argument in arguments {
-        match argument.strip_prefix(ROOM) {
-            Some(bytes) => room = bytes.parse().unwrap_or(room),
+        match argument.strip_prefix(SPOOL_BYTES) {
+            Some(bytes) => spool_bytes = bytes.parse().unwrap_or(spool_bytes),
             None => options.containers |= argument == CONTAINERS,
         }
     }
     if let Err(error) = capsule_runtime::descriptors::close_inherited() {
-        return Answer::Unconfined(format!("inherited descriptors: {error}"));
+        return Reply::Unconfined(format!("inherited descriptors: {error}"));
     }
     let opened = rustix::stdio::stdin().try_clone_to_owned().and_then(|input| {
         let spool = rustix::stdio::stderr().try_clone_to_owned()?;
@@ -59,36 +58,36 @@ fn answer() -> Answer {
     });
     let (input, spool) = match opened {
         Ok(opened) => opened,
-        Err(error) => return Answer::Unconfined(format!("its input: {error}")),
+        Err(error) => return Reply::Unconfined(format!("its input: {error}")),
     };
-    // Set first: a limit that is lower already stays.
-    let limited = if room < most_written(is_folder) { limit(Resource::Fsize, room) } else { Ok(()) };
+    // Set first: `confine` keeps a limit that is already lower.
+    let limited = if spool_bytes < max_file_bytes(is_folder) { limit(Resource::Fsize, spool_bytes) } else { Ok(()) };
     if let Err(why) = limited.and_then(|()| confine(&input, is_folder)) {
-        return Answer::Unconfined(why);
+        return Reply::Unconfined(why);
     }
     let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| make(input, spool, is_folder, options)));
     match made {
-        Ok(Ok(plan)) => Answer::Plan(Box::new(plan)),
-        Ok(Err(why)) => Answer::Refused(why),
-        Err(_) => Answer::Refused("reading the repository met an error of Capsule's own; please report it".into()),
+        Ok(Ok(plan)) => Reply::Plan(Box::new(plan)),
+        Ok(Err(why)) => Reply::Refused(why),
+        Err(_) => Reply::Refused("reading the repository met an error of Capsule's own; report it as a bug".into()),
     }
 }
 
 fn make(input: OwnedFd, spool: OwnedFd, is_folder: bool, options: Options) -> Result<capsule_buildplan::Plan, String> {
-    let told = |error: PlanError| error.to_string();
+    let message = |error: PlanError| error.to_string();
     if is_folder {
-        return plan_with(&Folder::at(input), options).map_err(told);
+        return plan_with(&Folder::at(input), options).map_err(message);
     }
     let tree = archive::listing_of(File::from(input), || Ok(File::from(spool))).map_err(|error| error.to_string())?;
-    plan_with(&tree, options).map_err(told)
+    plan_with(&tree, options).map_err(message)
 }
 
 fn at<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// Bytes of the largest file that is written: what an archive decompresses to is written to one.
-fn most_written(is_folder: bool) -> u64 {
+/// Bytes of the largest file that may be written: the decompressed archive.
+fn max_file_bytes(is_folder: bool) -> u64 {
     if is_folder { 0 } else { archive::Limits::default().bytes + (1 << 20) }
 }
 
@@ -96,11 +95,11 @@ fn limit(resource: Resource, most: u64) -> Result<(), String> {
     setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).map_err(at("limits"))
 }
 
-/// Gives up whatever a plan does not take: of this process, for good. `input` is the folder that is read, which
-/// becomes the root of all paths, or an archive.
+/// Drops every privilege of this process that making a plan does not need. `input` is an archive, or the folder to read,
+/// which becomes the root directory.
 ///
 /// # Errors
-/// When the host does not allow that. Nothing may be read then.
+/// When the host does not allow it. The caller must not read the input then.
 pub fn confine(input: &OwnedFd, is_folder: bool) -> Result<(), String> {
     for (resource, most) in [
         (Resource::Data, MEMORY_BYTES),
@@ -108,23 +107,23 @@ pub fn confine(input: &OwnedFd, is_folder: bool) -> Result<(), String> {
         (Resource::Nofile, DESCRIPTORS),
         (Resource::Nproc, 0),
         (Resource::Core, 0),
-        (Resource::Fsize, most_written(is_folder)),
+        (Resource::Fsize, max_file_bytes(is_folder)),
     ] {
         limit(resource, getrlimit(resource).maximum.map_or(most, |present| present.min(most)))?;
     }
-    // The signal of the first tells more than that of the second.
+    // The soft limit is lower: its signal, SIGXCPU, is easier to explain than SIGKILL.
     let time = Rlimit { current: Some(CPU_SECONDS), maximum: Some(CPU_SECONDS + 2) };
     setrlimit(Resource::Cpu, time).map_err(at("limits"))?;
 
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        // A namespace in which this user may change its root.
+        // Only in a user namespace of its own may this user call chroot.
         unshare(CloneFlags::CLONE_NEWUSER).map_err(at("a user namespace"))?;
     }
     if is_folder {
         rustix::process::fchdir(input.as_fd()).map_err(at("entering the folder"))?;
     }
-    // The tree itself, or the empty folder that an archive's process was started in.
+    // The current directory is the tree, or the empty folder that the process of an archive starts in.
     rustix::process::chroot(".").map_err(at("chroot"))?;
     rustix::process::chdir("/").map_err(at("chroot"))?;
     if is_root {
@@ -141,8 +140,8 @@ pub fn confine(input: &OwnedFd, is_folder: bool) -> Result<(), String> {
     seccompiler::apply_filter(&filter).map_err(at("seccomp"))
 }
 
-/// The system calls that reading files, memory and time take. All others fail; nothing is executed, no memory
-/// becomes code, and there are no sockets.
+/// Allows the system calls for reading files, memory and time. All others fail: no program is executed, no memory
+/// becomes executable, and no socket is opened.
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [
         libc::SYS_read,

@@ -1,5 +1,5 @@
-//! Plans of strangers' repositories, each made in a process of its own that may do nothing else: a crash, a
-//! loop or a hunger for memory ends that process and becomes an error message.
+//! Makes plans of untrusted repositories, each in a confined process of its own. A crash, an endless loop or exhausted memory
+//! ends that process and becomes an error message.
 
 mod confined;
 
@@ -21,21 +21,21 @@ pub use confined::{confine, run};
 
 use crate::DiskReserve;
 
-/// The name of the role, as the binary's first argument.
+/// The role of the process: the first argument of the binary.
 pub const ROLE: &str = "planner";
-/// Whether containers are used, as the last argument.
+/// The argument that sets [`Options::containers`].
 const CONTAINERS: &str = "containers";
-/// How many bytes an archive's process may write, as an argument.
-const ROOM: &str = "room=";
+/// The argument that limits the bytes an archive may be decompressed to.
+const SPOOL_BYTES: &str = "room=";
 
-/// Wall time of one plan. CPU time is bounded more closely, in the process itself.
+/// Wall time of one plan. The process itself limits its CPU time further.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a request waits for other plans to end.
+/// How long a request waits for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer.
-const MOST_ANSWER: u64 = 4 << 20;
+/// Bytes of a reply.
+const MAX_REPLY_BYTES: u64 = 4 << 20;
 
-/// What is planned.
+/// What to make a plan of.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A folder of unpacked files.
@@ -44,14 +44,14 @@ pub enum Source {
     Archive(PathBuf),
 }
 
-/// Why there is no plan.
+/// Why a plan cannot be made.
 #[derive(Debug)]
 pub enum PlannerError {
-    /// The repository's; the text is for its user.
+    /// The repository is at fault; the text is for the user.
     Refused(String),
-    /// Too many plans are being made.
+    /// No permit became free in time.
     Busy,
-    /// The host's.
+    /// The host is at fault.
     Host(String),
 }
 
@@ -59,44 +59,44 @@ impl std::fmt::Display for PlannerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(text) | Self::Host(text) => f.write_str(text),
-            Self::Busy => f.write_str("too many plans are being made at the moment"),
+            Self::Busy => f.write_str("too many plans are being made at the moment; try again later"),
         }
     }
 }
 
 impl std::error::Error for PlannerError {}
 
-/// What the process answers.
+/// The reply of the process.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
+enum Reply {
     Plan(Box<Plan>),
-    /// The repository cannot be planned; why.
+    /// Why the repository cannot be planned.
     Refused(String),
-    /// The process could not give up its rights, and has read nothing.
+    /// Why the process could not confine itself. It has read nothing.
     Unconfined(String),
 }
 
-/// Makes plans in processes of their own, a few at a time.
+/// Makes plans in confined processes, with a limit on their number.
 #[derive(Clone, Debug)]
 pub struct Planner {
     program: PathBuf,
-    /// Where archives are decompressed to, in files without names.
+    /// The folder of the unnamed files that archives are decompressed to.
     spool: PathBuf,
-    /// Bytes of the disk that decompressed archives leave free.
+    /// Bytes of the disk that must stay free.
     reserve: u64,
     permits: Arc<Semaphore>,
     permit_timeout: Duration,
 }
 
 impl Planner {
-    /// `program` is the binary that has the role of the planner; `directory` is the planner's own. So many
-    /// plans are made `at_once`.
+    /// `program` is the binary with the role [`ROLE`]; `directory` belongs to the planner. At most `at_once` plans are
+    /// made concurrently.
     ///
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(program: PathBuf, directory: &Path, at_once: usize) -> std::io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        // What a process sees as its root that is given an archive.
+        // The root directory of a process that reads an archive.
         std::fs::DirBuilder::new().recursive(true).mode(0o555).create(directory.join("empty"))?;
         Ok(Self {
             program,
@@ -107,36 +107,36 @@ impl Planner {
         })
     }
 
-    /// The same, where those who wait for an answer wait at most so long for other plans to end.
+    /// Sets how long [`Self::plan_now`] waits for a permit.
     #[must_use]
-    pub fn waiting_at_most(self, permit_timeout: Duration) -> Self {
+    pub fn with_permit_timeout(self, permit_timeout: Duration) -> Self {
         Self { permit_timeout, ..self }
     }
 
-    /// The same, where a decompressed archive leaves so many bytes of the disk free.
+    /// Sets how many bytes of the disk a decompressed archive must leave free.
     #[must_use]
-    pub fn keeping_free(self, reserve: u64) -> Self {
+    pub fn with_disk_reserve(self, reserve: u64) -> Self {
         Self { reserve, ..self }
     }
 
     /// Bytes of the disk that an archive may be decompressed to.
-    fn room(&self) -> u64 {
+    fn spool_bytes(&self) -> u64 {
         DiskReserve::new(&self.spool, self.reserve).available()
     }
 
-    /// Makes a plan once other plans have ended, however long that takes.
+    /// Makes a plan. Waits for a permit without a timeout.
     ///
     /// # Errors
-    /// When there is no plan.
+    /// When the plan cannot be made.
     pub async fn plan(&self, source: &Source, options: Options) -> Result<Plan, PlannerError> {
         let _permit = self.permits.acquire().await.map_err(|_| PlannerError::Busy)?;
         self.make(source, options).await
     }
 
-    /// Makes a plan for someone who waits for it, and not behind a long queue.
+    /// Makes a plan for an interactive request: waits for a permit with a timeout.
     ///
     /// # Errors
-    /// When there is no plan; [`PlannerError::Busy`] if others are in the way.
+    /// When the plan cannot be made; [`PlannerError::Busy`] after the timeout.
     pub async fn plan_now(&self, source: &Source, options: Options) -> Result<Plan, PlannerError> {
         let permit = tokio::time::timeout(self.permit_timeout, self.permits.acquire()).await;
         let _permit = permit.ok().and_then(Result::ok).ok_or(PlannerError::Busy)?;
@@ -160,9 +160,9 @@ impl Planner {
                 let archive = File::open(archive).map_err(|error| host("the archive cannot be opened", &error))?;
                 let spool =
                     tempfile::tempfile_in(&self.spool).map_err(|error| host("a temporary file cannot be made", &error))?;
-                // The third of the three descriptors that a process begins with.
+                // Standard error is the third and last descriptor that the process has.
                 command.arg("archive").stdin(archive).stderr(spool).current_dir(self.spool.join("empty"));
-                command.arg(format!("{ROOM}{}", self.room()));
+                command.arg(format!("{SPOOL_BYTES}{}", self.spool_bytes()));
             }
         }
         if options.containers {
@@ -170,32 +170,34 @@ impl Planner {
         }
         let mut child = command.spawn().map_err(|error| host("the process of the plan cannot be started", &error))?;
         let output = child.stdout.take().ok_or_else(|| PlannerError::Host("the process of the plan has no output".into()))?;
-        let mut answer = Vec::new();
+        let mut reply = Vec::new();
         let ended = tokio::time::timeout(PLAN_TIMEOUT, async {
-            output.take(MOST_ANSWER).read_to_end(&mut answer).await?;
+            output.take(MAX_REPLY_BYTES).read_to_end(&mut reply).await?;
             child.wait().await
         });
         let status = match ended.await {
             Ok(status) => status.map_err(|error| host("the process of the plan cannot be waited for", &error))?,
-            Err(_) => return Err(PlannerError::Refused(format!("it takes longer than {} s", PLAN_TIMEOUT.as_secs()))),
+            Err(_) => {
+                return Err(PlannerError::Refused(format!("making the plan takes longer than {} s", PLAN_TIMEOUT.as_secs())));
+            }
         };
-        match serde_json::from_slice(&answer) {
-            // The answer is untrusted input, even of a process that succeeded.
-            Ok(Answer::Plan(plan)) if status.success() => match capsule_buildplan::check(&plan) {
+        match serde_json::from_slice(&reply) {
+            // The reply is untrusted, even if the process succeeded.
+            Ok(Reply::Plan(plan)) if status.success() => match capsule_buildplan::check(&plan) {
                 Ok(()) => Ok(*plan),
                 Err(error) => Err(PlannerError::Refused(error.to_string())),
             },
-            Ok(Answer::Refused(why)) => Err(PlannerError::Refused(why)),
-            Ok(Answer::Unconfined(why)) => Err(PlannerError::Host(format!(
+            Ok(Reply::Refused(why)) => Err(PlannerError::Refused(why)),
+            Ok(Reply::Unconfined(why)) => Err(PlannerError::Host(format!(
                 "repositories are read by a process without rights, which this host does not allow: {why}"
             ))),
-            _ => Err(PlannerError::Refused(how_it_ended(status))),
+            _ => Err(PlannerError::Refused(exit_reason(status))),
         }
     }
 }
 
-/// Why a process gave no answer, for the user.
-fn how_it_ended(status: ExitStatus) -> String {
+/// Why a process gave no reply, for the user.
+fn exit_reason(status: ExitStatus) -> String {
     let signal = status.signal().unwrap_or_default();
     match signal {
         // SIGXCPU, SIGKILL

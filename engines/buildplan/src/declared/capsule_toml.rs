@@ -1,19 +1,19 @@
-//! `capsule.toml`: whatever it says goes before anything found.
+//! `capsule.toml`, which overrides everything that was detected.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{check_process_name, too_many_processes};
-use crate::bounds::{MOST_PROCESSES, is_http_path, truncate_to};
+use crate::bounds::{MAX_PROCESSES, is_http_path, truncate_to};
 use crate::plan::{Draft, Kind, PlanError, Source};
 use crate::tree::Repo;
 
-/// `capsule.toml`: whatever it says goes before anything found.
+/// `capsule.toml`, which overrides everything that was detected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Declared {
-    /// What the CLI remembers: where this folder is deployed to. The organization by its slug.
+    /// Where the CLI deploys this folder to. The organization is a slug.
     pub organization: Option<String>,
     pub project: Option<String>,
     pub service: Option<String>,
@@ -28,11 +28,11 @@ pub struct Declared {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeclaredBuild {
-    /// The folder that is deployed, of a repository with several.
+    /// The folder to deploy, of a monorepo.
     pub root: Option<String>,
-    /// The Dockerfile to build with; `none` where there is one that is not to be used.
+    /// The Dockerfile to build with; `none` ignores the one in the repository.
     pub dockerfile: Option<String>,
-    /// Packages of the system that it takes.
+    /// Debian packages that the application needs.
     pub packages: Vec<String>,
     pub install: Option<String>,
     pub build: Option<String>,
@@ -53,19 +53,19 @@ impl Declared {
     /// The name of the file.
     pub const FILE: &'static str = "capsule.toml";
 
-    /// The file of a repository, if it has one, and its text.
+    /// Reads the file of a repository, if it exists; returns its text, too.
     pub(crate) fn of(repo: &Repo<'_>) -> Result<Option<(Self, std::rc::Rc<str>)>, PlanError> {
         let Some(text) = repo.read(Self::FILE) else { return Ok(None) };
         Ok(Some((Self::parse(&text)?, text)))
     }
 
-    /// Understands the file's text.
+    /// Parses the text of the file.
     ///
     /// # Errors
-    /// With the line, and what is wrong there.
+    /// When the text is malformed, with the line.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let declared: Self = toml::from_str(text).map_err(|error| PlanError::toml(Self::FILE, text, &error))?;
-        if declared.processes.len() > MOST_PROCESSES {
+        if declared.processes.len() > MAX_PROCESSES {
             return Err(too_many_processes(Self::FILE, crate::tree::line_of(text, "[processes]")));
         }
         for name in declared.processes.keys() {
@@ -96,10 +96,10 @@ impl Declared {
     }
 }
 
-/// Takes over what `capsule.toml` says.
+/// Applies `capsule.toml` to the draft.
 pub fn capsule_toml(declared: Declared, text: &str, draft: &mut Draft) {
     let source = |needle: &str| Source::line(Declared::FILE, text, needle);
-    const WHY: &str = "capsule.toml says so";
+    const WHY: &str = "set in capsule.toml";
     if let Some(command) = &declared.build.install {
         draft.install(command, source("install"), WHY);
     }
@@ -123,18 +123,18 @@ pub fn capsule_toml(declared: Declared, text: &str, draft: &mut Draft) {
         draft.port(port, source("port"), WHY, 1.0);
     }
     if let Some(path) = declared.networking.health_check {
-        draft.because("networking.health_check", &path, source("health_check"), WHY, 1.0);
+        draft.add_evidence("networking.health_check", &path, source("health_check"), WHY, 1.0);
         draft.plan.networking.health_check = Some(path.clone());
         draft.plan.networking.readiness_probe = Some(path);
     }
     if let Some(single_page) = declared.networking.single_page {
         draft.plan.networking.single_page = single_page;
-        draft.because("networking.single_page", &single_page.to_string(), source("single_page"), WHY, 1.0);
+        draft.add_evidence("networking.single_page", &single_page.to_string(), source("single_page"), WHY, 1.0);
     }
     if let Some(kind) = declared.kind {
         draft.kind(kind);
         let value = serde_json::to_value(kind).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
-        draft.because("kind", &value, source("kind"), WHY, 1.0);
+        draft.add_evidence("kind", &value, source("kind"), WHY, 1.0);
         if kind == Kind::Static {
             draft.plan.processes.clear();
             draft.plan.evidence.retain(|evidence| !evidence.field.starts_with("processes."));

@@ -1,16 +1,16 @@
-//! A Dockerfile, and a compose file, that the repository brings.
+//! The Dockerfile and the compose file of a repository.
 
 use serde_json::Value;
 
-use crate::bounds::{MOST_LISTED, truncate};
+use crate::bounds::{MAX_LIST_ITEMS, truncate};
 use crate::plan::{Draft, Kind, Member, PlanError, Source};
 use crate::tree::{Repo, join, line_where};
 
-/// What a Dockerfile is called.
+/// Names of a Dockerfile.
 pub const DOCKERFILES: [&str; 2] = ["Dockerfile", "Containerfile"];
 const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 
-/// Takes over a Dockerfile: the one that is named, or the usual one.
+/// Applies a Dockerfile: the given one, or the one with a default name.
 pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Result<(), PlanError> {
     let all: Vec<String> = repo.list("").iter().filter(|name| is_dockerfile(name)).cloned().collect();
     let file = match named {
@@ -20,16 +20,16 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
             return Err(PlanError {
                 file: "capsule.toml".into(),
                 line: None,
-                message: format!("dockerfile names `{file}`, which is not there"),
+                message: format!("dockerfile names `{file}`, which does not exist"),
             });
         }
         None => match DOCKERFILES.iter().find(|name| repo.has(name)) {
             Some(file) => (*file).to_owned(),
             None if all.is_empty() => return Ok(()),
             None => {
-                draft.ask(
+                draft.add_question(
                     "build.dockerfile",
-                    &format!("none of the Dockerfiles ({}) is called Dockerfile; none was taken", all.join(", ")),
+                    &format!("none of the Dockerfiles ({}) is called Dockerfile; no Dockerfile is used", all.join(", ")),
                     &format!("[build]\ndockerfile = \"{}\"", all[0]),
                 );
                 return Ok(());
@@ -40,15 +40,15 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
     let Some(from) = read.from else {
         return Err(PlanError { file, line: None, message: "it has no FROM".into() });
     };
-    draft.forget("processes.");
-    draft.forget("build.");
+    draft.clear("processes.");
+    draft.clear("build.");
     draft.plan.questions.clear();
     draft.plan.build.dockerfile = Some(file.clone());
-    draft.because(
+    draft.add_evidence(
         "build.dockerfile",
         &file,
         Source { file: &file, line: Some(from) },
-        "the repository brings a Dockerfile",
+        "the repository has a Dockerfile",
         if named.is_none() && all.len() > 1 { 0.7 } else { 1.0 },
     );
     if let Some((command, line)) = read.command {
@@ -67,7 +67,11 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
             draft.port(port, Source { file: &file, line: Some(line) }, "EXPOSE", 1.0);
         }
         None if draft.plan.networking.port.is_none() => {
-            draft.ask("networking.port", &format!("{file} has no EXPOSE; the port is not known"), "[networking]\nport = 8080");
+            draft.add_question(
+                "networking.port",
+                &format!("{file} has no EXPOSE; the port is unknown"),
+                "[networking]\nport = 8080",
+            );
         }
         None => {}
     }
@@ -76,9 +80,9 @@ pub fn dockerfile(repo: &Repo<'_>, named: Option<&str>, draft: &mut Draft) -> Re
     }
     if named.is_none() && all.len() > 1 {
         let others: Vec<&str> = all.iter().filter(|other| **other != file).map(String::as_str).collect();
-        draft.ask(
+        draft.add_question(
             "build.dockerfile",
-            &format!("there are other Dockerfiles ({}); {file} was taken", others.join(", ")),
+            &format!("there are other Dockerfiles ({}); using {file}", others.join(", ")),
             &format!("[build]\ndockerfile = \"{}\"", others[0]),
         );
     }
@@ -94,7 +98,7 @@ fn is_dockerfile(name: &str) -> bool {
     })
 }
 
-/// What the last stage of a Dockerfile says.
+/// The settings of the last stage of a Dockerfile.
 #[derive(Default)]
 struct Dockerfile {
     from: Option<usize>,
@@ -154,7 +158,7 @@ impl Dockerfile {
     }
 }
 
-/// A command in either form of a Dockerfile, as a shell would be given it.
+/// Converts a command, in exec or shell form, to a shell command.
 fn words(text: &str) -> String {
     let Ok(words) = serde_json::from_str::<Vec<String>>(text) else { return text.to_owned() };
     let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./:=,@%+$".contains(c));
@@ -162,7 +166,7 @@ fn words(text: &str) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Images by the service that they are.
+/// Names of images, and the service that each provides.
 const IMAGES: [(&str, &str); 19] = [
     ("postgres", "postgresql"),
     ("postgis", "postgresql"),
@@ -185,8 +189,8 @@ const IMAGES: [(&str, &str); 19] = [
     ("mailpit", "smtp"),
 ];
 
-/// Takes over a compose file: which services it wants to talk to; and, where images are built (`containers`),
-/// what it says of the application.
+/// Applies a compose file: the services that the application needs and, if images are built (`containers`), the
+/// settings of the application.
 pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(), PlanError> {
     let Some(file) = repo.first(&COMPOSE) else { return Ok(()) };
     let Some(yaml) = repo.yaml(file)? else { return Ok(()) };
@@ -211,7 +215,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
         return Ok(());
     }
     draft.plan.build.compose = Some(file.to_owned());
-    draft.because("build.compose", file, Source { file, line: None }, "the repository brings a compose file", 1.0);
+    draft.add_evidence("build.compose", file, Source { file, line: None }, "the repository has a compose file", 1.0);
     let context = |service: &Value| {
         let build = service.get("build").unwrap_or(&Value::Null);
         let path = build.as_str().or_else(|| build.get("context")?.as_str()).unwrap_or(".");
@@ -225,7 +229,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
             command.as_str().map(str::to_owned).or(words)
         });
         if let Some(command) = command {
-            draft.forget("processes.");
+            draft.clear("processes.");
             draft.process("web", &command, at(name), &format!("the service {name} of the compose file"), 1.0);
         }
         if let Some(port) = port_of(service) {
@@ -237,17 +241,17 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
         return Ok(());
     }
     draft.plan.members.clear();
-    draft.forget("processes.");
-    draft.forget("build.install");
-    draft.forget("build.build");
+    draft.clear("processes.");
+    draft.clear("build.install");
+    draft.clear("build.build");
     draft.plan.detection.framework = None;
-    draft.forget("detection.framework");
+    draft.clear("detection.framework");
     draft.plan.evidence.retain(|evidence| evidence.field != "members");
-    for (name, service) in built.into_iter().take(MOST_LISTED) {
+    for (name, service) in built.into_iter().take(MAX_LIST_ITEMS) {
         let folder = context(service);
         let kind = if port_of(service).is_some() { Kind::Web } else { Kind::Worker };
         let path = if folder.is_empty() { ".".to_owned() } else { join("", &folder) };
-        draft.because("members", name, at(name), "a service that the compose file builds", 1.0);
+        draft.add_evidence("members", name, at(name), "a service that the compose file builds", 1.0);
         draft.plan.members.push(Member { path: truncate(&path), name: truncate(name), kind });
     }
     draft.kind(Kind::Monorepo);
@@ -255,7 +259,7 @@ pub fn compose(repo: &Repo<'_>, containers: bool, draft: &mut Draft) -> Result<(
     Ok(())
 }
 
-/// The port inside of the container that a service publishes first.
+/// The container port that a service publishes first.
 fn port_of(service: &Value) -> Option<u16> {
     let first = service.get("ports").or_else(|| service.get("expose"))?.as_array()?.first()?;
     if let Some(target) = first.get("target") {

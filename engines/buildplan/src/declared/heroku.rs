@@ -1,13 +1,13 @@
-//! Heroku's and Dokku's words: `Procfile` and `app.json`.
+//! Files of Heroku and Dokku: `Procfile`, `app.json` and `Aptfile`.
 
 use serde_json::Value;
 
 use super::{check_process_name, too_many_processes};
-use crate::bounds::{MOST_PROCESSES, truncate_to};
+use crate::bounds::{MAX_PROCESSES, truncate_to};
 use crate::plan::{Draft, PlanError, Source};
 use crate::tree::{Repo, line_of};
 
-/// Add-ons by what they are.
+/// Names of add-ons, and the service that each provides.
 const ADDONS: [(&str, &str); 14] = [
     ("heroku-postgresql", "postgresql"),
     ("heroku-redis", "redis"),
@@ -25,12 +25,12 @@ const ADDONS: [(&str, &str); 14] = [
     ("memcachier", "memcached"),
 ];
 
-/// Takes over what `app.json` says: variables, add-ons, the health check.
+/// Applies `app.json`: variables, add-ons, the health check.
 pub fn app_json(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "app.json";
     let Some(json) = repo.json(FILE)? else { return Ok(()) };
     let text = repo.text(FILE);
-    // Expo and others have a file of this name, too.
+    // Expo and other tools use a file of this name, too.
     if json.get("expo").is_some() {
         return Ok(());
     }
@@ -50,21 +50,20 @@ pub fn app_json(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     let checks = json.pointer("/healthchecks/web").and_then(Value::as_array).into_iter().flatten();
     for path in checks.filter_map(|check| check.get("path")?.as_str()).filter(|path| path.starts_with('/')).take(1) {
-        draft.health_check(path, at("path"), "app.json says so", 1.0);
+        draft.health_check(path, at("path"), "set in app.json", 1.0);
     }
     // Dokku runs these before a release, Heroku after the first one.
     for script in ["predeploy", "postdeploy"] {
         if let Some(command) =
             json.pointer(&format!("/scripts/dokku/{script}")).and_then(Value::as_str).filter(|_| script == "predeploy")
         {
-            draft.release(command, at(script), "app.json says so");
+            draft.release(command, at(script), "set in app.json");
         }
     }
     Ok(())
 }
 
-/// Takes over the process types of a `Procfile`; they replace those found. `release` is the release
-/// command.
+/// Applies a `Procfile`: its process types replace the detected ones, and `release` is the release command.
 pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "Procfile";
     let Some(text) = repo.read(FILE) else {
@@ -89,25 +88,25 @@ pub fn procfile(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         }
         check_process_name(name, FILE, number)?;
         // `release` is none.
-        if found.len() >= MOST_PROCESSES {
+        if found.len() >= MAX_PROCESSES {
             return Err(too_many_processes(FILE, number));
         }
         found.push((name.to_owned(), command.to_owned(), Source { file: FILE, line: number }));
     }
     if found.iter().any(|(name, ..)| name != "release") {
-        draft.forget("processes.");
+        draft.clear("processes.");
     }
     for (name, command, source) in found {
         if name == "release" {
-            draft.release(&command, source, "the Procfile says so");
+            draft.release(&command, source, "set in Procfile");
         } else {
-            draft.process(&name, &command, source, "the Procfile says so", 1.0);
+            draft.process(&name, &command, source, "set in Procfile", 1.0);
         }
     }
     Ok(())
 }
 
-/// `Aptfile`: packages of Debian's, a line each. Other archives (`:repo:…`) and files (`https://…`) are not brought.
+/// `Aptfile`: packages of Debian's, a line each. Other archives (`:repo:…`) and files (`https://…`) are not supported.
 pub fn aptfile(repo: &Repo<'_>, draft: &mut Draft) {
     const FILE: &str = "Aptfile";
     for (index, line) in repo.text(FILE).lines().enumerate() {

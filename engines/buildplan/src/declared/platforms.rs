@@ -1,4 +1,4 @@
-//! Files that were made for other platforms, read for what they say about build and start.
+//! Build and start settings in the files of other platforms.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ impl Other<'_> {
         self.value.pointer(pointer).filter(|value| !value.is_null()).cloned()
     }
 
-    /// One command, or several in a row; `...` stands for what would be done anyway.
+    /// One command, or a list; `...` stands for the detected command.
     fn command(&self, pointer: &str, anyway: Option<&str>) -> Option<String> {
         let value = self.get(pointer)?;
         let commands = match &value {
@@ -39,10 +39,10 @@ impl Other<'_> {
     }
 
     fn why(&self) -> String {
-        format!("{} says so", self.file)
+        format!("set in {}", self.file)
     }
 
-    /// Takes a command over, by whichever way the draft records it.
+    /// Applies a command with the given method of the draft.
     fn step(&mut self, pointer: &str, anyway: Option<&str>, record: fn(&mut Draft, &str, Source<'_>, &str)) {
         if let Some(command) = self.command(pointer, anyway) {
             let (line, why) = (self.at(first_line(&command)), self.why());
@@ -66,8 +66,8 @@ impl Other<'_> {
 
     fn process(&mut self, name: &str, pointer: &str) {
         if !is_process_name(name) {
-            let text = format!("{} names a process type `{}`, which was left out", self.file, truncate_to(name, 100));
-            return self.draft.ask("processes", &text, "[processes]\nweb = \"the command that starts it\"");
+            let text = format!("{} names a process type `{}`, which is ignored", self.file, truncate_to(name, 100));
+            return self.draft.add_question("processes", &text, "[processes]\nweb = \"the command that starts it\"");
         }
         if let Some(command) = self.command(pointer, None) {
             let (line, why) = (self.at(first_line(&command)), self.why());
@@ -118,7 +118,7 @@ impl Other<'_> {
     fn single_page(&mut self, line: Option<usize>) {
         self.draft.plan.networking.single_page = true;
         let why = self.why();
-        self.draft.because("networking.single_page", "true", Source { file: self.file, line }, &why, 1.0);
+        self.draft.add_evidence("networking.single_page", "true", Source { file: self.file, line }, &why, 1.0);
     }
 }
 
@@ -143,7 +143,7 @@ const FILES: [(&str, Read); 12] = [
     ("nixpacks.toml", nixpacks),
 ];
 
-/// Takes over what files of other platforms say. One that is malformed is asked about, not obeyed.
+/// Applies the files of other platforms. A malformed one is ignored and becomes a question.
 pub fn others(repo: &Repo<'_>, draft: &mut Draft) {
     for (file, read) in FILES {
         if !repo.has(file) {
@@ -157,7 +157,7 @@ pub fn others(repo: &Repo<'_>, draft: &mut Draft) {
         match value {
             Ok(Some(value)) => read(&mut Other { file, text: repo.text(file), value, draft }),
             Ok(None) => {}
-            Err(error) => draft.ask(file, &format!("{error}; the file was left out"), "# mend the file, or remove it"),
+            Err(error) => draft.add_question(file, &format!("{error}; the file is ignored"), "# fix the file, or remove it"),
         }
     }
 }
@@ -211,8 +211,8 @@ fn netlify(other: &mut Other<'_>) {
     other.env("/build/environment");
     if !base.is_empty() {
         let line = other.at("base");
-        other.draft.because("build.root", &base, Source { file: other.file, line }, "netlify.toml builds there", 0.8);
-        other.draft.ask("build.root", &format!("netlify.toml builds in {base}"), &format!("[build]\nroot = \"{base}\""));
+        other.draft.add_evidence("build.root", &base, Source { file: other.file, line }, "netlify.toml builds there", 0.8);
+        other.draft.add_question("build.root", &format!("netlify.toml builds in {base}"), &format!("[build]\nroot = \"{base}\""));
     }
     let redirects = other.get("/redirects").and_then(|all| all.as_array().cloned()).unwrap_or_default();
     let to_page = |rule: &Value| {
@@ -292,7 +292,7 @@ fn caprover(other: &mut Other<'_>) {
     if let Some(path) =
         other.get("/dockerfilePath").and_then(|path| path.as_str().map(|path| path.trim_start_matches("./").to_owned()))
     {
-        other.draft.ask(
+        other.draft.add_question(
             "build.dockerfile",
             &format!("captain-definition builds with {path}"),
             &format!("[build]\ndockerfile = \"{path}\""),

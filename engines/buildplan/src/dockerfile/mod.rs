@@ -1,5 +1,5 @@
-//! A Dockerfile for a plan: two stages, dependencies in a layer of their own, nothing of the build in the
-//! image, no root, no secret in a layer.
+//! Writes the Dockerfile of a plan: two stages, dependencies in a layer of their own, no build tools in the image, no root,
+//! no secret in a layer.
 
 mod node;
 mod php;
@@ -9,26 +9,25 @@ mod site;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::frameworks::kept;
+use crate::frameworks::build_cache_folders;
 use crate::plan::{Kind, Plan};
 use crate::tree::{Repo, Tree};
 use recipes::{Recipe, instrument, recipe};
 
-/// How an image is made.
+/// Options of a Dockerfile.
 #[derive(Clone, Debug)]
 pub struct ImageOptions {
-    /// Base images by name, in place of the usual ones ([`IMAGES`]); `{version}` stands for the version that
-    /// the plan found. A digest (`name@sha256:…`) pins one.
+    /// Base images by name, in place of the defaults ([`IMAGES`]); `{version}` stands for the version in the plan. A digest (`name@sha256:…`) pins one.
     pub images: BTreeMap<String, String>,
-    /// Whether `BuildKit` builds it: caches that outlive a build, and secrets by mount.
+    /// Whether `BuildKit` builds it, which supports cache mounts and secret mounts.
     pub buildkit: bool,
-    /// Who shares the caches: plans of the same scope do. An organization's, or an application's own.
+    /// Plans with the same scope share caches: that of an organization or an application.
     pub scope: String,
-    /// Names of variables that the build may see, and no layer may keep.
+    /// Names of build secrets. They are in no layer.
     pub secrets: Vec<String>,
-    /// Names of variables that the build is given as arguments.
+    /// Names of build arguments.
     pub arguments: Vec<String>,
-    /// Whether the program is instrumented for `OpenTelemetry`, where its language allows that from outside.
+    /// Whether the program is instrumented for `OpenTelemetry`, if its language supports that without code changes.
     pub opentelemetry: bool,
 }
 
@@ -45,14 +44,14 @@ impl Default for ImageOptions {
     }
 }
 
-/// What is written for an image.
+/// The files that build an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub dockerfile: String,
     pub dockerignore: String,
 }
 
-/// The usual base images: name, image, and the version where the plan found none.
+/// The default base images: name, image, and the version if the plan has none.
 pub const IMAGES: [(&str, &str, &str); 34] = [
     ("node", "node:{version}-bookworm-slim", "22"),
     ("bun", "oven/bun:{version}-debian", "1"),
@@ -90,7 +89,7 @@ pub const IMAGES: [(&str, &str, &str); 34] = [
     ("static", "nginxinc/nginx-unprivileged:{version}-bookworm", "1.27"),
 ];
 
-/// Packages that a build takes, and what is left of them for the running program.
+/// Packages for the build, and the packages that the program needs instead at run time.
 const DEVELOPMENT: &[(&str, &str)] = &[
     ("default-libmysqlclient-dev", "libmariadb3"),
     (
@@ -140,26 +139,26 @@ const TOOLS: [&str; 11] =
 /// The user of the finished image.
 const UID: &str = "10001:10001";
 const WORK: &str = "/app";
-/// What runs the steps of a build.
+/// The shell of build steps.
 const SHELL: &[&str] = &["/bin/bash", "-o", "pipefail", "-c"];
 
 /// Writes the Dockerfile of a plan, and the `.dockerignore` that goes with it.
 ///
 /// # Errors
-/// When there is nothing to build or run, or secrets are wanted without `BuildKit`; the text is for the user.
+/// When there is nothing to run, a name is invalid, or there are secrets without `BuildKit`; the text is for the user.
 pub fn dockerfile(tree: &dyn Tree, plan: &Plan, options: &ImageOptions) -> Result<Image, String> {
     if let Some(file) = &plan.build.dockerfile {
-        return Err(format!("the repository brings {file}, which is used as it is"));
+        return Err(format!("the repository has {file}, which is used as it is"));
     }
     if plan.processes.is_empty() && plan.kind != Kind::Static {
         let why = plan.questions.first().map_or_else(|| "there is nothing to run".to_owned(), |question| question.text.clone());
-        return Err(format!("{why}; capsule.toml settles it"));
+        return Err(format!("{why}; set it in capsule.toml"));
     }
     if !options.secrets.is_empty() && !options.buildkit {
-        return Err("build secrets take BuildKit: without it they would be kept in a layer".into());
+        return Err("build secrets need BuildKit: the classic builder would keep them in a layer".into());
     }
     if let Some(name) = options.secrets.iter().chain(&options.arguments).find(|name| !is_name(name)) {
-        return Err(format!("`{name}` is no name of a variable: letters, digits and _, and no digit first"));
+        return Err(format!("`{name}` is not a valid variable name: use letters, digits and _, and do not begin with a digit"));
     }
     let repo = Repo::new(tree);
     let language = plan.detection.language.as_deref().unwrap_or("shell");
@@ -182,7 +181,7 @@ pub fn dockerfile(tree: &dyn Tree, plan: &Plan, options: &ImageOptions) -> Resul
     Ok(Image { dockerfile: text, dockerignore: ignored(&repo) })
 }
 
-/// What no build takes, and what the repository itself leaves out.
+/// The lines of the `.dockerignore`: paths that no build needs, and the repository's own lines.
 fn ignored(repo: &Repo<'_>) -> String {
     let usual = [
         ".git",
@@ -230,7 +229,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn image(&self, name: &str, version: Option<&str>) -> String {
-        // Of the names that recipes have, each is there: a test says so.
+        // A test checks that all names in recipes are in the table.
         let (usual, otherwise) = IMAGES.iter().find(|(known, ..)| *known == name).map_or((name, ""), |image| (image.1, image.2));
         let image = self.options.images.get(name).map_or(usual, String::as_str);
         image.replace("{version}", version.unwrap_or(otherwise))
@@ -272,14 +271,14 @@ impl Writer<'_> {
         if !layered && let Some(install) = &self.plan.build.install {
             self.run(text, install);
         }
-        let kept: Vec<String> = kept(self.plan).iter().map(|folder| format!("{WORK}/{folder}")).collect();
+        let kept: Vec<String> = build_cache_folders(self.plan).iter().map(|folder| format!("{WORK}/{folder}")).collect();
         if let Some(build) = &self.plan.build.build {
             self.run_with(text, build, &kept);
         }
         for command in &recipe.prune {
             self.run(text, command);
         }
-        // Without BuildKit these are folders of the image.
+        // Without BuildKit, these folders are part of the image.
         let caches = recipe.caches.iter().copied().filter(|folder| folder.starts_with(WORK));
         let folders: Vec<&str> = caches.chain(kept.iter().map(String::as_str)).collect();
         if !self.options.buildkit && !folders.is_empty() {
@@ -288,12 +287,12 @@ impl Writer<'_> {
         text.push('\n');
     }
 
-    /// A step, with what is kept between builds and what no layer may keep.
+    /// Writes a step, with the recipe's cache mounts and the secret mounts.
     fn run(&self, text: &mut String, command: &str) {
         self.run_with(text, command, &[]);
     }
 
-    /// A step that keeps folders of the application, too.
+    /// Writes a step, with cache mounts for `kept` as well.
     fn run_with(&self, text: &mut String, command: &str, kept: &[String]) {
         let mut mounts = String::new();
         let mut variables = String::new();
@@ -310,7 +309,7 @@ impl Writer<'_> {
         }
         let command = format!("{variables}{command}");
         let command = if command.contains('\n') {
-            // Of several lines, each is a line of the shell's.
+            // Several lines are one script of the shell.
             serde_json::to_string(&[SHELL, &[&command]].concat()).unwrap_or_default()
         } else {
             command
@@ -333,7 +332,7 @@ impl Writer<'_> {
             all.extend(self.recipe.run_environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         } else {
             all.push(("CI".into(), "true".into()));
-            // What makes a build small may leave out what the build itself takes.
+            // These could keep the build from installing what it needs.
             all.retain(|(name, _)| !matches!(name.as_str(), "NODE_ENV" | "PORT"));
         }
         if !all.is_empty() {
@@ -383,7 +382,7 @@ impl Writer<'_> {
     }
 }
 
-/// Whether what is fetched takes the sources, too.
+/// Whether an install command needs the sources.
 fn needs_sources(install: &str) -> bool {
     install.ends_with("pip install .") || install.starts_with("opam install") || install.starts_with("deno cache")
 }
@@ -409,13 +408,13 @@ fn apt<'p>(text: &mut String, packages: impl Iterator<Item = &'p String>) {
     }
 }
 
-/// Whether it is what a variable may be called.
+/// Whether a name is valid for a variable.
 fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// A request that the image's own shell sends; what is answered with one of the statuses is well. `port` is
-/// for the shell to read.
+/// Writes a health check: the image's shell sends a request, and a response with one of the statuses is healthy. The shell
+/// expands `port`.
 fn health_check(text: &mut String, port: &str, path: &str, good: &str) {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~?&=%:@,+".contains(&byte);
     let path: String =
@@ -433,7 +432,7 @@ fn quoted(value: &str) -> String {
     if plain { value.to_owned() } else { format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ")) }
 }
 
-/// A command so that it gets signals itself: in words where it is plain, else as what the shell becomes.
+/// Formats a command so that it receives signals itself: as words if it is simple, otherwise with `exec` in a shell.
 fn exec(command: &str) -> String {
     let words = |words: &[&str]| serde_json::to_string(words).unwrap_or_default();
     if !command.contains(['$', '|', '&', ';', '<', '>', '(', ')', '`', '\\', '"', '\'', '*', '?', '[', '~', '#', '=']) {
@@ -459,7 +458,7 @@ mod tests {
     use crate::tree::Memory;
 
     #[test]
-    fn lines_of_a_step_stay_lines() {
+    fn a_step_keeps_its_lines() {
         let declared =
             "[build]\nbuild = \"\"\"\necho one\nif true; then\n  echo \\\"two\\\"\nfi\n\"\"\"\n[processes]\nweb = \"true\"\n";
         let tree = Memory::new([("capsule.toml", declared), ("a.sh", "")]);
@@ -470,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_gets_its_signals_itself() {
+    fn commands_receive_signals_themselves() {
         for (command, expected) in [
             ("node server.js", r#"["node","server.js"]"#),
             ("uvicorn main:app --port $PORT", r#"["/bin/sh","-c","exec uvicorn main:app --port $PORT"]"#),

@@ -1,39 +1,38 @@
-//! How each language's image is made: its base images, what is fetched before the sources come, what is
-//! kept between builds, and what of it all runs.
+//! The recipe of each language's image: base images, files for installing dependencies, cache folders, and run-time files.
 
 use super::{WORK, node, php};
 use crate::plan::{Kind, Plan};
 use crate::tree::Repo;
 
-/// How a language's image is made.
+/// The recipe of a language's image.
 #[derive(Default)]
 pub struct Recipe {
-    /// Names of base images, of the build and of the finished image.
+    /// Names of the base images of the build stage and of the final stage.
     pub build: &'static str,
     pub run: &'static str,
     pub version: Option<String>,
     pub run_version: Option<String>,
-    /// Whether the build's image is made for a user of its own.
+    /// Whether the build's base image has a user other than root.
     pub has_user: bool,
-    /// Debian's packages that the plan names.
+    /// Debian packages in the plan.
     pub system_packages: Vec<String>,
-    /// Packages for the build, and for the finished image.
+    /// Packages for the build stage, and for the final stage.
     pub build_packages: Vec<String>,
     pub run_packages: Vec<String>,
-    /// Lines before the sources, such as those that fetch a package manager.
+    /// Commands before the sources are copied, such as installing a package manager.
     pub prepare: Vec<String>,
-    /// Files that say what is to be fetched.
+    /// Files that the install command reads.
     pub manifests: Vec<&'static str>,
-    /// Folders that are kept between builds.
+    /// Cache folders, kept between builds.
     pub caches: Vec<&'static str>,
-    /// Commands after the build, such as those that drop what only the build took.
+    /// Commands after the build, such as removing development dependencies.
     pub prune: Vec<String>,
-    /// What the program takes of what was built: the folder of the sources, or these.
+    /// Paths that are copied to the final stage; the whole folder if empty.
     pub artifacts: Vec<&'static str>,
     pub environment: Vec<(&'static str, String)>,
-    /// For the finished image only.
+    /// Variables of the final stage only.
     pub run_environment: Vec<(&'static str, String)>,
-    /// Put before the command.
+    /// A prefix of the start command.
     pub prefix: &'static str,
 }
 
@@ -48,7 +47,7 @@ fn numbers(version: Option<&String>, most: usize) -> Option<String> {
     Some(parts.join(".")).filter(|text| !text.is_empty())
 }
 
-/// What brings the first version of yarn.
+/// Installs yarn 1.
 const YARN: &str = "npm install --global yarn@1.22.22";
 
 /// What brings a program that steps call where the image of their language has none: packages, and a command.
@@ -72,7 +71,7 @@ const PROGRAMS: [(&str, &[&str], &str); 9] = [
     ),
 ];
 
-/// The recipe of a plan, with whatever its steps call.
+/// The recipe of a plan, with the programs that its steps call.
 pub fn recipe(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     let mut recipe = of_language(repo, language, plan);
     recipe.system_packages.clone_from(&plan.system_packages);
@@ -468,7 +467,7 @@ fn of_language(repo: &Repo<'_>, language: &str, plan: &Plan) -> Recipe {
     }
 }
 
-/// Traces from outside of the program, where its language has a way.
+/// Adds OpenTelemetry instrumentation, if the language supports it without code changes.
 pub fn instrument(language: &str, recipe: &mut Recipe) {
     match language {
         "javascript" => {
@@ -499,7 +498,7 @@ mod tests {
     use crate::tree::{Memory, Repo};
 
     #[test]
-    fn every_recipe_names_images_that_there_are() {
+    fn every_recipe_names_images_of_the_table() {
         let tree = Memory::new([("Makefile", "")]);
         let (languages, managers) = (
             "javascript deno python go rust java kotlin scala groovy clojure ruby php elixir erlang gleam dotnet swift haskell \

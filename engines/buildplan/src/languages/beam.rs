@@ -14,7 +14,7 @@ pub fn elixir(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "mix.exs";
     let text = repo.text(FILE);
     draft.language("elixir", Source::file(FILE));
-    draft.package_manager("mix", Source::file(FILE), "mix.exs is there");
+    draft.package_manager("mix", Source::file(FILE), "mix.exs exists");
     let wanted = text.lines().enumerate().find_map(|(index, line)| {
         let (_, rest) = line.split_once("elixir: \"")?;
         Some(Pin::new(rest.split('"').next()?, FILE, Some(index + 1)))
@@ -81,7 +81,7 @@ pub fn elixir(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         }
     }
     if process == "web" {
-        draft.usual_port(found.as_ref(), 4000, found.as_ref().map_or_else(|| Source::file(FILE), Found::source));
+        draft.default_port(found.as_ref(), 4000, found.as_ref().map_or_else(|| Source::file(FILE), Found::source));
     }
     if phoenix {
         draft.plan.build.env.insert("PHX_SERVER".into(), "true".into());
@@ -129,7 +129,7 @@ pub fn erlang(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "rebar.config";
     let text = repo.text(FILE);
     draft.language("erlang", Source::file(FILE));
-    draft.package_manager("rebar3", Source::file(FILE), "rebar.config is there");
+    draft.package_manager("rebar3", Source::file(FILE), "rebar.config exists");
     version(draft, "erlang", pinned(repo, &["erlang"], &[(".erlang-version", "")]));
     let mut dependencies = Dependencies::default();
     let from = text.find("{deps").map_or(0, |at| text[..at].matches('\n').count());
@@ -161,14 +161,14 @@ pub fn erlang(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             0.9,
         );
         if process == "web" {
-            draft.usual_port(found.as_ref(), 8080, source);
+            draft.default_port(found.as_ref(), 8080, source);
         }
     } else {
         draft.build("rebar3 compile", Source::file(FILE), "how rebar3 builds it");
         if found.is_none() {
             draft.kind(Kind::Library);
         } else {
-            draft.ask(
+            draft.add_question(
                 "processes.web",
                 "no release is described in rebar.config",
                 "[processes]\nweb = \"erl -pa _build/default/lib/*/ebin -noshell -s my_app\"",
@@ -190,7 +190,7 @@ pub fn gleam(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let table = repo.toml(FILE)?.unwrap_or_default();
     let text = repo.text(FILE);
     draft.language("gleam", Source::file(FILE));
-    draft.package_manager("gleam", Source::file(FILE), "gleam.toml is there");
+    draft.package_manager("gleam", Source::file(FILE), "gleam.toml exists");
     let own = table.get("gleam").and_then(toml::Value::as_str).map(|wanted| Pin::new(wanted, FILE, line_of(&text, "gleam =")));
     version(draft, "gleam", own.or_else(|| pinned(repo, &["gleam"], &[])));
     version(draft, "erlang", pinned(repo, &["erlang"], &[]));
@@ -207,9 +207,9 @@ pub fn gleam(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
                 draft.build("gleam run -m lustre/dev build app --minify --outdir=dist", found.source(), "how Lustre is built");
                 draft.files(found, "dist");
             } else {
-                draft.build(SHIPMENT, found.source(), "everything that it takes to run");
+                draft.build(SHIPMENT, found.source(), "everything needed to run");
                 draft.process("web", SHIPPED, found.source(), "what the build makes", 0.9);
-                draft.usual_port(Some(found), 8000, found.source());
+                draft.default_port(Some(found), 8000, found.source());
             }
         }
         None => {
@@ -218,7 +218,7 @@ pub fn gleam(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             match line_of(&repo.text(&main), "pub fn main") {
                 Some(line) => {
                     let source = Source { file: &main, line: Some(line) };
-                    draft.build(SHIPMENT, source, "everything that it takes to run");
+                    draft.build(SHIPMENT, source, "everything needed to run");
                     draft.process("worker", SHIPPED, source, "it has a main function", 0.7);
                 }
                 None => {

@@ -14,11 +14,11 @@ fn program(draft: &mut Draft, found: Option<&Found>, command: &str, source: Sour
     let is_web = found.is_some_and(|found| matches!(found.framework.kind, Type::Web | Type::Api | Type::Ssr));
     draft.process(if is_web { "web" } else { "worker" }, command, source, "what the build makes", if is_web { 0.9 } else { 0.6 });
     if is_web {
-        draft.usual_port(found, 8080, found.map_or(source, Found::source));
+        draft.default_port(found, 8080, found.map_or(source, Found::source));
     } else if found.is_none() {
-        draft.ask(
+        draft.add_question(
             "processes.web",
-            "no web framework was recognized; it was taken for a worker",
+            "no web framework detected; treated as a worker",
             &format!("[processes]\nweb = \"{command}\""),
         );
     }
@@ -43,7 +43,7 @@ pub fn swift(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     const FILE: &str = "Package.swift";
     let text = repo.text(FILE);
     draft.language("swift", Source::file(FILE));
-    draft.package_manager("swiftpm", Source::file(FILE), "Package.swift is there");
+    draft.package_manager("swiftpm", Source::file(FILE), "Package.swift exists");
     let tools = text
         .lines()
         .next()
@@ -107,7 +107,7 @@ pub fn dart(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let yaml = repo.yaml(FILE)?.unwrap_or_default();
     let text = repo.text(FILE);
     draft.language("dart", Source::file(FILE));
-    draft.package_manager("pub", Source::file(FILE), "pubspec.yaml is there");
+    draft.package_manager("pub", Source::file(FILE), "pubspec.yaml exists");
     let sdk = yaml
         .pointer("/environment/sdk")
         .and_then(serde_json::Value::as_str)
@@ -160,7 +160,7 @@ pub fn haskell(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let marker = haskell_is_there(repo).unwrap_or_default();
     draft.language("haskell", Source::file(&marker));
     let stack = repo.has("stack.yaml");
-    draft.package_manager(if stack { "stack" } else { "cabal" }, Source::file(&marker), "its file is there");
+    draft.package_manager(if stack { "stack" } else { "cabal" }, Source::file(&marker), "its file exists");
     let cabal = repo.ending("", ".cabal");
     let description =
         repo.first(&["package.yaml"]).map(str::to_owned).or_else(|| cabal.clone()).unwrap_or_else(|| marker.clone());
@@ -227,7 +227,7 @@ pub fn crystal(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let yaml = repo.yaml(FILE)?.unwrap_or_default();
     let text = repo.text(FILE);
     draft.language("crystal", Source::file(FILE));
-    draft.package_manager("shards", Source::file(FILE), "shard.yml is there");
+    draft.package_manager("shards", Source::file(FILE), "shard.yml exists");
     let wanted = yaml.get("crystal").map(|wanted| wanted.as_str().map_or_else(|| wanted.to_string(), str::to_owned));
     version(
         draft,
@@ -268,7 +268,7 @@ pub fn zig_is_there(repo: &Repo<'_>) -> Option<String> {
 pub fn zig(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let marker = zig_is_there(repo).unwrap_or_default();
     draft.language("zig", Source::file(&marker));
-    draft.package_manager("zig", Source::file(&marker), "its build file is there");
+    draft.package_manager("zig", Source::file(&marker), "its build file exists");
     let text = repo.text("build.zig.zon");
     let least = text.lines().enumerate().find_map(|(index, line)| {
         let (_, rest) = line.split_once(".minimum_zig_version")?;
@@ -308,7 +308,7 @@ pub fn ocaml_is_there(repo: &Repo<'_>) -> Option<String> {
 pub fn ocaml(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let marker = ocaml_is_there(repo).unwrap_or_default();
     draft.language("ocaml", Source::file(&marker));
-    draft.package_manager("opam", Source::file(&marker), "its file is there");
+    draft.package_manager("opam", Source::file(&marker), "its file exists");
     draft.plan.detection.build_tool = Some("dune".into());
     let mut dependencies = Dependencies::default();
     let files = ["dune-project".to_owned(), "bin/dune".to_owned(), "dune".to_owned()].into_iter().chain(repo.ending("", ".opam"));
@@ -387,7 +387,7 @@ pub fn cpp(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         .into_iter()
         .find(|(file, _)| repo.has(file))
     {
-        draft.package_manager(manager.1, Source::file(manager.0), "its file is there");
+        draft.package_manager(manager.1, Source::file(manager.0), "its file exists");
     }
     let (tool, file, build, path) = if let Some((name, _)) = target(&cmake, "add_executable(") {
         draft.system_package("cmake", Source::file("CMakeLists.txt"), "CMake builds it");
@@ -431,7 +431,7 @@ pub fn cpp(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         draft.kind(Kind::Library);
         return Ok(());
     };
-    draft.build_tool(tool, Source::file(file), "its build file is there");
+    draft.build_tool(tool, Source::file(file), "its build file exists");
     draft.build(&build, Source::file(file), "how it is built");
     match (&found, sockets) {
         (None, Some(socket)) => {
@@ -440,8 +440,10 @@ pub fn cpp(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             draft.process("web", &path, source, "it listens on sockets", 0.6);
             let port = sources.iter().find_map(|file| super::port_in(&repo.text(file)).map(|(port, line)| (file, port, line)));
             match port {
-                Some((file, port, line)) => draft.port(port, Source { file, line: Some(line) }, "named there beside PORT", 0.9),
-                None => draft.usual_port(None, 8080, source),
+                Some((file, port, line)) => {
+                    draft.port(port, Source { file, line: Some(line) }, "default beside PORT in this file", 0.9)
+                }
+                None => draft.default_port(None, 8080, source),
             }
         }
         _ => program(draft, found.as_ref(), &path, Source::file(file)),

@@ -17,7 +17,7 @@ pub fn is_there(repo: &Repo<'_>) -> Option<String> {
 pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let marker = is_there(repo).unwrap_or_default();
     draft.language("deno", Source::file(&marker));
-    draft.package_manager("deno", Source::file(&marker), "its settings are there");
+    draft.package_manager("deno", Source::file(&marker), "its settings exist");
     version(draft, "deno", pinned(repo, &["deno"], &[(".deno-version", "v"), (".dvmrc", "v")]));
     let file = repo.first(&FILES).unwrap_or(FILES[0]);
     let json = repo.json(file)?.unwrap_or(Value::Null);
@@ -68,7 +68,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     if let Some(main) = repo.first(&entry) {
         let (frozen, source, reason) = if repo.has("deno.lock") {
-            (" --frozen", Source::file("deno.lock"), "exactly what the lockfile says")
+            (" --frozen", Source::file("deno.lock"), "the versions in the lockfile")
         } else {
             ("", Source::file(main), "what it imports")
         };
@@ -78,7 +78,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     if draft.plan.processes.contains_key("web") {
         let source = found.as_ref().map_or_else(|| Source::file(&marker), Found::source);
-        draft.usual_port(found.as_ref(), 8000, source);
+        draft.default_port(found.as_ref(), 8000, source);
     }
     dependencies.conclude("deno", draft);
     Ok(())

@@ -102,7 +102,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     all.sort_by_key(|project| std::cmp::Reverse(project.weight()));
     let marker = is_there(repo).unwrap_or_default();
     draft.language("dotnet", Source::file(all.first().map_or(&marker, |project| &project.file)));
-    draft.package_manager("nuget", Source::file(&marker), "a project of .NET is there");
+    draft.package_manager("nuget", Source::file(&marker), "a .NET project exists");
     draft.plan.detection.build_tool = Some("dotnet".into());
     let Some(project) = all.first() else { return Ok(()) };
     let sdk = || {
@@ -143,7 +143,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             let command = if process == "web" { format!("ASPNETCORE_URLS=http://0.0.0.0:$PORT {command}") } else { command };
             draft.process(process, &command, found.source(), "what .NET publishes", 0.95);
             if process == "web" {
-                draft.usual_port(Some(found), 8080, found.source());
+                draft.default_port(Some(found), 8080, found.source());
             }
         }
         None => {
@@ -164,15 +164,15 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         .map(|other| other.file.as_str())
         .collect();
     if !rivals.is_empty() {
-        draft.ask(
+        draft.add_question(
             "build.build",
-            &format!("several projects make an application ({}, {}); the first was taken", project.file, rivals.join(", ")),
+            &format!("several projects make an application ({}, {}); using the first", project.file, rivals.join(", ")),
             &format!("[build]\nbuild = \"dotnet publish --configuration Release --output out {}\"", rivals[0]),
         );
     }
     let folder = project.file.rsplit_once('/').map_or("", |(folder, _)| folder);
     if repo.has_folder(&join(folder, "Migrations")) && project.dependencies.has("Microsoft.EntityFrameworkCore.Design") {
-        draft.ask(
+        draft.add_question(
             "build.release",
             "there are migrations of Entity Framework; they are run only if the program does so itself",
             "[build]\nrelease = \"dotnet tool run dotnet-ef database update\"",

@@ -48,7 +48,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     if repo.has(FILE) {
         draft.package_manager("go", Source::file(FILE), "Go modules");
         if repo.has("vendor/modules.txt") {
-            draft.because("build.install", "", Source::file("vendor/modules.txt"), "the modules are in the repository", 1.0);
+            draft.add_evidence("build.install", "", Source::file("vendor/modules.txt"), "the modules are in the repository", 1.0);
         } else {
             draft.install("go mod download", Source::file(FILE), "the modules it names");
         }
@@ -105,16 +105,16 @@ fn programs(repo: &Repo<'_>, found: Option<&Found>, draft: &mut Draft) {
     draft.process(process, "./bin/app", source, "what the build makes", if mains.len() == 1 { 0.9 } else { 0.5 });
     if !is_worker {
         match super::port_in(&repo.text(file)) {
-            Some((port, line)) => draft.port(port, Source { file, line: Some(line) }, "named there beside PORT", 0.9),
-            None => draft.usual_port(found, 8080, found.map_or(source, Found::source)),
+            Some((port, line)) => draft.port(port, Source { file, line: Some(line) }, "default beside PORT in this file", 0.9),
+            None => draft.default_port(found, 8080, found.map_or(source, Found::source)),
         }
     }
     if mains.len() > 1 {
         let all: Vec<_> = mains.iter().map(|(package, _)| package.as_str()).collect();
         let other = all.iter().find(|other| **other != package.as_str()).copied().unwrap_or(".");
-        draft.ask(
+        draft.add_question(
             "build.build",
-            &format!("several main packages are here ({}); {package} was taken", all.join(", ")),
+            &format!("found several main packages ({}); using {package}", all.join(", ")),
             &format!("[build]\nbuild = \"go build -o bin/app {other}\""),
         );
     }

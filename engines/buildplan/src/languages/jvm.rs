@@ -31,9 +31,9 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         Some(file) if GRADLE.contains(&file) => gradle(repo, draft),
         Some("build.xml") => {
             draft.language("java", Source::file("build.xml"));
-            draft.package_manager("ant", Source::file("build.xml"), "build.xml is there");
+            draft.package_manager("ant", Source::file("build.xml"), "build.xml exists");
             draft.build("ant", Source::file("build.xml"), "Ant's default target");
-            draft.ask("processes.web", "what Ant makes is not known", "[processes]\nweb = \"java -jar dist/app.jar\"");
+            draft.add_question("processes.web", "the output of Ant is unknown", "[processes]\nweb = \"java -jar dist/app.jar\"");
         }
         _ => {
             draft.language("java", Source::file("Main.java"));
@@ -43,7 +43,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             let process = if serves.is_some() { "web" } else { "worker" };
             draft.process(process, "java Main", Source { file: "Main.java", line: serves }, "its main class", 0.8);
             if serves.is_some() {
-                draft.usual_port(None, 8080, Source::file("Main.java"));
+                draft.default_port(None, 8080, Source::file("Main.java"));
             }
         }
     }
@@ -89,10 +89,10 @@ fn program(repo: &Repo<'_>, draft: &mut Draft, found: Option<&Found>, archive: &
     let Some(found) = found else {
         draft.process("worker", &format!("{JAVA} -jar {archive}"), Source::file(file), "the archive that the build makes", 0.5);
         draft.kind(Kind::Worker);
-        draft.ask(
+        draft.add_question(
             "processes.web",
             if is_executable {
-                "no framework was recognized; it was taken for a worker"
+                "no framework detected; treated as a worker"
             } else {
                 "no framework was recognized; the archive may not be executable"
             },
@@ -114,7 +114,7 @@ fn program(repo: &Repo<'_>, draft: &mut Draft, found: Option<&Found>, archive: &
                 0.95,
             )
         }
-        "micronaut" => (format!("MICRONAUT_SERVER_PORT=$PORT {JAVA} -jar {archive}"), "the archive with all that it takes", 0.8),
+        "micronaut" => (format!("MICRONAUT_SERVER_PORT=$PORT {JAVA} -jar {archive}"), "the archive with all dependencies", 0.8),
         "helidon" => (format!("{JAVA} -Dserver.port=$PORT -jar {archive}"), "Helidon's executable archive", 0.9),
         "dropwizard" => {
             let settings = repo.first(&["config.yml", "config.yaml", "configuration.yml"]).unwrap_or("config.yml");
@@ -129,7 +129,7 @@ fn program(repo: &Repo<'_>, draft: &mut Draft, found: Option<&Found>, archive: &
     let process = if row.kind == Type::Worker { "worker" } else { "web" };
     draft.process(process, &command, found.source(), reason, confidence);
     if process == "web" {
-        draft.usual_port(Some(found), 8080, found.source());
+        draft.default_port(Some(found), 8080, found.source());
     }
 }
 
@@ -178,7 +178,7 @@ fn maven(repo: &Repo<'_>, draft: &mut Draft, seen: &mut BTreeSet<String>) -> Res
     let kotlin = dependencies.has("kotlin-maven-plugin").then_some("kotlin");
     let scala = dependencies.has("scala-maven-plugin").then_some("scala");
     language(repo, draft, kotlin.or(scala), POM);
-    draft.package_manager("maven", Source::file(POM), "pom.xml is there");
+    draft.package_manager("maven", Source::file(POM), "pom.xml exists");
     draft.plan.detection.build_tool = Some("maven".into());
     let wanted = ["java.version", "maven.compiler.release", "maven.compiler.target", "maven.compiler.source", "jdk.version"]
         .into_iter()
@@ -219,7 +219,7 @@ fn maven(repo: &Repo<'_>, draft: &mut Draft, seen: &mut BTreeSet<String>) -> Res
             draft.found(found);
         }
         draft.kind(Kind::Web);
-        draft.ask(
+        draft.add_question(
             "processes.web",
             &format!("target/{name}.war takes a servlet container"),
             &format!("[processes]\nweb = \"java -jar target/dependency/webapp-runner.jar --port $PORT target/{name}.war\""),
@@ -278,7 +278,7 @@ fn maven_modules(
         if !known || evidence.field.starts_with("detection.framework") {
             let file = source(evidence);
             let at = Source { file: &file, line: evidence.line };
-            draft.because(
+            draft.add_evidence(
                 &evidence.field,
                 &evidence.value.replace("target/", &format!("{folder}/target/")),
                 at,
@@ -341,7 +341,7 @@ fn gradle(repo: &Repo<'_>, draft: &mut Draft) {
         (dependencies.has("org.jetbrains.kotlin.jvm") || dependencies.has("kotlin") || dependencies.has("kotlin-stdlib"))
             .then_some("kotlin");
     language(&place, draft, kotlin.filter(|_| place.has_folder("src/main/kotlin") || place.has_folder("src/kotlin")), file);
-    draft.package_manager("gradle", Source::file(file), "its build file is there");
+    draft.package_manager("gradle", Source::file(file), "its build file exists");
     draft.plan.detection.build_tool = Some("gradle".into());
     toolchain(repo, &module, draft);
     let wrapper = "gradle/wrapper/gradle-wrapper.properties";
@@ -381,7 +381,7 @@ fn gradle(repo: &Repo<'_>, draft: &mut Draft) {
         let process = if found.as_ref().is_some_and(|found| found.framework.kind != Type::Worker) { "web" } else { "worker" };
         draft.process(process, &script, source, "the program that Gradle installs", 0.8);
         if process == "web" {
-            draft.usual_port(found.as_ref(), 8080, source);
+            draft.default_port(found.as_ref(), 8080, source);
         }
     } else if found.is_none() && !has("application") && !repo.has_folder("src/main") && !members.is_empty()
         || found.is_none() && has("java-library")
@@ -458,7 +458,7 @@ fn scala(repo: &Repo<'_>, draft: &mut Draft) {
     let (file, tool) =
         if repo.has(SBT) { (SBT, "sbt") } else { (repo.first(&["build.mill", "build.sc"]).unwrap_or("build.sc"), "mill") };
     draft.language("scala", Source::file(file));
-    draft.package_manager(tool, Source::file(file), "its build file is there");
+    draft.package_manager(tool, Source::file(file), "its build file exists");
     draft.plan.detection.build_tool = Some(tool.into());
     let mut dependencies = Dependencies::default();
     for file in [file, "project/plugins.sbt", "project/Dependencies.scala"] {
@@ -510,9 +510,9 @@ fn scala(repo: &Repo<'_>, draft: &mut Draft) {
     } else {
         draft.build(if tool == "sbt" { "sbt -batch compile" } else { "./mill __.assembly" }, source, "how it is built");
         if found.is_some() {
-            draft.ask(
+            draft.add_question(
                 "processes.web",
-                "neither sbt-native-packager nor sbt-assembly is set up: what is run is not known",
+                "neither sbt-native-packager nor sbt-assembly is set up; the start command is unknown",
                 "[processes]\nweb = \"sbt -batch run\"",
             );
         } else {
@@ -521,14 +521,14 @@ fn scala(repo: &Repo<'_>, draft: &mut Draft) {
         return;
     }
     if draft.plan.processes.contains_key("web") {
-        draft.usual_port(found.as_ref(), 8080, source);
+        draft.default_port(found.as_ref(), 8080, source);
     }
     dependencies.conclude("java", draft);
 }
 
 fn leiningen(repo: &Repo<'_>, draft: &mut Draft) {
     draft.language("clojure", Source::file(LEIN));
-    draft.package_manager("leiningen", Source::file(LEIN), "project.clj is there");
+    draft.package_manager("leiningen", Source::file(LEIN), "project.clj exists");
     let text = repo.text(LEIN);
     let mut dependencies = Dependencies::default();
     for (index, line) in text.lines().enumerate() {
@@ -554,14 +554,14 @@ fn leiningen(repo: &Repo<'_>, draft: &mut Draft) {
         },
         |name| format!("target/uberjar/{name}"),
     );
-    draft.build("lein uberjar", Source::file(LEIN), "one archive with all that it takes");
+    draft.build("lein uberjar", Source::file(LEIN), "one archive with all dependencies");
     started(draft, &jar, LEIN);
     dependencies.conclude("java", draft);
 }
 
 fn tools_deps(repo: &Repo<'_>, draft: &mut Draft) {
     draft.language("clojure", Source::file(DEPS));
-    draft.package_manager("clojure", Source::file(DEPS), "deps.edn is there");
+    draft.package_manager("clojure", Source::file(DEPS), "deps.edn exists");
     let mut dependencies = Dependencies::default();
     for (index, line) in repo.text(DEPS).lines().enumerate() {
         for (at, _) in line.match_indices("{:mvn/version") {
@@ -571,7 +571,7 @@ fn tools_deps(repo: &Repo<'_>, draft: &mut Draft) {
     }
     clojure(repo, draft, &dependencies);
     if repo.has("build.clj") {
-        draft.build("clojure -T:build uber", Source::file("build.clj"), "one archive with all that it takes");
+        draft.build("clojure -T:build uber", Source::file("build.clj"), "one archive with all dependencies");
         started(draft, "target/*-standalone.jar", "build.clj");
     } else {
         draft.install("clojure -P", Source::file(DEPS), "the libraries it names");
@@ -580,9 +580,9 @@ fn tools_deps(repo: &Repo<'_>, draft: &mut Draft) {
         let command = if line.is_some() { "clojure -M:run" } else { "clojure -M -m core" };
         draft.process(process, command, Source { file: DEPS, line }, "how it is run", if line.is_some() { 0.8 } else { 0.4 });
         if line.is_none() {
-            draft.ask(
+            draft.add_question(
                 &format!("processes.{process}"),
-                "no alias :run and no build.clj: its main namespace is not known",
+                "no alias :run and no build.clj; the main namespace is unknown",
                 "[processes]\nweb = \"clojure -M -m my.namespace\"",
             );
         }
@@ -594,7 +594,7 @@ fn clojure(repo: &Repo<'_>, draft: &mut Draft, dependencies: &Dependencies) {
     let found = frameworks::find("java", dependencies, repo);
     if let Some(found) = &found {
         draft.found(found);
-        draft.usual_port(Some(found), 3000, found.source());
+        draft.default_port(Some(found), 3000, found.source());
     }
 }
 

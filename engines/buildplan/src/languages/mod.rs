@@ -1,5 +1,5 @@
-//! One module per language, or per family of small ones. Each looks for its own marker files and says
-//! what it found; what looks most like the application is taken for it.
+//! Detectors, one module per language or per family of small languages. Each searches for its marker files and makes a
+//! draft; the draft with the highest rank becomes the plan.
 
 mod beam;
 mod compiled;
@@ -22,7 +22,7 @@ use crate::tree::Repo;
 type IsThere = fn(&Repo<'_>) -> Option<String>;
 type Detect = fn(&Repo<'_>, &mut Draft) -> Result<(), PlanError>;
 
-/// In the order in which they are preferred where several look alike.
+/// In order of preference between drafts of equal rank.
 const LANGUAGES: [(IsThere, Detect); 27] = [
     (php::is_there, php::detect),
     (ruby::is_there, ruby::detect),
@@ -53,7 +53,7 @@ const LANGUAGES: [(IsThere, Detect); 27] = [
     (scripted::shell_is_there, scripted::shell),
 ];
 
-/// What a language's draft looks like: the more, the more it is the application.
+/// The rank of a draft: the higher, the more likely it is the application.
 fn weight(draft: &Draft) -> u32 {
     let plan = &draft.plan;
     let framework = plan.detection.framework.is_some();
@@ -67,8 +67,7 @@ fn weight(draft: &Draft) -> u32 {
     }
 }
 
-/// Detects the language that the main process is written in; what else looks like an application
-/// becomes a question.
+/// Detects the language of the main process. Other applications in the same folder become a question.
 pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let mut drafts = Vec::new();
     for (is_there, detect) in LANGUAGES {
@@ -105,9 +104,9 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         drafts.iter().filter(|(_, weight, other)| is_rival(*weight, other)).map(|(marker, ..)| marker.as_str()).collect();
     if !rivals.is_empty() {
         let files = std::iter::once(marker.as_str()).chain(rivals).collect::<Vec<_>>().join(", ");
-        draft.ask(
+        draft.add_question(
             "processes.web",
-            &format!("several languages are here ({files}); {language} was taken for the main one"),
+            &format!("found several languages ({files}); using {language} as the main one"),
             "[processes]\nweb = \"the command that starts it\"",
         );
     }
@@ -164,7 +163,7 @@ fn assets(language: &str, javascript: &Draft, draft: &mut Draft) {
     }
 }
 
-/// A version that a file asks for.
+/// A version that a file requests.
 pub struct Pin {
     version: String,
     file: String,
@@ -177,11 +176,11 @@ impl Pin {
     }
 }
 
-/// Records a version, if one is asked for.
+/// Records a requested version.
 pub fn version(draft: &mut Draft, of: &str, pin: Option<Pin>) {
     let Some(pin) = pin else { return };
     let version = pin.version.trim().trim_matches(['"', '\'']);
-    // Of templates and variables, what they will be is not known.
+    // The values of templates and variables are unknown.
     let is_plain = |c: char| c.is_alphanumeric() || " .,-+_^~*<>=!|/@:()[]".contains(c);
     if !version.is_empty() && version.len() < 64 && version.chars().all(is_plain) {
         draft.version(of, version, Source { file: &pin.file, line: pin.line });

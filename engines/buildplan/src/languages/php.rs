@@ -30,12 +30,12 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let own = platform.or(required).map(|wanted| Pin::new(wanted, FILE, line_of(&text, "\"php\"")));
     version(draft, "php", own.or_else(|| pinned(repo, &["php"], &[(".php-version", "")])));
     if !json.is_null() {
-        draft.package_manager("composer", Source::file(FILE), "composer.json is there");
+        draft.package_manager("composer", Source::file(FILE), "composer.json exists");
         let lock = repo.first(&[LOCK]);
         draft.install(
             "composer install --no-dev --no-interaction --prefer-dist --optimize-autoloader",
             Source::file(lock.unwrap_or(FILE)),
-            if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" },
+            if lock.is_some() { "the versions in the lockfile" } else { "no lockfile: versions are not pinned" },
         );
     }
     for name in json.get("require").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name) {
@@ -132,7 +132,7 @@ fn start(repo: &Repo<'_>, found: Option<&Found>, marker: &str, draft: &mut Draft
     let own = found.and_then(|found| found.framework.start).filter(|command| !command.starts_with("php artisan"));
     if let Some((command, found)) = own.zip(found) {
         draft.process("web", command, found.source(), &format!("how {} is started", found.framework.title), 0.9);
-        return draft.usual_port(Some(found), 8080, found.source());
+        return draft.default_port(Some(found), 8080, found.source());
     }
     let root = ["public", "web", "webroot", "htdocs", "www", "docroot"]
         .into_iter()
@@ -156,7 +156,7 @@ fn start(repo: &Repo<'_>, found: Option<&Found>, marker: &str, draft: &mut Draft
     let at = if repo.has(&page) { page.as_str() } else { marker };
     draft.process("web", &command, Source::file(at), "the pages under PHP's own server, with several workers", 0.8);
     draft.plan.build.env.insert("PHP_CLI_SERVER_WORKERS".into(), "4".into());
-    draft.usual_port(found, 8080, Source::file(at));
+    draft.default_port(found, 8080, Source::file(at));
     if name == Some("laravel") || name == Some("statamic") || name == Some("october") {
         draft.release("php artisan migrate --force", Source::file("artisan"), "Laravel's migrations");
     } else if name == Some("symfony") && repo.has_folder("migrations") {

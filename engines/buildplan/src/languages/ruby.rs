@@ -44,7 +44,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     };
     version(draft, "ruby", wanted.or_else(|| pinned(repo, &["ruby"], &[(".ruby-version", "ruby-")])).or_else(locked));
     if !text.is_empty() {
-        draft.package_manager("bundler", Source::file(file), "a Gemfile is there");
+        draft.package_manager("bundler", Source::file(file), "a Gemfile exists");
         draft.install("bundle install", Source::file(if lock.is_empty() { file } else { "Gemfile.lock" }), "the gems it names");
         draft.plan.build.env.insert("BUNDLE_PATH".into(), "vendor/bundle".into());
         draft.plan.build.env.insert("BUNDLE_WITHOUT".into(), "development:test".into());
@@ -75,11 +75,11 @@ fn start(repo: &Repo<'_>, dependencies: &Dependencies, found: Option<&Found>, dr
                 0.6,
             );
             if serves.is_some() {
-                draft.usual_port(None, 3000, Source::file(file));
+                draft.default_port(None, 3000, Source::file(file));
             } else {
-                draft.ask(
+                draft.add_question(
                     "processes.web",
-                    &format!("{file} does not look like a server; it was taken for a worker"),
+                    &format!("{file} does not look like a server; treated as a worker"),
                     &format!("[processes]\nweb = \"ruby {file}\""),
                 );
             }
@@ -137,7 +137,7 @@ fn start(repo: &Repo<'_>, dependencies: &Dependencies, found: Option<&Found>, dr
         }
     };
     draft.process("web", &command, source, reason, 0.9);
-    draft.usual_port(Some(found), 3000, found.source());
+    draft.default_port(Some(found), 3000, found.source());
     if row.name == "rails" {
         if repo.has_folder("app/assets") || dependencies.has("sprockets-rails") || dependencies.has("propshaft") {
             draft.build(

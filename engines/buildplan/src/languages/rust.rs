@@ -8,7 +8,7 @@ use crate::tree::{Repo, join, line_of};
 
 const FILE: &str = "Cargo.toml";
 /// More programs of one package are not looked at.
-const MOST_BINS: usize = 200;
+const MAX_BINARIES: usize = 200;
 
 pub fn is_there(repo: &Repo<'_>) -> Option<String> {
     let zola = || repo.first(&["config.toml"]).filter(|_| repo.has("content/_index.md") || repo.has("templates/index.html"));
@@ -43,7 +43,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         }
     }
     let Some(manifest) = manifest else { return Ok(()) };
-    draft.package_manager("cargo", Source::file(FILE), "Cargo.toml is there");
+    draft.package_manager("cargo", Source::file(FILE), "Cargo.toml exists");
     let channel = || {
         let table = repo.toml("rust-toolchain.toml").ok()??;
         let channel = table.get("toolchain")?.get("channel")?.as_str()?.to_owned();
@@ -117,15 +117,17 @@ fn programs(repo: &Repo<'_>, manifest: &toml::Table, found: Option<&Found>, draf
     }
     draft.process("web", &start, source, "what the build makes", if serves { confidence } else { 0.5 });
     match super::port_in(&repo.text(&bin.main)) {
-        Some((port, line)) => draft.port(port, Source { file: &bin.main, line: Some(line) }, "named there beside PORT", 0.9),
-        None => draft.usual_port(found, 8080, found.map_or(source, Found::source)),
+        Some((port, line)) => {
+            draft.port(port, Source { file: &bin.main, line: Some(line) }, "default beside PORT in this file", 0.9)
+        }
+        None => draft.default_port(found, 8080, found.map_or(source, Found::source)),
     }
     if bins.len() > 1 && default.is_none() {
         let all: Vec<_> = bins.iter().map(|bin| bin.name.as_str()).collect();
         let other = all.iter().find(|name| **name != bin.name).copied().unwrap_or_default();
-        draft.ask(
+        draft.add_question(
             "processes.web",
-            &format!("several programs are here ({}); {} was taken", all.join(", "), bin.name),
+            &format!("found several programs ({}); using {}", all.join(", "), bin.name),
             &format!("[processes]\nweb = \"./bin/{other}\"\n\n[build]\nbuild = \"cargo install{locked} --path {path} --root . --bin {other}\""),
         );
     }
@@ -154,7 +156,7 @@ fn bins(repo: &Repo<'_>, folder: &str, manifest: &toml::Table) -> Vec<Bin> {
         main: join(folder, main),
     };
     let mut all: Vec<Bin> = Vec::new();
-    for declared in manifest.get("bin").and_then(toml::Value::as_array).into_iter().flatten().take(MOST_BINS) {
+    for declared in manifest.get("bin").and_then(toml::Value::as_array).into_iter().flatten().take(MAX_BINARIES) {
         if let Some(name) = declared.get("name").and_then(toml::Value::as_str) {
             let main = declared.get("path").and_then(toml::Value::as_str).unwrap_or("src/main.rs");
             all.push(bin(name, main, &format!("\"{name}\"")));
@@ -163,7 +165,7 @@ fn bins(repo: &Repo<'_>, folder: &str, manifest: &toml::Table) -> Vec<Bin> {
     if repo.has("src/main.rs") && !all.iter().any(|known| known.main.ends_with("src/main.rs")) {
         all.push(bin(package, "src/main.rs", "name ="));
     }
-    for path in repo.all_ending("src/bin", ".rs").into_iter().take(MOST_BINS) {
+    for path in repo.all_ending("src/bin", ".rs").into_iter().take(MAX_BINARIES) {
         let name = path.trim_start_matches("src/bin/").trim_end_matches(".rs").to_owned();
         if !all.iter().any(|known| known.name == name) {
             all.push(bin(&name, &path, "[package]"));

@@ -13,7 +13,11 @@ fn start(repo: &Repo<'_>, draft: &mut Draft, found: Option<&Found>, files: &[&st
         if let Some(file) = file {
             let command = format!("{run} {file}");
             draft.process("worker", &command, Source::file(file), "a file of this name usually starts it", 0.5);
-            draft.ask("processes.web", &format!("{file} was taken for a worker"), &format!("[processes]\nweb = \"{command}\""));
+            draft.add_question(
+                "processes.web",
+                &format!("{file} is treated as a worker"),
+                &format!("[processes]\nweb = \"{command}\""),
+            );
         } else {
             draft.kind(Kind::Library);
         }
@@ -28,13 +32,17 @@ fn start(repo: &Repo<'_>, draft: &mut Draft, found: Option<&Found>, files: &[&st
         Some(file) => template.replace("{file}", file),
         None if template.contains("{file}") => {
             let given = template.replace("{file}", files.first().copied().unwrap_or("app"));
-            draft.ask("processes.web", "no file that starts the program was found", &format!("[processes]\nweb = \"{given}\""));
+            draft.add_question(
+                "processes.web",
+                "no file that starts the program was found",
+                &format!("[processes]\nweb = \"{given}\""),
+            );
             return;
         }
         None => template.to_owned(),
     };
     draft.process("web", &command, found.source(), &format!("how {} is started", found.framework.title), 0.85);
-    draft.usual_port(Some(found), 8080, found.source());
+    draft.default_port(Some(found), 8080, found.source());
 }
 
 pub fn lua_is_there(repo: &Repo<'_>) -> Option<String> {
@@ -50,7 +58,7 @@ pub fn lua(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     version(draft, "lua", pinned(repo, &["lua"], &[(".lua-version", "")]));
     let mut dependencies = Dependencies::default();
     if let Some(rocks) = repo.ending("", ".rockspec") {
-        draft.package_manager("luarocks", Source::file(&rocks), "a rockspec is there");
+        draft.package_manager("luarocks", Source::file(&rocks), "a rockspec exists");
         draft.install(
             &format!("luarocks install --tree lua_modules --only-deps {rocks}"),
             Source::file(&rocks),
@@ -100,7 +108,7 @@ pub fn perl(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         }
     }
     if repo.has("cpanfile") {
-        draft.package_manager("cpanm", Source::file("cpanfile"), "a cpanfile is there");
+        draft.package_manager("cpanm", Source::file("cpanfile"), "a cpanfile exists");
         draft.install(
             "cpanm --local-lib-contained local --notest --installdeps .",
             Source::file("cpanfile"),
@@ -173,11 +181,11 @@ pub fn r(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let mut dependencies = Dependencies::default();
     if let Some(lock) = repo.json("renv.lock")? {
         let text = repo.text("renv.lock");
-        draft.package_manager("renv", Source::file("renv.lock"), "its lockfile is there");
+        draft.package_manager("renv", Source::file("renv.lock"), "its lockfile exists");
         draft.install(
             &fetched_by_r("'renv'", "; renv::restore(prompt = FALSE)"),
             Source::file("renv.lock"),
-            "exactly what the lockfile says",
+            "the versions in the lockfile",
         );
         if let Some(wanted) = lock.pointer("/R/Version").and_then(serde_json::Value::as_str) {
             version(draft, "r", Some(Pin::new(wanted, "renv.lock", line_of(&text, "\"Version\""))));
@@ -215,7 +223,7 @@ pub fn r(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         draft.install(
             &fetched_by_r(&format!("c('{}')", names.join("', '")), ""),
             source,
-            "what it loads; there is no lockfile: versions are not fixed",
+            "what it loads; no lockfile: versions are not pinned",
         );
     }
     if draft.plan.build.install.is_some() {
@@ -237,7 +245,7 @@ pub fn julia(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let table = repo.toml(file)?.unwrap_or_default();
     let text = repo.text(file);
     draft.language("julia", Source::file(file));
-    draft.package_manager("pkg", Source::file(file), "its project file is there");
+    draft.package_manager("pkg", Source::file(file), "its project file exists");
     let compat = table
         .get("compat")
         .and_then(|compat| compat.get("julia")?.as_str())
@@ -302,12 +310,12 @@ pub fn shell(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         0.6,
     );
     if line.is_none() {
-        draft.ask(
+        draft.add_question(
             "processes.web",
-            &format!("{file} does not look at PORT; it was taken for a server"),
+            &format!("{file} does not read PORT; treated as a server"),
             &format!("[processes]\nweb = \"{shell} {file}\""),
         );
     }
-    draft.usual_port(None, 3000, Source::file(&file));
+    draft.default_port(None, 3000, Source::file(&file));
     Ok(())
 }

@@ -27,7 +27,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
         let text = repo.text(&file);
         let root = text.lines().enumerate().find_map(|(index, line)| Some((index, line.trim().strip_prefix("root:")?.trim())));
         let (line, folder) = root.map_or((None, "."), |(index, folder)| (Some(index + 1), folder.trim_matches(['"', '/'])));
-        draft.output(if folder.is_empty() { "." } else { folder }, Source { file: &file, line }, "the Staticfile says so", 1.0);
+        draft.output(if folder.is_empty() { "." } else { folder }, Source { file: &file, line }, "set in Staticfile", 1.0);
         if text.contains("pushstate: enabled") {
             draft.plan.networking.single_page = true;
         }
@@ -36,7 +36,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     let folder = file.rsplit_once('/').map_or(".", |(folder, _)| folder);
     draft.output(folder, Source::file(&file), "an index.html and no program", if folder == "." { 1.0 } else { 0.9 });
     if !file.ends_with("index.html") {
-        draft.ask("build.output", &format!("{file} is there, but no index.html"), "[build]\noutput = \".\"");
+        draft.add_question("build.output", &format!("{file} exists, but no index.html"), "[build]\noutput = \".\"");
     }
     Ok(())
 }

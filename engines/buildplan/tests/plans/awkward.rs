@@ -1,4 +1,4 @@
-//! Repositories as nobody would make them on purpose.
+//! Plans of unusual repositories.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -9,14 +9,14 @@ fn of(files: &[(&str, &[u8])]) -> Result<capsule_buildplan::Plan, capsule_buildp
 }
 
 #[test]
-fn nothing_at_all_is_asked_about() {
+fn an_empty_repository_becomes_a_question() {
     let plan = of(&[]).expect("a plan");
     assert_eq!(plan.kind, Kind::Unknown);
     assert_eq!(plan.questions.len(), 1);
 }
 
 #[test]
-fn a_hundred_thousand_files_are_not_walked_through() {
+fn a_hundred_thousand_files_are_not_read() {
     let paths: Vec<String> = (0..100_000).map(|n| format!("packages/p{}/src/deep/er/file{n}.ts", n % 500)).collect();
     let reads = std::cell::Cell::new(0);
     let read = |path: &str| {
@@ -30,7 +30,7 @@ fn a_hundred_thousand_files_are_not_walked_through() {
 }
 
 #[test]
-fn deep_folders_links_in_circles_and_names_that_are_no_text_are_survived() {
+fn deep_folders_cyclic_links_and_names_that_are_not_utf_8_do_no_harm() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path();
     let deep: std::path::PathBuf = std::iter::repeat_n("d", 500).collect();
@@ -46,7 +46,7 @@ fn deep_folders_links_in_circles_and_names_that_are_no_text_are_survived() {
 }
 
 #[test]
-fn a_file_that_decides_and_is_broken_is_named_with_its_line() {
+fn a_malformed_file_is_named_with_its_line() {
     for (file, content, line) in [
         ("package.json", "{\n \"scripts\": {,}\n}", Some(2)),
         ("composer.json", "{\n\"require\": [\n", Some(3)),
@@ -70,14 +70,14 @@ fn a_file_that_decides_and_is_broken_is_named_with_its_line() {
 }
 
 #[test]
-fn a_broken_file_of_another_platform_is_asked_about_and_nothing_is_lost() {
+fn a_malformed_file_of_another_platform_becomes_a_question() {
     let plan = of(&[("index.html", b"hi"), ("vercel.json", b"{"), ("netlify.toml", b"[build")]).expect("a plan");
     assert_eq!(plan.kind, Kind::Static);
     assert_eq!(plan.questions.len(), 2, "{:?}", plan.questions);
 }
 
 #[test]
-fn marks_and_encodings_of_other_systems_are_read() {
+fn byte_order_marks_and_utf_16_are_read() {
     let bom = "\u{feff}{\"scripts\":{\"start\":\"node a.js\"}}";
     assert_eq!(of(&[("package.json", bom.as_bytes())]).expect("a plan").processes["web"], "node a.js");
     let wide: Vec<u8> = [0xff, 0xfe].into_iter().chain("flask\r\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
@@ -87,7 +87,7 @@ fn marks_and_encodings_of_other_systems_are_read() {
 }
 
 #[test]
-fn a_yaml_that_blows_up_is_refused() {
+fn an_expanding_yaml_is_refused() {
     let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
     for (this, last) in ('b'..='j').zip('a'..='i') {
         bomb += &format!("{this}: &{this} [*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last},*{last}]\n");
@@ -97,7 +97,7 @@ fn a_yaml_that_blows_up_is_refused() {
 }
 
 #[test]
-fn files_that_are_nested_without_end_are_refused_and_nothing_overflows() {
+fn deeply_nested_files_are_refused() {
     // As large as a file may be that is read at all.
     let many = |piece: &str| piece.repeat((2 << 20) / piece.len()).into_bytes();
     for (file, content) in [
@@ -131,7 +131,7 @@ fn files_that_are_nested_without_end_are_refused_and_nothing_overflows() {
 }
 
 #[test]
-fn a_change_touches_a_member_and_who_takes_it() {
+fn a_change_affects_a_member_and_its_dependents() {
     let package = |name: &str, more: &str| format!("{{\"name\":\"{name}\",\"scripts\":{{\"start\":\"node a.js\"}}{more}}}");
     let tree = Memory::new([
         ("package.json".to_owned(), "{\"workspaces\":[\"apps/*\",\"packages/*\"]}".to_owned()),

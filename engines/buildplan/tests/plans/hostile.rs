@@ -1,4 +1,4 @@
-//! Repositories that are made to leave their folder, to run for ever, or to cost without end.
+//! Plans of hostile repositories: paths out of the folder, cycles, and unlimited sizes.
 
 use std::os::unix::fs::symlink;
 
@@ -14,7 +14,7 @@ fn pom(modules: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn modules_that_name_themselves_or_each_other_end() {
+fn cyclic_modules_end() {
     for modules in [&["."][..], &["./"], &["a/.."], &["a", ".", "a/../."], &["a"], &["a", "b"]] {
         let files = vec![
             ("pom.xml".to_owned(), pom(modules)),
@@ -35,7 +35,7 @@ fn modules_that_name_themselves_or_each_other_end() {
 }
 
 #[test]
-fn other_manifests_may_name_themselves_too() {
+fn cycles_of_other_manifests_end() {
     let text = |text: &str| text.as_bytes().to_vec();
     for (file, content) in [
         ("requirements.txt", "-r requirements.txt\n-r ./requirements.txt\n-r ../requirements.txt\nflask\n"),
@@ -63,7 +63,7 @@ fn other_manifests_may_name_themselves_too() {
 
 /// A folder with a secret beside it, and a repository in it that tries to reach that.
 #[test]
-fn nothing_beside_the_repository_is_read_whatever_names_it() {
+fn nothing_outside_of_the_repository_is_read() {
     let directory = tempfile::tempdir().expect("a folder");
     let other = directory.path().join("other");
     std::fs::create_dir(&other).expect("made");
@@ -144,7 +144,7 @@ fn nothing_beside_the_repository_is_read_whatever_names_it() {
 }
 
 #[test]
-fn counts_and_sizes_are_bounded() {
+fn counts_and_sizes_are_limited() {
     let many = |piece: &dyn Fn(usize) -> String, count: usize| (0..count).map(piece).collect::<String>().into_bytes();
     let list = |name: &str, count| {
         [format!("{{\"{name}\":{{").into_bytes(), many(&|n| format!("\"d{n}\":\"1\","), count), b"\"e\":\"1\"}}".to_vec()]

@@ -1,10 +1,10 @@
-//! Dockerfiles of the whole corpus: nothing calls a program that its image has not.
+//! Dockerfiles of the whole corpus: each program that they call is in the image.
 
 use capsule_buildplan::{ImageOptions, Memory, dockerfile, plan};
 
 use crate::{corpus, parse};
 
-/// Programs of many tools, and the images that bring them by themselves.
+/// Programs, and the base images that contain them.
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("bun", &["oven/bun"]),
     ("bundle", &["ruby"]),
@@ -67,13 +67,13 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("swift", &["swift"]),
     ("trunk", &[]),
     ("uv", &[]),
-    // In the image of Node.js is the first version; later ones are brought.
+    // The image of Node.js has yarn 1; recipes install later versions.
     ("yarn", &["node"]),
     ("zig", &[]),
     ("zola", &[]),
 ];
-/// Packages and commands that bring a program under another name.
-const BRINGS: &[(&str, &str)] = &[
+/// Packages and commands that provide a program of another name.
+const PROVIDED_BY: &[(&str, &str)] = &[
     ("cobc", "gnucobol"),
     ("pip", "python3-pip"),
     ("python3", "python3-pip"),
@@ -83,7 +83,7 @@ const BRINGS: &[(&str, &str)] = &[
     ("node", "nodejs"),
 ];
 
-/// The programs of a command that the image neither has by itself nor was brought before.
+/// The programs of a command that neither the base image nor an earlier step provides.
 fn missing<'c>(command: &'c str, base: &str, before: &str) -> Vec<&'c str> {
     let mut missing = Vec::new();
     let mut seen = before.to_owned();
@@ -92,7 +92,7 @@ fn missing<'c>(command: &'c str, base: &str, before: &str) -> Vec<&'c str> {
         let program = words.next().unwrap_or_default();
         let Some((_, bases)) = PROGRAMS.iter().find(|(name, _)| *name == program) else { continue };
         let brought = |name: &str| seen.split([' ', '/', '@', '=', '"', ':']).any(|word| word == name);
-        let aliases = BRINGS.iter().filter(|(name, _)| *name == program).map(|(_, alias)| *alias);
+        let aliases = PROVIDED_BY.iter().filter(|(name, _)| *name == program).map(|(_, alias)| *alias);
         if !bases.contains(&base) && !std::iter::once(program).chain(aliases).any(brought) {
             missing.push(program);
         }
@@ -103,7 +103,7 @@ fn missing<'c>(command: &'c str, base: &str, before: &str) -> Vec<&'c str> {
 }
 
 #[test]
-fn nothing_calls_a_program_that_its_image_has_not() {
+fn every_program_that_is_called_is_in_the_image() {
     let (mut all, mut seen) = (Vec::new(), 0);
     for path in std::fs::read_dir(corpus()).expect("the corpus").flatten().map(|entry| entry.path()) {
         let (_, files, _) = parse(&std::fs::read_to_string(&path).expect("a fixture"));
@@ -126,7 +126,7 @@ fn nothing_calls_a_program_that_its_image_has_not() {
             before.push_str(steps);
             before.push(' ');
         }
-        // What runs has the last stage alone, and what lies in the folders of its PATH.
+        // Start commands have the last stage only.
         for command in plan.processes.values().chain(&plan.build.release) {
             tell(command, base, &before);
         }

@@ -1,5 +1,5 @@
-//! Plans of small repositories, written for what detection reads: `corpus/*.txt`, each with the plan that is
-//! expected of it. `UPDATE_GOLDEN=1` writes them anew; look at the difference.
+//! Plans of small repositories: `corpus/*.txt`, each with its expected plan. `UPDATE_GOLDEN=1` updates the expected plans;
+//! review the difference.
 
 mod awkward;
 mod hostile;
@@ -34,8 +34,8 @@ fn parse(text: &str) -> (String, Vec<(String, String)>, String) {
     (about, files, expected.to_owned())
 }
 
-/// A plan in short: what is not said is left out.
-fn told(planned: &Result<Plan, PlanError>) -> String {
+/// A summary of a plan without empty values.
+fn summary(planned: &Result<Plan, PlanError>) -> String {
     let mut text = String::new();
     let plan = match planned {
         Ok(plan) => plan,
@@ -75,7 +75,7 @@ fn told(planned: &Result<Plan, PlanError>) -> String {
 }
 
 #[test]
-fn every_repository_of_the_corpus_has_the_plan_that_is_expected_of_it() {
+fn every_repository_of_the_corpus_has_its_expected_plan() {
     let mut wrong = Vec::new();
     let mut paths: Vec<_> = std::fs::read_dir(corpus()).expect("the corpus").flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -83,7 +83,7 @@ fn every_repository_of_the_corpus_has_the_plan_that_is_expected_of_it() {
     for path in &paths {
         let text = std::fs::read_to_string(path).expect("a fixture");
         let (about, files, expected) = parse(&text);
-        let found = told(&plan(&Memory::new(files.clone())));
+        let found = summary(&plan(&Memory::new(files.clone())));
         if found == expected {
             continue;
         }
@@ -98,7 +98,7 @@ fn every_repository_of_the_corpus_has_the_plan_that_is_expected_of_it() {
 }
 
 #[test]
-fn what_a_question_offers_is_understood_and_settles_it() {
+fn the_suggested_lines_of_a_question_answer_it() {
     for path in std::fs::read_dir(corpus()).expect("the corpus").flatten().map(|entry| entry.path()) {
         let (_, files, _) = parse(&std::fs::read_to_string(&path).expect("a fixture"));
         let Ok(asking) = plan(&Memory::new(files.clone())) else { continue };

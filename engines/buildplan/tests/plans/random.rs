@@ -1,6 +1,6 @@
-//! Repositories by chance: whatever is in the files, there is a plan or an error, and soon.
+//! Random repositories: every one ends in a plan or an error, within a time limit.
 //!
-//! `CAPSULE_FUZZ_SECONDS` says for how long (a few by default), `CAPSULE_FUZZ_SEED` repeats a run.
+//! `CAPSULE_FUZZ_SECONDS` sets the duration (a few seconds by default), `CAPSULE_FUZZ_SEED` repeats a run.
 
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ fn changed(random: &mut StdRng, content: &mut Vec<u8>) {
 }
 
 #[test]
-fn whatever_is_in_the_files_there_is_a_plan_or_an_error_and_soon() {
+fn random_files_end_in_a_plan_or_an_error_in_time() {
     let seed = number("CAPSULE_FUZZ_SEED", rand::random());
     eprintln!("CAPSULE_FUZZ_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -133,7 +133,7 @@ fn whatever_is_in_the_files_there_is_a_plan_or_an_error_and_soon() {
 }
 
 #[test]
-fn whatever_names_and_links_lead_to_the_plan_stays_within_the_repository_and_ends() {
+fn random_names_and_links_do_not_lead_out_of_the_repository() {
     let seed = number("CAPSULE_FUZZ_SEED", rand::random());
     eprintln!("CAPSULE_FUZZ_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);

@@ -1,4 +1,4 @@
-//! Every row of the table of frameworks is found by what it says.
+//! Every row of the table of frameworks is detected by its signs.
 
 use capsule_buildplan::{Framework, Memory, TABLE, plan};
 
@@ -165,7 +165,7 @@ fn repository(row: &Framework, sign: &[&str]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_framework_of_the_table_is_found_by_each_of_its_signs() {
+fn every_framework_of_the_table_is_detected_by_each_of_its_signs() {
     let mut wrong = Vec::new();
     for row in TABLE.iter() {
         for sign in &row.signs {
@@ -183,7 +183,7 @@ fn every_framework_of_the_table_is_found_by_each_of_its_signs() {
 }
 
 #[test]
-fn the_table_is_whole() {
+fn the_table_is_complete() {
     assert!(TABLE.len() >= 150, "{} rows", TABLE.len());
     for row in TABLE.iter() {
         let plain = |text: &str| {
@@ -231,9 +231,9 @@ const LANGUAGES: [(&str, &str); 25] = [
 /// `docs/reference/frameworks.md`, as the table says it.
 fn reference() -> String {
     let mut text = format!(
-        "# Frameworks\n\nWritten from `engines/buildplan/src/frameworks.txt` by its test (`UPDATE_GOLDEN=1`). {} frameworks; the \
-         first of a language that is found wins. What a repository says itself goes before all of this: see \
-         [build plans](../guides/build-plans.md).\n\n*Found by*: a dependency's name, or the beginning of it; a file in \
+        "# Frameworks\n\nGenerated from `engines/buildplan/src/frameworks.txt` by its test (`UPDATE_GOLDEN=1`). {} frameworks; the \
+         first match of a language wins. Settings in the repository override detection: see \
+         [build plans](../guides/build-plans.md).\n\n*Detected by*: a dependency's name, or the beginning of it; a file in \
          `code`; `+` takes both, `!` its absence.\n",
         TABLE.len()
     );
@@ -243,7 +243,7 @@ fn reference() -> String {
             continue;
         }
         text += &format!(
-            "\n## {title}\n\n| framework | `detection.framework` | found by | makes | usual start or output | port |\n|---|---|---|---|---|---|\n"
+            "\n## {title}\n\n| framework | `detection.framework` | detected by | makes | default start or output | port |\n|---|---|---|---|---|---|\n"
         );
         for row in rows {
             let sign = |parts: &Vec<&str>| {
@@ -268,7 +268,7 @@ fn reference() -> String {
 }
 
 #[test]
-fn the_reference_says_what_the_table_says() {
+fn the_reference_matches_the_table() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/frameworks.md");
     let wanted = reference();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

@@ -1,5 +1,5 @@
-//! Repositories of a hostile structure, by chance: manifests that name each other, themselves and what lies
-//! outside, links in all directions, and more of everything than anyone has.
+//! Random repositories with a hostile structure: manifests that refer to each other, to themselves and to paths outside,
+//! links in all directions, and large numbers of all of these.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -101,7 +101,7 @@ impl Package<'_> {
             }
             known
         } else if let Some((file, name)) = present.first() {
-            draft.package_manager(name, Source::file(file), "its lockfile is there");
+            draft.package_manager(name, Source::file(file), "its lockfile exists");
             name
         } else if let Some(name) = engine {
             draft.package_manager(name, self.at(&format!("\"{name}\"")), "\"engines\" names it");
@@ -112,10 +112,10 @@ impl Package<'_> {
                 ".yarnrc.yml" => "yarn",
                 _ => "bun",
             };
-            draft.package_manager(name, Source::file(file), "its settings are there");
+            draft.package_manager(name, Source::file(file), "its settings exist");
             name
         } else {
-            draft.package_manager("npm", Source::file(FILE), "no lockfile is there; npm comes with Node.js");
+            draft.package_manager("npm", Source::file(FILE), "no lockfile; npm comes with Node.js");
             "npm"
         };
         let lock = present.iter().find(|(_, name)| *name == manager).map(|(file, _)| *file);
@@ -123,14 +123,13 @@ impl Package<'_> {
         let distinct: BTreeSet<_> = present.iter().map(|(_, name)| *name).collect();
         if declared.is_none() && distinct.len() > 1 {
             let files: Vec<_> = present.iter().map(|(file, _)| *file).collect();
-            draft.ask(
+            draft.add_question(
                 "detection.package_manager",
-                &format!("lockfiles of several package managers are here ({}); {manager} was taken", files.join(", ")),
+                &format!("found lockfiles of several package managers ({}); using {manager}", files.join(", ")),
                 &format!("[build]\ninstall = \"{command}\""),
             );
         }
-        let reason =
-            if lock.is_some() { "exactly what the lockfile says" } else { "there is no lockfile: versions are not fixed" };
+        let reason = if lock.is_some() { "the versions in the lockfile" } else { "no lockfile: versions are not pinned" };
         draft.install(command, Source::file(lock.unwrap_or(FILE)), reason);
         manager
     }
@@ -164,7 +163,7 @@ impl Package<'_> {
             (".moon/workspace.yml", "moon"),
         ];
         if let Some((file, tool)) = files.into_iter().find(|(file, _)| repo.has(file)) {
-            return draft.build_tool(tool, Source::file(file), "its settings are there");
+            return draft.build_tool(tool, Source::file(file), "its settings exist");
         }
         let tools =
             ["vite", "@rsbuild/core", "@rspack/cli", "webpack", "parcel", "rollup", "esbuild", "tsup", "@swc/cli", "typescript"];

@@ -1,4 +1,4 @@
-//! How a program of Node.js is started: by its scripts, its framework, or a file of a usual name.
+//! Finds the start command of a Node.js program: from its scripts, its framework, or a file with a usual name.
 
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ const ENTRIES: [&str; 14] = [
 const TYPED: [&str; 8] =
     ["server.ts", "index.ts", "src/index.ts", "src/server.ts", "main.ts", "src/main.ts", "app.ts", "src/app.ts"];
 
-/// How the program is started.
+/// The start command of a program.
 pub struct Start<'a> {
     pub repo: &'a Repo<'a>,
     pub package: &'a Package<'a>,
@@ -69,7 +69,7 @@ impl Start<'_> {
             draft.process(process, &command, Source { file: &file, line }, reason, 0.7);
         } else {
             if found.is_some_and(|found| !found.framework.kind.is_files() && found.framework.kind != Type::Tool) {
-                draft.ask(
+                draft.add_question(
                     "processes.web",
                     "no \"start\" script and no file that usually starts a server was found",
                     "[processes]\nweb = \"node server.js\"",
@@ -84,7 +84,7 @@ impl Start<'_> {
         }
         let by_itself = draft.plan.processes.get("web").is_some_and(|command| command == "node build");
         if name == Some("sveltekit") && by_itself && !self.dependencies.has("@sveltejs/adapter-node") {
-            draft.ask(
+            draft.add_question(
                 "processes.web",
                 "@sveltejs/adapter-node is not among the dependencies; without it (or adapter-static) the build makes no server",
                 "[processes]\nweb = \"node build\"",
@@ -131,7 +131,7 @@ impl Start<'_> {
         }
         for tool in ["nodemon", "ts-node-dev", "tsx watch", "vite dev", "next dev", "nuxt dev", "astro dev", "node --watch"] {
             if command.contains(tool) {
-                draft.ask(
+                draft.add_question(
                     &format!("processes.{process}"),
                     &format!("script \"{script}\" runs `{tool}`, which is for development"),
                     &format!("[processes]\n{process} = \"node server.js\""),
@@ -150,7 +150,7 @@ impl Start<'_> {
         }
     }
 
-    /// `vite preview` and the like are for a look during development, and `serve dist` for what is served anyway.
+    /// `vite preview` is for development, and `serve dist` for files that Capsule serves itself.
     fn is_preview(&self, command: &str, found: &Found) -> bool {
         let first = command
             .split_whitespace()
@@ -246,7 +246,7 @@ impl Start<'_> {
         Some((format!("{run} {file}"), file.to_owned(), None, "a file of this name usually starts it"))
     }
 
-    /// Whether a file does something when it is run.
+    /// Whether a file has top-level statements that do something.
     fn is_program(&self, file: &str) -> bool {
         let text = self.repo.text(file);
         [".listen(", "createServer(", "serve(", ".login(", ".launch("].iter().any(|sign| text.contains(sign))
@@ -275,7 +275,7 @@ impl Start<'_> {
             _ => None,
         };
         if let Some((folder, file, line)) = configured {
-            draft.output(&folder, Source { file: &file, line }, "set there", 1.0);
+            draft.output(&folder, Source { file: &file, line }, "set in this file", 1.0);
         }
     }
 
@@ -362,7 +362,7 @@ impl Start<'_> {
                     draft.port(
                         4000,
                         self.package.at(&format!("\"{name}\"")),
-                        "the usual port of Angular's server; PORT says the same",
+                        "default port of Angular's server, passed as PORT",
                         0.7,
                     );
                     return true;
@@ -387,10 +387,10 @@ impl Start<'_> {
         let files = named.into_iter().map(|file| file.trim_start_matches("./")).chain(ENTRIES).chain(TYPED);
         for file in files {
             if let Some((port, line)) = self.repo.read(file).and_then(|text| port_in(&text)) {
-                return draft.port(port, Source { file, line: Some(line) }, "named there beside PORT", 0.9);
+                return draft.port(port, Source { file, line: Some(line) }, "default beside PORT in this file", 0.9);
             }
         }
-        draft.usual_port(found, 3000, found.map_or_else(|| Source::file(FILE), Found::source));
+        draft.default_port(found, 3000, found.map_or_else(|| Source::file(FILE), Found::source));
     }
 }
 

@@ -42,7 +42,7 @@ const ENTRIES: [&str; 22] = [
     "streamlit_app.py",
 ];
 
-/// How the application object of a framework is made.
+/// The constructors of each framework's application object.
 const CONSTRUCTORS: [(&str, &[&str]); 22] = [
     ("fastapi", &["FastAPI("]),
     ("langserve", &["FastAPI("]),
@@ -105,7 +105,7 @@ pub fn detect(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
     }
     if draft.plan.processes.contains_key("web") {
         let at = found.as_ref().map_or_else(|| Source::file(&marker), Found::source);
-        draft.usual_port(found.as_ref(), 8000, at);
+        draft.default_port(found.as_ref(), 8000, at);
     }
     dependencies.conclude("python", draft);
     if draft.plan.build.release.is_none() && dependencies.has("alembic") && repo.has("alembic.ini") {
@@ -201,11 +201,11 @@ impl Project {
             .find_map(|(file, name, there)| there.then_some((file, name)));
         let conda = repo.first(&CONDA);
         let (file, manager, reason) = match (locks.first(), declared, conda, &self.requirements) {
-            (Some((file, name)), ..) => (*file, *name, "its lockfile is there"),
-            (None, Some((file, name)), ..) => (file, name, "it is set up there"),
+            (Some((file, name)), ..) => (*file, *name, "its lockfile exists"),
+            (None, Some((file, name)), ..) => (file, name, "set up in this file"),
             (None, None, Some(file), _) => (file, "conda", "a conda environment"),
-            (None, None, None, Some(file)) => (file.as_str(), "pip", "the dependencies are there"),
-            _ if tool("hatch") || repo.has("hatch.toml") => (PYPROJECT, "hatch", "it is set up there"),
+            (None, None, None, Some(file)) => (file.as_str(), "pip", "lists the dependencies"),
+            _ if tool("hatch") || repo.has("hatch.toml") => (PYPROJECT, "hatch", "set up in this file"),
             _ => match repo.first(&[PYPROJECT, "setup.py", "setup.cfg"]) {
                 Some(file) if file != PYPROJECT || self.get(&["project"]).is_some() => {
                     (file, "pip", "a package without a lockfile")
@@ -216,9 +216,9 @@ impl Project {
         draft.package_manager(manager, Source::file(file), reason);
         if locks.len() > 1 {
             let files: Vec<_> = locks.iter().map(|(file, _)| *file).collect();
-            draft.ask(
+            draft.add_question(
                 "detection.package_manager",
-                &format!("lockfiles of several package managers are here ({}); {manager} was taken", files.join(", ")),
+                &format!("found lockfiles of several package managers ({}); using {manager}", files.join(", ")),
                 &format!("[build]\ninstall = \"{}\"", command(locks[1].1, true, "")),
             );
         }
@@ -226,7 +226,7 @@ impl Project {
         draft.install(
             &command(manager, is_locked, file),
             Source::file(file),
-            if is_locked { "exactly what the lockfile says" } else { "the dependencies it names" },
+            if is_locked { "the versions in the lockfile" } else { "the dependencies it names" },
         );
         match manager {
             "poetry" => draft.plan.build.env.insert("POETRY_VIRTUALENVS_IN_PROJECT".into(), "true".into()),
@@ -268,7 +268,7 @@ impl Project {
         if template.contains("{object}") || (template.contains("{module}") && !constructors.is_empty()) {
             let Some(object) = object else {
                 let names = constructors.first().copied().unwrap_or("an application object");
-                draft.ask(
+                draft.add_question(
                     &format!("processes.{process}"),
                     &format!("no file with an object made by {names}…) was found among {} and others", ENTRIES[..6].join(", ")),
                     &format!(
@@ -287,7 +287,7 @@ impl Project {
         } else if template.contains("{file}") || template.contains("{module}") {
             let import = format!("import {}", row.signs.first().and_then(|parts| parts.first()).copied().unwrap_or(row.name));
             let Some((file, line)) = entry(repo, &import) else {
-                draft.ask(
+                draft.add_question(
                     &format!("processes.{process}"),
                     "no file that starts the program was found",
                     &format!(
@@ -399,9 +399,9 @@ impl Project {
                 0.6,
             );
             if serves.is_none() {
-                draft.ask(
+                draft.add_question(
                     "processes.web",
-                    &format!("{file} does not look like a server; it was taken for a worker"),
+                    &format!("{file} does not look like a server; treated as a worker"),
                     &format!("[processes]\nweb = \"{command}\""),
                 );
             }
@@ -411,9 +411,9 @@ impl Project {
         if let Some(name) = scripts.and_then(toml::Value::as_table).and_then(|scripts| scripts.keys().next()) {
             let source = Source::line(PYPROJECT, &self.pyproject_text, name);
             draft.process("worker", name, source, "a script of the project", 0.5);
-            draft.ask(
+            draft.add_question(
                 "processes.web",
-                &format!("the script `{name}` was taken for a worker"),
+                &format!("the script `{name}` is treated as a worker"),
                 &format!("[processes]\nweb = \"{name}\""),
             );
         } else if repo.first(&[PYPROJECT, "setup.py", "setup.cfg"]).is_some() {
@@ -461,7 +461,7 @@ impl Project {
                     0.6,
                 );
                 let name = name.as_deref().unwrap_or("project");
-                draft.ask(
+                draft.add_question(
                     "processes.web",
                     "Django's own server is for development; no gunicorn is among the dependencies",
                     &format!("[processes]\nweb = \"gunicorn --bind 0.0.0.0:$PORT {name}.wsgi\""),
@@ -488,7 +488,7 @@ impl Project {
     }
 }
 
-/// How a package manager fetches what is asked for.
+/// The install command of a package manager.
 fn command(manager: &str, is_locked: bool, file: &str) -> String {
     match (manager, is_locked) {
         ("uv", true) => "uv sync --frozen --no-dev".into(),
@@ -590,7 +590,7 @@ fn entry(repo: &Repo<'_>, sign: &str) -> Option<(String, Option<usize>)> {
         })
 }
 
-/// Folders that hold no application.
+/// Folders that never contain an application.
 fn is_beside(folder: &str) -> bool {
     ["test", "doc", "example", "script", "static", "template", "migration"]
         .iter()
