@@ -31,17 +31,17 @@ fn idempotency() {
         server.api_with_header("POST", "/organizations", token, ("idempotency-key", key), Some(&json!({"name": name})))
     };
     let first = make(&one, "key-1", "Once").ok();
-    assert_eq!(make(&one, "key-1", "Once").ok(), first, "the same answer");
+    assert_eq!(make(&one, "key-1", "Once").ok(), first, "the same reply");
     let changed = make(&one, "key-1", "Else");
     assert!(changed.status == 409 && changed.body.contains("idempotency key"), "{changed:?}");
     assert_ne!(make(&one, "key-2", "Once").ok()["id"], first["id"], "another key");
     assert_ne!(make(&other, "key-1", "Once").ok()["id"], first["id"], "another's key");
-    // What was refused is not remembered: it may be allowed by now.
+    // A refusal is not stored: the command may be allowed later.
     let refused = make(&one, "key-3", "");
     assert_eq!(refused.status, 422, "{refused:?}");
     make(&one, "key-3", "Right").ok();
     assert_eq!(make(&one, "", "Empty").status, 400);
-    // Who lost the right gets no answer of the time when they had it.
+    // A user who has lost the permission does not get the stored reply.
     let path = format!("/organizations/{}", first["id"].as_str().expect("an id"));
     let rename =
         |token: &str| server.api_with_header("PUT", &path, token, ("idempotency-key", "key-4"), Some(&json!({"name": "New"})));
@@ -59,7 +59,7 @@ fn sign_in_limit() {
     let refused = (0..12).map(|_| login()).find(|reply| reply.status == 429).expect("refused in the end");
     let wait: u64 = refused.headers["retry-after"].parse().expect("a number");
     assert!((1..=60).contains(&wait) && refused.body.contains("Try again in"), "{refused:?}");
-    // Whoever is signed in goes on, and sees where they stand.
+    // Signed-in users are not affected, and see their own limit.
     let me = server.api("GET", "/auth/me", Some(&server.admin()), None);
     me.ok();
     assert_eq!(me.headers["ratelimit-limit"], "3000");
@@ -93,7 +93,7 @@ fn wrong_input() {
     };
     let (wrong, unknown) = (login("ada@example.com", "wrong password"), login("eve@example.com", "wrong password"));
     assert_eq!(wrong.0, 401);
-    assert_eq!(wrong, unknown, "who has an account must not be told");
+    assert_eq!(wrong, unknown, "the reply reveals which accounts exist");
     let bad = server.api("POST", "/auth/register", None, Some(&json!({"email": "nobody", "password": "short"})));
     assert_eq!(bad.status, 422);
     let fields: Vec<Value> =
@@ -123,7 +123,7 @@ fn refresh_reuse() {
     let me = |session: &Value| server.api("GET", "/auth/me", Some(&text(session, "access_token")), None).status;
     assert_eq!(me(&second), 200);
     assert_eq!(refresh(&first["refresh_token"]).status, 401);
-    // Whoever has the second pair may be the thief: the session ends for both.
+    // The second pair may be in the hands of a thief, so the whole session ends.
     assert_eq!(refresh(&second["refresh_token"]).status, 401);
     let began = Instant::now();
     while me(&second) != 401 {

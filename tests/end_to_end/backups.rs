@@ -80,7 +80,7 @@ fn drill(database: &str) {
     backup(&server, &["verify", &text(&full, "id")]).ok();
     let expected = seen(&server, &token);
 
-    // The machine is gone; its backups and their key are not.
+    // The machine is lost; its backups and their key remain.
     let key = place.path().join("the.key");
     std::fs::copy(server.data().join("keys/backup.key"), &key).expect("copied");
     drop(server);
@@ -161,7 +161,7 @@ fn schedule() {
         let counted = |at: usize| server.metric(at, "capsule_backup_last_success_timestamp_seconds").is_some_and(|at| at > 0.0);
         (0..server.size()).any(counted).then_some(())
     });
-    // Not again before its time, however often the server starts.
+    // A restart of the server does not trigger another backup before the interval has passed.
     server.stop();
     server.start();
     std::thread::sleep(std::time::Duration::from_secs(2));
@@ -186,7 +186,7 @@ fn bucket() {
     restored.capsule_with_settings(&arguments, &bucket.environment()).ok();
     restored.start();
     let _ = restored.admin();
-    // Whoever has not the bucket's secret gets nothing.
+    // Wrong credentials are refused, and the error does not show them.
     let mut strangers = bucket.environment();
     strangers.iter_mut().filter(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY").for_each(|(_, value)| *value = "wrong");
     let refused = server.capsule_with(&["backup", "list", "--at", &location], "", &strangers).refused();

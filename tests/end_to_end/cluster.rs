@@ -96,7 +96,7 @@ fn traced(broker: &str) {
         let arrived = spans.iter().any(|span| insert(&span)) && spans.iter().any(|span| span.name == "http");
         arrived.then_some(spans)
     });
-    // From a statement upwards: every step is there, in the process that it belongs to.
+    // From the statement upwards, every span is present and comes from the expected process.
     let statement = spans.iter().find(|span| span.service == "capsule-organization" && span.name == "sql").expect("there");
     let mut way = vec![(statement.service.clone(), statement.name.clone())];
     let mut at = statement.clone();
@@ -123,10 +123,10 @@ fn shared_cache(broker: &str) {
     let token = server.register("one@example.com");
     let me = |token: &str| server.api("GET", "/auth/me", Some(token), None);
     me(&token).ok();
-    // What a gateway was told, it shares; sealed, and not under the token itself.
+    // A gateway shares validated tokens, encrypted, and not under the token itself.
     eventually("the answer is shared", || (redis.run(&["KEYS", "capsule:token:*"]).lines().count() > 0).then_some(()));
     assert!(!redis.run(&["KEYS", "*"]).contains(&token[..20]));
-    // A session that was ended holds nowhere, although its token was shared.
+    // An ended session is invalid on every gateway, although its token was shared.
     server.api("POST", "/auth/logout", Some(&token), None).ok();
     eventually("the token holds no more", || (me(&token).status == 401).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
@@ -134,7 +134,7 @@ fn shared_cache(broker: &str) {
         assert_eq!(me(&token).status, 401);
     }
 
-    // However the requests are spread over the gateways, they are counted together.
+    // Requests to all gateways count together.
     let other = server.register("two@example.com");
     let allowed = |n: usize| (0..n).filter(|_| me(&other).status == 200).count();
     let limited = eventually("the limit is met", || Some(me(&other)).filter(|reply| reply.status == 429));
@@ -143,7 +143,7 @@ fn shared_cache(broker: &str) {
     assert!((1..=60).contains(&wait), "{limited:?}");
     assert_eq!(allowed(10), 0);
 
-    // Without Redis, every gateway goes by itself.
+    // Without Redis, every gateway counts for itself.
     redis.kill();
     let third = server.register("three@example.com");
     let reply = me(&third);
@@ -151,7 +151,7 @@ fn shared_cache(broker: &str) {
     assert_eq!(reply.headers["ratelimit-limit"], "200");
     server.api("POST", "/auth/logout", Some(&third), None).ok();
     eventually("the token holds no more", || (me(&third).status == 401).then_some(()));
-    // Back, and empty: nothing is believed before the list of revoked sessions is whole again.
+    // Redis is back and empty: no entry is trusted until the list of revoked sessions is complete again.
     redis.resume();
     eventually("the list is whole", || (redis.run(&["EXISTS", "capsule:revocations-complete"]) == "1").then_some(()));
     assert_eq!((me(&token).status, me(&third).status), (401, 401));
@@ -162,7 +162,7 @@ fn shared_cache(broker: &str) {
     assert!(!text(&server.status(folder.path())["service"], "name").is_empty());
 }
 
-/// Somebody who reaches the broker, and has no key.
+/// A client with access to the broker and without a key.
 struct Stranger {
     runtime: tokio::runtime::Runtime,
     transport: Arc<dyn Transport>,
@@ -195,7 +195,7 @@ fn forged(broker: &str, stranger: &Stranger) {
     for signature in ["", &"00".repeat(32)] {
         stranger.runtime.block_on(stranger.transport.publish(published(signature))).expect("the broker takes it");
     }
-    // A command that nobody can have sealed is not even looked at.
+    // A command with an invalid encryption is dropped.
     let request = OutgoingRequest { subject: "project.count_projects", body: b"{}".to_vec(), timeout: Duration::from_secs(10) };
     let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
     assert!(reply.is_empty(), "{reply:?}");
@@ -214,7 +214,7 @@ fn forged(broker: &str, stranger: &Stranger) {
     assert_eq!(server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json(), serde_json::json!([]));
 }
 
-/// More events than any client holds at a time.
+/// More events than a client prefetches.
 const EVENTS: usize = 300;
 
 fn held_up(client: &dyn Fn() -> Arc<dyn Transport>) {

@@ -100,7 +100,7 @@ fn plan() {
     assert!(plan["evidence"].as_array().expect("a list").iter().all(|one| one["file"].is_string() && one["reason"].is_string()));
 }
 
-/// Makes a commit of everything in a folder.
+/// Commits all files of a folder.
 fn commit(folder: &Path) {
     let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"];
     for words in
@@ -151,7 +151,7 @@ fn sources() {
             if ran.success { ran.out } else { ran.err.rsplit('/').next().unwrap_or_default().to_owned() }
         });
         let expected = plan(&[at]);
-        // A folder without files is no archive, and no commit has it.
+        // A folder without files cannot be archived or committed.
         if content_of(folder) == 0 {
             continue;
         }
@@ -235,7 +235,7 @@ fn account() {
     let server = Server::default();
     let url = format!("http://localhost:{}", server.port());
     server.register_first_account();
-    // Another data directory: the server is no local one any more.
+    // With another data directory, the server counts as remote.
     let elsewhere: &[(&str, &str)] = &[("CAPSULE_DATA", "/nowhere")];
     let address = format!("http://127.0.0.1:{}", server.port());
     let login = |arguments: &[&str], input: &str| {
@@ -252,7 +252,7 @@ fn account() {
     let told = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).refused();
     assert!(told.err.contains("capsule login"), "{told:?}");
     login(&["--email", "ada@example.com"], "correct horse battery\n").ok();
-    // On the server's own host, the local administrator does not take the place of a session that has ended.
+    // On the server's host, the local administrator does not replace a session that has ended.
     server.capsule_with(&["login", "--email", "ada@example.com"], "correct horse battery\n", &[]).ok();
     let ada = serde_json::json!({"email": "ada@example.com", "password": "correct horse battery"});
     let token = text(&server.api("POST", "/auth/login", None, Some(&ada)).ok(), "access_token");
@@ -315,7 +315,7 @@ fn claimed() {
         second.err.contains(&format!(": process {}.", server.pid())) && second.err.contains("capsule server down"),
         "{second:?}"
     );
-    // Another's address is told, not waited for.
+    // An address in use is an error, without waiting.
     let other = tempfile::tempdir().expect("a folder");
     let taken = format!("127.0.0.1:{}", server.port());
     let arguments =

@@ -78,7 +78,7 @@ fn ingress_outlives() {
     assert_eq!(pids(&server, &folder), before);
 }
 
-/// A deployment is begun, the server dies at the named point of it, and is started again.
+/// Starts a deployment; the server dies at this point of it and is started again.
 pub fn killed_in(phase: &str, moment: &str) {
     let (mut server, folder) = deployed("one");
     let before = pids(&server, &folder);
@@ -88,7 +88,7 @@ pub fn killed_in(phase: &str, moment: &str) {
     std::fs::write(folder.path().join("version"), "two").expect("written");
     let at = folder.path().to_str().expect("a path");
     let ran = server.capsule(&["deploy", at, "--yes", "--detach"]);
-    // Over a broker the answer may be later than the end: what was accepted goes on all the same.
+    // With a broker, the server may die before it replies. An accepted deployment continues.
     assert!(ran.success || ran.err.contains("was not answered"), "{ran:?}");
     server.wait_for_end();
     let answer = server.get(HOST, "/").body;
@@ -116,7 +116,7 @@ fn settled(server: &Server, folder: &tempfile::TempDir, version: &str) {
 fn random_kills() {
     let (mut server, folder) = deployed("0");
     let load = Load::begin(&server, HOST);
-    // A fixed sequence of delays: a failure can be looked at again.
+    // A fixed sequence of delays, so that a failure can be reproduced.
     let mut delay: u64 = 7;
     for version in 1..=8 {
         std::fs::write(folder.path().join("version"), version.to_string()).expect("written");

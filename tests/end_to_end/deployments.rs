@@ -133,7 +133,7 @@ fn rollback_restores_configuration() {
     let refused = server.capsule(&["rollback", "99", "-C", at(&folder)]).refused();
     assert!(refused.err.contains("99"), "{refused:?}");
 
-    // Nothing that the server keeps in a file has the secret in the clear.
+    // No file of the server contains the secret in clear text.
     let found = std::process::Command::new("grep").args(["-rl", "s3cret"]).arg(server.data()).output().expect("grep runs");
     assert!(found.stdout.is_empty(), "{}", String::from_utf8_lossy(&found.stdout));
     assert!(!server.log_text().contains("s3cret"));
@@ -164,7 +164,7 @@ fn crashed() {
         instance["pid"].as_u64().filter(|pid| *pid != before && server.get(HOST, "/").status == 200).map(|_| instance)
     });
     assert_eq!(after["restarts"], 1);
-    // It ends again and again, and the delays grow: in one of them a visitor sees the page.
+    // The application keeps crashing, and the back-off grows: during one, a client gets the error page.
     eventually("a visitor is told", || {
         let _ = server.try_get(HOST, "/crash");
         server.get(HOST, "/").body.contains("This app has crashed").then_some(())
@@ -196,7 +196,7 @@ fn destroyed() {
         (left.is_empty() && server.entries("run/i", ".sock") + server.blobs() == 0).then_some(())
     });
     assert_eq!(server.get(HOST, "/").status, 404);
-    // The name is free again.
+    // The name can be used again.
     server.deploy(folder.path(), "app").ok();
     assert_eq!(server.get(HOST, "/").body, "version one");
 }
@@ -257,7 +257,7 @@ fn operator_settings() {
     let built = server.deploy(folder.path(), "app").ok();
     assert!(built.err.contains("registry https://npm.example.com") && built.err.contains("of the operator"), "{built:?}");
     assert!(built.err.lines().any(|line| line.trim() == "10"), "the build has no lower priority: {built:?}");
-    // Applications trust what builds trust, and know nothing of the mirror.
+    // Applications get the CA certificates of builds, but not the mirror.
     let environment = server.get(HOST, "/env").json();
     assert!(environment["SSL_CERT_FILE"].is_string() && environment["npm_config_registry"].is_null(), "{environment}");
 }
@@ -324,12 +324,12 @@ fn kept() {
 }
 
 fn bottomless() {
-    // A cache that may hold nothing is evicted after each build.
+    // With a limit of zero, the cache is removed after each build.
     let server = Server::with(&["build.cache_mib=0"]);
     let folder = probe("one");
     let dig = "import os, sys\nfor place in sys.argv[1:]:\n    os.chdir(place)\n    for _ in range(30000):\n        os.mkdir('d')\n        os.chdir('d')\n";
     write(&folder, "dig.py", dig);
-    // Folders of services, each with the folder of its environment and the file that builds hold.
+    // One folder per service, each with the folder of its environment and the lock file of builds.
     let caches = || {
         let services = std::fs::read_dir(server.data().join("cache")).into_iter().flatten().flatten();
         let inside = services.flat_map(|service| std::fs::read_dir(service.path()).into_iter().flatten().flatten());
@@ -339,7 +339,7 @@ fn bottomless() {
     for end in ["sleep 600", "false"] {
         write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = 'python3 dig.py /cache /app && {end}'\n"));
         let failed = server.deploy(folder.path(), "app").refused();
-        // What cannot be measured is too much, if it is there for long enough to be seen.
+        // A folder that cannot be measured counts as exceeding the limit, if a measurement finds it.
         assert!(end == "false" || failed.err.contains("cannot be measured"), "{failed:?}");
         eventually("what the build left is gone", || (server.entries("work", "") == 0 && caches() == 0).then_some(()));
     }
@@ -398,6 +398,6 @@ fn forwarded() {
     let environment = server.get(HOST, "/env").json();
     assert_eq!(environment["CAPSULE_SERVICE"], "app");
     assert!(environment["PORT"].as_str().is_some_and(|port| port.parse::<u16>().is_ok()));
-    // Nothing of the server's own environment.
+    // Applications do not inherit the server's environment.
     assert!(environment["CAPSULE_DATA"].is_null() && environment["XDG_CONFIG_HOME"].is_null(), "{environment}");
 }

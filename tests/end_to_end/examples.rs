@@ -5,7 +5,7 @@ use libtest_mimic::Trial;
 
 use crate::{test, test_with};
 
-/// An example, what it takes, and a page with what must be on it.
+/// An example, the programs it needs, a path, and text that the response must contain.
 const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
     ("express", &["npm"], "/greet/Ada", "{\"greeting\":\"Good day, Ada\"}"),
     ("next", &["npm"], "/", "Hello from Next"),
@@ -19,7 +19,7 @@ const EXAMPLES: [(&str, &[&str], &str, &str); 10] = [
     ("static", &[], "/assets/style.css", "font:"),
 ];
 
-/// A fixture in a language, what it takes, and its page.
+/// A fixture in a language, the programs it needs, and its response.
 pub const LANGUAGES: [(&str, &[&str], &str); 7] = [
     ("python", &["python3"], "hello from Python"),
     ("php", &["php"], "hello you from PHP"),
@@ -38,7 +38,7 @@ pub fn trials() -> Vec<Trial> {
                 let server = Server::default();
                 let folder = example(name);
                 if name == "express" {
-                    // Variables are the environment's, so it must be there before.
+                    // Variables belong to the environment, so it must exist first.
                     server
                         .capsule(&[
                             "deploy",
@@ -76,7 +76,7 @@ pub fn trials() -> Vec<Trial> {
         ("pipenv", "installed by pipenv"),
         ("hatch", "installed by hatch"),
     ] {
-        // Where the host has no such manager, one is fetched by its language's own means.
+        // If the host does not have the package manager, the build downloads it with the language's tools.
         let programs: &[&str] =
             if matches!(manager, "pnpm" | "yarn" | "yarn-berry" | "bun" | "deno") { &["npm"] } else { &["python3"] };
         trials.push(test_with(&format!("a project of {manager} is installed from its lock file"), programs, move || {

@@ -102,7 +102,7 @@ fn whatever_dies(mut broker: Broker) {
         "limits" => format!("limits.requests_per_minute={value}"),
         name => format!("{name}.url={value}"),
     });
-    // As many organizations and builds as there is time for.
+    // No limit on organizations and builds.
     let quotas = ["limits.organizations_per_user=100000", "quotas.builds_per_hour=100000", "quotas.builds_per_day=100000"];
     let server = with_shape(&Shape::doubled(settings.to_vec()), || Server::with(&quotas));
     let token = server.register("faults@example.com");
@@ -186,7 +186,7 @@ fn whatever_dies(mut broker: Broker) {
     every_deployment_ends(&server, &token, &service, &deployments);
 }
 
-/// Sends a command again and again, under one key, until it is answered. What it made, if that was told.
+/// Repeats a command with one idempotency key until it gets a reply. Returns the created resource, if the reply has it.
 fn until_done(
     server: &RwLock<Server>,
     over: &AtomicBool,
@@ -200,13 +200,13 @@ fn until_done(
         let reply = server.read().expect("alive").try_command(path, token, key, body);
         match reply {
             Ok(reply) if (200..300).contains(&reply.status) => return Some(text(&reply.json(), "id")),
-            // It was done, and its answer lost.
+            // The command was carried out, and its reply is lost.
             Ok(reply) if reply.status == 409 => return None,
             Ok(reply) => assert!(reply.status >= 500 || reply.status == 401, "{path}: {reply:?}"),
             Err(_) => {}
         }
         assert!(Instant::now() < deadline, "{path} {key}: no answer for two minutes");
-        // One that was never accepted need not be.
+        // A command that was never accepted may be missing.
         if over.load(Ordering::Relaxed) {
             return None;
         }
@@ -226,7 +226,7 @@ fn nothing_is_lost_or_done_twice(server: &Server, postgres: &Postgres, token: &s
     names.sort();
     names.dedup();
     assert_eq!(names.len(), all.len(), "something was made twice: {all:?}");
-    // Every event was told, and heard by everyone who wants it.
+    // Every event was published and consumed by every subscribed service.
     let said = |kind: &str| format!("SELECT id FROM outbox WHERE kind = '{kind}' ORDER BY id");
     let heard = |kind: &str| format!("SELECT id FROM inbox WHERE kind = '{kind}' AND state = 'done' ORDER BY id");
     let memberships = postgres.query("capsule_organization", &said("organization.membership_changed"));
@@ -276,7 +276,7 @@ fn sleeping_leader() {
     let folder = probe("one");
     server.deploy(folder.path(), "app").ok();
     let leads = |at: usize| server.metric(at, "capsule_leader{service=\"deploy\"}") == Some(1.0);
-    // By their places in the shape.
+    // Indexes of the processes in the shape.
     let (leader, other) = if leads(3) { (3, 4) } else { (4, 3) };
     assert!(leads(leader) && !leads(other), "one of both leads");
     let term = || postgres.query("capsule_deploy", "SELECT token FROM leases")[0].parse::<i64>().expect("a number");
@@ -291,7 +291,7 @@ fn sleeping_leader() {
     server.deploy(folder.path(), "app").ok();
 
     signal(server.pid_of(leader), Signal::CONT);
-    // It was in the midst of its rounds, and goes on with them: what it would write is refused.
+    // The former leader resumes in the middle of its work: its writes are rejected.
     std::fs::write(folder.path().join("version"), "three").expect("written");
     server.deploy(folder.path(), "app").ok();
     eventually("it knows that it leads no more", || (!leads(leader)).then_some(()));
@@ -300,7 +300,7 @@ fn sleeping_leader() {
     eventually("the old instances are gone", || (server.instances(folder.path()).len() == 1).then_some(()));
 }
 
-/// The gateway is in a network of its own, with one cable to everybody else.
+/// The gateway runs in its own network namespace, with one link to the other processes.
 fn cut_network() {
     let (namespace, postgres, broker) = (Namespace::create(), Postgres::start(), RabbitMq::start_at(Namespace::HOST));
     let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
@@ -315,7 +315,7 @@ fn cut_network() {
     accepted.extend(make("before".into()));
     for round in 0..2 {
         std::thread::scope(|scope| {
-            // Under way when the cable is cut, and answered once it is mended.
+            // In flight when the link is disconnected, and answered after it is reconnected.
             let begun: Vec<_> = (0..4).map(|n| scope.spawn(move || make(format!("round {round}, {n}")))).collect();
             std::thread::sleep(Duration::from_millis(30));
             namespace.disconnect();
@@ -331,7 +331,7 @@ fn cut_network() {
     nothing_is_lost_or_done_twice(&server, &postgres, &token, &accepted);
 }
 
-/// Nothing is sent again here: each command is answered once, as if nothing had happened.
+/// The clients repeat nothing: each command must get exactly one successful reply.
 fn replaced() {
     let (postgres, broker) = (Postgres::start(), RabbitMq::start());
     let settings = vec![
@@ -362,7 +362,7 @@ fn replaced() {
             .collect();
         for _ in 0..3 {
             std::thread::sleep(Duration::from_secs(1));
-            // By its place in the shape: identity, the only one.
+            // The index of the only identity process in the shape.
             server.lock().expect("alive").replace_process(0);
         }
         server.lock().expect("alive").wait_until_ready();

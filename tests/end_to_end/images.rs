@@ -67,7 +67,7 @@ pub fn trials() -> Vec<Trial> {
     builds.chain(more).collect()
 }
 
-/// The Engine, with what images are made of.
+/// The Engine, with the base images.
 fn engine() -> Arc<Docker> {
     static MADE: Mutex<bool> = Mutex::new(false);
     let engine = Docker::engine();
@@ -104,7 +104,7 @@ fn build(
     server.capsule_with(&words, "", environment)
 }
 
-/// A container that ends with this value.
+/// A container. Dropping the value removes it.
 struct Container(Arc<Docker>, String);
 
 impl Drop for Container {
@@ -116,7 +116,7 @@ impl Drop for Container {
     }
 }
 
-/// What an image answers, run with little more than its own rights.
+/// Runs an image with few privileges, and returns its response.
 fn page(engine: &Arc<Docker>, tag: &str, path: &str) -> String {
     let port = free_port();
     let inside = engine.docker(&["image", "inspect", "--format", "{{index .Config.Env}}", tag]).ok().out;
@@ -169,7 +169,7 @@ fn traced() {
     }
 }
 
-/// What `capsule build --json` told, line by line.
+/// The events of `capsule build --json`.
 fn events(ran: &CommandOutput) -> Vec<Value> {
     ran.err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -195,7 +195,7 @@ fn done_before() {
     assert_eq!(page(&engine, tag, "/"), "changed");
 }
 
-/// Debian's Engine crashes when a build begins with what is being dropped.
+/// Debian's Engine crashes if a build begins while the cache entries that it uses are pruned.
 fn kept_within_bounds() {
     let (engine, server) = (Docker::start_isolated(&[]), Server::unstarted(&[]));
     engine.make_base();
@@ -212,7 +212,7 @@ fn kept_within_bounds() {
             all.spawn(move || (0..15).for_each(|round| assert!(!once(tag, round, more).err.contains("warning"))));
         }
     });
-    // Who builds waits for who drops, whichever process that is.
+    // Builds wait for pruning, in any process.
     let turn = std::fs::File::open(engine.socket().parent().expect("a folder")).expect("opened");
     turn.lock().expect("locked");
     std::thread::scope(|all| {
@@ -220,7 +220,7 @@ fn kept_within_bounds() {
         std::thread::sleep(Duration::from_secs(3));
         let is_there = || engine.docker(&["image", "inspect", "kept-waiting"]).success;
         let early = is_there();
-        // Whatever is found: who waits must not wait for ever.
+        // Always release the waiting builds, also if an assertion fails.
         turn.unlock().expect("unlocked");
         waiting.join().expect("it is built");
         assert!(!early && is_there(), "it is built when it may be");
@@ -234,8 +234,8 @@ fn secret() {
     let (engine, server) = (engine(), Server::unstarted(&[]));
     let folder = fixture("languages/php");
     let value = "correct-horse-battery";
-    // A command that no build has run. Not `--no-cache`: BuildKit gives a step without cache to every build that has
-    // the same step at that moment, and `done_before` would find its own steps not cached.
+    // A command that no build has run. Not `--no-cache`: BuildKit shares an uncached step with every build that has the
+    // same step at that moment, and `done_before` would find its own steps uncached.
     let command = format!("echo it is $TOKEN in {}; test ${{#TOKEN}} = 21", std::process::id());
     std::fs::write(folder.path().join("capsule.toml"), format!("[build]\nbuild = '{command}'\n")).expect("written");
     let tag = "capsule-test-secret";
@@ -293,7 +293,7 @@ fn classic() {
     build(&engine, &server, folder.path(), tag, &["--classic"], &[]).ok();
     assert_eq!(page(&engine, tag, "/"), "two days are 172800000 ms");
     let again = build(&engine, &server, folder.path(), tag, &["--classic", "--json"], &[]).ok().json();
-    // Base images are taken as they are; nothing else is done twice.
+    // Base images are used as they are; every other step comes from the cache.
     let (steps, cached) = (again["steps"].as_u64().expect("a number"), again["cached"].as_u64().expect("a number"));
     assert!(steps > 10 && steps - cached <= 2, "{again}");
     let refused = build(&engine, &server, folder.path(), tag, &["--classic", "--secret", "A"], &[("A", "value")]).refused();
@@ -304,15 +304,14 @@ fn held() {
     held_by(&Docker::engine(), &[None, Some("--classic")]);
 }
 
-/// `BuildKit` is told the group as it is where systemd manages the Engine's, which no machine without
-/// systemd can do.
+/// `BuildKit` gets the cgroup name that it has with systemd; the machine of the test may have no systemd.
 fn held_in_slices() {
     let engine = Docker::start_isolated(&["--cgroup-parent", "system.slice:docker:"]);
     engine.make_base();
     held_by(&engine, &[None]);
 }
 
-/// A step that takes more memory than it may have is ended, and one that may take a quarter of a core gets no more.
+/// A step that exceeds its memory limit is killed, and a step with a quarter of a core gets no more.
 fn held_by(engine: &Docker, methods: &[Option<&str>]) {
     let (server, folder, tag) = (Server::unstarted(&[]), tempfile::tempdir().expect("a folder"), "capsule-test-held");
     let with = |program: &str| {
@@ -328,9 +327,9 @@ fn held_by(engine: &Docker, methods: &[Option<&str>]) {
         with("my $held = 'x' x 400000000; print length($held), qq(\\n);");
         let killed = build(&["--memory-mib", "100"]).refused();
         assert!(killed.err.contains("137") || killed.err.contains("emory"), "{method:?}: {killed:?}");
-        // What was limited for that build is not for the next.
+        // The limits do not apply to the next build.
         let _ = build(&[]).ok();
-        // Seconds of the processor beside those on the wall.
+        // Compare CPU seconds with elapsed seconds.
         with("my $began = time; 1 while (times)[0] < 2; print 'ratio ', 2 / (time - $began || 1), qq( end\\n);");
         let ran = build(&["--cpu-percent", "25"]).ok();
         let ratio = ran.err.split("ratio ").skip(1).find_map(|rest| rest.split(' ').next()?.parse::<f64>().ok());
@@ -338,7 +337,7 @@ fn held_by(engine: &Docker, methods: &[Option<&str>]) {
     }
 }
 
-/// A registry that lets in who knows the password.
+/// A registry with a password.
 struct Registry {
     _folder: tempfile::TempDir,
     process: std::process::Child,
@@ -385,7 +384,7 @@ fn private() {
     let _ = docker(&["login", "--username", user, "--password", password, &registry.host]);
     let _ = docker(&["tag", Docker::BASE, &base]);
     let _ = docker(&["push", &base]);
-    // Not to be had from this Engine any more.
+    // Remove the image from this Engine.
     let forget = || {
         let _ = engine.docker(&["rmi", "--force", "capsule-test-private", &base]);
     };
@@ -420,7 +419,7 @@ fn linted() {
     }
     let files: Vec<_> = std::fs::read_dir(written.path()).expect("there").flatten().map(|entry| entry.path()).collect();
     assert!(files.len() > 700, "{} Dockerfiles", files.len());
-    // Packages are those of the base image's release, which a digest pins; and a user's own steps may say `cd`.
+    // Ignored rules: the base image's digest pins package versions, and a user's own steps may use `cd`.
     let words = ["--no-color", "--failure-threshold", "warning", "--ignore", "DL3008", "--ignore", "DL3003"];
     let linted = std::process::Command::new(HADOLINT).args(words).args(&files).output().expect("it runs");
     assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));

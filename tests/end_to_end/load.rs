@@ -42,14 +42,14 @@ impl Load {
                 }
             }));
         }
-        // The load is on before anything is done under it.
+        // Return only after the first responses.
         while load.answered.load(Ordering::Relaxed) < 20 && load.failures.lock().expect("no panic").is_empty() {
             std::thread::sleep(Duration::from_millis(2));
         }
         load
     }
 
-    /// Ends the load; not one request may have failed.
+    /// Stops the load and panics if any request has failed.
     pub fn end(self) {
         self.ending.store(true, Ordering::Relaxed);
         for visitor in self.visitors {
@@ -70,7 +70,7 @@ impl Load {
 
 type Connection = BufReader<TcpStream>;
 
-/// One request over the kept connection, or over a new one.
+/// Sends one request over the given connection or a new one.
 fn ask(kept: &mut Option<Connection>, port: u16, host: &str) -> std::io::Result<u16> {
     let mut connection = match kept.take() {
         Some(connection) => connection,

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use capsule_tests::Docker;
 use libtest_mimic::{Arguments, Trial, run};
 
-/// How long each test that passed took.
+/// The durations of the tests that passed.
 static DURATIONS: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// A test that needs only the server.

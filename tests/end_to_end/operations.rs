@@ -49,7 +49,7 @@ fn dead_letters() {
     assert_eq!(alerts.len(), 1, "an alert is told");
     eventually("it is counted", || (server.metric(0, "capsule_dead_letters{service=\"deploy\"}") == Some(1.0)).then_some(()));
 
-    // As it is, it fails again; mended, it is handled.
+    // The unchanged event fails again; the repaired event is handled.
     capsule(&["replay", id]).ok();
     eventually("it has failed again", || {
         let shown = capsule(&["show", id]);
@@ -71,12 +71,12 @@ fn dead_letters() {
     eventually("another one is there", || capsule(&["show", &other]).success.then_some(()));
     capsule(&["discard", &other]).ok();
     assert_eq!(capsule(&["list"]).ok().json(), json!([]));
-    // Nobody else may look.
+    // Only administrators may list them.
     let token = server.register("member@example.com");
     assert_eq!(server.api("GET", "/admin/dead-letters", Some(&token), None).status, 403);
 }
 
-/// An organization of somebody with a running service, and its host.
+/// An organization with a running service, and the host name of that service.
 fn organization(server: &Server, token: &str, name: &str) -> (String, String) {
     let post = |path: &str, body: Value| server.api("POST", path, Some(token), Some(&body)).ok();
     let organization = text(&post("/organizations", json!({"name": name})), "id");
@@ -93,7 +93,7 @@ fn organization(server: &Server, token: &str, name: &str) -> (String, String) {
     (organization, host)
 }
 
-/// What confirms a dangerous act of somebody who was registered by the test.
+/// The password that confirms a dangerous action of a test user.
 fn confirmed() -> Value {
     json!({"password": "a long enough one 1"})
 }
@@ -114,7 +114,7 @@ fn deletion() {
     let (id, host) = organization(&server, &token, "doomed");
     let path = format!("/organizations/{id}");
     assert_eq!(server.api("DELETE", &path, Some(&token), Some(&confirmed())).status, 202);
-    // Nobody finds it any more, whatever is still to be done.
+    // The organization is not found any more, even if its deletion is not complete.
     assert_eq!(server.api("GET", &path, Some(&token), None).status, 404);
     server.kill();
     server.start();
@@ -144,7 +144,7 @@ fn erasure() {
     assert_eq!(left["items"].as_array().map(Vec::len), Some(1), "{left}");
     assert_eq!(server.api("GET", &format!("/organizations/{alone}"), Some(&friend), None).status, 404);
     assert_eq!(server.api("GET", "/auth/me", Some(&token), None).status, 401);
-    // The address is free again, and whoever has it next is somebody else.
+    // The address can be registered again, and gets a new account.
     let again = server.register("leaver@example.com");
     let organizations = eventually("a personal organization is there", || {
         let all = server.api("GET", "/organizations", Some(&again), None).ok();

@@ -11,7 +11,7 @@ pub fn trials() -> Vec<Trial> {
     vec![test_of_containers("the compose file starts a cluster that deploys and survives a restart", compose)]
 }
 
-/// A project of the compose file; ends with this value.
+/// A running compose project. Dropping the value stops it.
 struct Project {
     engine: Arc<Docker>,
     port: u16,
@@ -33,7 +33,7 @@ impl Project {
         self.engine.run("docker-compose", &all, &environment)
     }
 
-    /// Asks the application, from outside.
+    /// Sends a request to the application from outside.
     fn page(&self) -> Option<String> {
         let url = format!("http://127.0.0.1:{}/", self.port);
         let mut answer = ureq::get(url).header("host", "site-production.localhost").call().ok()?;
@@ -50,8 +50,8 @@ impl Drop for Project {
     }
 }
 
-/// The image of Capsule; built from source where `CAPSULE_IMAGE_FROM_SOURCE` says so, which takes many
-/// minutes, and else with the binary under test.
+/// The image of Capsule with the binary under test. With `CAPSULE_IMAGE_FROM_SOURCE`, it is built from source, which takes
+/// many minutes.
 fn image(engine: &Docker) {
     let file = root().join("packaging/Dockerfile");
     let base = format!("BASE={}", Docker::BASE);
@@ -89,7 +89,7 @@ fn compose() {
     let _ = on_deploy(&["capsule", "deploy", "/site", "--project", "site", "--service", "site", "--yes"]).ok();
     assert_eq!(project.page().as_deref(), Some("hello from the cluster\n"));
 
-    // A host that was restarted: every container is new, what they kept is there.
+    // Like after a restart of the host: all containers are new, their volumes remain.
     let _ = project.compose(&["kill"]).ok();
     let _ = project.compose(&["up", "--detach", "--no-build", "--force-recreate"]).ok();
     eventually("the application is back", || project.page().filter(|page| page == "hello from the cluster\n"));

@@ -59,11 +59,11 @@ fn moves_over() {
     };
     assert!(rows(&moved) > 20, "{moved}");
     assert_eq!(postgres.query("capsule_identity", "SELECT count(*) FROM users WHERE email = 'mover@example.com'"), ["1"]);
-    // Cut short after a database, it is gone on with; all there, it is compared only.
+    // An interrupted copy is continued; a complete copy is only compared.
     let _ = postgres.query("postgres", "DROP DATABASE capsule_deploy");
     assert_eq!(move_over(&server).ok().json(), moved);
     assert_eq!(move_over(&server).ok().json(), moved);
-    // What somebody else has written there is not written over.
+    // Data from another source is not overwritten.
     let _ = postgres.query("capsule_identity", "UPDATE users SET name = 'other'");
     assert!(move_over(&server).refused().err.contains("not empty"));
     let _ = postgres.query("postgres", "DROP DATABASE capsule_identity");
@@ -103,7 +103,7 @@ fn pool_is_used_up() {
     let token = server.register("early@example.com");
     let (exhausted, used) = ("capsule_database_exhausted_total", "capsule_database_connections_used{service=\"identity\"}");
     assert_eq!(server.metric(0, exhausted).unwrap_or_default(), 0.0);
-    // Nobody gets on while somebody else holds the table; each waits with a connection of the pool.
+    // While another session locks the table, every request waits with a connection of the pool.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             postgres.query("capsule_identity", "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(25)")

@@ -104,7 +104,7 @@ fn confined() {
     for path in ["/app/own", "/tmp/own", "/home/app/own"] {
         assert_eq!(ask(&format!("/write?path={path}")).status, 200, "{path}");
     }
-    // The neighbour's port at its address, the ingress on the host, and its own loopback's neighbour.
+    // The port of another application at its address, the ingress on the host, and another loopback address.
     let port = server.get("two-production.localhost", "/env").json()["PORT"].as_str().expect("a port").to_owned();
     let neighbour = text(&other, "address");
     let gateway = {
@@ -126,14 +126,14 @@ fn confined() {
 fn runs_without_root() {
     let mut server = Server::unprivileged(&[]);
     let folder = probe("one");
-    // The fixture is the caller's; the one who deploys must be able to write into it.
+    // The fixture belongs to root; the unprivileged user must be able to write capsule.toml into it.
     for path in [folder.path().to_path_buf(), folder.path().join("capsule.toml")] {
         std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("it takes root");
     }
     server.deploy(folder.path(), "one").ok();
     let ask = |server: &Server, path: &str| server.get("one-production.localhost", path);
     assert_eq!(ask(&server, "/").body, "version one");
-    // By its uplink it has a way out, but neither to the host's loopback nor to the host's files.
+    // Its uplink gives outbound network, but no access to the host's loopback or files.
     assert_eq!(ask(&server, "/identity").json()["address"], "10.0.2.100");
     for path in ["/connect?host=10.0.2.2&port=", "/connect?host=127.0.0.1&port="] {
         let answer = ask(&server, &format!("{path}{}", server.port()));
@@ -170,7 +170,7 @@ fn confined_builds() {
     for bad in ["CAN READ", "IS ROOT", "HAS THE ENVIRONMENT"] {
         assert!(!built.err.contains(bad), "{built:?}");
     }
-    // A shell's special characters in names and values stay characters.
+    // Shell metacharacters in names and values have no effect.
     let hostile = "'; touch /tmp/injected; echo '$(touch /tmp/injected)`touch /tmp/injected`";
     let at = folder.path().to_str().expect("a path");
     server.capsule(&["env", "set", &format!("HOSTILE={hostile}"), "-C", at]).ok();

@@ -40,7 +40,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// A service of the local administrator: its id, and a token.
+/// Creates a service of the local administrator; returns its id and a token.
 fn service(server: &Server) -> (String, String) {
     let token = server.admin();
     (server.service(&token, "site"), token)
@@ -134,7 +134,7 @@ enum Entry {
     Absurd(&'static str),
 }
 
-/// An archive as no well-meaning program writes it: names go in unchecked.
+/// An archive with unchecked names, which common programs do not write.
 fn tar(entries: &[Entry]) -> Vec<u8> {
     let mut out = GzEncoder::new(Vec::new(), Compression::fast());
     for entry in entries {

@@ -32,7 +32,7 @@ fn register(server: &Server, email: &str, more: &Value) -> Reply {
     server.api("POST", "/auth/register", None, Some(&body))
 }
 
-/// A new organization of whoever has the token.
+/// Creates an organization of the user with this token.
 fn organization(server: &Server, token: &str, name: &str) -> String {
     text(&server.api("POST", "/organizations", Some(token), Some(&json!({"name": name}))).ok(), "id")
 }
@@ -53,14 +53,14 @@ fn answer(server: &Server, token: &str, invitation: &Value, verb: &str) -> Reply
 fn invited_only() {
     let server = Server::with(&["registration=invited", "limits.sign_ins_per_minute=0"]);
     let local = server.admin();
-    // The local administrator has signed in; the first account takes the set-up token all the same.
+    // The local administrator has signed in; the first account still requires the set-up token.
     let refused = register(&server, "eve@example.com", &json!({}));
     assert!(refused.status == 422 && refused.body.contains("setup_token"), "{refused:?}");
     assert_eq!(register(&server, "eve@example.com", &json!({"setup_token": "guessed"})).status, 422);
     let first = register(&server, "ada@example.com", &json!({"setup_token": server.local_token()})).ok();
     assert_eq!(first["user"]["platform_admin"], true);
     let ada = text(&first, "access_token");
-    // Afterwards nobody is let in by that token, nor by nothing, nor by a made-up one.
+    // Later registrations with that token, without a token, or with an invalid token are refused.
     for more in [json!({}), json!({"setup_token": server.local_token()})] {
         assert_eq!(register(&server, "eve@example.com", &more).status, 403);
     }
@@ -70,14 +70,14 @@ fn invited_only() {
     let added = add(&server, &ada, &team, "bob@example.com", "developer").ok();
     let token = added["registration_token"].clone();
     assert!(token.is_string() && added["pending"] == true, "{added}");
-    // The token is in no list, and rests nowhere.
+    // The token is in no reply and in no file.
     let members = server.api("GET", &format!("/organizations/{team}/members"), Some(&ada), None);
     assert!(!members.body.contains(token.as_str().expect("text")) && members.body.contains("bob@example.com"), "{members:?}");
     assert!(!in_data(&server, token.as_str().expect("text")), "the token is in the data directory");
-    // The address alone registers nobody, and the token nobody else.
+    // The address without the token, and the token with another address, are refused.
     assert_eq!(register(&server, "bob@example.com", &json!({})).status, 403);
     assert_eq!(register(&server, "eve@example.com", &json!({"registration_token": token})).status, 422);
-    // A second link voids the first.
+    // A second link invalidates the first.
     let again = add(&server, &ada, &team, "Bob@Example.com ", "developer").ok()["registration_token"].clone();
     assert_eq!(register(&server, "bob@example.com", &json!({"registration_token": token})).status, 422);
     let racing: Vec<u16> = std::thread::scope(|scope| {
@@ -93,13 +93,13 @@ fn invited_only() {
     answer(&server, &bob, &invitations(&server, &bob)[0], "accept").ok();
     server.api("GET", &format!("/organizations/{team}"), Some(&bob), None).ok();
 
-    // Who is not wanted any more cannot register.
+    // A removed invitation cannot be used.
     let added = add(&server, &ada, &team, "carl@example.com", "viewer").ok();
     let path = format!("/organizations/{team}/members/{}", text(&added, "user_id"));
     server.api("DELETE", &path, Some(&ada), None).ok();
     assert_eq!(register(&server, "carl@example.com", &json!({"registration_token": added["registration_token"]})).status, 422);
 
-    // By the commands: the link goes through standard input, and is no argument.
+    // With the command line, the link goes through standard input and not through an argument.
     let home = organization(&server, &local, "Home");
     let slug = text(&server.api("GET", &format!("/organizations/{home}"), Some(&local), None).ok(), "slug");
     let shown = server.capsule(&["org", "add", &slug, "dora@example.com", "--json"]).ok().json();
@@ -146,11 +146,11 @@ fn administrators() {
     assert!(unconfirmed.status == 403 && unconfirmed.body.contains("reauthentication_required"), "{unconfirmed:?}");
     assert_eq!(set(&ada.0, &bob.1, true, "not the password").status, 403);
     set(&ada.0, &bob.1, true, PASSWORD).ok();
-    // It holds for the session that is there already.
+    // The grant applies to the existing session.
     eventually("the new administrator is one", || {
         (server.api("GET", "/admin/users", Some(&bob.0), None).status == 200).then_some(())
     });
-    // Each revokes the other at the same time: exactly one wins.
+    // Two administrators revoke each other at the same time: exactly one succeeds.
     let statuses = std::thread::scope(|scope| {
         let one = scope.spawn(|| set(&ada.0, &bob.1, false, PASSWORD).status);
         let other = scope.spawn(|| set(&bob.0, &ada.1, false, PASSWORD).status);
@@ -164,7 +164,7 @@ fn administrators() {
     eventually("the other's sessions have ended", || {
         (server.api("GET", "/auth/me", Some(&loser.0), None).status == 401).then_some(())
     });
-    // By the commands, confirmed by the local token, which signs in as an administrator of its own and as nobody else.
+    // With the command line, confirmed by the local token, which signs in only as the local administrator.
     let winner = if winner.1 == ada.1 { "ada@example.com" } else { "bob@example.com" };
     assert_eq!(register(&server, "admin@localhost", &json!({})).status, 422);
     server.capsule(&["admin", "users", "revoke", winner]).ok();
@@ -184,14 +184,14 @@ fn acceptance() {
     let listed = |token: &str| server.api("GET", "/organizations", Some(token), None).body.contains(&team);
     assert_eq!(projects(), 404, "pending members have no rights");
     assert!(!listed(&ada), "it is no organization of theirs");
-    // The one who is named in the invitation answers it, and nobody else.
+    // Only the invited user can accept or decline.
     let invitation = invitations(&server, &ada)[0].clone();
     assert_eq!(invitation["invited_by"], "owner@example.com");
     assert_eq!(answer(&server, &owner, &invitation, "accept").status, 404);
     answer(&server, &ada, &invitation, "reject").ok();
     assert_eq!(answer(&server, &ada, &invitation, "accept").status, 404, "it was answered");
     assert!(!server.api("GET", &format!("/organizations/{team}/members"), Some(&owner), None).body.contains("ada@"));
-    // The role of a pending member can be changed, and they can be removed.
+    // A pending member can get another role, and can be removed.
     add(&server, &owner, &team, "ada@example.com", "admin").ok();
     let user = text(&added, "user_id");
     let path = format!("/organizations/{team}/members/{user}");
@@ -200,7 +200,7 @@ fn acceptance() {
     assert_eq!(invitation["role"], "viewer");
     server.api("DELETE", &path, Some(&owner), None).ok();
     assert_eq!(answer(&server, &ada, &invitation, "accept").status, 404, "it was withdrawn");
-    // Accepted, they are a member with the role that was agreed, and may leave.
+    // After acceptance, the user is a member with the invited role, and can leave.
     server.add_member(&owner, &team, "ada@example.com", "viewer", &ada);
     assert_eq!(projects(), 200);
     assert!(listed(&ada));
@@ -258,7 +258,7 @@ fn environments() {
         assert_eq!(send("DELETE", path.clone(), None).0, 403, "{path}");
     }
     server.api("GET", &format!("/services/{front}"), Some(&owner), None).ok();
-    // What runs in staging only is the developer's to delete, and so is staging.
+    // A developer can delete a service that runs only in staging, and the environment staging.
     for path in
         [format!("/environments/{staging}/secrets/TOKEN"), format!("/services/{trial}"), format!("/environments/{staging}")]
     {
@@ -267,7 +267,7 @@ fn environments() {
     }
 }
 
-/// A stream of a service's output that follows.
+/// An open log stream of a service (`follow=true`).
 struct Stream(Child);
 
 impl Stream {
@@ -282,7 +282,7 @@ impl Stream {
         self.0.try_wait().expect("waited for").is_none()
     }
 
-    /// Waits for its end, which must come long before the client gives up.
+    /// Waits for the end of the stream, which must come long before the client's timeout.
     fn ends(&mut self, why: &str) {
         let began = Instant::now();
         while self.is_open() {
@@ -355,10 +355,10 @@ fn passwords() {
     eventually("the other has ended", || (server.api("GET", "/auth/me", Some(&other), None).status == 401).then_some(()));
     assert_eq!(login(PASSWORD).status, 401);
     login("another long one 2").ok();
-    // Guesses are counted by the account, whatever address they come from.
+    // Guesses count per account, from all addresses together.
     let limited = (0..20).map(|_| change("guess guess guess", "another long one 3").status).find(|status| *status == 429);
     assert!(limited.is_some(), "guesses are not limited");
-    // The local administrator has no password, and confirms by the local token.
+    // The local administrator has no password and confirms with the local token.
     server.capsule_with(&["password"], "\nyet another one 4\n", &[]).ok();
     eventually("the local administrator can sign in", || {
         let body = json!({"email": "admin@localhost", "password": "yet another one 4"});
@@ -366,7 +366,7 @@ fn passwords() {
     });
 }
 
-/// Whether any file of the data directory has this text in it.
+/// Whether any file of the data directory contains this text.
 fn in_data(server: &Server, text: &str) -> bool {
     let found = Command::new("grep").args(["-r", "-a", "-l", "-i", "-F", text]).arg(server.data()).output().expect("grep runs");
     !found.stdout.is_empty()
@@ -383,13 +383,13 @@ fn erasure() {
         all["items"].as_array().and_then(|items| items.first().cloned())
     });
     assert_eq!(personal["slug"], "quillfeather-x");
-    // Somebody else is an owner of it: it stays.
+    // An organization with another owner stays.
     server.add_member(&token, &text(&personal, "id"), "friend@example.com", "owner", &friend);
-    // Named after them, with a reply that is remembered; and refused once, with its name in the reason.
+    // Named after the user, with a stored reply, and refused once with its name in the error.
     let own = json!({"name": format!("{name} Ltd")});
     server.api_with_header("POST", "/organizations", &token, ("idempotency-key", "one"), Some(&own)).ok();
     server.api_with_header("PATCH", "/auth/me", &token, ("idempotency-key", "two"), Some(&json!({"name": name}))).ok();
-    // An invitation that they have not answered.
+    // A pending invitation.
     let team = organization(&server, &friend, "Team");
     add(&server, &friend, &team, email, "viewer").ok();
     assert!(in_data(&server, email) && in_data(&server, name), "the search finds nothing at all");

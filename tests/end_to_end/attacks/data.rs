@@ -30,7 +30,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A service that serves version one, with its id and an administrator's token.
+/// Deploys version one of a service; returns its id and an administrator's token.
 fn deployed(settings: &[&str]) -> (Server, tempfile::TempDir, String, String) {
     let server = Server::with(settings);
     let folder = probe("one");
@@ -54,7 +54,7 @@ fn state(server: &Server, folder: &Path) -> Value {
     server.status(folder)["state"].clone()
 }
 
-/// Waits until every deployment is settled; their status, the newest first.
+/// Waits until every deployment has ended; returns their status, newest first.
 fn settled(server: &Server, token: &str, service: &str) -> Vec<String> {
     eventually("all are settled", || {
         let all = deployments(server, token, service);
@@ -69,7 +69,7 @@ fn stopped_during_a_rollout() {
     server.start_with(&[("CAPSULE_FAILPOINT", &format!("active:before={}", pause.display()))]);
     command(&server, &token, &service, "restart");
     eventually("the rollout is about to switch", || pause.with_extension("reached").exists().then_some(()));
-    // One that waits for its turn.
+    // A queued deployment.
     command(&server, &token, &service, "restart");
     let stopped = command(&server, &token, &service, "stop");
     assert_eq!(stopped["state"], "stopped");
@@ -79,7 +79,7 @@ fn stopped_during_a_rollout() {
     assert_eq!(state(&server, folder.path())["state"], "stopped");
     assert_ne!(server.get(HOST, "/").status, 200);
     command(&server, &token, &service, "start");
-    // It is being started: once is enough.
+    // The instance is already starting.
     command(&server, &token, &service, "start");
     assert_eq!(settled(&server, &token, &service), ["running", "cancelled", "cancelled", "superseded"]);
     assert_eq!(server.get(HOST, "/").body, "version one");
@@ -87,7 +87,7 @@ fn stopped_during_a_rollout() {
 
 fn stop_races_restart() {
     let (server, folder, service, token) = deployed(&["deploy.drain_seconds=1"]);
-    // A fixed sequence of delays: a failure can be looked at again.
+    // A fixed sequence of delays, so that a failure can be reproduced.
     let mut delay = 7;
     for _ in 0..5 {
         command(&server, &token, &service, "restart");
@@ -104,7 +104,7 @@ fn stop_races_restart() {
     assert_eq!(server.get(HOST, "/").body, "version one");
 }
 
-/// Changes the deploy service's database of a server that does not run.
+/// Changes the deploy service's database of a stopped server.
 fn change(server: &Server, sql: &str) {
     let program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()";
     let database = server.data().join("deploy.db");
@@ -120,7 +120,7 @@ fn ends_the_server() {
     let at = folder.path().to_str().expect("a path");
     server.capsule(&["deploy", at, "--yes", "--detach"]).ok();
     server.wait_for_end();
-    // Eight more times, and no delay.
+    // Eight more times, without delays.
     change(&server, "UPDATE deployment_attempts SET unfinished = 9 WHERE phase = 'building' AND unfinished = 1");
     change(&server, "UPDATE deployments SET next_attempt_at = 0");
     server.start_with(&failpoint);
@@ -133,7 +133,7 @@ fn ends_the_server() {
     assert_eq!(server.get(HOST, "/").body, "version one");
 }
 
-/// Begins a request whose body is sent later, in chunks.
+/// Starts a request with a chunked body that is sent later.
 fn begin(server: &Server, path: &str, token: &str) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", server.port())).expect("it listens");
     let head = format!(
@@ -168,7 +168,7 @@ fn dripping_upload() {
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
     eventually("nothing is left", || (unfinished() == 0 && server.blobs() == 0).then_some(()));
-    // A client that hangs up leaves nothing either, and gives its place back.
+    // A client that disconnects leaves no upload either, and returns its permit.
     drop(begin(&server, &paths[0], &token));
     eventually("there is a place again", || {
         let reply = server.api_raw("POST", &paths[0], Some(&token), "application/gzip", Some(vec![1; 10]));
@@ -176,7 +176,7 @@ fn dripping_upload() {
     });
 }
 
-/// The most memory that the server ever held, in KiB.
+/// The peak memory of the server, in KiB.
 fn peak(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
@@ -187,7 +187,7 @@ fn slow_readers() {
     let (mut server, folder, service, token) = deployed(&[]);
     let instance = text(&server.instances(folder.path())[0], "id");
     server.stop();
-    // As its shim would have written them.
+    // In the format of the shim.
     let log = server.data().join("logs/instances").join(instance);
     let mut lines = 0;
     for segment in 2..10 {
@@ -229,7 +229,7 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).map_or(0, |kind| kind.permissions().mode() & 0o777)
 }
 
-/// What of a data directory others could read.
+/// The files of a data directory that other users could read.
 fn readable(data: &Path) -> Vec<PathBuf> {
     let files = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let secret = |path: &PathBuf| {
@@ -252,7 +252,7 @@ fn restored_modes() {
     std::fs::copy(server.data().join("keys/backup.key"), &key).expect("copied");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).expect("set");
 
-    // Into a directory that is not there yet, without a umask, watched all the time.
+    // Into a new directory, with umask 0, observed during the whole restore.
     let data = place.path().join("data");
     let script = "umask 000; exec \"$0\" backup restore --data \"$1\" --at \"$2\" --key-file \"$3\" --json";
     let mut restoring = Command::new("sh")
@@ -280,7 +280,7 @@ fn restored_modes() {
     let names: Vec<_> = std::fs::read_dir(place.path()).expect("there").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(names.len(), 3, "nothing is left beside: {names:?}");
 
-    // What an earlier version or a careless copy left open is closed at the start, and logged.
+    // Wrong modes from an earlier version or a copy are repaired and logged at the start.
     let restore = |server: &Server, replace: &[&str]| {
         let key = key.to_str().expect("a path");
         server.capsule_with_settings(&[&["backup", "restore", "--at", at, "--key-file", key], replace].concat(), &[])
@@ -295,7 +295,7 @@ fn restored_modes() {
     assert_eq!(readable(server.data()), Vec::<PathBuf>::new());
     assert!(server.log_text().contains("its mode was corrected"), "{}", server.log_text());
 
-    // What is there is replaced only when that is asked for, and kept.
+    // Existing data is replaced only with --replace, and kept.
     std::fs::write(server.data().join("mark"), "old").expect("written");
     server.capsule(&["server", "down"]).ok();
     server.wait_for_end();
@@ -315,8 +315,8 @@ fn secrets_of_a_failed_deployment() {
     let at = folder.path().to_str().expect("a path").to_owned();
     let secret = "correct-horse-battery";
     server.capsule_with(&["env", "set", "--secret", "TOKEN", "-C", &at], &format!("{secret}\n"), &[]).ok();
-    // A secret across the boundary between two pieces of a long line, in base64, in the clear in a command; by the
-    // build and by the process that then fails.
+    // A secret across two pieces of a long line, in base64, and in clear text in a command; printed by the build, and by
+    // the process that then fails.
     let print = "import os; t = os.environ['TOKEN']; print('x' * (16384 - 10) + t + 'y' * 100, flush=True); \
                  import base64; print(base64.b64encode(('user:' + t).encode()).decode(), flush=True); \
                  print('no', open('/nonexistent').read() if 0 else t, flush=True)";
@@ -339,7 +339,7 @@ fn secrets_of_a_failed_deployment() {
     assert_eq!(deployment["status"], "failed", "{deployment}");
     let log = server.api("GET", &format!("/deployments/{}/logs", text(&deployment, "id")), Some(&token), None).body;
     let events = server.api("GET", &format!("/deployments/{}/events", text(&deployment, "id")), Some(&token), None).body;
-    // base64 of `correct-horse`, wherever it begins in a group.
+    // base64 of `correct-horse` at each of the three alignments.
     let parts = ["correct-", "battery", "Y29ycmVjdC1ob3Jz", "vcnJlY3QtaG9yc", "Jyb3JyZWN0LWhvcnN", "jb3JyZWN0LWhvcnN"];
     let data = server.data().canonicalize().expect("there");
     for (name, told) in [("log", &log), ("events", &events), ("error", &deployment.to_string()), ("answer", &failed.err)] {

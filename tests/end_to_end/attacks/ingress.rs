@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Answers `/hints` with early hints for ever, and accepts no more connections after `/stop`.
+/// An application that sends endless early hints for `/hints`, and accepts no connections after `/stop`.
 const HOSTILE: &str = "
 import os, socket, threading, time
 listener = socket.socket()
@@ -46,7 +46,7 @@ while accepting:
 time.sleep(3600)
 ";
 
-/// Sends a request over a connection of its own, and returns the answer.
+/// Sends a request over a new connection and returns the response.
 fn send(server: &Server, request: &str) -> String {
     let mut stream = begin(server, request);
     let mut answer = Vec::new();
@@ -72,7 +72,7 @@ fn hostile_app() {
     std::fs::write(folder.path().join("capsule.toml"), "[processes]\nweb = \"python3 hostile\"\n").expect("written");
     server.deploy(folder.path(), "hostile").ok();
     server.deploy(probe("one").path(), "good").ok();
-    // An ingress whose threads are held does not answer at all.
+    // An ingress with blocked threads does not respond at all.
     let good = || assert_eq!(server.get("good-production.localhost", "/").status, 200);
     let hints: Vec<TcpStream> = (0..8).map(|_| begin(&server, &get("hostile-production.localhost", "/hints", ""))).collect();
     (0..20).for_each(|_| good());
@@ -85,7 +85,7 @@ fn hostile_app() {
     let ingress = processes(&format!("ingress --data {}", server.data().display()));
     let threads = || std::fs::read_dir(format!("/proc/{}/task", ingress[0])).expect("it runs").count();
     assert!(send(&server, &get("hostile-production.localhost", "/stop", "")).starts_with("HTTP/1.1 200 "));
-    // The one that is being waited for when it stops.
+    // A connection attempt during the stop.
     assert!(send(&server, &get("hostile-production.localhost", "/", "")).starts_with("HTTP/1.1 200 "));
     let before = threads();
     let mut stuck: Vec<TcpStream> = (0..300).map(|_| begin(&server, &get("hostile-production.localhost", "/", ""))).collect();
@@ -94,7 +94,7 @@ fn hostile_app() {
     assert!(during <= before + 4, "{before} threads became {during}");
     let mut told = 0;
     for stream in stuck.iter_mut().rev() {
-        // A few are in the queue of the socket that is not accepted from.
+        // A few connections are in the backlog of the socket.
         stream.set_read_timeout(Some(Duration::from_secs(if told == 0 { 20 } else { 1 }))).expect("set");
         let mut head = [0; 2048];
         if let Ok(length) = stream.read(&mut head) {
@@ -144,14 +144,14 @@ fn behind_a_proxy() {
         );
         answer.get(9..12).unwrap_or_default().to_owned()
     };
-    // One network has its limit, whatever address in it is used; others have theirs.
+    // All addresses of a network share a limit; other networks have their own.
     assert!((0..20).any(|n| login(&format!("2001:db8:1:2::{n}"), "wrong wrong 1") == "429"));
-    // Of one account's attempts, one network has a small part.
+    // One network can use only a small part of an account's attempts.
     assert_eq!([0, 1].map(|_| login("192.0.2.50", "wrong wrong 1")), ["401", "429"]);
-    // Of one account, nobody tries more passwords by coming from many networks,
+    // Many networks together cannot exceed the limit of an account,
     assert!((0..20).any(|n| login(&format!("198.51.100.{n}"), "wrong wrong 1") == "429"));
     assert_eq!(login("198.51.100.99", "a long enough one 1"), "429");
-    // and its owner signs in from where they did before.
+    // and its owner can still sign in from a known network.
     assert_eq!(login("", "a long enough one 1"), "200");
 }
 

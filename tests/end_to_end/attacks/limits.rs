@@ -25,15 +25,15 @@ pub fn trials() -> Vec<Trial> {
 
 const HOST: &str = "app-production.localhost";
 
-/// Runs Python in the application of a service; the answer is what it names `answer`.
+/// Runs Python in the application of a service and returns the variable `answer`.
 fn python(server: &Server, host: &str, code: &str) -> Result<String, String> {
     let code: String = code.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    // An application that is stopped meanwhile does not answer.
+    // An application that is stopped meanwhile does not respond.
     let reply = server.try_get(host, &format!("/run?code={code}"))?;
     if reply.status == 200 { Ok(reply.body) } else { Err(reply.body) }
 }
 
-/// The application's folder with more declared.
+/// The application's folder with additions to capsule.toml.
 fn with(declared: &str) -> TempDir {
     let folder = probe("one");
     let file = folder.path().join("capsule.toml");
@@ -54,7 +54,7 @@ fn stopped(server: &Server, folder: &Path, attack: &str, reason: &str) -> Value 
     })
 }
 
-/// Each hides 64 MiB or 60,000 files from whoever looks at the folders only.
+/// Each hides 64 MiB or 60,000 files from a measurement of folders only.
 const VISIBLE: &str = "open('/app/large', 'wb').write(bytes(64 << 20))";
 const UNLINKED: &str =
     "import os\nheld.append(open('/app/large', 'wb'))\nos.unlink('/app/large')\nheld[-1].write(bytes(64 << 20))";
@@ -77,7 +77,7 @@ fn instances() {
         );
         assert!(full.expect_err(place).contains("No space left"));
     }
-    // As if it had been there before: the limit is on what is written, not on the release.
+    // Like part of the release: the limit applies to written files, not to the release.
     let attacks = [
         (VISIBLE, "exceeded its disk limit of 32 MiB"),
         (UNLINKED, "exceeded its disk limit of 32 MiB"),
@@ -89,7 +89,7 @@ fn instances() {
         let _ = python(&server, HOST, attack);
         let instance = stopped(&server, folder.path(), attack, reason);
         assert_eq!(instance["disk"]["limit_bytes"], 32 << 20, "{instance}");
-        // It is started again after a pause, without what it wrote, and is not stopped again.
+        // It restarts after the back-off, without its files, and is not stopped again.
         eventually("it answers again", || server.try_get(HOST, "/").ok().filter(|reply| reply.body == "version one").map(|_| ()));
         assert_eq!(
             python(&server, HOST, "import os\nanswer = os.path.exists('/app/large') or os.path.exists('/app/many')"),
@@ -99,7 +99,7 @@ fn instances() {
         assert!(shown.contains(reason) && shown.contains("disk limit of an instance: 32 MiB"), "{shown}");
         let log = server.capsule(&["logs", text_of(folder.path())]).ok().out;
         assert!(log.contains(reason) && log.contains("removed the files that the process wrote into /app"), "{log}");
-        // A new deployment begins without the pauses of this one.
+        // A new deployment starts without back-off.
         server.capsule(&["restart", text_of(folder.path())]).ok();
         eventually("the new instance serves", || {
             let instances = server.instances(folder.path());
@@ -130,11 +130,11 @@ fn builds() {
         let failed = server.deploy(folder.path(), &format!("app{number}")).refused();
         assert!(failed.err.contains(reason), "{attack}: {failed:?}");
     }
-    // What builds may use is not what is left of earlier ones: nothing of them is.
+    // Earlier builds leave nothing that counts towards the limit of later ones.
     eventually("nothing is left", || (server.entries("work", "") == 0 && server.entries("layers", "") == 0).then_some(()));
 }
 
-/// The files of the one release there is, with their sizes and times.
+/// The files of the only release, with sizes and times.
 fn release(server: &Server) -> Vec<String> {
     let listed = std::process::Command::new("find")
         .arg(server.data().join("releases"))
@@ -146,7 +146,7 @@ fn release(server: &Server) -> Vec<String> {
     lines
 }
 
-/// What `/proc/self/mountinfo` shows must not be a path of the host.
+/// Checks that `/proc/self/mountinfo` shows no path of the host.
 fn assert_no_host_path(server: &Server, mountinfo: &str) {
     let data = server.data().file_name().expect("a name").to_string_lossy().into_owned();
     assert!(mountinfo.contains(" /app "), "{mountinfo}");
@@ -166,7 +166,7 @@ fn layers() {
     let before = release(&server);
     let read = |server: &Server, path: &str| python(server, HOST, &format!("answer = open('{path}').read()"));
     assert_eq!(read(&server, "/app/released").as_deref(), Ok("migrated\n"), "what the release command wrote is there");
-    // It writes new files, into what was built, over it, and removes some of it.
+    // It adds, changes, replaces and deletes files of the release.
     let write = "import os, shutil\nopen('/app/own', 'w').write('kept')\nopen('/app/data/new', 'w').write('kept')\n\
                  open('/app/data/file', 'a').write('changed')\nos.unlink('/app/version')";
     python(&server, HOST, write).expect("written");
@@ -175,7 +175,7 @@ fn layers() {
         assert_eq!(read(server, "/app/data/new").as_deref(), Ok("kept"), "{after}");
         assert_eq!(read(server, "/app/data/file").as_deref(), Ok("built\nchanged"), "{after}");
     };
-    // The version it read at its start is put back, so that it can start again.
+    // Restore the file `version`, which it reads when it starts.
     python(&server, HOST, "open('/app/version', 'w').write('two')").expect("written");
     let _ = server.try_get(HOST, "/crash");
     is_as_written(&server, "after a crash");
@@ -220,7 +220,7 @@ fn layers_without_root() {
     let _ = server.try_get(HOST, "/crash");
     let read = "answer = open('/app/own').read()";
     eventually("it is there after a crash", || (python(&server, HOST, read).as_deref() == Ok("kept")).then_some(()));
-    // A folder that its owner cannot read is measured all the same, and removed.
+    // A folder that its owner cannot read is measured and removed, too.
     let closed =
         "import os\nos.mkdir('/app/closed')\nopen('/app/closed/large', 'wb').write(bytes(64 << 20))\nos.chmod('/app/closed', 0)";
     for attack in [closed, UNLINKED] {
@@ -246,7 +246,7 @@ fn reserve() {
     let holds = |folder: &Path| server_disk(&server, folder);
     eventually("it is measured", || (holds(large.path()) > 40 << 20).then_some(()));
     server.stop();
-    // More than any disk has.
+    // More than the size of any disk.
     server.add_setting("disk.reserve_mib=4000000000");
     server.start();
     let instance = stopped(&server, large.path(), "the reserve", "MiB of disk free");
@@ -258,7 +258,7 @@ fn reserve() {
     let upload = format!("/uploads?service_id={service}");
     let reply = server.api_raw("POST", &upload, Some(&token), "application/x-tar", Some(crate::archive_of_page("x")));
     assert_eq!((reply.status, reply.json()["code"].as_str()), (507, Some("insufficient_storage")), "{reply:?}");
-    // Who holds little goes on.
+    // An instance with little disk usage keeps running.
     let instances = server.instances(small.path());
     assert_eq!((instances[0]["restarts"].as_u64(), instances[0]["last_exit"].as_str()), (Some(0), None), "{instances:?}");
 }

@@ -19,7 +19,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Sends an archive to be planned.
+/// Sends an archive to POST /plan.
 fn plan(server: &Server, service: &str, token: &str, archive: Vec<u8>) -> Reply {
     server.api_raw("POST", &format!("/plan?service_id={service}"), Some(token), "application/gzip", Some(archive))
 }
@@ -40,7 +40,7 @@ fn header(kind: tar::EntryType, name: &str, size: usize) -> tar::Header {
     header
 }
 
-/// An entry as no well-meaning program writes it.
+/// An archive entry that common programs do not write.
 fn raw(kind: tar::EntryType, name: &str, content: &[u8]) -> Vec<u8> {
     let mut whole = header(kind, name, content.len()).as_bytes().to_vec();
     whole.extend_from_slice(content);
@@ -59,7 +59,7 @@ fn pom(module: &str) -> String {
     )
 }
 
-/// A directory of a zip with so many entries, and nothing else.
+/// A zip that consists only of a central directory with this many entries.
 fn zip_of(entries: u32) -> Vec<u8> {
     let mut entry = b"PK\x01\x02".to_vec();
     entry.resize(46, 0);
@@ -74,7 +74,7 @@ fn zip_of(entries: u32) -> Vec<u8> {
     zip
 }
 
-/// Deploys an archive, and waits for what becomes of it.
+/// Deploys an archive and waits for the end of the deployment.
 fn deployed(server: &Server, service: &str, token: &str, archive: Vec<u8>) -> Value {
     let path = format!("/uploads?service_id={service}");
     let upload = server.api_raw("POST", &path, Some(token), "application/gzip", Some(archive)).ok();
@@ -86,7 +86,7 @@ fn deployed(server: &Server, service: &str, token: &str, archive: Vec<u8>) -> Va
     })
 }
 
-/// Bytes of the databases of deployments.
+/// The size of the deploy service's databases in bytes.
 fn stored(server: &Server) -> u64 {
     let files = std::fs::read_dir(server.data()).expect("the data directory").flatten();
     let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("deploy.db"));
@@ -100,7 +100,7 @@ fn hostile() {
     let service = server.service(&token, "site");
     let pid = server.pid();
 
-    // What another organization deployed lies beside the work of the server.
+    // Files of another organization are in a neighbouring folder.
     let other = server.data().join("apps/other.example/current/app");
     std::fs::create_dir_all(&other).expect("made");
     std::fs::write(other.join("Procfile"), format!("web: {SECRET}\n")).expect("written");
@@ -129,7 +129,7 @@ fn hostile() {
     }
     assert_eq!(server.blobs(), 0, "an archive that was only planned is kept");
 
-    // Deployed, such a repository is a failed deployment.
+    // Deploying such a repository fails.
     let before = stored(&server);
     let settled = deployed(&server, &service, &token, archive(&[("pom.xml", pom("."))]));
     assert_eq!(settled["status"], "failed", "{settled}");
@@ -152,7 +152,7 @@ fn limited() {
     let service = server.service(&token, "site");
     let page = archive(&[("index.html", "hi".into())]);
     for path in [format!("/plan?service_id={service}"), format!("/uploads?service_id={service}")] {
-        // A minute may end meanwhile, so more are sent than two minutes allow.
+        // The minute may end during the test, so send more requests than two minutes allow.
         let refused = (0..70).map(|_| server.api_raw("POST", &path, Some(&token), "application/gzip", Some(page.clone())));
         let refused = refused.into_iter().find(|reply| reply.status == 429);
         let refused = refused.unwrap_or_else(|| panic!("{path} is not limited"));

@@ -14,7 +14,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Sets quotas of the organization of a service; what is not named has the installation's limit again.
+/// Sets the quotas of a service's organization; all other quotas return to the installation's defaults.
 fn set(server: &Server, organization: &str, quotas: Value) {
     let path = format!("/admin/organizations/{organization}/quotas");
     let set = server.api("PUT", &path, Some(&server.admin()), Some(&json!({"quotas": quotas}))).ok();
@@ -26,7 +26,7 @@ pub fn bounded() {
     let admin = server.admin();
     let deploy = |folder: &std::path::Path, name: &str| server.deploy(folder, name);
 
-    // One instance for each of 25 process types: nothing is built, nothing starts.
+    // 25 process types need 25 instances: nothing is built or started.
     let many = probe("one");
     let procfile: String = (0..25).map(|n| format!("p{n}: python3 -m http.server 80{n:02}\n")).collect();
     std::fs::write(many.path().join("Procfile"), procfile).expect("written");
@@ -37,7 +37,7 @@ pub fn bounded() {
     assert_eq!(server.entries("releases", ""), 0, "nothing was built");
     assert_eq!(server.entries("logs/instances", ""), 0, "nothing started");
 
-    // At the very limit, a rollout replaces what serves by as much.
+    // At the limit, a rollout can replace the serving instances by the same number.
     let folder = probe("one");
     deploy(folder.path(), "app").ok();
     let status = server.status(folder.path());
@@ -52,7 +52,7 @@ pub fn bounded() {
     let full = server.capsule(&["status", folder.path().to_str().expect("a path")]).ok();
     assert!(full.out.contains(&format!("quota: {instances} of {instances} instances")), "{full:?}");
 
-    // Several at a time find no more room together than one by one.
+    // Parallel deployments cannot exceed the limit either.
     set(&server, &organization, json!({"instances": 2 * instances}));
     let others: Vec<_> = (0..3).map(|n| (format!("other-{n}"), probe("one"))).collect();
     let outcomes: Vec<bool> = std::thread::scope(|scope| {
@@ -61,14 +61,14 @@ pub fn bounded() {
         all.into_iter().map(|one| one.join().expect("it ends")).collect()
     });
     assert_eq!(outcomes.iter().filter(|succeeded| **succeeded).count(), 1, "{outcomes:?}");
-    // What was refused left nothing behind, and what is stopped makes room.
+    // Refused deployments leave nothing, and stopped services do not count.
     server.capsule(&["stop", folder.path().to_str().expect("a path")]).ok();
     let late = outcomes.iter().position(|succeeded| !succeeded).expect("two were refused");
     deploy(others[late].1.path(), &others[late].0).ok();
     let refused = server.capsule(&["start", folder.path().to_str().expect("a path")]).refused();
     assert!(refused.err.contains("quota instances"), "{refused:?}");
 
-    // Builds of the last hour count whatever became of them; so do the bytes of uploads, planned ones as well.
+    // Builds of the last hour count, successful or not; bytes of uploads and plans count, too.
     set(&server, &organization, json!({"builds_per_hour": 1}));
     eventually("it is told of", || {
         let refused = deploy(folder.path(), "app");
@@ -91,7 +91,7 @@ pub fn bounded() {
     });
     assert_eq!((refused.status, refused.json()["code"].clone()), (403, json!("quota_exceeded")), "{refused:?}");
 
-    // By the command line, for administrators and for members.
+    // The command line, as administrator and as member.
     let slug = text(&server.api("GET", "/organizations", Some(&admin), None).ok()["items"][0], "slug");
     let shown = server.capsule(&["admin", "quotas", "set", &slug, "projects=77", "upload_mib_per_day=default"]).ok();
     assert!(shown.out.contains("77") && shown.out.contains("this organization"), "{shown:?}");
@@ -106,7 +106,7 @@ pub fn bounded() {
     }
 }
 
-/// An archive of a site whose build does nothing for so many seconds.
+/// An archive of a site whose build sleeps for this many seconds.
 fn slow_site(seconds: u32) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let declared = format!("kind = \"static\"\n[build]\nbuild = \"sleep {seconds}\"\noutput = \".\"\n");
@@ -136,7 +136,7 @@ fn builds_take_turns() {
     eventually("the other organization's build is done", || (get(&single, &own)["status"] == "running").then_some(()));
     let late = crowded.iter().filter(|id| !finished(&crowd, id)).count();
     assert!(late >= 2, "it waited behind all but {late}");
-    // Who waits has not begun, and can be cancelled or replaced at no cost.
+    // A waiting build has not started, so cancelling or replacing it does not count.
     let waiting = crowded.iter().rev().find(|id| get(&crowd, id)["status"] == "pending").expect("one waits");
     server.api("POST", &format!("/deployments/{waiting}/cancel"), Some(&crowd), None).ok();
     eventually("it is cancelled", || (get(&crowd, waiting)["status"] == "cancelled").then_some(()));
@@ -145,12 +145,12 @@ fn builds_take_turns() {
     }
 }
 
-/// A site of this name, of whoever has the token: its service and its host.
+/// Deploys a site with this name; returns its service and its host name.
 fn site(server: &Server, token: &str, name: &str) -> (String, String) {
     site_of(server, token, server.service(token, name), "production")
 }
 
-/// A site in an environment, of a service that is there: it, and its host.
+/// Deploys a site to an environment of an existing service; returns the service and the host name.
 fn site_of(server: &Server, token: &str, service: String, environment: &str) -> (String, String) {
     let path = format!("/uploads?service_id={service}");
     let upload = server.api_raw("POST", &path, Some(token), "application/x-tar", Some(archive_of_page("hi"))).ok();
@@ -173,7 +173,7 @@ pub fn hosts() {
     assert_eq!((host.as_str(), server.get(&host, "/").body.as_str()), ("shop-production.localhost", "hi"));
     server.api("DELETE", &format!("/services/{service}"), Some(&ada), None).ok();
     gone(&host);
-    // A stranger gets another, as if it were still there; who had it gets it again.
+    // Another organization gets another name; the former owner gets the same name again.
     let (_, strangers) = site(&server, &eve, "shop");
     assert_eq!(strangers, "shop-production-2.localhost");
     let projects = |token: &str| {
@@ -193,14 +193,14 @@ pub fn hosts() {
     eventually("the files of the removed one are gone", || (server.entries("releases", "") == 2).then_some(()));
     assert_eq!(server.get(&host, "/").body, "hi", "the files of the new one are not");
 
-    // The same when whole projects go.
+    // The same after deleting a project.
     for (token, host) in [(&ada, &host), (&eve, &strangers)] {
         delete_projects(token);
         gone(host);
     }
     assert_eq!(site(&server, &eve, "shop").1, strangers, "its own again, not the other's");
 
-    // And when an environment goes, or a whole organization.
+    // The same after deleting an environment or an organization.
     let post = |token: &str, path: &str, body: Value| server.api("POST", path, Some(token), Some(&body)).ok();
     let organization = text(&post(&ada, "/organizations", json!({"name": "Acme"})), "id");
     let project = text(&post(&ada, "/projects", json!({"organization_id": organization, "name": "p"})), "id");

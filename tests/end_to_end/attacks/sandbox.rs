@@ -26,7 +26,7 @@ pub fn trials() -> Vec<Trial> {
 
 const HOST: &str = "one-production.localhost";
 
-/// What a program prints that the probe runs.
+/// Runs a program in the probe and returns its output.
 fn python(server: &Server, host: &str, code: &str) -> String {
     let mut path = "/python?code=".to_owned();
     for byte in code.bytes() {
@@ -35,10 +35,10 @@ fn python(server: &Server, host: &str, code: &str) -> String {
     server.get(host, &path).body
 }
 
-/// Connects from inside the probe to each of these; a line `open` or why not for each, in their order.
+/// Connects from inside the probe to each address; returns a line with `open` or the error for each, in order.
 fn reach(server: &Server, addresses: &[(String, u16)]) -> Vec<String> {
     let list: Vec<_> = addresses.iter().map(|(host, port)| format!("({host:?}, {port})")).collect();
-    // All at once: what is dropped takes its time.
+    // In parallel, because dropped packets run into a timeout.
     let code = format!(
         "import socket, concurrent.futures\n\
          def reach(address):\n    \
@@ -69,10 +69,10 @@ fn own_addresses() -> Vec<String> {
     listed.lines().filter_map(address).collect()
 }
 
-/// A network beside the host, as a container or a neighbour has it, with addresses where clouds keep metadata.
+/// A network next to the host, like that of a container or another machine, with cloud metadata addresses.
 struct Neighbour {
     name: String,
-    /// There is one at a time.
+    /// Only one can exist at a time.
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -103,7 +103,7 @@ impl Neighbour {
         Self { name, _alone: alone }
     }
 
-    /// Answers connections to every address it has, for as long as the child runs.
+    /// Accepts connections on all its addresses while the child runs.
     fn listen(&self, port: u16) -> Listening {
         let code = format!("import socket\ns = socket.create_server(('', {port}))\nwhile True: s.accept()");
         let child = Command::new("ip")
@@ -124,7 +124,7 @@ impl Neighbour {
     }
 }
 
-/// A process that listens, and ends with this value.
+/// A listening process. Dropping the value kills it.
 struct Listening(Child);
 
 impl Drop for Listening {
@@ -149,7 +149,7 @@ fn network() {
     let port = server.get(HOST, "/env").json()["PORT"].as_str().expect("a port").to_owned();
     let gateway = Ipv4Addr::from(u32::from(own.parse::<Ipv4Addr>().expect("an address")) - 1).to_string();
 
-    // On every address of the host, both versions.
+    // On every address of the host, IPv4 and IPv6.
     let listener = TcpListener::bind("[::]:0").expect("it listens");
     let listening = listener.local_addr().expect("an address").port();
     let datagrams = UdpSocket::bind("[::]:0").expect("it listens");
@@ -158,7 +158,7 @@ fn network() {
     let neighbour = Neighbour::create();
     let _answering = neighbour.listen(8099);
 
-    // The way out is there: a neighbour of the host is outside, as long as it is not its metadata.
+    // Outbound network works: another machine is reachable, except at metadata addresses.
     assert_eq!(reach(&server, &[(Neighbour::OWN.into(), 8099)]), ["open"]);
     let metadata = Neighbour::METADATA.map(|address| (address.to_owned(), 8099));
     let host = own_addresses().into_iter().chain([gateway.clone(), Neighbour::HOST.into()]).map(|address| (address, listening));
@@ -177,7 +177,7 @@ fn network() {
     python(&server, HOST, &code);
     assert!(datagrams.recv(&mut [0; 8]).is_err(), "a datagram reached the host");
 
-    // IPv6 on the pair, and no filter but the host's: as if only that were left.
+    // IPv6 on the veth pair, and only the host's filter: each filter must be sufficient.
     let pid = server.instances(folder.path())[0]["pid"].to_string();
     let inside = |line: &str| {
         let words: Vec<_> = ["-t", &pid, "-n"].into_iter().chain(line.split_whitespace()).collect();
@@ -204,7 +204,7 @@ fn network() {
     );
     assert!(datagrams.recv(&mut [0; 8]).is_err(), "a multicast datagram reached the host");
 
-    // A forged sender, from within with root's rights over the network: what an attacker with a hole in the kernel has.
+    // A forged source address, with root in the network namespace, as an attacker with a kernel exploit has it.
     inside("ip addr add 10.213.255.250/32 dev eth0");
     let forged = format!(
         "import socket; s = socket.socket(); s.bind(('10.213.255.250', 0)); s.settimeout(2); s.connect(('{}', 8099))",
@@ -212,13 +212,13 @@ fn network() {
     );
     assert!(python(&server, HOST, &forged).contains("Error"), "a forged sender's packets are carried");
 
-    // And into it comes nobody: not the host, nor who routes through the host.
+    // Neither the host nor a machine that routes through the host can connect to the sandbox.
     assert!(!neighbour.can_connect(&own, &port), "a neighbour reaches the application past the ingress");
     let address = format!("{own}:{port}").parse().expect("an address");
     assert!(std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_err(), "the host does");
 }
 
-/// Tries system calls by their numbers; prints what each was answered. For x86-64.
+/// Tries system calls by number and prints the result of each. For x86-64.
 const CALLS: &str = r"
 import ctypes, errno, os, socket, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -282,7 +282,7 @@ fn open_files(pid: &str) -> Vec<String> {
 }
 
 fn system_calls() {
-    // Left open by whoever starts the server.
+    // A descriptor that the parent of the server left open.
     let marker = tempfile::NamedTempFile::new().expect("a file");
     rustix::io::fcntl_setfd(marker.as_file(), FdFlags::empty()).expect("set");
     let name = marker.path().display().to_string();
@@ -303,7 +303,7 @@ fn system_calls() {
     assert!(!built.err.contains(&name), "a build has an inherited file open: {built:?}");
     assert_refused(&python(&server, HOST, CALLS));
 
-    // Neither the application nor a process of the platform that outlives the server has it open.
+    // Neither the application nor a process that outlives the server has inherited it.
     let seen = python(&server, HOST, look);
     assert!(seen.contains("socket") && !seen.contains(&name), "{seen}");
     let instance = server.instances(folder.path())[0].clone();
@@ -315,7 +315,7 @@ fn system_calls() {
         assert!(!open_files(&process).contains(&name), "{process}: {:?}", open_files(&process));
     }
 
-    // A platform administrator relaxes the filter for one service, from its next start on.
+    // The configuration relaxes the filter for one service, from its next start.
     let service = server.status(folder.path())["service"]["id"].as_str().expect("an id").to_owned();
     server.stop();
     server.add_setting(&format!("sandbox.relax.{service}=io_uring"));
@@ -338,7 +338,7 @@ fn flood() {
     let groups = std::fs::read_to_string(format!("/proc/{shim}/cgroup")).expect("it runs");
     assert!(groups.contains(&format!("/capsule.{id}")), "the shim is outside of the limits: {groups}");
 
-    // 256 MiB in lines of every length, and the application goes on.
+    // 256 MiB in lines of many lengths. The application is not blocked.
     let code = "import os, threading\n\
                 def flood():\n    \
                     for part in [b'y\\n' * 32768, b'x' * 65535 + b'\\n', b'\\xff' * 99 + b'\\n']:\n        \
@@ -390,7 +390,7 @@ fn network_without_root() {
     assert_eq!(reach(&server, &[(Neighbour::OWN.into(), 8099)]), ["open"], "there is a way out");
     let listener = TcpListener::bind("0.0.0.0:0").expect("it listens");
     let listening = listener.local_addr().expect("an address").port();
-    // The last two are slirp4netns's own: the host's loopback, and its name server on any port.
+    // The last two are addresses of slirp4netns: the host's loopback, and the name server on other ports.
     let host = own_addresses().into_iter().chain(["10.0.2.2", "10.0.2.3", Neighbour::HOST].map(str::to_owned));
     let metadata = Neighbour::METADATA.map(|address| (address.to_owned(), 8099));
     let forbidden: Vec<_> = host.map(|address| (address, listening)).chain(metadata).collect();

@@ -29,7 +29,7 @@ fn at(folder: &tempfile::TempDir) -> &str {
     folder.path().to_str().expect("a path")
 }
 
-/// The error as `--json` has it: the last line of standard error.
+/// The error of `--json`: the last line of standard error.
 fn error(ran: &CommandOutput) -> Value {
     let last = ran.err.lines().last().unwrap_or_default();
     let error: Value = serde_json::from_str(last).unwrap_or_else(|why| panic!("{why}: {ran:?}"));
@@ -49,7 +49,7 @@ fn assert_clean(ran: &CommandOutput) {
 fn targets() {
     let server = Server::default();
     let folder = example("static");
-    // A session that a fall-back would find.
+    // A session that a fallback would use.
     server.capsule(&["whoami"]).ok();
     let other = tempfile::tempdir().expect("a folder");
     let data = other.path().to_str().expect("a path");
@@ -80,7 +80,7 @@ fn targets() {
     assert!(told["hint"].as_str().is_some_and(|hint| hint.contains("deploy") && !hint.contains("destroy")), "{told}");
     let told = error(&server.capsule(&["--json", "status", at(&folder), "-p", "nothing", "-s", "x"]).refused());
     assert_eq!(told["code"], "no_such_project");
-    // A password would go in the clear.
+    // The password would be sent in clear text.
     let told = server.capsule(&["login", "--server", "http://192.0.2.1:1", "--email", "a@example.com"]).refused();
     assert!(told.err.contains("in the clear") && told.err.contains("--insecure-http"), "{told:?}");
     let plan = server.capsule(&["init", at(&folder), "--json"]).ok();
@@ -99,7 +99,7 @@ fn environments() {
         let all = server.api("GET", &format!("/projects?organization_id={own}"), Some(&token), None).ok();
         all["items"].as_array().expect("a list").iter().map(|project| text(project, "slug")).collect::<Vec<_>>()
     };
-    // Without anybody to ask, nothing is created unasked.
+    // Without a terminal to confirm, nothing is created.
     let refused = server.capsule_in(&folder.path().join("src"), &["deploy"]).refused();
     assert!(refused.err.contains("--yes") && refused.err.contains("--project"), "{refused:?}");
     let refused = server.capsule(&["deploy", root, "-p", "pages", "-s", "front"]).refused();
@@ -139,7 +139,7 @@ fn environments() {
     assert_eq!(server.get(production, "/").status, 200, "production serves on");
     let again = server.capsule(&["destroy", root, "-e", "staging", "--yes", "--json"]).refused();
     assert_eq!(error(&again)["code"], "not_deployed");
-    // It comes back, under its name, once its files are removed.
+    // It can be created again with the same name once its files are removed.
     eventually("staging is deployed again", || server.capsule(&["deploy", root, "-e", "staging"]).success.then_some(()));
     assert_eq!(server.get(staging, "/").status, 200);
     server.capsule(&["destroy", root, "--all-environments", "--yes"]).ok();
@@ -168,25 +168,25 @@ fn permissions() {
         let all = server.api("GET", &format!("/projects?organization_id={organization}"), Some(token), None).ok();
         all["items"].as_array().map_or(0, Vec::len)
     };
-    // Who was only invited is no member, and says so by a command of their own.
+    // An invited user is not a member; `capsule org list` shows the invitation.
     let refused = deploy(&["-o", "acme", "--json"]).refused();
     assert_eq!(error(&refused)["code"], "not_a_member");
     assert!(!folder.path().join("capsule.toml").exists());
     capsule(&["org", "accept", "acme"], "").ok();
-    // A developer creates projects, but does not deploy to production: nothing is left of the attempt.
+    // A developer can create projects but not deploy to production: the attempt leaves nothing.
     let refused = deploy(&["-o", "acme", "--json"]).refused();
     let told = error(&refused);
     assert_eq!(told["code"], "forbidden");
     assert!(told["message"].as_str().is_some_and(|text| text.contains("deploy:production")), "{told}");
     assert_eq!(projects(&owner, &acme), 0);
     assert!(!folder.path().join("capsule.toml").exists());
-    // Another's organization is no default.
+    // An organization of someone else is never the default.
     let deployed = deploy(&[]).ok();
     assert!(deployed.err.contains("Using your personal organization"), "{deployed:?}");
     assert_eq!(projects(&owner, &acme), 0);
     let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("written");
     assert!(declared.contains("organization = ") && !declared.contains("acme"), "{declared}");
-    // What is pinned is not given up for another.
+    // A named organization is not replaced by another.
     std::fs::write(folder.path().join("capsule.toml"), "organization = \"amce\"\nproject = \"shop\"\nservice = \"web\"\n")
         .expect("written");
     let refused = deploy(&[]).refused();
@@ -196,7 +196,7 @@ fn permissions() {
     );
 }
 
-/// A server of HTTP that answers with these bodies by path, and counts requests.
+/// An HTTP server that returns a fixed body per path and counts requests.
 struct Fake {
     port: u16,
     requests: Arc<AtomicUsize>,
@@ -318,7 +318,7 @@ fn hostile_server() {
         assert!(refused.err.contains("no]0;owned") || refused.err.contains("owned"), "{refused:?}");
         assert_clean(&refused);
     }
-    // What is typed is repeated in errors, and names of files and their content are.
+    // Errors quote arguments, file names and file contents.
     assert_clean(&server.capsule(&["deploy\u{1b}[2J"]).refused());
     let folder = tempfile::tempdir().expect("a folder");
     let named = folder.path().join("a\u{1b}[2Jb");
@@ -330,7 +330,7 @@ fn hostile_server() {
     std::fs::write(named.join("capsule.toml"), "\u{202e} = [").expect("written");
     assert_clean(&server.capsule(&["plan", named.to_str().expect("text")]).refused());
 
-    // A redirect takes neither a password nor a session along.
+    // A redirect does not receive a password or a session.
     let elsewhere = Fake::with(&[], None);
     let to = format!("http://127.0.0.1:{}/api/v1", elsewhere.port);
     let answers: Vec<_> = ["/auth/login", "/auth/me"].map(|path| (path, 307, String::new())).into();
@@ -383,7 +383,7 @@ fn outdated_ingress() {
     let replaced = server.capsule(&["server", "replace-ingress"]).ok();
     assert!(replaced.out.contains(&format!("127.0.0.1:{second}")) && replaced.err.contains("connections"), "{replaced:?}");
     assert!(TcpStream::connect(("127.0.0.1", second)).is_ok());
-    // The CLI finds the server under its new address.
+    // The CLI finds the server at its new address.
     eventually("the new address is announced", || server.capsule(&["whoami"]).success.then_some(()));
     let found = server.capsule(&["doctor", "--json"]).json();
     assert!(!found.as_array().expect("a list").iter().any(|finding| finding["name"] == "ingress"), "{found}");
@@ -394,10 +394,10 @@ fn instances() {
     let private = server.announced()[0]["private"].as_str().expect("an address").to_owned();
     server.capsule(&["server", "health"]).ok();
     other.stop();
-    // Another's health is not this one's, whatever is in the environment.
+    // The health of another server is not reported, whatever the environment contains.
     let told = other.capsule_with(&["server", "health"], "", &[("CAPSULE_PRIVATE_LISTEN", private.as_str())]).refused();
     assert!(told.err.contains(&other.data().display().to_string()) && told.err.contains("capsule server --data"), "{told:?}");
-    // An address in use is told with its setting, where that is from, and whose it is.
+    // An address in use is reported with its setting, the source of the setting, and the process that uses it.
     let refused = |flags: &[&str], variables: &[(&str, &str)]| {
         other.capsule_with(&[&["server"], flags].concat(), "", variables).refused().err
     };
@@ -407,7 +407,7 @@ fn instances() {
     {
         assert!(told.contains(part), "no {part} in {told}");
     }
-    // Its own ingress has ended: it would be started anew.
+    // The ingress of this server has ended and would be started again.
     other.capsule(&["server", "down"]).ok();
     let taken = format!("127.0.0.1:{}", server.port());
     let told = refused(&["--listen", &taken, "--set", "private_listen=127.0.0.1:0"], &[]);
@@ -415,7 +415,7 @@ fn instances() {
     for part in ["`listen`", "the command line", &taken, "Process ", &data, "--listen ADDRESS:PORT"] {
         assert!(told.contains(part), "no {part} in {told}");
     }
-    // Another user is told who may.
+    // Another user gets an error that says who may do it.
     assert!(Path::new("/usr/bin/setpriv").exists() || Path::new("/bin/setpriv").exists());
     for command in [&["server", "down"][..], &["server", "health"], &["server", "--listen", "127.0.0.1:0"], &["whoami"]] {
         let told = server.capsule_as_nobody(command).refused();
