@@ -187,8 +187,8 @@ fn bucket() {
     restored.start();
     let _ = restored.admin();
     // Wrong credentials are refused, and the error does not show them.
-    let mut strangers = bucket.environment();
-    strangers.iter_mut().filter(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY").for_each(|(_, value)| *value = "wrong");
-    let refused = server.capsule_with(&["backup", "list", "--at", &location], "", &strangers).refused();
+    let mut wrong_credentials = bucket.environment();
+    wrong_credentials.iter_mut().filter(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY").for_each(|(_, value)| *value = "wrong");
+    let refused = server.capsule_with(&["backup", "list", "--at", &location], "", &wrong_credentials).refused();
     assert!(!refused.err.contains("wrong"), "{refused:?}");
 }

@@ -45,12 +45,12 @@ pub fn trials() -> Vec<Trial> {
         on_broker("one trace spans HTTP, the broker and the database", traced),
         on_broker("gateways share rate limits and sessions, and work without Redis", shared_cache),
         on_broker(forged_name, |url| {
-            forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "stranger", &[]))));
+            forged(url, &connect(|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "outsider", &[]))));
         }),
         trial("Kafka", Kafka::is_installed(), forged_name, || {
             let broker = Kafka::start();
             let url = broker.url();
-            forged(&url, &connect(|| Arc::new(capsule_kafka::Kafka::connect(&url, "stranger").expect("a client"))));
+            forged(&url, &connect(|| Arc::new(capsule_kafka::Kafka::connect(&url, "outsider").expect("a client"))));
         }),
         on_broker(held_up_name, |url| held_up(&|| Arc::new(capsule_rabbitmq::RabbitMq::connect(url, "bench", &[])))),
         trial("Kafka", Kafka::is_installed(), held_up_name, || {
@@ -163,18 +163,18 @@ fn shared_cache(broker: &str) {
 }
 
 /// A client with access to the broker and without a key.
-struct Stranger {
+struct Outsider {
     runtime: tokio::runtime::Runtime,
     transport: Arc<dyn Transport>,
 }
 
-fn connect(transport: impl FnOnce() -> Arc<dyn Transport>) -> Stranger {
+fn connect(transport: impl FnOnce() -> Arc<dyn Transport>) -> Outsider {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let transport = runtime.block_on(async { transport() });
-    Stranger { runtime, transport }
+    Outsider { runtime, transport }
 }
 
-fn forged(broker: &str, stranger: &Stranger) {
+fn forged(broker: &str, outsider: &Outsider) {
     let (postgres, redis) = (Postgres::start(), Redis::start());
     let server = with_shape(&Shape::split(settings(&postgres, broker, &redis)), Server::default);
     let token = server.register("victim@example.com");
@@ -193,14 +193,14 @@ fn forged(broker: &str, stranger: &Stranger) {
         signature: signature.into(),
     };
     for signature in ["", &"00".repeat(32)] {
-        stranger.runtime.block_on(stranger.transport.publish(published(signature))).expect("the broker takes it");
+        outsider.runtime.block_on(outsider.transport.publish(published(signature))).expect("the broker takes it");
     }
-    // A command with an invalid encryption is dropped.
+    // The reply to a request that cannot be decrypted is empty.
     let request = OutgoingRequest { subject: "project.count_projects", body: b"{}".to_vec(), timeout: Duration::from_secs(10) };
-    let reply = stranger.runtime.block_on(stranger.transport.request(request)).expect("an answer");
+    let reply = outsider.runtime.block_on(outsider.transport.request(request)).expect("an answer");
     assert!(reply.is_empty(), "{reply:?}");
 
-    let letters = eventually("identity, project and deploy have each set both aside", || {
+    let letters = eventually("identity, project and deploy have dead-lettered both events", || {
         let all = server.capsule(&["admin", "dead-letters", "list", "--json"]).ok().json();
         all.as_array().filter(|all| all.len() == 6).cloned()
     });

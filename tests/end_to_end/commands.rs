@@ -37,27 +37,27 @@ fn helpless() {
     let mut server = Server::default();
     server.capsule(&["server", "down"]).ok();
     server.wait_for_end();
-    let told = server.capsule(&["whoami"]).refused();
-    assert!(told.err.contains("capsule server") && told.err.contains("capsule login"), "{told:?}");
-    let told = server.capsule(&["whoami", "--server", "http://127.0.0.1:9"]).refused();
-    assert!(told.err.contains("http://127.0.0.1:9"), "{told:?}");
-    let told = server.capsule(&["whoami", "--server", "ftp://example.com/x"]).refused();
-    assert!(told.err.contains("Invalid server URL"), "{told:?}");
+    let result = server.capsule(&["whoami"]).refused();
+    assert!(result.err.contains("capsule server") && result.err.contains("capsule login"), "{result:?}");
+    let result = server.capsule(&["whoami", "--server", "http://127.0.0.1:9"]).refused();
+    assert!(result.err.contains("http://127.0.0.1:9"), "{result:?}");
+    let result = server.capsule(&["whoami", "--server", "ftp://example.com/x"]).refused();
+    assert!(result.err.contains("Invalid server URL"), "{result:?}");
     server.start();
     let empty = tempfile::tempdir().expect("a folder");
     let at = empty.path().to_str().expect("a path");
-    let told = server.capsule(&["deploy", at, "--yes"]).refused();
-    assert!(told.err.contains("[processes]"), "{told:?}");
+    let result = server.capsule(&["deploy", at, "--yes"]).refused();
+    assert!(result.err.contains("[processes]"), "{result:?}");
     assert!(!empty.path().join("capsule.toml").exists());
-    let told = server.capsule(&["status", at]).refused();
-    assert!(told.err.contains("--project"), "{told:?}");
-    let told = server.capsule(&["deploy", "/nowhere/at/all"]).refused();
-    assert!(told.err.contains("/nowhere/at/all"), "{told:?}");
-    let told = server.capsule(&["status", at, "-p", "nothing", "-s", "nothing"]).refused();
-    assert!(told.err.contains("no project nothing"), "{told:?}");
-    let told =
+    let result = server.capsule(&["status", at]).refused();
+    assert!(result.err.contains("--project"), "{result:?}");
+    let result = server.capsule(&["deploy", "/nowhere/at/all"]).refused();
+    assert!(result.err.contains("/nowhere/at/all"), "{result:?}");
+    let result = server.capsule(&["status", at, "-p", "nothing", "-s", "nothing"]).refused();
+    assert!(result.err.contains("no project nothing"), "{result:?}");
+    let result =
         server.capsule(&["deploy", example("static").path().to_str().expect("a path"), "-p", "Not A Name", "-s", "x"]).refused();
-    assert!(told.err.contains("Try not-a-name"), "{told:?}");
+    assert!(result.err.contains("Try not-a-name"), "{result:?}");
 }
 
 fn signs_in() {
@@ -167,15 +167,15 @@ fn sources() {
     }
     let broken = archives.path().join("broken.zip");
     std::fs::write(&broken, b"PK\x03\x04 and no more").expect("written");
-    let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
-    assert!(told.err.contains("broken.zip: the archive is damaged"), "{told:?}");
+    let result = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
+    assert!(result.err.contains("broken.zip: the archive is damaged"), "{result:?}");
     std::fs::write(&broken, "a letter").expect("written");
-    let told = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
-    assert!(told.err.contains("unknown archive format"), "{told:?}");
+    let result = server.capsule(&["plan", broken.to_str().expect("a path")]).refused();
+    assert!(result.err.contains("unknown archive format"), "{result:?}");
     let at = folders[0].to_str().expect("a path");
     for revision in ["nothing", "--output=/tmp/escaped", "HEAD:x", "HEAD\nHEAD"] {
-        let told = server.capsule(&["plan", at, &format!("--commit={revision}")]).refused();
-        assert!(told.err.contains("git: "), "{told:?}");
+        let result = server.capsule(&["plan", at, &format!("--commit={revision}")]).refused();
+        assert!(result.err.contains("git: "), "{result:?}");
     }
 }
 
@@ -208,15 +208,15 @@ fn since() {
     commit(folder.path());
     assert_eq!(touched(&["--since", "HEAD~1"]).lines().count(), 3);
     assert_eq!(touched(&["--since", "HEAD", "--changed", "./packages/db/x.js"]).trim(), "packages/db");
-    let told = server.capsule(&["plan", at, "--since=--output=/tmp/escaped"]).refused();
-    assert!(told.err.contains("git: ") && !Path::new("/tmp/escaped").exists(), "{told:?}");
+    let result = server.capsule(&["plan", at, "--since=--output=/tmp/escaped"]).refused();
+    assert!(result.err.contains("git: ") && !Path::new("/tmp/escaped").exists(), "{result:?}");
 }
 
 fn malformed() {
     let server = Server::default();
     let folder = example("static");
     let at = folder.path().to_str().expect("a path");
-    for (content, told) in [
+    for (content, expected) in [
         ("[build]\nbiuld = \"make\"\n", "capsule.toml:2: unknown field `biuld`"),
         ("[build\n", "capsule.toml:1"),
         ("[networking]\n\nhealth_check = \"health\"\n", "capsule.toml:3: health_check must be a path"),
@@ -225,7 +225,7 @@ fn malformed() {
         std::fs::write(folder.path().join("capsule.toml"), content).expect("written");
         for command in ["plan", "deploy"] {
             let refused = server.capsule(&[command, at]).refused();
-            assert!(refused.err.contains(told), "{command}: {refused:?}");
+            assert!(refused.err.contains(expected), "{command}: {refused:?}");
         }
         assert_eq!(std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there"), content, "it was changed");
     }
@@ -242,15 +242,15 @@ fn account() {
         let all: Vec<&str> = ["login", "--server", &address].iter().chain(arguments).copied().collect();
         server.capsule_with(&all, input, elsewhere)
     };
-    let told = login(&["--email", "ada@example.com"], "wrong password\n").refused();
-    assert!(!told.err.contains("wrong password"), "{told:?}");
+    let result = login(&["--email", "ada@example.com"], "wrong password\n").refused();
+    assert!(!result.err.contains("wrong password"), "{result:?}");
     let made = login(&["--email", "ada@example.com", "--register", "--name", "Ada"], "correct horse battery\n").ok();
     assert!(made.out.contains("Ada <ada@example.com>"), "{made:?} at {url}");
     let who = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).ok();
     assert!(who.out.contains("ada@example.com") && !who.out.contains("administrator"), "{who:?}");
     server.capsule_with(&["logout", "--server", &address], "", elsewhere).ok();
-    let told = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).refused();
-    assert!(told.err.contains("capsule login"), "{told:?}");
+    let result = server.capsule_with(&["whoami", "--server", &address], "", elsewhere).refused();
+    assert!(result.err.contains("capsule login"), "{result:?}");
     login(&["--email", "ada@example.com"], "correct horse battery\n").ok();
     // On the server's host, the local administrator does not replace a session that has ended.
     server.capsule_with(&["login", "--email", "ada@example.com"], "correct horse battery\n", &[]).ok();
@@ -326,25 +326,25 @@ fn claimed() {
 
 fn parts() {
     let server = Server::unstarted(&[]);
-    let told = |arguments: &[&str]| server.capsule(&[&["server"], arguments].concat()).refused().err;
-    assert!(told(&["--only", "identity"]).contains("broker.url"));
-    assert!(told(&["--only", "identity", "--set", "broker.url=amqp://127.0.0.1:1"]).contains("database.url"));
-    assert!(told(&["--only", "nothing"]).contains("possible values: gateway, identity"));
-    let secret = told(&["--set", "broker.url=http://user:hunter2@example.com"]);
+    let error_of = |arguments: &[&str]| server.capsule(&[&["server"], arguments].concat()).refused().err;
+    assert!(error_of(&["--only", "identity"]).contains("broker.url"));
+    assert!(error_of(&["--only", "identity", "--set", "broker.url=amqp://127.0.0.1:1"]).contains("database.url"));
+    assert!(error_of(&["--only", "nothing"]).contains("possible values: gateway, identity"));
+    let secret = error_of(&["--set", "broker.url=http://user:hunter2@example.com"]);
     assert!(secret.contains("broker.url must look like") && !secret.contains("hunter2"), "{secret}");
-    let secret = told(&["--set", "redis.url=rediss//:hunter2@example.com"]);
+    let secret = error_of(&["--set", "redis.url=rediss//:hunter2@example.com"]);
     assert!(secret.contains("redis.url") && !secret.contains("hunter2"), "{secret}");
-    assert!(told(&["--set", "traces.endpoint=localhost"]).contains("http://127.0.0.1:4318"));
+    assert!(error_of(&["--set", "traces.endpoint=localhost"]).contains("http://127.0.0.1:4318"));
 }
 
 fn health() {
     let mut server = Server::default();
     let private = server.announced()[0]["private"].as_str().expect("an address").to_owned();
-    let told = server.capsule(&["server", "health", "--at", &private]).ok();
-    assert!(told.out.contains("Healthy"), "{told:?}");
+    let result = server.capsule(&["server", "health", "--at", &private]).ok();
+    assert!(result.out.contains("Healthy"), "{result:?}");
     server.stop();
-    let told = server.capsule(&["server", "health", "--at", &private]).refused();
-    assert!(told.err.contains(&private), "{told:?}");
+    let result = server.capsule(&["server", "health", "--at", &private]).refused();
+    assert!(result.err.contains(&private), "{result:?}");
 }
 
 fn private() {

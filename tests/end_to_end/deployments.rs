@@ -165,7 +165,7 @@ fn crashed() {
     });
     assert_eq!(after["restarts"], 1);
     // The application keeps crashing, and the back-off grows: during one, a client gets the error page.
-    eventually("a visitor is told", || {
+    eventually("a client gets the error page", || {
         let _ = server.try_get(HOST, "/crash");
         server.get(HOST, "/").body.contains("This app has crashed").then_some(())
     });
@@ -180,7 +180,7 @@ fn stopped() {
     assert!(page.body.contains("This app is stopped"), "{page:?}");
     eventually("its instances are gone", || server.instances(folder.path()).is_empty().then_some(()));
     let logs = server.capsule(&["logs", at(&folder)]).ok().out;
-    assert!(logs.contains("goodbye") && !logs.contains("is killed"), "it was not let end by itself: {logs}");
+    assert!(logs.contains("goodbye") && !logs.contains("is killed"), "it was killed before it could end by itself: {logs}");
     server.capsule(&["start", at(&folder)]).ok();
     assert_eq!(server.get(HOST, "/").body, "version one");
 }
@@ -220,7 +220,7 @@ fn starting() {
     let declared = std::fs::read_to_string(folder.path().join("capsule.toml")).expect("there");
     write(&folder, "capsule.toml", &format!("{declared}\n[build]\nbuild = \"sleep 2\"\n"));
     server.capsule(&["deploy", at(&folder), "--yes", "--detach", "-p", "app", "-s", "app"]).ok();
-    eventually("a visitor is told", || {
+    eventually("a client gets the error page", || {
         let page = server.get(HOST, "/");
         (page.status == 503 && page.body.contains("This app is starting")).then_some(())
     });

@@ -296,7 +296,7 @@ fn sleeping_leader() {
     server.deploy(folder.path(), "app").ok();
     eventually("it knows that it leads no more", || (!leads(leader)).then_some(()));
     assert_eq!(server.get("app-production.localhost", "/").body, "version three");
-    assert_eq!(term(), before + 1, "nobody had to be replaced again");
+    assert_eq!(term(), before + 1, "the leader changed exactly once");
     eventually("the old instances are gone", || (server.instances(folder.path()).len() == 1).then_some(()));
 }
 

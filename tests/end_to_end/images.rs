@@ -164,8 +164,8 @@ fn traced() {
         let tag = format!("capsule-test-traced-{name}");
         build(&engine, &server, example(name).path(), &tag, &["--opentelemetry"], &[]).ok();
         assert!(!page(&engine, &tag, path).is_empty());
-        let told = engine.docker(&["image", "inspect", &tag]).ok().out;
-        assert!(told.contains(sign), "{told}");
+        let output = engine.docker(&["image", "inspect", &tag]).ok().out;
+        assert!(output.contains(sign), "{output}");
     }
 }
 
@@ -226,7 +226,8 @@ fn kept_within_bounds() {
         assert!(!early && is_there(), "it is built when it may be");
     });
     let usage = engine.docker(&["system", "df", "--format", "{{.Type}} {{.Reclaimable}}"]).ok().out;
-    let cache = usage.lines().find(|line| line.starts_with("Build Cache")).expect("it is told").to_owned();
+    let cache =
+        usage.lines().find(|line| line.starts_with("Build Cache")).expect("docker system df lists the build cache").to_owned();
     assert!(cache.ends_with(" 0B"), "{usage}");
 }
 
@@ -242,8 +243,8 @@ fn secret() {
     let ran = build(&engine, &server, folder.path(), tag, &["--secret", "TOKEN"], &[("TOKEN", value)]).ok();
     assert!(ran.err.contains("it is ***"), "{ran:?}");
     assert!(!ran.err.contains(value) && !ran.out.contains(value), "{ran:?}");
-    let told = engine.docker(&["history", "--no-trunc", tag]).ok().out;
-    assert!(!told.contains(value), "{told}");
+    let output = engine.docker(&["history", "--no-trunc", tag]).ok().out;
+    assert!(!output.contains(value), "{output}");
     let found =
         engine.docker(&["run", "--rm", "--user", "0", "--entrypoint", "grep", tag, "--recursive", value, "/app", "/run", "/tmp"]);
     assert!(!found.success, "{found:?}");
@@ -304,7 +305,7 @@ fn held() {
     held_by(&Docker::engine(), &[None, Some("--classic")]);
 }
 
-/// `BuildKit` gets the cgroup name that it has with systemd; the machine of the test may have no systemd.
+/// With this `--cgroup-parent`, `BuildKit` names its cgroups as with systemd, also on a machine without systemd.
 fn held_in_slices() {
     let engine = Docker::start_isolated(&["--cgroup-parent", "system.slice:docker:"]);
     engine.make_base();
@@ -425,7 +426,7 @@ fn linted() {
     assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
 }
 
-/// Packages that Dockerfiles of the corpus take, and all that plans may name, with what is left of them.
+/// Checks that Debian has every package in the Dockerfiles of the corpus, and every package that plans can name.
 fn packaged() {
     let (engine, server, corpus) = (Docker::engine(), Server::unstarted(&[]), corpus());
     let all = root().join("engines/buildplan/src/packages.txt");

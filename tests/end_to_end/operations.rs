@@ -34,8 +34,8 @@ fn dead_letters() {
         .to_string()
     };
     let broken = envelope(json!({"organization_id": 7}));
-    let told = format!("INSERT INTO outbox (id, kind, envelope) VALUES ('{id}', 'project.services_removed', '{broken}')");
-    let _ = postgres.query("capsule_project", &told);
+    let insert = format!("INSERT INTO outbox (id, kind, envelope) VALUES ('{id}', 'project.services_removed', '{broken}')");
+    let _ = postgres.query("capsule_project", &insert);
     let letter = eventually("it is a dead letter", || capsule(&["list"]).ok().json().as_array()?.first().cloned());
     assert_eq!(
         (text(&letter, "id"), text(&letter, "service"), text(&letter, "kind")),
@@ -46,7 +46,7 @@ fn dead_letters() {
     assert!(text(&shown, "last_error").contains("organization_id"), "{shown}");
     assert_eq!(shown["envelope"]["data"], json!({"organization_id": 7}));
     let alerts = postgres.query("capsule_deploy", "SELECT kind FROM outbox WHERE kind = 'operations.dead_lettered'");
-    assert_eq!(alerts.len(), 1, "an alert is told");
+    assert_eq!(alerts.len(), 1, "one alert is published");
     eventually("it is counted", || (server.metric(0, "capsule_dead_letters{service=\"deploy\"}") == Some(1.0)).then_some(()));
 
     // The unchanged event fails again; the repaired event is handled.
@@ -67,7 +67,7 @@ fn dead_letters() {
     assert!(capsule(&["show", id]).refused().err.contains("Dead letter not found"));
 
     let other = id.replace("0001", "0003");
-    let _ = postgres.query("capsule_project", &told.replace(id, &other));
+    let _ = postgres.query("capsule_project", &insert.replace(id, &other));
     eventually("another one is there", || capsule(&["show", &other]).success.then_some(()));
     capsule(&["discard", &other]).ok();
     assert_eq!(capsule(&["list"]).ok().json(), json!([]));

@@ -86,8 +86,8 @@ fn database_dies() {
     let host = "app-production.localhost";
     postgres.kill();
     assert_eq!(server.get(host, "/").body, "version one");
-    let told = server.capsule(&["status", folder.path().to_str().expect("a path")]).refused();
-    assert!(!told.err.contains(postgres.password()), "{told:?}");
+    let status = server.capsule(&["status", folder.path().to_str().expect("a path")]).refused();
+    assert!(!status.err.contains(postgres.password()), "{status:?}");
     postgres.resume();
     std::fs::write(folder.path().join("version"), "two").expect("written");
     eventually("it deploys again", || server.deploy(folder.path(), "app").success.then_some(()));
@@ -116,7 +116,7 @@ fn pool_is_used_up() {
                 scope.spawn(move || server.api("POST", "/auth/register", None, Some(&body)))
             })
             .collect();
-        eventually("it is told of", || server.metric(0, exhausted).filter(|count| *count > 0.0));
+        eventually("the exhausted pool is reported", || server.metric(0, exhausted).filter(|count| *count > 0.0));
         let ready = server.private("/health/ready");
         assert_eq!(ready.status, 503, "{ready:?}");
         assert!(ready.body.contains("\"identity database\":\"missing\""), "{ready:?}");

@@ -30,8 +30,8 @@ const CASES: [Case; 11] = [
 pub fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = CASES
         .into_iter()
-        .map(|(name, archive, told)| {
-            test(&format!("an upload that {name} is rejected with a reason"), move || refused(&archive(), told))
+        .map(|(name, archive, expected)| {
+            test(&format!("an upload that {name} is rejected with a reason"), move || refused(&archive(), expected))
         })
         .collect();
     trials.push(test("an empty, too large or unauthorized upload is rejected before it is stored", at_the_door));
@@ -64,11 +64,11 @@ fn deployed(server: &Server, archive: &[u8]) -> serde_json::Value {
     })
 }
 
-fn refused(archive: &[u8], told: &str) {
+fn refused(archive: &[u8], expected: &str) {
     let server = Server::default();
     let settled = deployed(&server, archive);
     assert_eq!(settled["status"], "failed", "{settled}");
-    assert!(text(&settled, "error").contains(told), "{settled}");
+    assert!(text(&settled, "error").contains(expected), "{settled}");
     for place in [server.data().join("work/escaped"), server.data().join("escaped"), "/etc/escaped".into()] {
         assert!(!place.exists(), "{} was written", place.display());
     }

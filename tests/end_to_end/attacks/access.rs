@@ -324,7 +324,7 @@ fn streams() {
     let confirmed = json!({"password": PASSWORD});
     assert_eq!(server.api("DELETE", "/auth/me", Some(erased), Some(&confirmed)).status, 202);
     open[3].ends("erased");
-    assert!(open[0].is_open(), "whoever may read goes on");
+    assert!(open[0].is_open(), "a stream with permission stays open");
     assert_eq!(server.api("DELETE", &format!("/organizations/{team}"), Some(owner), Some(&confirmed)).status, 202);
     open[0].ends("the organization was deleted");
 }

@@ -302,8 +302,13 @@ fn restored_modes() {
     assert!(restore(&server, &[]).refused().err.contains("not empty"));
     assert!(server.data().join("mark").exists());
     let restored = restore(&server, &["--replace"]).ok();
-    let kept =
-        restored.out.split("is now ").nth(1).and_then(|rest| rest.split(". Remove").next()).expect("it is told").to_owned();
+    let kept = restored
+        .out
+        .split("is now ")
+        .nth(1)
+        .and_then(|rest| rest.split(". Remove").next())
+        .expect("the output names the old directory")
+        .to_owned();
     assert!(Path::new(&kept).join("mark").exists() && !server.data().join("mark").exists(), "{restored:?}");
     std::fs::remove_dir_all(kept).expect("removed");
     server.start();
@@ -342,11 +347,11 @@ fn secrets_of_a_failed_deployment() {
     // base64 of `correct-horse` at each of the three alignments.
     let parts = ["correct-", "battery", "Y29ycmVjdC1ob3Jz", "vcnJlY3QtaG9yc", "Jyb3JyZWN0LWhvcnN", "jb3JyZWN0LWhvcnN"];
     let data = server.data().canonicalize().expect("there");
-    for (name, told) in [("log", &log), ("events", &events), ("error", &deployment.to_string()), ("answer", &failed.err)] {
+    for (name, content) in [("log", &log), ("events", &events), ("error", &deployment.to_string()), ("answer", &failed.err)] {
         for part in parts {
-            assert!(!told.contains(part), "{part} is in the {name}: {}", cut_around(told, part));
+            assert!(!content.contains(part), "{part} is in the {name}: {}", cut_around(content, part));
         }
-        assert!(!told.contains(data.to_str().expect("a path")), "the {name} tells where data are: {told}");
+        assert!(!content.contains(data.to_str().expect("a path")), "the {name} shows a path of the data directory: {content}");
     }
     assert!(log.matches("***").count() >= 6, "{log}");
     assert!(log.contains("yyyyyyyyyy"), "what is no secret is shown");

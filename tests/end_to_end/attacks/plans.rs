@@ -117,10 +117,10 @@ fn hostile() {
         }
     }
     let types: String = (0..100_000).map(|n| format!("p{n}: sleep 1\n")).collect();
-    let refused = |archive: Vec<u8>, told: &str| {
+    let refused = |archive: Vec<u8>, expected: &str| {
         let reply = plan(&server, &service, &token, archive);
         assert_eq!(reply.status, 422, "{reply:?}");
-        assert!(reply.body.contains(told) && reply.body.len() < 8000, "{reply:?}");
+        assert!(reply.body.contains(expected) && reply.body.len() < 8000, "{reply:?}");
     };
     refused(archive(&[("Procfile", types)]), "more than 100 process types");
     refused(zip_of(400_000), "more than 200000 entries");
@@ -179,13 +179,13 @@ fn versions() {
     let server = Server::default();
     let folder = probe("1");
     std::fs::write(folder.path().join(".python-version"), "2.7.18\n").expect("written");
-    let told = ".python-version:1 requests Python 2.7.18, but Python 3.";
+    let expected = ".python-version:1 requests Python 2.7.18, but Python 3.";
     let ran = server.deploy(folder.path(), "probe").ok();
-    assert!(format!("{}{}", ran.out, ran.err).contains(told), "{ran:?}");
+    assert!(format!("{}{}", ran.out, ran.err).contains(expected), "{ran:?}");
     let at = folder.path().display().to_string();
     let planned = server.capsule(&["plan", &at]).ok();
-    assert!(planned.out.contains(told), "{planned:?}");
+    assert!(planned.out.contains(expected), "{planned:?}");
     let status = server.capsule(&["status", &at]).ok();
-    assert!(status.out.contains(told), "{status:?}");
-    assert!(server.status(folder.path())["state"]["warnings"][0].as_str().is_some_and(|text| text.contains(told)));
+    assert!(status.out.contains(expected), "{status:?}");
+    assert!(server.status(folder.path())["state"]["warnings"][0].as_str().is_some_and(|text| text.contains(expected)));
 }

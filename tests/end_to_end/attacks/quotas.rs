@@ -70,7 +70,7 @@ pub fn bounded() {
 
     // Builds of the last hour count, successful or not; bytes of uploads and plans count, too.
     set(&server, &organization, json!({"builds_per_hour": 1}));
-    eventually("it is told of", || {
+    eventually("the quota applies", || {
         let refused = deploy(folder.path(), "app");
         (!refused.success && refused.err.contains("quota builds_per_hour")).then_some(())
     });

@@ -347,11 +347,11 @@ fn flood() {
                 threading.Thread(target=flood).start()";
     python(&server, HOST, code);
     let logs = || server.capsule(&["logs", &at]).ok().out;
-    let told = eventually("a line says how much is missing", || {
+    let lines = eventually("a line says how much is missing", || {
         let all = logs();
         all.contains("of output were dropped").then_some(all)
     });
-    assert!(told.contains("bytes) of output were dropped: the limit is 5000 lines and 1024 KiB per second"), "{told:.2000}");
+    assert!(lines.contains("bytes) of output were dropped: the limit is 5000 lines and 1024 KiB per second"), "{lines:.2000}");
     eventually("the application is not held up", || (server.get(HOST, "/").body == "version one").then_some(()));
     let kept: u64 = std::fs::read_dir(server.data().join("logs/instances").join(&id))
         .expect("there")

@@ -72,17 +72,17 @@ fn targets() {
             assert!(refused.err.contains(&nowhere), "{refused:?}");
         }
     }
-    let told = error(&server.capsule(&["--json", "whoami", "--data", data]).refused());
-    assert_eq!((&told["code"], &told["exit_status"]), (&json!("server_not_running"), &json!(1)), "{told}");
-    assert!(told["hint"].as_str().is_some_and(|hint| hint.contains("capsule server")), "{told}");
-    let told = error(&server.capsule(&["--json", "dpeloy"]).refused());
-    assert_eq!((&told["code"], &told["exit_status"]), (&json!("usage"), &json!(2)), "{told}");
-    assert!(told["hint"].as_str().is_some_and(|hint| hint.contains("deploy") && !hint.contains("destroy")), "{told}");
-    let told = error(&server.capsule(&["--json", "status", at(&folder), "-p", "nothing", "-s", "x"]).refused());
-    assert_eq!(told["code"], "no_such_project");
+    let result = error(&server.capsule(&["--json", "whoami", "--data", data]).refused());
+    assert_eq!((&result["code"], &result["exit_status"]), (&json!("server_not_running"), &json!(1)), "{result}");
+    assert!(result["hint"].as_str().is_some_and(|hint| hint.contains("capsule server")), "{result}");
+    let result = error(&server.capsule(&["--json", "dpeloy"]).refused());
+    assert_eq!((&result["code"], &result["exit_status"]), (&json!("usage"), &json!(2)), "{result}");
+    assert!(result["hint"].as_str().is_some_and(|hint| hint.contains("deploy") && !hint.contains("destroy")), "{result}");
+    let result = error(&server.capsule(&["--json", "status", at(&folder), "-p", "nothing", "-s", "x"]).refused());
+    assert_eq!(result["code"], "no_such_project");
     // The password would be sent in clear text.
-    let told = server.capsule(&["login", "--server", "http://192.0.2.1:1", "--email", "a@example.com"]).refused();
-    assert!(told.err.contains("in the clear") && told.err.contains("--insecure-http"), "{told:?}");
+    let result = server.capsule(&["login", "--server", "http://192.0.2.1:1", "--email", "a@example.com"]).refused();
+    assert!(result.err.contains("in the clear") && result.err.contains("--insecure-http"), "{result:?}");
     let plan = server.capsule(&["init", at(&folder), "--json"]).ok();
     assert!(!plan.out.contains("0.8999") && !plan.out.contains("0.9499"), "{plan:?}");
 }
@@ -168,16 +168,16 @@ fn permissions() {
         let all = server.api("GET", &format!("/projects?organization_id={organization}"), Some(token), None).ok();
         all["items"].as_array().map_or(0, Vec::len)
     };
-    // An invited user is not a member; `capsule org list` shows the invitation.
+    // An invited user is not a member, and the error has its own code.
     let refused = deploy(&["-o", "acme", "--json"]).refused();
     assert_eq!(error(&refused)["code"], "not_a_member");
     assert!(!folder.path().join("capsule.toml").exists());
     capsule(&["org", "accept", "acme"], "").ok();
     // A developer can create projects but not deploy to production: the attempt leaves nothing.
     let refused = deploy(&["-o", "acme", "--json"]).refused();
-    let told = error(&refused);
-    assert_eq!(told["code"], "forbidden");
-    assert!(told["message"].as_str().is_some_and(|text| text.contains("deploy:production")), "{told}");
+    let result = error(&refused);
+    assert_eq!(result["code"], "forbidden");
+    assert!(result["message"].as_str().is_some_and(|text| text.contains("deploy:production")), "{result}");
     assert_eq!(projects(&owner, &acme), 0);
     assert!(!folder.path().join("capsule.toml").exists());
     // An organization of someone else is never the default.
@@ -350,10 +350,10 @@ fn interrupted() {
     let mut lines = BufReader::new(deploying.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
     assert!(lines.by_ref().any(|line| line.trim() == "begun"), "the build does not begin");
     signal(deploying.id(), Signal::INT);
-    let told = lines.collect::<Vec<_>>().join("\n");
+    let result = lines.collect::<Vec<_>>().join("\n");
     let status = deploying.wait().expect("it ends");
-    assert_eq!(status.code(), Some(130), "{told}");
-    assert!(told.contains("Still building. `capsule cancel 1 -e production` cancels it."), "{told}");
+    assert_eq!(status.code(), Some(130), "{result}");
+    assert!(result.contains("Still building. `capsule cancel 1 -e production` cancels it."), "{result}");
     let state = || server.capsule(&["status", at(&folder), "--json"]).ok().json()["deployments"][0]["status"].clone();
     assert_eq!(state(), "building");
     let cancelled = server.capsule(&["cancel", "1", "-C", at(&folder)]).ok();
@@ -377,7 +377,8 @@ fn outdated_ingress() {
         assert!(log.contains(part), "no {part} in {log}");
     }
     let found = server.capsule(&["doctor", "--json"]).json();
-    let ingress = found.as_array().expect("a list").iter().find(|finding| finding["name"] == "ingress").expect("told");
+    let ingress =
+        found.as_array().expect("a list").iter().find(|finding| finding["name"] == "ingress").expect("the finding is there");
     assert!(ingress["text"].as_str().is_some_and(|text| text.contains(&replace)), "{found}");
     assert!(TcpStream::connect(("127.0.0.1", first)).is_ok() && TcpStream::connect(("127.0.0.1", second)).is_err());
     let replaced = server.capsule(&["server", "replace-ingress"]).ok();
@@ -395,32 +396,35 @@ fn instances() {
     server.capsule(&["server", "health"]).ok();
     other.stop();
     // The health of another server is not reported, whatever the environment contains.
-    let told = other.capsule_with(&["server", "health"], "", &[("CAPSULE_PRIVATE_LISTEN", private.as_str())]).refused();
-    assert!(told.err.contains(&other.data().display().to_string()) && told.err.contains("capsule server --data"), "{told:?}");
+    let result = other.capsule_with(&["server", "health"], "", &[("CAPSULE_PRIVATE_LISTEN", private.as_str())]).refused();
+    assert!(
+        result.err.contains(&other.data().display().to_string()) && result.err.contains("capsule server --data"),
+        "{result:?}"
+    );
     // An address in use is reported with its setting, the source of the setting, and the process that uses it.
     let refused = |flags: &[&str], variables: &[(&str, &str)]| {
         other.capsule_with(&[&["server"], flags].concat(), "", variables).refused().err
     };
-    let told = refused(&["--listen", "127.0.0.1:0"], &[("CAPSULE_PRIVATE_LISTEN", private.as_str())]);
+    let result = refused(&["--listen", "127.0.0.1:0"], &[("CAPSULE_PRIVATE_LISTEN", private.as_str())]);
     for part in
         ["`private_listen`", "CAPSULE_PRIVATE_LISTEN", &private, &format!("Process {}", server.pid()), "--set private_listen="]
     {
-        assert!(told.contains(part), "no {part} in {told}");
+        assert!(result.contains(part), "no {part} in {result}");
     }
     // The ingress of this server has ended and would be started again.
     other.capsule(&["server", "down"]).ok();
     let taken = format!("127.0.0.1:{}", server.port());
-    let told = refused(&["--listen", &taken, "--set", "private_listen=127.0.0.1:0"], &[]);
+    let result = refused(&["--listen", &taken, "--set", "private_listen=127.0.0.1:0"], &[]);
     let data = server.data().display().to_string();
     for part in ["`listen`", "the command line", &taken, "Process ", &data, "--listen ADDRESS:PORT"] {
-        assert!(told.contains(part), "no {part} in {told}");
+        assert!(result.contains(part), "no {part} in {result}");
     }
     // Another user gets an error that says who may do it.
     assert!(Path::new("/usr/bin/setpriv").exists() || Path::new("/bin/setpriv").exists());
     for command in [&["server", "down"][..], &["server", "health"], &["server", "--listen", "127.0.0.1:0"], &["whoami"]] {
-        let told = server.capsule_as_nobody(command).refused();
+        let result = server.capsule_as_nobody(command).refused();
         for part in [data.as_str(), "belongs to root", "sudo capsule"] {
-            assert!(told.err.contains(part), "no {part} in {command:?}: {told:?}");
+            assert!(result.err.contains(part), "no {part} in {command:?}: {result:?}");
         }
     }
     assert_eq!(server.private("/health/live").status, 200, "it runs on");
