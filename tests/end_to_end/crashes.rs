@@ -64,7 +64,7 @@ fn processes_outlive() {
 
 fn ingress_outlives() {
     let (mut server, folder) = deployed("one");
-    let load = Load::begin(&server, HOST);
+    let load = Load::start(&server, HOST);
     let before = pids(&server, &folder);
     for _ in 0..3 {
         server.kill();
@@ -74,7 +74,7 @@ fn ingress_outlives() {
     server.stop();
     std::thread::sleep(Duration::from_millis(300));
     server.start();
-    load.end();
+    load.stop();
     assert_eq!(pids(&server, &folder), before);
 }
 
@@ -84,7 +84,7 @@ pub fn killed_in(phase: &str, moment: &str) {
     let before = pids(&server, &folder);
     server.stop();
     server.start_with(&[("CAPSULE_FAILPOINT", &format!("{phase}:{moment}"))]);
-    let load = Load::begin(&server, HOST);
+    let load = Load::start(&server, HOST);
     std::fs::write(folder.path().join("version"), "two").expect("written");
     let at = folder.path().to_str().expect("a path");
     let ran = server.capsule(&["deploy", at, "--yes", "--detach"]);
@@ -96,7 +96,7 @@ pub fn killed_in(phase: &str, moment: &str) {
     assert!(before.iter().all(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()), "the old instance ended");
     server.start();
     settled(&server, &folder, "two");
-    load.end();
+    load.stop();
 }
 
 fn settled(server: &Server, folder: &tempfile::TempDir, version: &str) {
@@ -115,7 +115,7 @@ fn settled(server: &Server, folder: &tempfile::TempDir, version: &str) {
 
 fn random_kills() {
     let (mut server, folder) = deployed("0");
-    let load = Load::begin(&server, HOST);
+    let load = Load::start(&server, HOST);
     // A fixed sequence of delays, so that a failure can be reproduced.
     let mut delay: u64 = 7;
     for version in 1..=8 {
@@ -128,7 +128,7 @@ fn random_kills() {
         server.start();
         settled(&server, &folder, &version.to_string());
     }
-    load.end();
+    load.stop();
 }
 
 fn ingress_comes_back() {

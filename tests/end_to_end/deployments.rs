@@ -52,7 +52,7 @@ fn at(folder: &tempfile::TempDir) -> &str {
 
 pub fn under_load() {
     let (server, folder) = deployed("one");
-    let load = Load::begin(&server, HOST);
+    let load = Load::start(&server, HOST);
     for version in ["two", "three"] {
         write(&folder, "version", version);
         server.deploy(folder.path(), "app").ok();
@@ -62,7 +62,7 @@ pub fn under_load() {
     assert_eq!(server.get(HOST, "/").body, "version three");
     server.capsule(&["rollback", "1", "-C", at(&folder)]).ok();
     assert_eq!(server.get(HOST, "/").body, "version one");
-    load.end();
+    load.stop();
     eventually("one instance is left", || (server.instances(folder.path()).len() == 1).then_some(()));
 }
 

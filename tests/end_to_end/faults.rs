@@ -30,13 +30,13 @@ pub fn trials() -> Vec<Trial> {
         trial(
             "a stopping process finishes its requests, and its successor handles the waiting ones",
             installed && RabbitMq::is_installed(),
-            replaced,
+            stopping_process,
         ),
-        trial("a process recovers from a network partition", installed && RabbitMq::is_installed(), cut_network),
+        trial("a process recovers from a network partition", installed && RabbitMq::is_installed(), network_partition),
         trial(
-            "a paused leader is replaced, and cannot write when it resumes",
+            "a paused leader is stopping_process, and cannot write when it resumes",
             installed && RabbitMq::is_installed(),
-            sleeping_leader,
+            paused_leader,
         ),
     ]
 }
@@ -49,9 +49,9 @@ fn trial(name: &str, installed: bool, work: fn()) -> Trial {
 }
 
 /// Stops the load when dropped, also if the test fails.
-struct Ending<'a>(&'a AtomicBool);
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Ending<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -114,7 +114,7 @@ fn whatever_dies(mut broker: Broker) {
     let (over, accepted) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
     let deployments = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let _ending = Ending(&over);
+        let _stop = StopOnDrop(&over);
         for worker in 0..2 {
             let (server, over, accepted, token) = (&server, &over, &accepted, &token);
             scope.spawn(move || {
@@ -227,14 +227,14 @@ fn nothing_is_lost_or_done_twice(server: &Server, postgres: &Postgres, token: &s
     names.dedup();
     assert_eq!(names.len(), all.len(), "something was made twice: {all:?}");
     // Every event was published and consumed by every subscribed service.
-    let said = |kind: &str| format!("SELECT id FROM outbox WHERE kind = '{kind}' ORDER BY id");
-    let heard = |kind: &str| format!("SELECT id FROM inbox WHERE kind = '{kind}' AND state = 'done' ORDER BY id");
-    let memberships = postgres.query("capsule_organization", &said("organization.membership_changed"));
+    let published = |kind: &str| format!("SELECT id FROM outbox WHERE kind = '{kind}' ORDER BY id");
+    let consumed = |kind: &str| format!("SELECT id FROM inbox WHERE kind = '{kind}' AND state = 'done' ORDER BY id");
+    let memberships = postgres.query("capsule_organization", &published("organization.membership_changed"));
     assert!(memberships.len() >= accepted.len());
     for service in ["project", "deploy", "organization"] {
         let database = format!("capsule_{service}");
-        eventually(&format!("{service} has heard of every membership"), || {
-            (postgres.query(&database, &heard("organization.membership_changed")) == memberships).then_some(())
+        eventually(&format!("{service} has consumed every membership event"), || {
+            (postgres.query(&database, &consumed("organization.membership_changed")) == memberships).then_some(())
         });
     }
     for service in ["identity", "organization", "project", "deploy"] {
@@ -269,7 +269,7 @@ fn upload(server: &Server, token: &str, service: &str, folder: &std::path::Path)
     text(&server.api_raw("POST", &path, Some(token), "application/x-tar", Some(archive)).ok(), "id")
 }
 
-fn sleeping_leader() {
+fn paused_leader() {
     let (postgres, broker) = (Postgres::start(), RabbitMq::start());
     let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
     let server = with_shape(&Shape::split(settings), || Server::with(&[]));
@@ -301,7 +301,7 @@ fn sleeping_leader() {
 }
 
 /// The gateway runs in its own network namespace, with one link to the other processes.
-fn cut_network() {
+fn network_partition() {
     let (namespace, postgres, broker) = (Namespace::create(), Postgres::start(), RabbitMq::start_at(Namespace::HOST));
     let settings = vec![format!("database.url={}", postgres.url()), format!("broker.url={}", broker.url())];
     let shape = Shape { namespace: Some(namespace.name().to_owned()), ..Shape::split(settings) };
@@ -332,7 +332,7 @@ fn cut_network() {
 }
 
 /// The clients repeat nothing: each command must get exactly one successful reply.
-fn replaced() {
+fn stopping_process() {
     let (postgres, broker) = (Postgres::start(), RabbitMq::start());
     let settings = vec![
         format!("database.url={}", postgres.url()),

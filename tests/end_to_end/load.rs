@@ -11,31 +11,31 @@ use capsule_tests::Server;
 
 /// Clients that send requests until the load is stopped.
 pub struct Load {
-    ending: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     failures: Arc<Mutex<Vec<String>>>,
-    visitors: Vec<JoinHandle<()>>,
+    clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     /// Half of the clients reuse their connection, half open a new one for each request.
-    pub fn begin(server: &Server, host: &str) -> Self {
+    pub fn start(server: &Server, host: &str) -> Self {
         let (port, host) = (server.port(), host.to_owned());
-        let mut load = Self { ending: Arc::default(), answered: Arc::default(), failures: Arc::default(), visitors: Vec::new() };
-        for visitor in 0..4 {
-            let (ending, answered, failures, host) =
-                (load.ending.clone(), load.answered.clone(), load.failures.clone(), host.clone());
-            load.visitors.push(std::thread::spawn(move || {
+        let mut load = Self { stopping: Arc::default(), answered: Arc::default(), failures: Arc::default(), clients: Vec::new() };
+        for client in 0..4 {
+            let (stopping, answered, failures, host) =
+                (load.stopping.clone(), load.answered.clone(), load.failures.clone(), host.clone());
+            load.clients.push(std::thread::spawn(move || {
                 let mut kept = None;
-                while !ending.load(Ordering::Relaxed) {
-                    match ask(&mut kept, port, &host) {
+                while !stopping.load(Ordering::Relaxed) {
+                    match send_request(&mut kept, port, &host) {
                         Ok(200) => {
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
                         Ok(status) => failures.lock().expect("no panic").push(format!("status {status}")),
                         Err(error) => failures.lock().expect("no panic").push(error.to_string()),
                     }
-                    if visitor % 2 == 0 {
+                    if client % 2 == 0 {
                         kept = None;
                     }
                     std::thread::sleep(Duration::from_millis(2));
@@ -50,10 +50,10 @@ impl Load {
     }
 
     /// Stops the load and panics if any request has failed.
-    pub fn end(self) {
-        self.ending.store(true, Ordering::Relaxed);
-        for visitor in self.visitors {
-            visitor.join().expect("a visitor panicked");
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.join().expect("a client panicked");
         }
         let failures = self.failures.lock().expect("no panic");
         let answered = self.answered.load(Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl Load {
 type Connection = BufReader<TcpStream>;
 
 /// Sends one request over the given connection or a new one.
-fn ask(kept: &mut Option<Connection>, port: u16, host: &str) -> std::io::Result<u16> {
+fn send_request(kept: &mut Option<Connection>, port: u16, host: &str) -> std::io::Result<u16> {
     let mut connection = match kept.take() {
         Some(connection) => connection,
         None => {
