@@ -34,7 +34,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         trial("a process recovers from a network partition", installed && RabbitMq::is_installed(), network_partition),
         trial(
-            "a paused leader is stopping_process, and cannot write when it resumes",
+            "a paused leader is replaced, and cannot write when it resumes",
             installed && RabbitMq::is_installed(),
             paused_leader,
         ),
