@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use capsule_bus::Context;
-use capsule_contracts::deploy::{BeginUpload, CompleteUpload, ForgetUpload, Plan, PlanUpload, Upload};
+use capsule_contracts::deploy::{BeginUpload, CompleteUpload, DiscardUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Message, Problem, Uuid};
 use serde::Deserialize;
 
@@ -77,7 +77,7 @@ impl PendingUpload {
 
     async fn discard(mut self) -> Result<(), Problem> {
         let Some(id) = self.upload.take() else { return Ok(()) };
-        self.gateway.bus.request(&self.context, &ForgetUpload { id }).await.map(|_| ())
+        self.gateway.bus.request(&self.context, &DiscardUpload { id }).await.map(|_| ())
     }
 }
 
@@ -88,7 +88,7 @@ impl Drop for PendingUpload {
             (self.gateway.clone(), Context::new(self.context.correlation_id.clone(), self.context.principal));
         tokio::spawn(async move {
             // If this fails, the upload expires.
-            let _ = gateway.bus.request(&context, &ForgetUpload { id }).await;
+            let _ = gateway.bus.request(&context, &DiscardUpload { id }).await;
         });
     }
 }

@@ -1,16 +1,16 @@
-//! Authorization: from a message's rule to the proof its handler takes.
+//! Authorization: turns a message's access rule into the grant that its handler takes.
 
 use std::future::Future;
 
 use capsule_contracts::access::{EnvironmentKind, rule};
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Access, Message, Permission, Problem, Role, Uuid};
 use capsule_store::Scope;
 
 use crate::context::{Context, Principal};
 use crate::service::Service;
 
-/// A signed-in user.
+/// The grant of a signed-in user.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     user: Uuid,
@@ -34,26 +34,26 @@ impl Caller {
         self.platform_admin
     }
 
-    fn of(context: &Context) -> Result<Self, Problem> {
+    fn from_context(context: &Context) -> Result<Self, Problem> {
         match context.principal {
             Principal::User { id, session, platform_admin } => Ok(Self { user: id, session, platform_admin }),
-            Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("This takes a signed-in user.")),
+            Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("You are not signed in.")),
         }
     }
 }
 
-/// Proof that a member of an organization may do what the message asks. Made only here.
+/// The grant of a member of an organization who has the permissions that the message requires. Made only here.
 #[derive(Clone, Copy, Debug)]
 pub struct Tenant {
     organization: Uuid,
     user: Uuid,
     role: Role,
-    /// The least role that may do it.
-    least: Role,
+    /// The lowest role that has the required permissions.
+    min_role: Role,
 }
 
 impl Tenant {
-    /// The member who asks.
+    /// The member who sent the message.
     #[must_use]
     pub fn user(&self) -> Uuid {
         self.user
@@ -72,14 +72,14 @@ impl Scope for Tenant {
     }
 }
 
-/// Leave for background work to touch an organization's data, with its reason on record.
+/// A grant for background work on an organization's data.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemGrant {
     organization: Uuid,
 }
 
 impl SystemGrant {
-    /// Takes leave to touch `organization`'s data because of `reason`.
+    /// Grants access to `organization`'s data. `reason` is logged.
     #[must_use]
     pub fn new(organization: Uuid, reason: &'static str) -> Self {
         tracing::debug!(%organization, reason, "system grant");
@@ -93,83 +93,84 @@ impl Scope for SystemGrant {
     }
 }
 
-/// What must go on holding while something lasts that a proof allows.
+/// What must stay true while a stream that was granted is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Nothing.
     None,
-    /// That the session lives.
+    /// The session is live.
     Session,
-    /// That the session lives, and its user administers the installation.
+    /// The session is live, and its user is an administrator of the installation.
     PlatformAdmin,
-    /// That the session lives, and its user has at least this role in this organization.
-    Member { organization: Uuid, least: Role },
+    /// The session is live, and its user has at least this role in the organization.
+    Member { organization: Uuid, min_role: Role },
 }
 
-/// Turns an access rule into the proof that its handlers take.
-pub trait Prove {
-    type Proof: std::fmt::Debug + Send + Sync + 'static;
+/// An access rule: checks a message and returns the grant that its handler takes.
+pub trait Authorize {
+    type Grant: std::fmt::Debug + Send + Sync + 'static;
 
-    /// What must hold for as long as the proof is used.
-    fn condition(proof: &Self::Proof) -> Condition;
+    /// What must stay true while the grant is used.
+    fn condition(grant: &Self::Grant) -> Condition;
 
     /// Checks the rule.
-    fn prove<S: Service, M: Message>(
+    fn authorize<S: Service, M: Message>(
         service: &S,
         context: &Context,
         message: &M,
-    ) -> impl Future<Output = Result<Self::Proof, Problem>> + Send;
+    ) -> impl Future<Output = Result<Self::Grant, Problem>> + Send;
 }
 
-impl Prove for rule::Public {
-    type Proof = ();
+impl Authorize for rule::Public {
+    type Grant = ();
 
     fn condition((): &()) -> Condition {
         Condition::None
     }
 
-    async fn prove<S: Service, M: Message>(_: &S, _: &Context, _: &M) -> Result<(), Problem> {
+    async fn authorize<S: Service, M: Message>(_: &S, _: &Context, _: &M) -> Result<(), Problem> {
         Ok(())
     }
 }
 
-impl Prove for rule::SignedIn {
-    type Proof = Caller;
+impl Authorize for rule::SignedIn {
+    type Grant = Caller;
 
     fn condition(_: &Caller) -> Condition {
         Condition::Session
     }
 
-    async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
-        Caller::of(context)
+    async fn authorize<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
+        Caller::from_context(context)
     }
 }
 
-impl Prove for rule::PlatformAdmin {
-    type Proof = Caller;
+impl Authorize for rule::PlatformAdmin {
+    type Grant = Caller;
 
     fn condition(_: &Caller) -> Condition {
         Condition::PlatformAdmin
     }
 
-    async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
-        let caller = Caller::of(context)?;
+    async fn authorize<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<Caller, Problem> {
+        let caller = Caller::from_context(context)?;
         if caller.platform_admin {
             Ok(caller)
         } else {
-            Err(Problem::forbidden("This takes an administrator of the installation."))
+            Err(Problem::forbidden("You need to be an administrator of the installation.")
+                .hint("Ask an administrator to run `capsule admin users grant EMAIL`."))
         }
     }
 }
 
-impl Prove for rule::Internal {
-    type Proof = ();
+impl Authorize for rule::Internal {
+    type Grant = ();
 
     fn condition((): &()) -> Condition {
         Condition::None
     }
 
-    async fn prove<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<(), Problem> {
+    async fn authorize<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<(), Problem> {
         match context.principal {
             Principal::Service(_) => Ok(()),
             Principal::User { .. } | Principal::Anonymous => Err(Problem::not_found("endpoint")),
@@ -177,65 +178,65 @@ impl Prove for rule::Internal {
     }
 }
 
-/// The permissions that a rule takes at a place.
-fn permissions(access: Access, place: &Place) -> Result<Vec<Permission>, Problem> {
-    let reached = place.environment.iter().chain(&place.environments).map(|kind| EnvironmentKind::deploy_permission(*kind));
+/// The permissions that a rule requires for a target in `location`.
+fn required_permissions(access: Access, location: &Location) -> Result<Vec<Permission>, Problem> {
+    let affected =
+        location.environment.iter().chain(&location.environments).map(|kind| EnvironmentKind::deploy_permission(*kind));
     match access {
         Access::Granted(permission) => Ok(vec![permission]),
-        // What is in no environment may be in any.
+        // Outside of an environment, it may affect all of them.
         Access::GrantedDeploy => {
-            Ok(vec![place.environment.map_or(Permission::DeployProduction, EnvironmentKind::deploy_permission)])
+            Ok(vec![location.environment.map_or(Permission::DeployProduction, EnvironmentKind::deploy_permission)])
         }
-        Access::GrantedAndDeploy(permission) => Ok(std::iter::once(permission).chain(reached).collect()),
+        Access::GrantedAndDeploy(permission) => Ok(std::iter::once(permission).chain(affected).collect()),
         Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Internal => Err(Problem::internal()),
     }
 }
 
-impl Prove for rule::Granted {
-    type Proof = Tenant;
+impl Authorize for rule::Granted {
+    type Grant = Tenant;
 
-    fn condition(proof: &Tenant) -> Condition {
-        Condition::Member { organization: proof.organization, least: proof.least }
+    fn condition(grant: &Tenant) -> Condition {
+        Condition::Member { organization: grant.organization, min_role: grant.min_role }
     }
 
-    async fn prove<S: Service, M: Message>(service: &S, context: &Context, message: &M) -> Result<Tenant, Problem> {
-        let caller = Caller::of(context)?;
+    async fn authorize<S: Service, M: Message>(service: &S, context: &Context, message: &M) -> Result<Tenant, Problem> {
+        let caller = Caller::from_context(context)?;
         let target = message.target().ok_or_else(Problem::internal)?;
-        let place = service.locate(&target).await?.ok_or_else(|| Problem::not_found("thing"))?;
-        let permissions = permissions(M::ACCESS, &place)?;
+        // The same for a missing target and for one of an organization that the caller is not a member of.
+        let not_found = || Problem::not_found(target.noun());
+        let location = service.locate(&target).await?.ok_or_else(not_found)?;
+        let permissions = required_permissions(M::ACCESS, &location)?;
         let missing = |role: Role| permissions.iter().copied().find(|permission| !role.allows(*permission));
-        let cached = service.cached_role(place.organization_id, caller.user).await?;
+        let cached = service.cached_role(location.organization_id, caller.user).await?;
         let role = match cached {
             Some(role) if missing(role).is_none() => role,
-            // Before refusing, the owner of the fact is asked: the cache may not have heard yet.
-            _ => service.true_role(place.organization_id, caller.user).await?.ok_or_else(|| Problem::not_found("thing"))?,
+            // The cache may be outdated: request the role before refusing.
+            _ => service.fetch_role(location.organization_id, caller.user).await?.ok_or_else(not_found)?,
         };
         if let Some(permission) = missing(role) {
-            return Err(Problem::forbidden(format!(
-                "You need the {} permission here; your role is {}.",
-                permission.name(),
-                role.name()
-            ))
-            .hint("Ask an owner or admin of the organization."));
+            return Err(Problem::missing_permission(permission, role));
         }
-        let least = Role::ALL.into_iter().find(|role| missing(*role).is_none()).unwrap_or(role);
-        Ok(Tenant { organization: place.organization_id, user: caller.user, role, least })
+        let min_role = Role::ALL.into_iter().find(|role| missing(*role).is_none()).unwrap_or(role);
+        Ok(Tenant { organization: location.organization_id, user: caller.user, role, min_role })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::permissions;
+    use super::required_permissions;
     use capsule_contracts::access::EnvironmentKind as Kind;
-    use capsule_contracts::project::Place;
+    use capsule_contracts::project::Location;
     use capsule_contracts::{Access, Permission, Uuid};
 
     #[test]
-    fn what_reaches_several_environments_takes_the_deploy_permission_of_each() {
-        let place = Place { environments: vec![Kind::Staging, Kind::Production], ..Place::of(Uuid::nil()) };
-        let taken = permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &place).expect("a rule of members");
-        assert_eq!(taken, [Permission::ServiceManage, Permission::DeployStaging, Permission::DeployProduction]);
-        let nowhere = permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &Place::of(Uuid::nil()));
-        assert_eq!(nowhere.expect("a rule of members"), [Permission::ServiceManage]);
+    fn a_target_in_several_environments_requires_the_deploy_permission_of_each() {
+        let location = Location { environments: vec![Kind::Staging, Kind::Production], ..Location::in_organization(Uuid::nil()) };
+        let required =
+            required_permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &location).expect("a rule for members");
+        assert_eq!(required, [Permission::ServiceManage, Permission::DeployStaging, Permission::DeployProduction]);
+        let without_environment =
+            required_permissions(Access::GrantedAndDeploy(Permission::ServiceManage), &Location::in_organization(Uuid::nil()));
+        assert_eq!(without_environment.expect("a rule for members"), [Permission::ServiceManage]);
     }
 }

@@ -1,14 +1,14 @@
-//! What travels with every message: who asks, until when, and under which correlation id.
+//! The context of a message: its sender, deadline and correlation id.
 
 use std::time::{Duration, Instant};
 
 use capsule_contracts::Uuid;
 use serde::{Deserialize, Serialize};
 
-/// Who sends a message.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Principal {
-    /// Nobody in particular.
+    /// A client that is not signed in.
     Anonymous,
     /// A signed-in user, whose access token was verified.
     User { id: Uuid, session: Uuid, platform_admin: bool },
@@ -16,54 +16,54 @@ pub enum Principal {
     Service(&'static str),
 }
 
-/// What makes a command known when it arrives again.
+/// Identifies a command, so that it does not run again when it is delivered again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     pub id: Uuid,
-    /// The digest of its body: the same id with another body is a mistake.
+    /// The digest of its body: the same id with another body is refused.
     pub digest: String,
 }
 
-/// What travels with a message.
+/// The context of a message.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Follows a request through every message, log line and event it causes.
+    /// The same in every message, log line and event that a request causes.
     pub correlation_id: String,
     /// W3C Trace Context: the span that this message is sent in.
     pub traceparent: Option<String>,
     pub principal: Principal,
-    /// A command not begun by then is refused, never run late.
+    /// A command that has not started by then is refused.
     pub deadline: Instant,
-    /// By what a command is known that may arrive twice.
+    /// Set for a command that may be delivered twice.
     pub command: Option<Command>,
 }
 
 impl Context {
-    /// How long an answer is waited for unless said otherwise.
-    pub const PATIENCE: Duration = Duration::from_secs(30);
+    /// The default time until the deadline.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// A request of `principal`, to be answered within [`Context::PATIENCE`].
+    /// A context for `principal`, with the deadline [`Context::DEFAULT_TIMEOUT`] from now.
     #[must_use]
     pub fn new(correlation_id: String, principal: Principal) -> Self {
-        let deadline = Instant::now() + Self::PATIENCE;
+        let deadline = Instant::now() + Self::DEFAULT_TIMEOUT;
         Self { correlation_id, traceparent: None, principal, deadline, command: None }
     }
 
-    /// The same request, carried on by a service on its own account.
+    /// This context with the service as principal and without the command's id.
     #[must_use]
-    pub fn on_behalf(&self, service: &'static str) -> Self {
+    pub fn as_service(&self, service: &'static str) -> Self {
         Self { principal: Principal::Service(service), command: None, ..self.clone() }
     }
 
-    /// Work that a service begins by itself.
+    /// A context for a service's background work.
     #[must_use]
     pub fn background(service: &'static str) -> Self {
         Self::new(capsule_contracts::new_id().to_string(), Principal::Service(service))
     }
 
-    /// The same, as the command of this id: sent again, it is not carried out again.
+    /// This context with a command id: a command that is sent again with the same id does not run again.
     #[must_use]
-    pub fn once(self, id: Uuid, digest: String) -> Self {
+    pub fn with_command_id(self, id: Uuid, digest: String) -> Self {
         Self { command: Some(Command { id, digest }), ..self }
     }
 }

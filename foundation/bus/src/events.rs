@@ -1,4 +1,4 @@
-//! Durable events: the outbox they are written to, the relay, and the inbox they are handled from.
+//! Durable events: the outbox, the relay and the inbox (transactional outbox pattern).
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use sea_orm::FromQueryResult;
 use crate::Bus;
 use crate::context::Context;
 
-/// How long a relay or an inbox sleeps unless it is woken.
+/// How often the relay and the inbox poll the database when they are not notified.
 pub const POLL: Duration = Duration::from_secs(1);
 
-/// An event that failed this often becomes a dead letter.
-const MOST_ATTEMPTS: i32 = 10;
+/// After this many failed attempts an event becomes a dead letter.
+const MAX_ATTEMPTS: i32 = 10;
 
-/// The kind of what arrived and could not be read.
+/// The kind of a dead letter that is not a readable event.
 pub const UNREADABLE: &str = "unreadable";
 
-/// Writes `event` to the outbox, in the transaction that makes it true.
+/// Writes `event` to the outbox, in the transaction of the change that it reports.
 ///
 /// # Errors
 /// When the row cannot be written.
@@ -40,14 +40,14 @@ pub async fn emit<E: Event>(tx: &Transaction<'_>, context: &Context, event: &E) 
 }
 
 #[derive(FromQueryResult)]
-struct Unrelayed {
+struct OutboxRow {
     id: Uuid,
     envelope: String,
 }
 
-/// Hands every outbox row to the bus, at least once, for as long as this process leads the service.
+/// Publishes every outbox row at least once, while this process is the service's leader.
 pub async fn relay(store: &Store, bus: &Bus) {
-    bus.completed().await;
+    bus.wait_for_event_delivery().await;
     loop {
         match relay_once(store, bus).await {
             Ok(0) => {
@@ -55,7 +55,7 @@ pub async fn relay(store: &Store, bus: &Bus) {
             }
             Ok(_) => {}
             Err(problem) => {
-                tracing::warn!(service = store.name(), %problem, "events could not be relayed; trying again");
+                tracing::warn!(service = store.name(), %problem, "events cannot be relayed; retrying");
                 tokio::time::sleep(POLL).await;
             }
         }
@@ -65,7 +65,7 @@ pub async fn relay(store: &Store, bus: &Bus) {
 async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
     let rows = store
         .read()
-        .all::<Unrelayed>(unscoped!(
+        .all::<OutboxRow>(unscoped!(
             "the outbox belongs to the service",
             "SELECT id, envelope FROM outbox WHERE relayed_at IS NULL ORDER BY id LIMIT 100"
         ))
@@ -90,8 +90,8 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
     Ok(rows.len())
 }
 
-/// Keeps an event until it is handled. One that is known already stays as it is.
-pub async fn receive(store: &Store, envelope: &EventEnvelope) -> Result<(), Problem> {
+/// Stores an event in the inbox. Does nothing if an event with its id is there.
+pub async fn enqueue(store: &Store, envelope: &EventEnvelope) -> Result<(), Problem> {
     let text = serde_json::to_string(envelope).map_err(|_| Problem::internal())?;
     let now = Timestamp::now().0;
     let tx = store.begin().await?;
@@ -109,9 +109,9 @@ pub async fn receive(store: &Store, envelope: &EventEnvelope) -> Result<(), Prob
     tx.commit().await
 }
 
-/// An event that waits to be handled.
+/// An event in the inbox.
 #[derive(FromQueryResult)]
-pub struct Pending {
+pub struct InboxRow {
     pub id: Uuid,
     pub kind: String,
     pub envelope: String,
@@ -119,8 +119,8 @@ pub struct Pending {
     pub errors: Option<String>,
 }
 
-/// The events whose turn it is.
-pub async fn pending(store: &Store) -> Result<Vec<Pending>, Problem> {
+/// The pending events whose next attempt is due.
+pub async fn due_events(store: &Store) -> Result<Vec<InboxRow>, Problem> {
     store
         .read()
         .all(unscoped!(
@@ -131,15 +131,15 @@ pub async fn pending(store: &Store) -> Result<Vec<Pending>, Problem> {
         .await
 }
 
-/// Marks an event as handled, in the transaction that handles it; not if it was handled already.
-pub async fn done(tx: &Transaction<'_>, id: Uuid) -> Result<bool, Problem> {
+/// Marks an event as handled, in the transaction that handles it. Returns `false` if it was handled before.
+pub async fn mark_done(tx: &Transaction<'_>, id: Uuid) -> Result<bool, Problem> {
     let done =
         unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = $1 AND state = 'pending'", id);
     Ok(tx.run(done).await? == 1)
 }
 
-/// Keeps what arrived but can never be handled, as a dead letter.
-pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Problem> {
+/// Stores a message that cannot be handled as a dead letter.
+pub async fn store_dead_letter(store: &Store, body: &[u8], reason: &str) -> Result<(), Problem> {
     let (id, now) = (new_id(), Timestamp::now().0);
     let tx = store.begin().await?;
     tx.run(unscoped!(
@@ -150,23 +150,23 @@ pub async fn set_aside(store: &Store, body: &[u8], why: &str) -> Result<(), Prob
         UNREADABLE,
         String::from_utf8_lossy(body).into_owned(),
         now,
-        why,
+        reason,
         now
     ))
     .await?;
-    emit(&tx, &Context::background(store.name()), &alert(store, id, UNREADABLE, why)).await?;
+    emit(&tx, &Context::background(store.name()), &alert(store, id, UNREADABLE, reason)).await?;
     tx.commit().await?;
     metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     Ok(())
 }
 
-/// Puts a failed event back with a growing, jittered delay, or aside as a dead letter.
-pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
+/// Schedules the next attempt of a failed event with exponential back-off, or makes it a dead letter.
+pub async fn record_failure(store: &Store, row: &InboxRow, problem: &Problem) {
     let attempts = row.attempts + 1;
-    // What is not understood will not be, however often it is tried.
-    let dead = attempts >= MOST_ATTEMPTS || problem.code == "bad_request";
+    // A malformed event fails every time.
+    let dead = attempts >= MAX_ATTEMPTS || problem.code == "bad_request";
     let delay = backoff(attempts);
-    tracing::warn!(service = store.name(), event = row.kind, id = %row.id, attempts, dead, %problem, "an event could not be handled");
+    tracing::warn!(service = store.name(), event = row.kind, id = %row.id, attempts, dead, %problem, "an event cannot be handled");
     if dead {
         metrics::counter!("capsule_events_dead_total", "service" => store.name()).increment(1);
     }
@@ -199,19 +199,19 @@ pub async fn failed(store: &Store, row: &Pending, problem: &Problem) {
     }
 }
 
-/// The alert that an event was given up.
+/// The alert that an event became a dead letter.
 fn alert(store: &Store, id: Uuid, kind: &str, error: &str) -> DeadLettered {
     DeadLettered { id, service: store.name().into(), kind: kind.into(), error: error.into() }
 }
 
-/// 0.2 s doubling to 5 minutes, each time half to one and a half of it by chance.
+/// Exponential back-off: 0.2 s, doubling up to 5 minutes, times a random factor from 0.5 to 1.5.
 pub fn backoff(attempts: i32) -> Duration {
-    let whole = 0.2 * 2_f64.powi(attempts.clamp(0, 20));
-    Duration::from_secs_f64(whole.min(300.0) * rand::rng().random_range(0.5..1.5))
+    let seconds = 0.2 * 2_f64.powi(attempts.clamp(0, 20));
+    Duration::from_secs_f64(seconds.min(300.0) * rand::rng().random_range(0.5..1.5))
 }
 
-/// Takes over what a membership event or answer says, unless something newer is known.
-pub async fn remember(tx: &Transaction<'_>, membership: &Membership) -> Result<(), Problem> {
+/// Caches a membership, unless the cached one is newer.
+pub async fn cache_membership(tx: &Transaction<'_>, membership: &Membership) -> Result<(), Problem> {
     tx.run(unscoped!(
         "the cache decides who may act for a tenant",
         "INSERT INTO memberships (organization_id, user_id, role, sequence, confirmed_at) VALUES ($1, $2, $3, $4, $5) \

@@ -1,8 +1,8 @@
-//! How services talk: requests with a reply and a deadline, streams, and durable events; within one
-//! process, or over a broker ([`transport::Transport`]) between many.
+//! Communication between services: requests with a reply and a deadline, streams, and durable events; within
+//! one process, or between processes over a broker ([`transport::Transport`]).
 //!
-//! Authorization happens in this crate and nowhere else: the dispatcher turns a message's access
-//! rule into a proof ([`Tenant`], [`Caller`]) that the handler, and through it every query, takes.
+//! Authorization happens only in this crate: the dispatcher checks a message's access rule and passes a
+//! grant ([`Tenant`], [`Caller`]) to the handler, which passes it to every query.
 
 mod access;
 mod context;
@@ -13,9 +13,9 @@ mod quotas;
 pub mod retention;
 pub mod saga;
 mod service;
+mod stream_access;
 mod streams;
 pub mod transport;
-mod watch;
 mod wire;
 
 use std::collections::HashMap;
@@ -29,25 +29,25 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use access::{Caller, Condition, Prove, SystemGrant, Tenant};
+pub use access::{Authorize, Caller, Condition, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
 pub use events::emit;
 pub use quotas::quotas;
-pub use service::{Call, Items, Router, Service};
+pub use service::{Call, Router, Service, StreamSink};
 
+use stream_access::StreamAccess;
 use streams::Streams;
-use transport::{Outgoing, Refusal, Served, Transport};
-use watch::Watch;
+use transport::{OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use wire::Wire;
 
-/// The tables every service's database has for events and memberships.
+/// The tables that every service's database has for the bus: events, commands, leases, sagas, memberships, quotas.
 pub const MIGRATIONS: &[Migration] = capsule_store::migrations![1 "create_outbox_and_inbox", 2 "create_leases_and_commands", 3 "create_sagas_and_error_history", 4 "keep_quotas"];
 
-/// Items that a stream may run ahead of its reader.
-const STREAM_CREDIT: usize = 16;
+/// How many items of a stream are buffered until its reader takes them.
+const STREAM_BUFFER: usize = 16;
 
 type Reply = Result<Vec<u8>, Problem>;
-/// Context, payload, and whether they came from another process.
+/// Takes the context, the payload, and whether they came from another process.
 type Handler = Box<dyn Fn(Context, Vec<u8>, bool) -> BoxFuture<'static, Reply> + Send + Sync>;
 type Streamer = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<mpsc::Receiver<Vec<u8>>, Problem>> + Send + Sync>;
 
@@ -57,13 +57,16 @@ struct Route {
     handler: Handler,
 }
 
-/// Where one service's incoming events go.
+/// The inbox of one service.
 trait Inbox: Send + Sync {
-    fn wants(&self, kind: &str) -> bool;
+    /// Whether the service consumes events of this kind.
+    fn subscribes_to(&self, kind: &str) -> bool;
+    /// The kinds of event that the service consumes.
     fn kinds(&self) -> Vec<&'static str>;
-    /// Keeps what can never be taken as a dead letter.
-    fn set_aside<'a>(&'a self, body: &'a [u8], why: &'a str) -> BoxFuture<'a, Result<(), Problem>>;
-    fn put<'a>(&'a self, envelope: &'a EventEnvelope) -> BoxFuture<'a, Result<(), Problem>>;
+    /// Stores a message that cannot be handled as a dead letter.
+    fn store_dead_letter<'a>(&'a self, body: &'a [u8], reason: &'a str) -> BoxFuture<'a, Result<(), Problem>>;
+    /// Stores an event for the service's consumers.
+    fn enqueue<'a>(&'a self, envelope: &'a EventEnvelope) -> BoxFuture<'a, Result<(), Problem>>;
 }
 
 #[derive(Default)]
@@ -73,22 +76,22 @@ struct Table {
     inboxes: Vec<Arc<dyn Inbox>>,
 }
 
-/// What carries messages to other processes, and how they look on the way.
+/// The connection to other processes.
 struct Remote {
     transport: Arc<dyn Transport>,
     wire: Wire,
     streams: Arc<Streams>,
 }
 
-/// The bus: within one process, or over a broker between many. Who uses it cannot tell which.
+/// The bus, within one process or over a broker. Its interface is the same in both cases.
 #[derive(Clone, Default)]
 pub struct Bus {
     table: Arc<RwLock<Table>>,
     remote: Option<Arc<Remote>>,
-    /// Whether every service of this process is on the bus.
-    complete: Arc<tokio::sync::watch::Sender<bool>>,
-    /// The open streams of this process, whoever serves them.
-    watch: Arc<Watch>,
+    /// Whether events are relayed: true once every service of this process is registered.
+    delivers_events: Arc<tokio::sync::watch::Sender<bool>>,
+    /// The open streams of all services of this process.
+    stream_access: Arc<StreamAccess>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -98,46 +101,46 @@ impl std::fmt::Debug for Bus {
 }
 
 impl Bus {
-    /// A bus within this process, that nobody serves on yet.
+    /// A bus within this process, without services.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A bus over a broker. Other processes of the installation reach this one's private pages, with
-    /// [`Bus::pages`] among them, at `address` (`host:port`).
+    /// A bus over a broker. Other processes of the installation fetch streams from [`Bus::stream_routes`] at
+    /// `address` (`host:port`).
     #[must_use]
-    pub fn over(transport: Arc<dyn Transport>, keyring: &Keyring, address: String) -> Self {
+    pub fn with_transport(transport: Arc<dyn Transport>, keyring: &Keyring, address: String) -> Self {
         let wire = Wire::new(keyring);
         let streams = Arc::new(Streams::new(address, wire.clone()));
         let remote = Some(Arc::new(Remote { transport, wire, streams }));
         Self { remote, ..Self::default() }
     }
 
-    /// Says that every service of this process is on the bus. Events are told only from now on: within one
-    /// process, who is not there yet would never hear of them.
-    pub fn complete(&self) {
-        self.complete.send_replace(true);
+    /// Starts to relay events. Call it once every service of this process is registered: within one process, an
+    /// event reaches only the services that are registered when it is relayed.
+    pub fn start_event_delivery(&self) {
+        self.delivers_events.send_replace(true);
     }
 
-    /// Resolves once every service of this process is on the bus.
-    async fn completed(&self) {
-        // The sender is this value's own.
-        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
+    /// Resolves once [`Bus::start_event_delivery`] was called.
+    async fn wait_for_event_delivery(&self) {
+        // `self` holds the sender, so this cannot fail.
+        let _ = self.delivers_events.subscribe().wait_for(|delivers| *delivers).await;
     }
 
-    /// The pages that other processes fetch streams from.
-    pub fn pages(&self) -> axum::Router {
-        self.remote.as_ref().map_or_else(axum::Router::new, |remote| remote.streams.clone().pages())
+    /// The HTTP routes that other processes fetch streams from.
+    pub fn stream_routes(&self) -> axum::Router {
+        self.remote.as_ref().map_or_else(axum::Router::new, |remote| remote.streams.clone().routes())
     }
 
-    /// Whether the broker is there; `None` within one process.
+    /// Whether the broker is connected; `None` without a broker.
     #[must_use]
-    pub fn broker(&self) -> Option<bool> {
+    pub fn broker_ready(&self) -> Option<bool> {
         self.remote.as_ref().map(|remote| remote.transport.is_ready())
     }
 
-    /// Takes nothing new from the broker any more; resolves when what was begun is done.
+    /// Stops deliveries from the broker; resolves when those in flight are done.
     pub async fn drain(&self) {
         if let Some(remote) = &self.remote {
             remote.transport.drain().await;
@@ -146,21 +149,21 @@ impl Bus {
 
     /// Sends a message and waits for the reply, at most until the context's deadline.
     ///
-    /// A query is dropped when nobody waits for it any more; a command that was begun runs to its end.
+    /// Dropping the future or reaching the deadline cancels a query. A command that has started runs to its end.
     ///
     /// # Errors
-    /// What the handler or the dispatcher answers, [`Problem::unavailable`] when nobody serves the
-    /// subject, [`Problem::deadline`] when no answer came in time.
+    /// What the handler or the dispatcher returns, [`Problem::unavailable`] when no service handles the
+    /// subject, [`Problem::deadline`] when there is no reply before the deadline.
     pub async fn request<M: Message>(&self, context: &Context, message: &M) -> Result<M::Reply, Problem> {
         let payload = serde_json::to_vec(message).map_err(|_| Problem::internal())?;
         let reply = self.request_raw(context, M::SUBJECT, payload).await?;
         serde_json::from_slice(&reply).map_err(|cause| {
-            tracing::error!(subject = M::SUBJECT, %cause, "a reply does not have its declared type");
+            tracing::error!(subject = M::SUBJECT, %cause, "a reply does not match its declared type");
             Problem::internal()
         })
     }
 
-    /// As [`Bus::request`], for a message and a reply that are JSON already.
+    /// As [`Bus::request`], with the message and the reply as JSON.
     ///
     /// # Errors
     /// As [`Bus::request`].
@@ -173,12 +176,12 @@ impl Bus {
                 capsule_observe::name_span(&span, subject, "client");
                 remote.request(context, subject, &payload).instrument(span).await
             }
-            (None, None) => Err(nobody(subject)),
+            (None, None) => Err(no_handler(subject)),
         }
     }
 
     /// Opens a stream; its items are JSON. Dropping the receiver ends it. The sender waits while the
-    /// reader is behind.
+    /// buffer is full.
     ///
     /// # Errors
     /// As [`Bus::request`], before the first item.
@@ -187,7 +190,7 @@ impl Bus {
         self.open_raw(context, M::SUBJECT, payload).await
     }
 
-    /// As [`Bus::open`], for a message that is JSON already.
+    /// As [`Bus::open`], with the message as JSON.
     ///
     /// # Errors
     /// As [`Bus::open`].
@@ -205,57 +208,58 @@ impl Bus {
                 let ticket = serde_json::from_slice(&ticket).map_err(|_| Problem::internal())?;
                 remote.streams.fetch(ticket).await
             }
-            (None, None) => Err(nobody(subject)),
+            (None, None) => Err(no_handler(subject)),
         }
     }
 
-    /// Hands events to whoever wants them; returns once all are in safe keeping.
+    /// Delivers events to the services that subscribe to them; returns once all are stored in an inbox or in the broker.
     async fn publish(&self, envelopes: &[EventEnvelope]) -> Result<(), Problem> {
         if let Some(remote) = &self.remote {
-            // Sent one after the other, confirmed all together.
-            let events = envelopes.iter().map(|envelope| remote.wire.event(envelope)).collect::<Result<Vec<_>, _>>()?;
+            // The events are sent in order; their confirmations are awaited together.
+            let events = envelopes.iter().map(|envelope| remote.wire.sign_event(envelope)).collect::<Result<Vec<_>, _>>()?;
             return try_join_all(events.into_iter().map(|event| remote.transport.publish(event))).await.map(|_| ());
         }
         for envelope in envelopes {
-            let inboxes: Vec<_> = self.read_table().inboxes.iter().filter(|inbox| inbox.wants(&envelope.kind)).cloned().collect();
+            let inboxes: Vec<_> =
+                self.read_table().inboxes.iter().filter(|inbox| inbox.subscribes_to(&envelope.kind)).cloned().collect();
             for inbox in inboxes {
-                inbox.put(envelope).await?;
+                inbox.enqueue(envelope).await?;
             }
         }
         Ok(())
     }
 
-    /// Puts a service in reach of other processes.
+    /// Delivers the events and, over a broker, the requests of a service to it.
     fn serve(&self, name: &'static str, subjects: Vec<&'static str>, inbox: &Arc<dyn Inbox>) {
         let Some(remote) = self.remote.clone() else {
             self.write_table().inboxes.push(inbox.clone());
             return;
         };
-        let (bus, answering) = (self.clone(), remote.clone());
-        let answer = move |sealed: Vec<u8>| {
-            let (bus, remote) = (bus.clone(), answering.clone());
-            Box::pin(async move { remote.answer(&bus, &sealed).await }) as BoxFuture<'static, _>
+        let (bus, own_remote) = (self.clone(), remote.clone());
+        let handle_request = move |sealed: Vec<u8>| {
+            let (bus, remote) = (bus.clone(), own_remote.clone());
+            Box::pin(async move { remote.handle_request(&bus, &sealed).await }) as BoxFuture<'static, _>
         };
-        let (taking, wire) = (inbox.clone(), remote.wire.clone());
-        let receive = move |body: Vec<u8>, signature: String| {
-            let (inbox, wire) = (taking.clone(), wire.clone());
+        let (event_inbox, wire) = (inbox.clone(), remote.wire.clone());
+        let handle_event = move |body: Vec<u8>, signature: String| {
+            let (inbox, wire) = (event_inbox.clone(), wire.clone());
             Box::pin(async move {
                 let envelope = wire.open_event(&body, &signature)?;
-                inbox.put(&envelope).await.map_err(Refusal::Later)
+                inbox.enqueue(&envelope).await.map_err(Rejection::Temporary)
             }) as BoxFuture<'static, _>
         };
-        let aside = inbox.clone();
-        let set_aside = move |body: Vec<u8>, why: String| {
-            let inbox = aside.clone();
-            Box::pin(async move { inbox.set_aside(&body, &why).await }) as BoxFuture<'static, _>
+        let dead_letter_inbox = inbox.clone();
+        let store_dead_letter = move |body: Vec<u8>, reason: String| {
+            let inbox = dead_letter_inbox.clone();
+            Box::pin(async move { inbox.store_dead_letter(&body, &reason).await }) as BoxFuture<'static, _>
         };
-        remote.transport.serve(Served {
+        remote.transport.serve(ServiceEndpoint {
             name,
             subjects,
             kinds: inbox.kinds(),
-            answer: Arc::new(answer),
-            receive: Arc::new(receive),
-            set_aside: Arc::new(set_aside),
+            handle_request: Arc::new(handle_request),
+            handle_event: Arc::new(handle_event),
+            store_dead_letter: Arc::new(store_dead_letter),
         });
     }
 
@@ -270,24 +274,24 @@ impl Bus {
 
 impl Remote {
     async fn request(&self, context: &Context, subject: &'static str, payload: &[u8]) -> Reply {
-        let patience = context.deadline.saturating_duration_since(Instant::now());
-        if patience.is_zero() {
+        let timeout = context.deadline.saturating_duration_since(Instant::now());
+        if timeout.is_zero() {
             return Err(Problem::deadline(subject));
         }
-        // It may arrive twice: it goes by an id, so that it is not carried out twice.
+        // The transport may deliver the request twice: its id keeps the command from running twice.
         let mut context = context.clone();
         context.traceparent = capsule_observe::traceparent().or(context.traceparent);
         context.command.get_or_insert_with(|| Command { id: new_id(), digest: String::new() });
-        let (id, body) = self.wire.request(&context, subject, payload)?;
-        let sent = self.transport.request(Outgoing { subject, body, patience });
-        let reply = tokio::time::timeout(patience, sent).await.map_err(|_| Problem::deadline(subject))??;
+        let (id, body) = self.wire.seal_request(&context, subject, payload)?;
+        let sent = self.transport.request(OutgoingRequest { subject, body, timeout });
+        let reply = tokio::time::timeout(timeout, sent).await.map_err(|_| Problem::deadline(subject))??;
         self.wire.open_reply(id, &reply)
     }
 
-    /// Answers a request of another process.
-    async fn answer(&self, bus: &Bus, sealed: &[u8]) -> Vec<u8> {
+    /// Handles a request of another process and returns the sealed reply.
+    async fn handle_request(&self, bus: &Bus, sealed: &[u8]) -> Vec<u8> {
         let Some(request) = self.wire.open_request(sealed) else {
-            tracing::error!("a request does not open: another installation's, or another master key");
+            tracing::error!("a request cannot be decrypted: it comes from another installation, or the master keys differ");
             return Vec::new();
         };
         let (id, subject) = (request.id, request.subject.as_str());
@@ -302,14 +306,14 @@ impl Remote {
                 .await
                 .and_then(|items| self.streams.offer(items))
                 .and_then(|ticket| serde_json::to_vec(&ticket).map_err(|_| Problem::internal())),
-            (None, None) => Err(nobody(subject)),
+            (None, None) => Err(no_handler(subject)),
         };
-        self.wire.reply(id, &reply).unwrap_or_default()
+        self.wire.seal_reply(id, &reply).unwrap_or_default()
     }
 }
 
-fn nobody(subject: &str) -> Problem {
-    Problem::unavailable(format!("Nobody serves {subject} at the moment."))
+fn no_handler(subject: &str) -> Problem {
+    Problem::unavailable(format!("No running service handles {subject}."))
 }
 
 /// Runs a handler of this process.
@@ -321,12 +325,13 @@ async fn dispatch(route: &Route, subject: &'static str, context: Context, payloa
     if remaining.is_zero() {
         return Err(Problem::deadline(subject));
     }
-    let began = Instant::now();
-    let work = (route.handler)(context, payload, remote);
+    let started = Instant::now();
+    let handling = (route.handler)(context, payload, remote);
     let outcome = match route.kind {
-        Kind::Query => tokio::time::timeout(remaining, work).await,
+        Kind::Query => tokio::time::timeout(remaining, handling).await,
         Kind::Command => {
-            tokio::time::timeout(remaining, async { tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::internal())) }).await
+            tokio::time::timeout(remaining, async { tokio::spawn(handling).await.unwrap_or_else(|_| Err(Problem::internal())) })
+                .await
         }
     };
     let reply = outcome.unwrap_or_else(|_| Err(Problem::deadline(subject)));
@@ -335,6 +340,6 @@ async fn dispatch(route: &Route, subject: &'static str, context: Context, payloa
         Err(problem) => problem.code.clone(),
     };
     metrics::counter!("capsule_messages_total", "subject" => subject, "result" => result).increment(1);
-    metrics::histogram!("capsule_message_duration_seconds", "subject" => subject).record(began.elapsed());
+    metrics::histogram!("capsule_message_duration_seconds", "subject" => subject).record(started.elapsed());
     reply
 }

@@ -1,4 +1,4 @@
-//! What every service answers to whoever runs the installation: its dead letters, and its sagas.
+//! The messages for operators that every service handles: its dead letters and sagas.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use sea_orm::FromQueryResult;
 use crate::events;
 use crate::service::{Call, Router, Service};
 
-/// Serves these messages for one service more.
+/// Adds the handlers of these messages to a service.
 pub fn serve<S: Service>(router: Router<S>) -> Router<S> {
     router
-        .handle_own(list_dead_letters)
-        .handle_own(get_dead_letter)
-        .handle_own(replay_dead_letter)
-        .handle_own(discard_dead_letter)
-        .handle_own(list_sagas)
-        .handle_own(get_saga)
+        .handle_per_service(list_dead_letters)
+        .handle_per_service(get_dead_letter)
+        .handle_per_service(replay_dead_letter)
+        .handle_per_service(discard_dead_letter)
+        .handle_per_service(list_sagas)
+        .handle_per_service(get_saga)
 }
 
 #[derive(FromQueryResult)]
@@ -35,7 +35,7 @@ struct DeadRow {
 }
 
 impl DeadRow {
-    fn view(self, service: &str, whole: bool) -> DeadLetter {
+    fn view(self, service: &str, with_envelope: bool) -> DeadLetter {
         let errors: Vec<Failure> = self.errors.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let envelope = || serde_json::from_str(&self.envelope).unwrap_or(serde_json::Value::String(self.envelope.clone()));
         DeadLetter {
@@ -46,7 +46,7 @@ impl DeadRow {
             received_at: Timestamp(self.received_at),
             last_error: self.last_error.unwrap_or_default(),
             errors,
-            envelope: whole.then(envelope),
+            envelope: with_envelope.then(envelope),
         }
     }
 }
@@ -77,19 +77,20 @@ async fn get_dead_letter<S: Service>(service: Arc<S>, call: Call<GetDeadLetter>)
 async fn replay_dead_letter<S: Service>(service: Arc<S>, call: Call<ReplayDeadLetter>) -> Result<DeadLetter, Problem> {
     let letter = dead_letter(service.store(), call.message.id).await?;
     if letter.kind == events::UNREADABLE {
-        return Err(Problem::conflict("This was no event that could be read; nothing can be tried again.").hint("Discard it."));
+        return Err(Problem::conflict("The dead letter is not a readable event, so it cannot be replayed.")
+            .hint("Discard it: `capsule admin dead-letters discard ID`."));
     }
-    settle(service.store(), letter, "pending").await
+    set_state(service.store(), letter, "pending").await
 }
 
 async fn discard_dead_letter<S: Service>(service: Arc<S>, call: Call<DiscardDeadLetter>) -> Result<DeadLetter, Problem> {
     let letter = dead_letter(service.store(), call.message.id).await?;
-    tracing::info!(service = service.store().name(), id = %letter.id, kind = letter.kind, by = %call.proof.user(), "a dead letter is discarded");
-    // Its row stays a while, so that it is known if it is told once more.
-    settle(service.store(), letter, "done").await
+    tracing::info!(service = service.store().name(), id = %letter.id, kind = letter.kind, by = %call.grant.user(), "a dead letter was discarded");
+    // The row stays until its retention ends, so that a redelivered event is not handled again.
+    set_state(service.store(), letter, "done").await
 }
 
-async fn settle(store: &Store, letter: DeadLetter, state: &str) -> Result<DeadLetter, Problem> {
+async fn set_state(store: &Store, letter: DeadLetter, state: &str) -> Result<DeadLetter, Problem> {
     let tx = store.begin().await?;
     tx.run(unscoped!(
         "the inbox belongs to the service",
@@ -154,23 +155,23 @@ async fn get_saga<S: Service>(service: Arc<S>, call: Call<GetSaga>) -> Result<Sa
 }
 
 #[derive(FromQueryResult)]
-struct Counted {
+struct StateCount {
     state: String,
     count: i64,
 }
 
-/// Tells in numbers what waits, for as long as this process leads the service.
-pub async fn census(store: &Store) {
+/// Updates the metrics of outbox, inbox and database connections, while this process is the service's leader.
+pub async fn report_queue_metrics(store: &Store) {
     loop {
-        let waiting = unscoped!("counts", "SELECT COUNT(*) FROM outbox WHERE relayed_at IS NULL");
-        if let Ok(Some(waiting)) = store.read().value::<i64>(waiting).await {
-            metrics::gauge!("capsule_outbox_pending", "service" => store.name()).set(waiting as f64);
+        let unrelayed = unscoped!("counts", "SELECT COUNT(*) FROM outbox WHERE relayed_at IS NULL");
+        if let Ok(Some(unrelayed)) = store.read().value::<i64>(unrelayed).await {
+            metrics::gauge!("capsule_outbox_pending", "service" => store.name()).set(unrelayed as f64);
         }
         let states = unscoped!("counts", "SELECT state, COUNT(*) AS count FROM inbox WHERE state <> 'done' GROUP BY state");
-        if let Ok(states) = store.read().all::<Counted>(states).await {
-            let of = |state: &str| states.iter().find(|counted| counted.state == state).map_or(0, |counted| counted.count) as f64;
-            metrics::gauge!("capsule_inbox_pending", "service" => store.name()).set(of("pending"));
-            metrics::gauge!("capsule_dead_letters", "service" => store.name()).set(of("dead"));
+        if let Ok(states) = store.read().all::<StateCount>(states).await {
+            let count_of = |state: &str| states.iter().find(|row| row.state == state).map_or(0, |row| row.count) as f64;
+            metrics::gauge!("capsule_inbox_pending", "service" => store.name()).set(count_of("pending"));
+            metrics::gauge!("capsule_dead_letters", "service" => store.name()).set(count_of("dead"));
         }
         store.report_connection_metrics();
         tokio::time::sleep(events::POLL * 10).await;

@@ -1,5 +1,5 @@
-//! The quotas of organizations, as a service that counts was told them: by [`QuotasChanged`], and by asking
-//! their owner where that was too long ago. Like the cache of memberships, but for numbers.
+//! A service's cache of organizations' quotas. [`QuotasChanged`] updates it; outdated entries are requested from the
+//! organization service, which owns them. It works like the membership cache.
 
 use std::sync::LazyLock;
 
@@ -11,62 +11,62 @@ use sea_orm::FromQueryResult;
 use crate::context::Context;
 use crate::service::{Router, Service};
 
-/// Quotas are taken for true so long, in seconds, after their owner last confirmed them.
-const LEASE: i64 = 60;
+/// How long cached quotas are valid after the organization service confirmed them, in seconds.
+const LEASE_SECONDS: i64 = 60;
 
-/// What an earlier process was told may have been changed by a setting since: it is confirmed anew.
+/// Entries from before this process started are requested again: the installation's settings may have changed.
 static STARTED: LazyLock<i64> = LazyLock::new(|| Timestamp::now().0);
 
 #[derive(FromQueryResult)]
-struct Known {
+struct CachedQuotas {
     quotas: String,
     confirmed_at: i64,
 }
 
 /// The quotas of an organization. Call it before the transaction that counts.
 ///
-/// What was confirmed lately is taken as it is; otherwise the organization service is asked. Where that does not
-/// answer, the quotas known last hold on; where none were ever known, nothing new may be used.
+/// Quotas that were confirmed recently come from the cache; others are requested from the organization service. If
+/// that is unavailable, outdated quotas from the cache are returned.
 ///
 /// # Errors
-/// [`Problem::unavailable`] where the quotas are not known and their owner does not answer.
+/// [`Problem::unavailable`] if the quotas are not in the cache and the organization service is unavailable.
 pub async fn quotas<S: Service>(service: &S, organization: Uuid) -> Result<Quotas, Problem> {
-    let known = unscoped!(
+    let cached = unscoped!(
         "the limits of the organization that the caller was authorized for",
         "SELECT quotas, confirmed_at FROM known_quotas WHERE organization_id = $1",
         organization
     );
-    let known = service.store().read().first::<Known>(known).await?;
-    let fresh = Timestamp::now().plus_seconds(-LEASE).0.max(*STARTED);
-    if let Some(known) = known.as_ref().filter(|known| known.confirmed_at >= fresh) {
-        return read(&known.quotas);
+    let cached = service.store().read().first::<CachedQuotas>(cached).await?;
+    let valid_since = Timestamp::now().plus_seconds(-LEASE_SECONDS).0.max(*STARTED);
+    if let Some(cached) = cached.as_ref().filter(|cached| cached.confirmed_at >= valid_since) {
+        return parse(&cached.quotas);
     }
-    let ask = ConfirmQuotas { organization_id: organization };
-    match (service.bus().request(&Context::background(service.store().name()), &ask).await, known) {
+    let request = ConfirmQuotas { organization_id: organization };
+    match (service.bus().request(&Context::background(service.store().name()), &request).await, cached) {
         (Ok(confirmed), _) => {
             let tx = service.store().begin().await?;
-            remember(&tx, &confirmed).await?;
+            cache_quotas(&tx, &confirmed).await?;
             tx.commit().await?;
             Ok(confirmed.quotas)
         }
-        (Err(problem), Some(known)) if problem.status >= 500 => {
-            tracing::warn!(%organization, %problem, "quotas cannot be confirmed; those known last hold on");
-            read(&known.quotas)
+        (Err(problem), Some(cached)) if problem.status >= 500 => {
+            tracing::warn!(%organization, %problem, "quotas cannot be confirmed; using the cached ones");
+            parse(&cached.quotas)
         }
         (Err(problem), None) if problem.status >= 500 => {
-            tracing::warn!(%organization, %problem, "quotas are not known");
-            Err(Problem::unavailable("The quotas of the organization cannot be read at the moment."))
+            tracing::warn!(%organization, %problem, "quotas are not in the cache and cannot be requested");
+            Err(Problem::unavailable("The organization's quotas cannot be read: the organization service is unavailable."))
         }
         (Err(problem), _) => Err(problem),
     }
 }
 
-fn read(text: &str) -> Result<Quotas, Problem> {
+fn parse(text: &str) -> Result<Quotas, Problem> {
     serde_json::from_str(text).map_err(|_| Problem::internal())
 }
 
-/// Takes over what an event or answer says, unless something newer is known.
-async fn remember(tx: &Transaction<'_>, confirmed: &ConfirmedQuotas) -> Result<(), Problem> {
+/// Caches quotas, unless the cached ones are newer.
+async fn cache_quotas(tx: &Transaction<'_>, confirmed: &ConfirmedQuotas) -> Result<(), Problem> {
     tx.run(unscoped!(
         "limits are not a tenant's data",
         "INSERT INTO known_quotas (organization_id, quotas, sequence, confirmed_at) VALUES ($1, $2, $3, $4) \
@@ -83,10 +83,10 @@ async fn remember(tx: &Transaction<'_>, confirmed: &ConfirmedQuotas) -> Result<(
 }
 
 impl<S: Service> Router<S> {
-    /// Keeps what [`quotas`] answers up to date: for services that count.
+    /// Updates the cache of [`quotas`] by events. For services that check quotas.
     #[must_use]
     pub fn keep_quotas(self) -> Self {
         LazyLock::force(&STARTED);
-        self.consume::<QuotasChanged>(|_, tx, event| Box::pin(async move { remember(tx, &event.confirmed).await }))
+        self.consume::<QuotasChanged>(|_, tx, event| Box::pin(async move { cache_quotas(tx, &event.confirmed).await }))
     }
 }

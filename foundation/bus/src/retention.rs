@@ -1,4 +1,4 @@
-//! Retention: rows that are kept only for a while are deleted by a timer, whether or not anything happens.
+//! Retention: expired rows are deleted periodically, whether or not the service receives events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,39 +10,39 @@ use futures_util::future::BoxFuture;
 use crate::service::Service;
 
 /// The time between two purges.
-const PERIOD: Duration = Duration::from_secs(600);
-/// Handled and relayed events are kept this long, so that an event that arrives twice is recognized.
-const EVENT_SECONDS: i64 = 7 * 24 * 3600;
-/// Sagas that ended are kept this long, for operators.
-const SAGA_SECONDS: i64 = 30 * 24 * 3600;
+const PURGE_PERIOD: Duration = Duration::from_secs(600);
+/// How long handled and relayed events are kept, so that a redelivered event is recognized.
+const EVENT_RETENTION_SECONDS: i64 = 7 * 24 * 3600;
+/// How long sagas are kept after their end, for operators.
+const SAGA_RETENTION_SECONDS: i64 = 30 * 24 * 3600;
 
-/// Deletes what a service keeps only for a while and the bus does not know of.
+/// Deletes the expired rows of a service's own tables.
 pub type Purge<S> = for<'a> fn(&'a Arc<S>, Timestamp) -> BoxFuture<'a, Result<(), Problem>>;
 
-/// Purges at once and then periodically, for as long as this process leads the service.
-pub(crate) async fn run<S: Service>(service: &Arc<S>, own: Option<Purge<S>>) {
+/// Purges now and then periodically, while this process is the service's leader.
+pub(crate) async fn run<S: Service>(service: &Arc<S>, service_purge: Option<Purge<S>>) {
     loop {
         let now = Timestamp::now();
         let purged = async {
             purge(service.store(), now).await?;
-            match own {
-                Some(own) => own(service, now).await,
+            match service_purge {
+                Some(service_purge) => service_purge(service, now).await,
                 None => Ok(()),
             }
         };
         if let Err(problem) = purged.await {
-            tracing::warn!(service = service.store().name(), %problem, "old rows could not be deleted; trying again later");
+            tracing::warn!(service = service.store().name(), %problem, "expired rows cannot be deleted; retrying later");
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(PURGE_PERIOD).await;
     }
 }
 
-/// Deletes events, remembered commands and sagas whose retention is over at `now`.
+/// Deletes the events, commands and sagas whose retention has ended at `now`.
 ///
 /// # Errors
-/// When the database does not answer.
+/// When the database is unavailable.
 pub async fn purge(store: &Store, now: Timestamp) -> Result<(), Problem> {
-    let (events, sagas) = (now.plus_seconds(-EVENT_SECONDS).0, now.plus_seconds(-SAGA_SECONDS).0);
+    let (events, sagas) = (now.plus_seconds(-EVENT_RETENTION_SECONDS).0, now.plus_seconds(-SAGA_RETENTION_SECONDS).0);
     let tx = store.begin().await?;
     tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", events)).await?;
     tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", events))

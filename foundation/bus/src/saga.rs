@@ -1,9 +1,8 @@
-//! Sagas: a bounded sequence of actions over several services that is done to its end, or undone.
+//! Sagas: a sequence of actions across several services that is either completed or undone.
 //!
-//! What is done is recorded after each step, and each action may be run twice without harm, so a saga goes
-//! on wherever its process died. An action that can never succeed, or that has not within the saga's
-//! patience, makes everything be undone, last step first. A step without an undo is the point of no
-//! return: what comes after it is tried until it succeeds.
+//! Each step is recorded when it is done, and every action is idempotent, so a saga resumes after a crash. If
+//! an action fails permanently, or has not succeeded within the saga's timeout, the steps are undone in reverse
+//! order. A step without an undo is the point of no return: later steps are retried until they succeed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,29 +19,29 @@ use crate::context::{Context, Principal};
 use crate::events::backoff;
 use crate::service::Service;
 
-/// Looks for something to do this often.
-const PERIOD: Duration = Duration::from_millis(500);
-/// A step that waits for something tries again after this long at the most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// So many events of a saga's history are kept.
-const HISTORY: usize = 100;
+/// How often due steps are looked for.
+const POLL_PERIOD: Duration = Duration::from_millis(500);
+/// The longest delay between two attempts of a step.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(15);
+/// How many events of a saga's history are kept.
+const MAX_HISTORY: usize = 100;
 
-/// Something a saga does. May be run twice without harm.
+/// An action of a saga. It must be idempotent.
 pub type Action<S> = for<'a> fn(&'a S, &'a Run) -> BoxFuture<'a, Result<(), Problem>>;
 
 /// A sequence of steps.
 pub struct Saga<S: 'static> {
     pub name: &'static str,
-    /// What is not past the point of no return by then is undone.
-    pub patience: Duration,
+    /// A saga that has not passed its point of no return by then is undone.
+    pub timeout: Duration,
     pub steps: &'static [Step<S>],
 }
 
-/// An action beside its undo.
+/// An action and its undo.
 pub struct Step<S: 'static> {
     pub name: &'static str,
     pub act: Action<S>,
-    /// Undoes the action, or whatever part of it was done. `None` is the point of no return.
+    /// Undoes the action, even if only a part of it was done. `None` is the point of no return.
     pub undo: Option<Action<S>>,
 }
 
@@ -58,42 +57,42 @@ impl<S> std::fmt::Debug for Step<S> {
     }
 }
 
-/// A saga under way, as its actions see it.
+/// A running saga, as its actions see it.
 #[derive(Debug)]
 pub struct Run {
     id: Uuid,
     input: String,
     correlation_id: String,
     service: &'static str,
-    /// Which step, and whether it is done or undone.
-    moment: String,
+    /// The step's name, and `do` or `undo`.
+    action: String,
 }
 
 impl Run {
-    /// What the saga was begun with.
+    /// The input that the saga was started with.
     ///
     /// # Errors
-    /// When it was begun with something else.
+    /// When the input does not have the type `T`.
     pub fn input<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         serde_json::from_str(&self.input).map_err(|_| Problem::internal())
     }
 
-    /// For questions to other services.
+    /// The context for queries to other services.
     #[must_use]
     pub fn context(&self) -> Context {
         Context::new(self.correlation_id.clone(), Principal::Service(self.service))
     }
 
-    /// For the command to another service that this action consists of: sent again after a crash, it is
-    /// known there.
+    /// The context for this action's command to another service: sent again after a crash, the command does not run
+    /// again.
     #[must_use]
     pub fn command(&self) -> Context {
-        let name = format!("{}/{}", self.id, self.moment);
-        self.context().once(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), self.moment.clone())
+        let name = format!("{}/{}", self.id, self.action);
+        self.context().with_command_id(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), self.action.clone())
     }
 }
 
-/// Begins a saga, in the transaction that accepts it.
+/// Starts a saga, in the transaction that accepts the request for it.
 ///
 /// # Errors
 /// When the row cannot be written.
@@ -127,14 +126,14 @@ struct Row {
     started_at: i64,
 }
 
-/// Carries sagas on, for as long as this process leads the service.
+/// Runs the steps of sagas, while this process is the service's leader.
 pub async fn run<S: Service>(service: &Arc<S>, sagas: &[&'static Saga<S>]) {
     if sagas.is_empty() {
         return std::future::pending().await;
     }
     loop {
-        match due(service.store()).await {
-            Ok(rows) if rows.is_empty() => tokio::time::sleep(PERIOD).await,
+        match due_sagas(service.store()).await {
+            Ok(rows) if rows.is_empty() => tokio::time::sleep(POLL_PERIOD).await,
             Ok(rows) => {
                 let steps = rows.into_iter().filter_map(|row| {
                     let saga = sagas.iter().find(|saga| saga.name == row.name)?;
@@ -143,14 +142,14 @@ pub async fn run<S: Service>(service: &Arc<S>, sagas: &[&'static Saga<S>]) {
                 futures_util::future::join_all(steps).await;
             }
             Err(problem) => {
-                tracing::warn!(service = service.store().name(), %problem, "sagas could not be looked for");
-                tokio::time::sleep(PERIOD).await;
+                tracing::warn!(service = service.store().name(), %problem, "due sagas cannot be read; retrying");
+                tokio::time::sleep(POLL_PERIOD).await;
             }
         }
     }
 }
 
-async fn due(store: &Store) -> Result<Vec<Row>, Problem> {
+async fn due_sagas(store: &Store) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "sagas belong to the service",
         "SELECT id, name, input, correlation_id, state, step, attempts, history, started_at FROM sagas \
@@ -171,28 +170,28 @@ async fn step<S: Service>(service: &Arc<S>, saga: &'static Saga<S>, row: Row) {
         input: row.input.clone(),
         correlation_id: row.correlation_id.clone(),
         service: store.name(),
-        moment: format!("{}/{}", step.name, if undoing { "undo" } else { "do" }),
+        action: format!("{}/{}", step.name, if undoing { "undo" } else { "do" }),
     };
     let action = if undoing { step.undo } else { Some(step.act) };
     let outcome = match action {
-        Some(action) => tokio::time::timeout(Context::PATIENCE, action(service, &run))
+        Some(action) => tokio::time::timeout(Context::DEFAULT_TIMEOUT, action(service, &run))
             .await
             .unwrap_or_else(|_| Err(Problem::deadline(step.name))),
         None => Ok(()),
     };
-    let next = next(saga, &row, at, undoing, &outcome);
+    let next = next_state(saga, &row, at, undoing, &outcome);
     if let Err(problem) = &outcome {
         tracing::warn!(saga = saga.name, id = %row.id, step = step.name, undoing, %problem, "a step of a saga failed");
     }
     if let Err(problem) = record(store, step.name, &row, undoing, &outcome, next).await {
-        // It is run again; its actions bear that.
-        tracing::warn!(saga = saga.name, id = %row.id, %problem, "a step of a saga could not be recorded");
-        tokio::time::sleep(PERIOD).await;
+        // The step runs again, which is safe because its actions are idempotent.
+        tracing::warn!(saga = saga.name, id = %row.id, %problem, "a step of a saga cannot be recorded");
+        tokio::time::sleep(POLL_PERIOD).await;
     }
 }
 
-/// State, step, attempts and pause that follow.
-fn next<S>(
+/// The next state, step and number of attempts, and the delay before the next attempt.
+fn next_state<S>(
     saga: &Saga<S>,
     row: &Row,
     at: usize,
@@ -206,13 +205,13 @@ fn next<S>(
         (Ok(()), true) => ("undoing", at - 1, 0, Duration::ZERO),
         (Err(problem), _) => {
             let attempts = row.attempts.saturating_add(1);
-            let never = (400..500).contains(&problem.status) && ![408, 429].contains(&problem.status);
-            let late = Timestamp::now().0 - row.started_at > i64::try_from(saga.patience.as_micros()).unwrap_or(i64::MAX);
-            let returns = !undoing && saga.steps[..=at].iter().all(|step| step.undo.is_some());
-            if returns && (never || late) {
+            let permanent = (400..500).contains(&problem.status) && ![408, 429].contains(&problem.status);
+            let timed_out = Timestamp::now().0 - row.started_at > i64::try_from(saga.timeout.as_micros()).unwrap_or(i64::MAX);
+            let can_undo = !undoing && saga.steps[..=at].iter().all(|step| step.undo.is_some());
+            if can_undo && (permanent || timed_out) {
                 return ("undoing", at, 0, Duration::ZERO);
             }
-            (if undoing { "undoing" } else { "running" }, at, attempts, backoff(attempts).min(LONGEST_PAUSE))
+            (if undoing { "undoing" } else { "running" }, at, attempts, backoff(attempts).min(MAX_RETRY_DELAY))
         }
     }
 }
@@ -223,7 +222,7 @@ async fn record(
     row: &Row,
     undoing: bool,
     outcome: &Result<(), Problem>,
-    (state, step, attempts, pause): (&'static str, usize, i32, Duration),
+    (state, step, attempts, delay): (&'static str, usize, i32, Duration),
 ) -> Result<(), Problem> {
     let now = Timestamp::now();
     let mut history: Vec<SagaEvent> = serde_json::from_str(&row.history).unwrap_or_default();
@@ -233,7 +232,7 @@ async fn record(
         Err(problem) => problem.to_string(),
     };
     history.push(SagaEvent { at: now, step: name.into(), what });
-    history.drain(..history.len().saturating_sub(HISTORY));
+    history.drain(..history.len().saturating_sub(MAX_HISTORY));
     let ended = matches!(state, "done" | "undone").then_some(now.0);
     let tx = store.begin().await?;
     tx.run(unscoped!(
@@ -243,7 +242,7 @@ async fn record(
         state,
         i32::try_from(step).unwrap_or_default(),
         attempts,
-        now.0 + i64::try_from(pause.as_micros()).unwrap_or_default(),
+        now.0 + i64::try_from(delay.as_micros()).unwrap_or_default(),
         outcome.as_ref().err().map(ToString::to_string),
         serde_json::to_string(&history).map_err(|_| Problem::internal())?,
         ended,
@@ -259,18 +258,18 @@ async fn record(
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, Saga, Step, next};
+    use super::{Row, Saga, Step, next_state};
     use capsule_contracts::{Problem, Timestamp, Uuid};
     use std::time::Duration;
 
-    const NOTHING: super::Action<()> = |(), _| Box::pin(async { Ok(()) });
+    const NO_ACTION: super::Action<()> = |(), _| Box::pin(async { Ok(()) });
     const SAGA: Saga<()> = Saga {
         name: "test",
-        patience: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
         steps: &[
-            Step { name: "first", act: NOTHING, undo: Some(NOTHING) },
-            Step { name: "no return", act: NOTHING, undo: None },
-            Step { name: "last", act: NOTHING, undo: None },
+            Step { name: "first", act: NO_ACTION, undo: Some(NO_ACTION) },
+            Step { name: "no return", act: NO_ACTION, undo: None },
+            Step { name: "last", act: NO_ACTION, undo: None },
         ],
     };
 
@@ -281,12 +280,12 @@ mod tests {
     }
 
     fn after(at: usize, undoing: bool, outcome: &Result<(), Problem>, started_at: i64) -> (&'static str, usize) {
-        let (state, step, ..) = next(&SAGA, &row(started_at), at, undoing, outcome);
+        let (state, step, ..) = next_state(&SAGA, &row(started_at), at, undoing, outcome);
         (state, step)
     }
 
     #[test]
-    fn steps_follow_each_other_to_the_end_or_back_to_the_beginning() {
+    fn steps_run_in_order_and_are_undone_in_reverse_order() {
         let now = Timestamp::now().0;
         assert_eq!(after(0, false, &Ok(()), now), ("running", 1));
         assert_eq!(after(2, false, &Ok(()), now), ("done", 2));
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_succeed_or_comes_too_late_is_undone_but_not_past_the_point_of_no_return() {
+    fn a_permanent_failure_or_timeout_undoes_a_saga_before_its_point_of_no_return() {
         let now = Timestamp::now().0;
         assert_eq!(after(0, false, &Err(Problem::conflict("no")), now), ("undoing", 0));
         assert_eq!(after(0, false, &Err(Problem::unavailable("later")), now), ("running", 0));

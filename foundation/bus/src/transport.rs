@@ -1,6 +1,6 @@
-//! What carries messages between processes: the seam that a broker's client fills in.
+//! The interface that a broker's client implements: it moves bytes between processes.
 //!
-//! A transport moves bytes. What they mean, who may read them and who made them is settled above it.
+//! Encryption, signatures and authorization are done above it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,77 +8,78 @@ use std::time::Duration;
 use capsule_contracts::Problem;
 use futures_util::future::BoxFuture;
 
-/// A request on its way: sealed bytes for whoever serves the subject.
+/// A request to the service that handles `subject`.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct OutgoingRequest {
     pub subject: &'static str,
+    /// The sealed request.
     pub body: Vec<u8>,
-    /// A reply that comes later is of no use.
-    pub patience: Duration,
+    /// How long to wait for the reply.
+    pub timeout: Duration,
 }
 
-/// An event on its way to every service that wants its kind.
+/// An event to every service that subscribes to its kind.
 #[derive(Clone, Debug)]
-pub struct Published {
+pub struct OutgoingEvent {
     /// `CloudEvents` `type`.
     pub kind: String,
-    /// Events of one key are delivered in their order, where the transport keeps any.
+    /// The partition key: a transport that keeps an order keeps it among events of one key.
     pub key: String,
     /// The envelope, as JSON.
     pub body: Vec<u8>,
-    /// Proof that a process of this installation says so.
+    /// The body's signature with the installation's key.
     pub signature: String,
 }
 
-/// Why an event was not taken.
+/// Why an event was not accepted.
 #[derive(Debug)]
-pub enum Refusal {
-    /// It may be later.
-    Later(Problem),
-    /// It never will be: it is not understood, or nobody of this installation said it.
-    Never(Problem),
+pub enum Rejection {
+    /// Deliver it again later.
+    Temporary(Problem),
+    /// Do not deliver it again: it is malformed, or its signature is invalid.
+    Permanent(Problem),
 }
 
-/// Answers a request; the reply is sealed again.
-pub type Answer = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
-/// Takes an event (body and signature) into safe keeping.
-pub type Receive = Arc<dyn Fn(Vec<u8>, String) -> BoxFuture<'static, Result<(), Refusal>> + Send + Sync>;
-/// Keeps what could never be taken, and why, for people to look at.
-pub type SetAside = Arc<dyn Fn(Vec<u8>, String) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
+/// Handles a sealed request and returns the sealed reply.
+pub type RequestHandler = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
+/// Stores an event (body and signature) in the service's inbox.
+pub type EventHandler = Arc<dyn Fn(Vec<u8>, String) -> BoxFuture<'static, Result<(), Rejection>> + Send + Sync>;
+/// Stores a message (body and reason) as a dead letter of the service, for operators.
+pub type DeadLetterHandler = Arc<dyn Fn(Vec<u8>, String) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
 
-/// A service as its transport knows it.
+/// A service's subscriptions and handlers.
 #[derive(Clone)]
-pub struct Served {
+pub struct ServiceEndpoint {
     pub name: &'static str,
-    /// The subjects it answers.
+    /// The subjects of the requests it handles.
     pub subjects: Vec<&'static str>,
-    /// The kinds of event it wants.
+    /// The kinds of event it subscribes to.
     pub kinds: Vec<&'static str>,
-    pub answer: Answer,
-    pub receive: Receive,
-    pub set_aside: SetAside,
+    pub handle_request: RequestHandler,
+    pub handle_event: EventHandler,
+    pub store_dead_letter: DeadLetterHandler,
 }
 
-impl std::fmt::Debug for Served {
+impl std::fmt::Debug for ServiceEndpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Served({})", self.name)
+        write!(f, "ServiceEndpoint({})", self.name)
     }
 }
 
-/// A broker, as the bus needs it. Each call goes on over lost connections until its patience ends.
+/// A connection to a broker, which reconnects by itself. A call waits for the connection until its timeout.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends a request and waits for its reply. It may arrive more than once.
-    fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>>;
+    /// Sends a request and waits for its reply. The request may be delivered more than once.
+    fn request(&self, request: OutgoingRequest) -> BoxFuture<'_, Result<Vec<u8>, Problem>>;
 
-    /// Publishes an event; resolves once the broker keeps it.
-    fn publish(&self, event: Published) -> BoxFuture<'_, Result<(), Problem>>;
+    /// Publishes an event; resolves once the broker has confirmed it.
+    fn publish(&self, event: OutgoingEvent) -> BoxFuture<'_, Result<(), Problem>>;
 
-    /// Begins to serve. Requests and events are delivered until [`Transport::drain`].
-    fn serve(&self, service: Served);
+    /// Starts to deliver requests and events to a service, until [`Transport::drain`].
+    fn serve(&self, service: ServiceEndpoint);
 
-    /// Takes nothing new any more, and resolves when what was begun is done.
+    /// Stops deliveries; resolves when those in flight are done.
     fn drain(&self) -> BoxFuture<'_, ()>;
 
-    /// Whether the broker can be reached, and all that is served is being delivered.
+    /// Whether the broker is connected and delivers to every service.
     fn is_ready(&self) -> bool;
 }

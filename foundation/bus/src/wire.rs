@@ -1,6 +1,5 @@
-//! How a message looks between processes: sealed, so that a broker and whoever else can reach it neither
-//! reads nor makes one. Being on the broker proves nothing; the key, which only processes of one
-//! installation have, does.
+//! The format of messages between processes. Requests and replies are sealed and events are signed with a key that
+//! only the processes of one installation have, so other clients of the broker can neither read nor forge them.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,38 +9,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::Reply;
 use crate::context::{Command, Context, Principal};
-use crate::transport::{Published, Refusal};
+use crate::transport::{OutgoingEvent, Rejection};
 
-/// What travels before a message's body.
+/// The header before a request's payload.
 #[derive(Serialize, Deserialize)]
-struct Head {
-    /// Ties the reply to the request.
+struct RequestHeader {
+    /// The reply is sealed for this id.
     id: Uuid,
     subject: String,
     correlation_id: String,
     traceparent: Option<String>,
-    principal: Sender,
-    /// Microseconds since the epoch.
+    principal: SenderPrincipal,
+    /// Microseconds since the Unix epoch.
     deadline: u64,
     command: Option<Command>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Sender {
+enum SenderPrincipal {
     Anonymous,
     User { id: Uuid, session: Uuid, platform_admin: bool },
     Service(String),
 }
 
-/// Seals and opens what goes over a transport.
+/// Seals, signs and opens messages.
 #[derive(Clone, Debug)]
 pub struct Wire {
     key: DerivedKey,
 }
 
-/// A request as it arrived.
-pub struct Incoming {
+/// A received request.
+pub struct IncomingRequest {
     pub id: Uuid,
     pub subject: String,
     pub context: Context,
@@ -53,52 +52,52 @@ impl Wire {
         Self { key: keyring.derive("bus") }
     }
 
-    /// A request, and the id that its reply will be sealed for.
-    pub fn request(&self, context: &Context, subject: &str, payload: &[u8]) -> Result<(Uuid, Vec<u8>), Problem> {
+    /// Seals a request; also returns the id that its reply will be sealed for.
+    pub fn seal_request(&self, context: &Context, subject: &str, payload: &[u8]) -> Result<(Uuid, Vec<u8>), Problem> {
         let id = capsule_contracts::new_id();
         let remaining = context.deadline.saturating_duration_since(Instant::now());
-        let head = Head {
+        let header = RequestHeader {
             id,
             subject: subject.into(),
             correlation_id: context.correlation_id.clone(),
             traceparent: context.traceparent.clone(),
             principal: match context.principal {
-                Principal::Anonymous => Sender::Anonymous,
-                Principal::User { id, session, platform_admin } => Sender::User { id, session, platform_admin },
-                Principal::Service(name) => Sender::Service(name.into()),
+                Principal::Anonymous => SenderPrincipal::Anonymous,
+                Principal::User { id, session, platform_admin } => SenderPrincipal::User { id, session, platform_admin },
+                Principal::Service(name) => SenderPrincipal::Service(name.into()),
             },
             deadline: now().saturating_add(u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX)),
             command: context.command.clone(),
         };
-        let head = serde_json::to_vec(&head).map_err(|_| Problem::internal())?;
-        let length = u32::try_from(head.len()).map_err(|_| Problem::internal())?.to_be_bytes();
-        Ok((id, self.key.seal("request", &[&length, head.as_slice(), payload].concat())?))
+        let header = serde_json::to_vec(&header).map_err(|_| Problem::internal())?;
+        let length = u32::try_from(header.len()).map_err(|_| Problem::internal())?.to_be_bytes();
+        Ok((id, self.key.seal("request", &[&length, header.as_slice(), payload].concat())?))
     }
 
-    /// What a request says, if a process of this installation made it.
-    pub fn open_request(&self, sealed: &[u8]) -> Option<Incoming> {
+    /// Opens a request. `None` if it does not come from a process of this installation.
+    pub fn open_request(&self, sealed: &[u8]) -> Option<IncomingRequest> {
         let open = self.key.open("request", sealed)?;
         let (length, rest) = open.split_first_chunk::<4>()?;
-        let (head, payload) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
-        let head: Head = serde_json::from_slice(head).ok()?;
-        let remaining = std::time::Duration::from_micros(head.deadline.saturating_sub(now()));
-        let principal = match head.principal {
-            Sender::Anonymous => Principal::Anonymous,
-            Sender::User { id, session, platform_admin } => Principal::User { id, session, platform_admin },
-            Sender::Service(_) => Principal::Service("another process"),
+        let (header, payload) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        let header: RequestHeader = serde_json::from_slice(header).ok()?;
+        let remaining = std::time::Duration::from_micros(header.deadline.saturating_sub(now()));
+        let principal = match header.principal {
+            SenderPrincipal::Anonymous => Principal::Anonymous,
+            SenderPrincipal::User { id, session, platform_admin } => Principal::User { id, session, platform_admin },
+            SenderPrincipal::Service(_) => Principal::Service("another process"),
         };
         let context = Context {
-            correlation_id: head.correlation_id,
-            traceparent: head.traceparent,
+            correlation_id: header.correlation_id,
+            traceparent: header.traceparent,
             principal,
             deadline: Instant::now() + remaining,
-            command: head.command,
+            command: header.command,
         };
-        Some(Incoming { id: head.id, subject: head.subject, context, payload: payload.to_vec() })
+        Some(IncomingRequest { id: header.id, subject: header.subject, context, payload: payload.to_vec() })
     }
 
-    /// A reply to the request of this id.
-    pub fn reply(&self, id: Uuid, reply: &Reply) -> Result<Vec<u8>, Problem> {
+    /// Seals the reply to the request of this id.
+    pub fn seal_reply(&self, id: Uuid, reply: &Reply) -> Result<Vec<u8>, Problem> {
         let body = match reply {
             Ok(payload) => [b"+", payload.as_slice()].concat(),
             Err(problem) => [b"-".as_slice(), &serde_json::to_vec(problem).map_err(|_| Problem::internal())?].concat(),
@@ -106,33 +105,34 @@ impl Wire {
         self.key.seal(&format!("reply/{id}"), &body)
     }
 
-    /// What the reply to the request of this id says.
+    /// Opens the reply to the request of this id.
     pub fn open_reply(&self, id: Uuid, sealed: &[u8]) -> Reply {
-        let damaged = || {
-            tracing::error!("a reply does not open: another installation's, or another master key");
-            Problem::unavailable("The service answered with something that is not understood.")
+        let unreadable = || {
+            tracing::error!("a reply cannot be decrypted: it comes from another installation, or the master keys differ");
+            Problem::unavailable("The service returned an unreadable reply.")
         };
         match self.key.open(&format!("reply/{id}"), sealed).as_deref().and_then(<[u8]>::split_first) {
             Some((b'+', payload)) => Ok(payload.to_vec()),
-            Some((_, problem)) => Err(serde_json::from_slice(problem).map_err(|_| damaged())?),
-            None => Err(damaged()),
+            Some((_, problem)) => Err(serde_json::from_slice(problem).map_err(|_| unreadable())?),
+            None => Err(unreadable()),
         }
     }
 
-    /// An item of a stream, by its place in it.
-    pub fn item(&self, ticket: &str, place: u64, item: &[u8]) -> Result<Vec<u8>, Problem> {
-        self.key.seal(&format!("stream/{ticket}/{place}"), item)
+    /// Seals an item of a stream for its index in the stream.
+    pub fn seal_item(&self, ticket: &str, index: u64, item: &[u8]) -> Result<Vec<u8>, Problem> {
+        self.key.seal(&format!("stream/{ticket}/{index}"), item)
     }
 
-    pub fn open_item(&self, ticket: &str, place: u64, sealed: &[u8]) -> Option<Vec<u8>> {
-        self.key.open(&format!("stream/{ticket}/{place}"), sealed)
+    /// Opens an item of a stream. `None` if it was not sealed for this index.
+    pub fn open_item(&self, ticket: &str, index: u64, sealed: &[u8]) -> Option<Vec<u8>> {
+        self.key.open(&format!("stream/{ticket}/{index}"), sealed)
     }
 
-    /// An event, signed.
-    pub fn event(&self, envelope: &EventEnvelope) -> Result<Published, Problem> {
+    /// Signs an event.
+    pub fn sign_event(&self, envelope: &EventEnvelope) -> Result<OutgoingEvent, Problem> {
         let body = serde_json::to_vec(envelope).map_err(|_| Problem::internal())?;
         let signature = self.key.sign(&body);
-        Ok(Published {
+        Ok(OutgoingEvent {
             kind: envelope.kind.clone(),
             key: envelope.partitionkey.unwrap_or(envelope.subject).to_string(),
             body,
@@ -140,13 +140,13 @@ impl Wire {
         })
     }
 
-    /// What an event says, if a process of this installation said it.
-    pub fn open_event(&self, body: &[u8], signature: &str) -> Result<EventEnvelope, Refusal> {
+    /// Reads an event and checks its signature.
+    pub fn open_event(&self, body: &[u8], signature: &str) -> Result<EventEnvelope, Rejection> {
         if !self.key.verifies(body, signature) {
-            return Err(Refusal::Never(Problem::forbidden("The event's signature does not hold.")));
+            return Err(Rejection::Permanent(Problem::forbidden("The event's signature is invalid.")));
         }
         serde_json::from_slice(body)
-            .map_err(|cause| Refusal::Never(Problem::bad_request(format!("The envelope is not understood: {cause}."))))
+            .map_err(|cause| Rejection::Permanent(Problem::bad_request(format!("Invalid event envelope: {cause}."))))
     }
 }
 
@@ -168,26 +168,26 @@ mod tests {
     }
 
     #[test]
-    fn a_request_arrives_as_it_was_sent_and_only_within_the_installation() {
+    fn a_request_is_readable_only_within_the_installation() {
         let wire = wire();
         let principal = Principal::User { id: Uuid::from_u128(1), session: Uuid::from_u128(2), platform_admin: true };
         let context = Context::new("c-1".into(), principal);
-        let (id, sealed) = wire.request(&context, "auth.get_profile", b"{\"secret\":1}").expect("seals");
+        let (id, sealed) = wire.seal_request(&context, "auth.get_profile", b"{\"secret\":1}").expect("seals");
         assert!(!sealed.windows(6).any(|window| window == b"secret"));
-        let arrived = wire.open_request(&sealed).expect("opens");
-        assert_eq!((arrived.id, arrived.subject.as_str(), arrived.context.principal), (id, "auth.get_profile", principal));
-        assert_eq!(arrived.payload, b"{\"secret\":1}");
+        let received = wire.open_request(&sealed).expect("opens");
+        assert_eq!((received.id, received.subject.as_str(), received.context.principal), (id, "auth.get_profile", principal));
+        assert_eq!(received.payload, b"{\"secret\":1}");
         assert!(self::wire().open_request(&sealed).is_none(), "another installation");
     }
 
     #[test]
-    fn a_reply_belongs_to_its_request() {
+    fn a_reply_opens_only_for_its_request() {
         let wire = wire();
         let id = Uuid::from_u128(7);
-        let sealed = wire.reply(id, &Err(Problem::not_found("thing"))).expect("seals");
+        let sealed = wire.seal_reply(id, &Err(Problem::not_found("thing"))).expect("seals");
         assert_eq!(wire.open_reply(id, &sealed), Err(Problem::not_found("thing")));
         assert_eq!(wire.open_reply(Uuid::from_u128(8), &sealed).expect_err("another's").code, "unavailable");
-        let sealed = wire.reply(id, &Ok(b"yes".to_vec())).expect("seals");
+        let sealed = wire.seal_reply(id, &Ok(b"yes".to_vec())).expect("seals");
         assert_eq!(wire.open_reply(id, &sealed), Ok(b"yes".to_vec()));
     }
 }

@@ -19,7 +19,7 @@ pub use limits::{Decision, Limiter, Rate};
 /// How long to wait for a response of the shared cache.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a failing cache is not called.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+const OPEN_DURATION: Duration = Duration::from_secs(2);
 
 /// A shared cache, or none.
 #[derive(Clone)]
@@ -51,7 +51,13 @@ impl Cache {
     /// When `url` is invalid. The error does not contain it, as it may contain a password.
     pub fn at(url: &str) -> Result<Self, String> {
         let client = redis::Client::open(url).map_err(|_| "must look like redis://:password@host:6379".to_owned())?;
-        let policy = Policy { deadline: RESPONSE_TIMEOUT, retries: 0, failures: 3, rest: RETRY_AFTER, ..Policy::new("Redis") };
+        let policy = Policy {
+            timeout: RESPONSE_TIMEOUT,
+            retries: 0,
+            failure_threshold: 3,
+            open_duration: OPEN_DURATION,
+            ..Policy::new("Redis")
+        };
         Ok(Self(Some(Arc::new(Shared { client, connection: OnceCell::new(), guard: Guard::new(policy) }))))
     }
 

@@ -1,11 +1,11 @@
-//! Who may do what: roles, permissions, and the rule that every message declares.
+//! Roles, permissions, and the access rules of messages.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{Problem, Uuid};
 
-/// What a member of an organization may be allowed to do.
+/// A permission of a member of an organization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum Permission {
     #[serde(rename = "org:view")]
@@ -41,7 +41,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// Every permission, in the order in which they are documented.
+    /// Every permission, in display order.
     pub const ALL: [Self; 15] = [
         Self::OrgView,
         Self::OrgManage,
@@ -60,7 +60,7 @@ impl Permission {
         Self::AlertsManage,
     ];
 
-    /// The name that the API and the documentation use.
+    /// The name in the API and the documentation.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -94,10 +94,10 @@ pub enum Role {
 }
 
 impl Role {
-    /// Every role, least to most.
+    /// Every role, in ascending order.
     pub const ALL: [Self; 4] = [Self::Viewer, Self::Developer, Self::Admin, Self::Owner];
 
-    /// The name that the API and the databases use.
+    /// The name in the API and the databases.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -108,18 +108,17 @@ impl Role {
         }
     }
 
-    /// Whether a member of this role may do what `permission` names. A role may do all that the
-    /// lesser ones may.
+    /// Whether the role has a permission. A role has all permissions of the lower roles.
     #[must_use]
     pub fn allows(self, permission: Permission) -> bool {
         use Permission as P;
-        let least = match permission {
+        let min_role = match permission {
             P::OrgView | P::ProjectView | P::ServiceView | P::LogsView | P::MetricsView => Self::Viewer,
             P::ProjectCreate | P::DeployDev | P::DeployStaging | P::ServiceManage | P::ServiceScale => Self::Developer,
             P::OrgManage | P::ProjectDelete | P::DeployProduction | P::AlertsManage => Self::Admin,
             P::OrgBilling => Self::Owner,
         };
-        self >= least
+        self >= min_role
     }
 }
 
@@ -133,7 +132,7 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// What kind of environment it is; deploying to it takes the permission that fits.
+/// The kind of an environment. It decides which permission is required to deploy to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EnvironmentKind {
@@ -145,7 +144,7 @@ pub enum EnvironmentKind {
 }
 
 impl EnvironmentKind {
-    /// The permission that deploying to such an environment takes.
+    /// The permission that is required to deploy to an environment of this kind.
     #[must_use]
     pub fn deploy_permission(self) -> Permission {
         match self {
@@ -156,7 +155,7 @@ impl EnvironmentKind {
     }
 }
 
-/// The thing a message is about; the service that owns it can tell whose it is.
+/// The target of a message. The service that owns the target finds its organization.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -164,17 +163,33 @@ pub enum Target {
     Project(Uuid),
     Environment(Uuid),
     Service(Uuid),
-    /// A service in the environment of its project that has this name.
+    /// A service in one environment of its project, by the environment's name.
     ServiceIn(Uuid, String),
-    /// A service with every environment that it runs in.
+    /// A service in every environment that it runs in.
     ServiceEverywhere(Uuid),
-    /// A project with every environment that it has.
+    /// A project with all its environments.
     ProjectEverywhere(Uuid),
     Deployment(Uuid),
     Upload(Uuid),
 }
 
-/// The rule a message declares: who may send it.
+impl Target {
+    /// What the target is, for messages.
+    #[must_use]
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Self::Organization(_) => "organization",
+            Self::Project(_) | Self::ProjectEverywhere(_) => "project",
+            Self::Environment(_) => "environment",
+            Self::Service(_) | Self::ServiceEverywhere(_) => "service",
+            Self::ServiceIn(..) => "service or environment",
+            Self::Deployment(_) => "deployment",
+            Self::Upload(_) => "upload",
+        }
+    }
+}
+
+/// A message's access rule: who may send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Anyone, signed in or not.
@@ -183,18 +198,18 @@ pub enum Access {
     SignedIn,
     /// Administrators of this installation.
     PlatformAdmin,
-    /// Only other services of the platform; no door leads here from outside.
+    /// Only other services of the platform. The gateway has no endpoint for it.
     Internal,
     /// Members of the organization that the message's target belongs to, with this permission.
     Granted(Permission),
-    /// Members who may deploy to the kind of environment that the target lies in.
+    /// Members with the permission to deploy to the target's environment.
     GrantedDeploy,
-    /// Members with this permission who may also deploy to every environment that the target lies in or reaches.
+    /// Members with this permission and the permission to deploy to every environment that the target is in or
+    /// affects.
     GrantedAndDeploy(Permission),
 }
 
-/// Marker types that give each rule a type of its own, so that a handler's signature follows from
-/// its message's rule.
+/// Marker types, one for each access rule: a message's rule decides the type of the grant that its handler takes.
 pub mod rule {
     /// See [`super::Access::Public`].
     #[derive(Debug)]
@@ -218,7 +233,7 @@ mod tests {
     use super::{Permission, Role};
 
     #[test]
-    fn an_owner_may_do_everything_and_a_viewer_may_change_nothing() {
+    fn an_owner_has_every_permission_and_a_viewer_only_those_to_view() {
         for permission in Permission::ALL {
             assert!(Role::Owner.allows(permission), "{}", permission.name());
             assert_eq!(Role::Viewer.allows(permission), permission.name().ends_with(":view"), "{}", permission.name());
@@ -227,7 +242,7 @@ mod tests {
 
     #[test]
     fn only_admins_and_owners_deploy_to_production() {
-        let allowed: Vec<_> = Role::ALL.into_iter().filter(|r| r.allows(Permission::DeployProduction)).collect();
+        let allowed: Vec<_> = Role::ALL.into_iter().filter(|role| role.allows(Permission::DeployProduction)).collect();
         assert_eq!(allowed, [Role::Admin, Role::Owner]);
     }
 }

@@ -1,4 +1,4 @@
-//! Uploads, deployments, the instances that run of them, and their logs.
+//! Uploads, deployments, instances and their logs.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{Count, Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, message};
 
-macro_rules! named {
+macro_rules! string_enum {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -15,7 +15,7 @@ macro_rules! named {
         pub enum $name { $($variant),+ }
 
         impl $name {
-            /// The name that the API and the databases use.
+            /// The name in the API and the databases.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
@@ -27,15 +27,15 @@ macro_rules! named {
             fn from_str(text: &str) -> Result<Self, Problem> {
                 match text {
                     $($text => Ok(Self::$variant),)+
-                    _ => Err(Problem::bad_request(format!("`{text}` is not one of {}", [$($text),+].join(", ")))),
+                    _ => Err(Problem::bad_request(format!("`{text}` is not valid; use one of {}", [$($text),+].join(", ")))),
                 }
             }
         }
     };
 }
 
-named! {
-    /// How far a deployment has come, in the user's terms.
+string_enum! {
+    /// The status of a deployment.
     Status {
         Pending = "pending",
         Building = "building",
@@ -48,15 +48,16 @@ named! {
 }
 
 impl Status {
-    /// Whether nothing more will happen to the deployment by itself, but being superseded.
+    /// Whether the deployment has ended. It can still become superseded.
     #[must_use]
     pub fn is_settled(self) -> bool {
         !matches!(self, Self::Pending | Self::Building | Self::Deploying)
     }
 }
 
-named! {
-    /// The step a deployment is at. Written before it begins; a restart resumes from it.
+string_enum! {
+    /// The current phase of a deployment. It is stored before the phase starts, so that a restarted server resumes
+    /// there.
     Phase {
         Queued = "queued",
         PullingSource = "pulling_source",
@@ -69,7 +70,7 @@ named! {
     }
 }
 
-/// One attempt to bring a release of a service into an environment.
+/// One attempt to make a release of a service serve in an environment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Deployment {
     pub id: Uuid,
@@ -79,35 +80,35 @@ pub struct Deployment {
     pub service_name: String,
     pub environment_id: Uuid,
     pub environment_name: String,
-    /// Counts the deployments of this service in this environment from 1.
+    /// The deployment's number among those of this service in this environment, from 1.
     pub number: i64,
     pub status: Status,
     pub phase: Phase,
-    /// What made it: `upload`, `redeploy` or `rollback`.
+    /// What started it: `upload`, `redeploy` or `rollback`.
     pub trigger: String,
-    /// What went wrong, when it failed.
+    /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Where the service answers.
+    /// The service's URL.
     pub url: String,
-    /// Who asked for it.
+    /// The user who started it.
     pub created_by: Uuid,
     pub created_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
 }
 
-/// Announces an upload; the bytes follow on the stream row of the gateway.
+/// Starts an upload. The gateway then receives its bytes.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BeginUpload {
     pub service_id: Uuid,
-    /// How many bytes will come, where that is known. No more are taken.
+    /// The archive's size in bytes, where it is known. More bytes are refused.
     #[serde(default)]
     pub bytes: Option<u64>,
 }
 message!(BeginUpload, command "deploy.begin_upload", Granted(ServiceManage) at Service(service_id) => Upload);
 
-/// Says that an upload's bytes have all arrived.
+/// Completes an upload once all its bytes are stored.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CompleteUpload {
     pub id: Uuid,
@@ -125,11 +126,11 @@ pub struct Upload {
     /// SHA-256 of the archive, once it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// How many bytes it has; until it is complete, how many may come.
+    /// The archive's size in bytes. Until the upload is complete, the largest permitted size.
     pub bytes: u64,
 }
 
-/// Deploys an upload of a service to an environment.
+/// Builds an upload of a service and deploys it to an environment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Deploy {
     pub id: Uuid,
@@ -139,33 +140,33 @@ pub struct Deploy {
 }
 message!(Deploy, command "deploy.deploy", GrantedDeploy at ServiceIn(id, environment) => Deployment);
 
-/// Brings an earlier release of a service back, without building.
+/// Deploys an earlier release of a service again, without building.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Rollback {
     pub id: Uuid,
     #[serde(default = "production")]
     pub environment: String,
-    /// The number of the deployment to return to; the one before the present when absent.
+    /// The number of the deployment to return to. Default: the one before the active deployment.
     #[serde(default)]
     pub number: Option<i64>,
 }
 message!(Rollback, command "deploy.rollback", GrantedDeploy at ServiceIn(id, environment) => Deployment);
 
-/// Builds and deploys the source of a deployment again, with today's configuration.
+/// Builds and deploys the source of a deployment again, with the current configuration.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Redeploy {
     pub id: Uuid,
 }
 message!(Redeploy, command "deploy.redeploy", GrantedDeploy at Deployment(id) => Deployment);
 
-/// Stops a deployment that is under way; what ran before keeps running.
+/// Cancels a deployment in progress. The active deployment keeps running.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CancelDeployment {
     pub id: Uuid,
 }
 message!(CancelDeployment, command "deploy.cancel_deployment", GrantedDeploy at Deployment(id) => Deployment);
 
-/// Replaces a service's instances by new ones of the same release, without losing a request.
+/// Replaces a service's instances by new ones of the same release, without downtime.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Restart {
     pub id: Uuid,
@@ -174,7 +175,7 @@ pub struct Restart {
 }
 message!(Restart, command "deploy.restart", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
 
-/// Stops a service's instances. Its address answers that it is stopped.
+/// Stops a service's instances. Requests to its URL get a page that says the service is stopped.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Stop {
     pub id: Uuid,
@@ -192,8 +193,8 @@ pub struct Start {
 }
 message!(Start, command "deploy.start", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
 
-/// Deletes what runs of a service in one environment, with its releases and its host. The service stays, and what
-/// runs of it in other environments.
+/// Removes a service from one environment: deletes its instances, releases and host name there. The service and its
+/// other environments stay.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RemoveFromEnvironment {
     pub id: Uuid,
@@ -202,39 +203,39 @@ pub struct RemoveFromEnvironment {
 }
 message!(RemoveFromEnvironment, command "deploy.remove_from_environment", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
 
-/// The deployments of a service, newest first.
+/// Lists the deployments of a service, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListDeployments {
     pub service_id: Uuid,
-    /// Only those of the environment of this name.
+    /// Only deployments in the environment with this name.
     #[serde(default)]
     pub environment: Option<String>,
-    /// At most this many, 1 to 100.
+    /// The largest number of items on the page, 1 to 100.
     #[serde(default)]
     pub limit: Option<u32>,
-    /// `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<String>,
 }
 message!(ListDeployments, query "deploy.list_deployments", Granted(ServiceView) at Service(service_id) => Page<Deployment>, |m, check| {
-    check.that(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
+    check.require(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
 });
 
-/// One deployment.
+/// Returns a deployment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetDeployment {
     pub id: Uuid,
 }
 message!(GetDeployment, query "deploy.get_deployment", Granted(ServiceView) at Deployment(id) => Deployment);
 
-/// The phases a deployment went through.
+/// Lists the phases that a deployment has gone through.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListDeploymentEvents {
     pub id: Uuid,
 }
 message!(ListDeploymentEvents, query "deploy.list_deployment_events", Granted(ServiceView) at Deployment(id) => Page<DeploymentEvent>);
 
-/// A step of a deployment.
+/// A change of a deployment's status or phase.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentEvent {
     pub at: Timestamp,
@@ -243,7 +244,7 @@ pub struct DeploymentEvent {
     pub message: String,
 }
 
-/// Runs detection over an upload and answers with the plan, building nothing.
+/// Detects the app in an upload and returns its build plan, without building.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PlanUpload {
     pub upload_id: Uuid,
@@ -256,7 +257,7 @@ message!(PlanUpload, query "deploy.plan_upload", Granted(ServiceManage) at Uploa
 #[schema(value_type = Object)]
 pub struct Plan(pub serde_json::Value);
 
-/// What a service is doing in an environment.
+/// Returns the state of a service in an environment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetServiceState {
     pub id: Uuid,
@@ -265,7 +266,7 @@ pub struct GetServiceState {
 }
 message!(GetServiceState, query "deploy.get_service_state", Granted(ServiceView) at ServiceIn(id, environment) => ServiceState);
 
-/// A service in an environment: what serves, and its instances.
+/// The state of a service in an environment: its active deployment and its instances.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ServiceState {
     pub service_id: Uuid,
@@ -273,10 +274,10 @@ pub struct ServiceState {
     pub url: String,
     /// `running`, `starting`, `crashed`, `stopped` or `not_deployed`.
     pub state: String,
-    /// The deployment that serves.
+    /// The deployment that serves requests.
     pub active: Option<Deployment>,
     pub instances: Vec<Instance>,
-    /// What differs from what the repository asks for, such as the version of its runtime.
+    /// Differences from what the repository specifies, such as the version of its runtime.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -293,22 +294,22 @@ pub struct Instance {
     pub state: String,
     /// The process id on the host, while it runs.
     pub pid: Option<u32>,
-    /// How often it ended by itself and was started again.
+    /// How often it was started again after it had exited.
     pub restarts: u32,
     pub started_at: Option<Timestamp>,
-    /// Resident memory in bytes, where it can be told.
+    /// Resident memory in bytes, where it can be measured.
     pub memory_bytes: Option<u64>,
-    /// How it ended last, if it did: `exited with status 1`, or `was stopped: it exceeded its disk limit of 64 MiB`.
+    /// How it last ended: for example `exited with status 1`, or `was stopped: it exceeded its disk limit of 64 MiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<String>,
-    /// What it holds on disk, where that is limited.
+    /// Its disk usage, where that is limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUsage>,
-    /// What could not be enforced on this host.
+    /// Limits that this host cannot enforce.
     pub warnings: Vec<String>,
 }
 
-/// What an instance wrote to disk, and the most that it may hold there.
+/// An instance's disk usage, and its limits.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DiskUsage {
     pub bytes: u64,
@@ -316,11 +317,13 @@ pub struct DiskUsage {
     /// Files and folders.
     pub inodes: u64,
     pub limit_inodes: u64,
-    /// `project quota`: the file system takes no more. `measured`: an instance that exceeds the limit is stopped.
+    /// `project quota`: the file system refuses writes above the limit. `measured`: an instance that exceeds the
+    /// limit is stopped.
     pub enforcement: String,
 }
 
-/// The build log of a deployment, from its beginning; follows until it is settled if asked to.
+/// Streams the build log of a deployment from its beginning. With `follow`, the stream continues until the deployment
+/// ends.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct StreamDeploymentLog {
     pub id: Uuid,
@@ -330,7 +333,7 @@ pub struct StreamDeploymentLog {
 message!(StreamDeploymentLog, query "deploy.stream_deployment_log", Granted(LogsView) at Deployment(id) => LogLine);
 impl StreamMessage for StreamDeploymentLog {}
 
-/// The output of a service's instances; follows for as long as it is read if asked to.
+/// Streams the output of a service's instances. With `follow`, the stream continues until the client closes it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct StreamServiceLog {
     pub id: Uuid,
@@ -338,7 +341,7 @@ pub struct StreamServiceLog {
     pub environment: String,
     #[serde(default)]
     pub follow: bool,
-    /// Begin with this many of the newest lines of each instance; all that are kept when absent.
+    /// Start with this many of the newest lines of each instance. Default: all stored lines.
     #[serde(default)]
     pub tail: Option<u32>,
 }
@@ -349,9 +352,9 @@ impl StreamMessage for StreamServiceLog {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogLine {
     pub at: Timestamp,
-    /// `stdout`, `stderr`, or `capsule` for what the platform says itself.
+    /// `stdout`, `stderr`, or `capsule` for messages of the platform.
     pub stream: String,
-    /// Which process or instance said it.
+    /// The process or instance that printed it.
     pub source: String,
     pub text: String,
 }
@@ -372,14 +375,14 @@ impl Event for DeploymentChanged {
     }
 }
 
-/// Drops an upload whose bytes never arrived whole.
+/// Deletes an upload that was not completed.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ForgetUpload {
+pub struct DiscardUpload {
     pub id: Uuid,
 }
-message!(ForgetUpload, command "deploy.forget_upload", Granted(ServiceManage) at Upload(id) => Empty);
+message!(DiscardUpload, command "deploy.forget_upload", Granted(ServiceManage) at Upload(id) => Empty);
 
-/// The environments that a service runs in, or was told to: asked by the project service, which knows their kinds.
+/// Lists the environments that a service is deployed to. Sent by the project service, which has their kinds.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListServiceEnvironments {
     pub service_id: Uuid,
@@ -392,8 +395,8 @@ pub struct ServiceEnvironments {
     pub environment_ids: Vec<Uuid>,
 }
 
-/// Refuses every further deployment of a service that is about to be deleted, unless it runs in an environment
-/// that is not listed: who deletes it may not be allowed to deploy there.
+/// Closes a service for deployments before it is deleted. Refused if the service is deployed to an environment that
+/// is not listed: the caller may not deploy there.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CloseService {
     pub organization_id: Uuid,
@@ -402,12 +405,12 @@ pub struct CloseService {
 }
 message!(CloseService, command "deploy.close_service", Internal => Empty);
 
-/// How many services of an organization are deployed somewhere, those that are being removed among them.
+/// Counts an organization's services in environments, including those being removed.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct CountPlacements {
+pub struct CountServiceEnvironments {
     pub organization_id: Uuid,
 }
-message!(CountPlacements, query "deploy.count_placements", Internal => Count);
+message!(CountServiceEnvironments, query "deploy.count_placements", Internal => Count);
 
 fn production() -> String {
     "production".into()

@@ -1,29 +1,29 @@
-//! Facts that services tell each other. Each carries the CloudEvents 1.0 attributes, the sequence
-//! and the state of the thing it is about, so that order of arrival does not matter.
+//! Events between services, with the attributes of CloudEvents 1.0. The data has a sequence number and the state
+//! of its subject where the order of delivery matters, so that a consumer can ignore an older event.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Timestamp, Uuid};
 
-/// A fact another service may want to know.
+/// The data of an event.
 pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// `CloudEvents` `type`, such as `organization.member_added`.
     const TYPE: &'static str;
-    /// Version of the payload's shape; readers tolerate unknown members.
+    /// The version of the data's schema. Consumers ignore unknown members.
     const VERSION: u16;
-    /// The thing it is about, `CloudEvents` `subject`.
+    /// The id of what the event is about: `CloudEvents` `subject`.
     fn subject(&self) -> Uuid;
-    /// The organization it happened in, where there is one.
+    /// The organization that the event belongs to, if it belongs to one.
     fn organization(&self) -> Option<Uuid> {
         None
     }
 }
 
-/// The types of events whose payload tells who a person is; whoever keeps one drops it when that person is erased.
-pub const PERSONAL: [&str; 2] = [crate::identity::UserRegistered::TYPE, crate::organization::OrganizationCreated::TYPE];
+/// The types of events with personal data. Their stored copies are deleted when the person's account is erased.
+pub const PERSONAL_EVENTS: [&str; 2] = [crate::identity::UserRegistered::TYPE, crate::organization::OrganizationCreated::TYPE];
 
-/// An event on its way: `CloudEvents` 1.0 attributes around the payload.
+/// An event as it is sent: `CloudEvents` 1.0 attributes and the data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EventEnvelope {
     pub specversion: String,
@@ -34,20 +34,20 @@ pub struct EventEnvelope {
     pub subject: Uuid,
     pub time: Timestamp,
     pub dataschema: String,
-    /// What keeps its order among others of the same key: the organization, or else the subject
-    /// (the CloudEvents partitioning extension).
+    /// Events with the same key stay in order: the organization, or else the subject (the partitioning extension of
+    /// `CloudEvents`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitionkey: Option<Uuid>,
-    /// Correlation id of the request that caused it (extension attribute).
+    /// The correlation id of the request that caused the event (extension attribute).
     pub correlationid: String,
     pub data: serde_json::Value,
 }
 
 impl EventEnvelope {
-    /// Wraps `event`, said by the service `source`.
+    /// Wraps an event of the service `source`.
     ///
     /// # Errors
-    /// When the payload cannot be written as JSON.
+    /// When the data cannot be serialized as JSON.
     pub fn wrap<E: Event>(source: &str, correlation_id: &str, event: &E) -> Result<Self, serde_json::Error> {
         Ok(Self {
             specversion: "1.0".into(),

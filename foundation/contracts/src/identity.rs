@@ -5,18 +5,18 @@ use utoipa::ToSchema;
 
 use crate::{Check, Empty, Event, Timestamp, Uuid, message};
 
-/// A person.
+/// A user account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct User {
     pub id: Uuid,
     pub email: String,
     pub name: String,
-    /// Administers this installation; the first user does.
+    /// Whether the user is an administrator of the installation. The first user is.
     pub platform_admin: bool,
     pub created_at: Timestamp,
 }
 
-/// A pair of tokens: one to call with, one to get the next pair.
+/// An access token, and a refresh token to get the next pair.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Session {
     pub user: User,
@@ -24,29 +24,29 @@ pub struct Session {
     pub access_token: String,
     /// Seconds until the access token expires.
     pub expires_in: i64,
-    /// Good for one refresh; using it twice ends every session descended from it.
+    /// Can be used once. Using it again ends every session that descends from it.
     pub refresh_token: String,
 }
 
-/// How an installation lets people make accounts.
+/// Who can create an account in an installation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Registration {
-    /// Nobody, but for the first account.
+    /// Nobody, except for the first account.
     Closed,
-    /// Whoever holds a registration token, made when an organization adds an address that has no account.
+    /// People with a registration token, which is made when an organization invites an address without an account.
     #[default]
     Invited,
-    /// Anybody.
+    /// Everybody.
     Open,
 }
 
-/// How long an invitation, and the registration token that belongs to it, can be used, in seconds.
+/// How long an invitation and its registration token are valid, in seconds.
 pub const INVITATION_SECONDS: i64 = 7 * 24 * 3600;
 
-/// Creates an account. The first account with a password becomes platform administrator and
-/// takes the set-up token that the server keeps in its data directory; whether others take a registration
-/// token is a setting of the installation.
+/// Creates an account. The first account with a password becomes an administrator of the installation, and requires
+/// the set-up token from the server's data directory. The installation's settings decide whether other accounts
+/// require a registration token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Register {
     pub email: String,
@@ -54,11 +54,11 @@ pub struct Register {
     pub password: String,
     #[serde(default)]
     pub name: Option<String>,
-    /// Needed for the first account of an installation only.
+    /// Required for the first account of an installation only.
     #[serde(default)]
     #[schema(format = Password)]
     pub setup_token: Option<String>,
-    /// What follows the `#` in a registration link. It works once, for the address that was invited.
+    /// The part of a registration link after the `#`. It can be used once, by the invited address.
     #[serde(default)]
     #[schema(format = Password)]
     pub registration_token: Option<String>,
@@ -71,7 +71,7 @@ message!(Register, command "auth.register", Public => Session, |m, check| {
     }
 });
 
-/// Signs in with e-mail and password.
+/// Signs in with an e-mail address and a password.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Login {
     pub email: String,
@@ -80,8 +80,8 @@ pub struct Login {
 }
 message!(Login, command "auth.login", Public => Session);
 
-/// Signs in as the administrator of a local server by the token that it keeps in its data
-/// directory, which only the server's owner can read.
+/// Signs in as the local administrator, with the token from the server's data directory, which only the server's
+/// owner can read.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LocalLogin {
     #[schema(format = Password)]
@@ -89,26 +89,26 @@ pub struct LocalLogin {
 }
 message!(LocalLogin, command "auth.local_login", Public => Session);
 
-/// Exchanges a refresh token for a new pair.
+/// Exchanges a refresh token for a new access token and refresh token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RefreshToken {
     pub refresh_token: String,
 }
 message!(RefreshToken, command "auth.refresh_token", Public => Session);
 
-/// Ends the session that the access token belongs to.
+/// Ends the session of the access token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Logout {}
 message!(Logout, command "auth.logout", SignedIn => Empty);
 
-/// Tells whether an access token holds, and whose it is.
+/// Returns whether an access token is valid, and its user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ValidateToken {
     pub token: String,
 }
 message!(ValidateToken, query "auth.validate_token", Public => TokenStatus);
 
-/// What is known of an access token.
+/// The state of an access token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenStatus {
     pub active: bool,
@@ -122,7 +122,7 @@ pub struct TokenStatus {
     pub expires_at: Option<Timestamp>,
 }
 
-/// The signed-in user.
+/// Returns the signed-in user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetProfile {}
 message!(GetProfile, query "auth.get_profile", SignedIn => User);
@@ -139,11 +139,11 @@ message!(UpdateProfile, command "auth.update_profile", SignedIn => User, |m, che
     }
 });
 
-/// Erases the signed-in user's account: they leave every organization, those that are theirs alone are
-/// deleted with all that runs in them, and nothing is kept that tells who they were.
+/// Erases the signed-in user's account and personal data. The user leaves every organization; organizations without
+/// other members are deleted with everything in them.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteProfile {
-    /// Confirms the act: the account's password, or the local token where the account has none.
+    /// The account's password as a confirmation; for an account without a password, the server's local token.
     #[serde(default)]
     #[schema(format = Password)]
     pub password: Option<String>,
@@ -153,7 +153,7 @@ message!(DeleteProfile, command "auth.delete_profile", SignedIn => Empty);
 /// Changes the signed-in user's password, and ends their other sessions.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangePassword {
-    /// The password until now, or the local token where the account has none.
+    /// The current password; for an account without a password, the server's local token.
     #[serde(default)]
     #[schema(format = Password)]
     pub password: Option<String>,
@@ -164,7 +164,7 @@ message!(ChangePassword, command "auth.change_password", SignedIn => Empty, |m, 
     check_password(check, "new_password", &m.new_password, "");
 });
 
-/// The accounts of the installation, the oldest first.
+/// Lists the accounts of the installation, oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListUsers {
     /// At most this many, 1 to 100.
@@ -175,33 +175,33 @@ pub struct ListUsers {
     pub cursor: Option<Uuid>,
 }
 message!(ListUsers, query "auth.list_users", PlatformAdmin => crate::Page<User>, |m, check| {
-    check.that(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
+    check.require(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
 });
 
-/// Makes a user an administrator of the installation, or ends that; never of the last one.
+/// Makes a user an administrator of the installation, or removes that right. The last administrator keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpdateUser {
     pub id: Uuid,
     pub platform_admin: bool,
-    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    /// The caller's password as a confirmation; for an account without a password, the server's local token.
     #[serde(default)]
     #[schema(format = Password)]
     pub password: Option<String>,
 }
 message!(UpdateUser, command "auth.update_user", PlatformAdmin => User);
 
-/// Erases a user's account, as they could themselves.
+/// Erases a user's account and personal data.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteUser {
     pub id: Uuid,
-    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    /// The caller's password as a confirmation; for an account without a password, the server's local token.
     #[serde(default)]
     #[schema(format = Password)]
     pub password: Option<String>,
 }
 message!(DeleteUser, command "auth.delete_user", PlatformAdmin => Empty);
 
-/// Checks that the bearer of a user's session knows the user's password: asked by services before a dangerous act.
+/// Checks a user's password again. Sent by services before a destructive command.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Reauthenticate {
     pub user_id: Uuid,
@@ -210,18 +210,18 @@ pub struct Reauthenticate {
 }
 message!(Reauthenticate, query "auth.reauthenticate", Internal => Empty);
 
-/// Which of these sessions are live: asked about those that have a stream open.
+/// Returns which of these sessions are live. Sent for the sessions with open streams.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CheckSessions {
     pub ids: Vec<Uuid>,
 }
 message!(CheckSessions, query "auth.check_sessions", Internal => LiveSessions);
 
-/// The live ones of several sessions.
+/// The live sessions among those of the request.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct LiveSessions {
     pub ids: Vec<Uuid>,
-    /// Those of them whose user administers the installation.
+    /// Those whose user is an administrator of the installation.
     pub platform_admins: Vec<Uuid>,
 }
 
@@ -238,7 +238,7 @@ impl Event for UserErased {
     }
 }
 
-/// The signed-in user's live sessions.
+/// Lists the signed-in user's live sessions.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListSessions {}
 message!(ListSessions, query "auth.list_sessions", SignedIn => crate::Page<SessionInfo>);
@@ -264,7 +264,7 @@ message!(RevokeSession, command "auth.revoke_session", SignedIn => Empty);
 pub struct RevokeSessions {}
 message!(RevokeSessions, command "auth.revoke_sessions", SignedIn => Empty);
 
-/// The public keys that access tokens are signed with (RFC 7517).
+/// Returns the public keys that access tokens are verified with (RFC 7517).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetKeys {}
 message!(GetKeys, query "auth.get_keys", Public => KeySet);
@@ -275,8 +275,8 @@ pub struct KeySet {
     pub keys: Vec<serde_json::Value>,
 }
 
-/// Invites an address that has no account: reserves the id that its account will have, and makes a token that
-/// the account can be registered with. An earlier token for the same organization holds no longer.
+/// Invites an address that has no account: reserves the account's id and makes its registration token. An earlier
+/// token for the same organization becomes invalid.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InviteUser {
     pub email: String,
@@ -286,18 +286,18 @@ message!(InviteUser, command "auth.invite_user", Internal => InvitedUser, |m, ch
     check_email(check, &m.email);
 });
 
-/// Somebody who can register.
+/// An invited user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InvitedUser {
     /// The id that the account will have.
     pub user_id: Uuid,
-    /// As it is stored.
+    /// The address as it is stored.
     pub email: String,
-    /// Kept nowhere; absent where the address has an account already.
+    /// Not stored. Absent if the address has an account.
     pub registration_token: Option<String>,
 }
 
-/// Voids the registration token that was made for an organization to add somebody.
+/// Revokes the registration token that was made for a user and an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RevokeInvitation {
     pub user_id: Uuid,
@@ -305,14 +305,14 @@ pub struct RevokeInvitation {
 }
 message!(RevokeInvitation, command "auth.revoke_invitation", Internal => Empty);
 
-/// Names the users with these ids, those that were invited and have not registered yet among them.
+/// Returns the users with these ids, including invited users who have not registered.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetUsers {
     pub ids: Vec<Uuid>,
 }
 message!(GetUsers, query "auth.get_users", Internal => crate::Page<User>);
 
-/// A new account exists.
+/// An account was registered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UserRegistered {
     pub user: User,
@@ -325,7 +325,7 @@ impl Event for UserRegistered {
     }
 }
 
-/// Somebody signed in.
+/// A user signed in.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UserLoggedIn {
     pub user_id: Uuid,
@@ -339,12 +339,12 @@ impl Event for UserLoggedIn {
     }
 }
 
-/// A session ended; tokens of it no longer hold.
+/// A session ended; its tokens are no longer valid.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SessionRevoked {
     pub user_id: Uuid,
     pub session_id: Uuid,
-    /// Until when an access token of it could still be presented.
+    /// When the last access token of the session expires.
     pub until: Timestamp,
 }
 impl Event for SessionRevoked {
@@ -361,12 +361,12 @@ fn check_email(check: &mut Check, email: &str) {
         && email.rsplit_once('@').is_some_and(|(local, domain)| {
             !local.is_empty() && !local.contains('@') && domain.split('.').all(|label| !label.is_empty())
         });
-    check.that(well_formed, "email", "must be an e-mail address such as ada@example.com");
+    check.require(well_formed, "email", "must be an e-mail address such as ada@example.com");
 }
 
 fn check_password(check: &mut Check, field: &str, password: &str, email: &str) {
     let long_enough = (10..=1024).contains(&password.chars().count());
-    check.that(long_enough, field, "must have 10 to 1024 characters");
+    check.require(long_enough, field, "must have 10 to 1024 characters");
     let distinct = password.chars().collect::<std::collections::BTreeSet<_>>().len();
     let obvious = distinct < 5
         || password.eq_ignore_ascii_case(email)
@@ -374,7 +374,7 @@ fn check_password(check: &mut Check, field: &str, password: &str, email: &str) {
             let rest = password.to_lowercase().replace(common, "");
             rest.len() < 4 && rest.len() < password.len()
         });
-    check.that(!obvious, field, "is too easy to guess; use several words or a password manager");
+    check.require(!obvious, field, "is too easy to guess; use several words or a password manager");
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! Every message, event and API type of Capsule, one module per service. Types only.
+//! The messages, events and API types of Capsule, one module for each service. Types only.
 //!
-//! A message is defined once and serves as bus payload, REST body, `OpenAPI` schema and SDK model.
-//! [`message!`] binds it to its subject, its access rule and its reply; without a rule it does not
-//! compile.
+//! One type is a message's payload on the bus, the request's body in the REST API and its `OpenAPI` schema.
+//! [`message!`] defines its subject, access rule and reply; a message without an access rule does not compile.
 
 pub mod access;
 pub mod deploy;
@@ -23,10 +22,10 @@ pub use message::{Check, Count, Empty, Kind, Message, Page, StreamMessage};
 pub use problem::{FieldError, Problem};
 pub use time::Timestamp;
 
-/// The id of anything in Capsule: a `UUIDv7`, so ids sort by the time they were made.
+/// An id: a `UUIDv7`, so that ids sort by creation time.
 pub use uuid::Uuid;
 
-/// Makes a new id.
+/// Creates a new id.
 #[must_use]
 pub fn new_id() -> Uuid {
     Uuid::now_v7()

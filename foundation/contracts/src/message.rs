@@ -13,13 +13,13 @@ use crate::{Access, FieldError, Problem, Target};
 /// Whether a message changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Reads only: dropped when nobody waits for the answer any more.
+    /// Reads only. It is cancelled when the caller stops waiting for the reply.
     Query,
-    /// Changes state: once begun it runs to its end, whoever still waits.
+    /// Changes state. Once started, it runs to its end, even if the caller stops waiting.
     Command,
 }
 
-/// A request over the bus with its reply.
+/// A request on the bus.
 pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'static {
     /// `<service>.<verb_noun>`.
     const SUBJECT: &'static str;
@@ -27,21 +27,21 @@ pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'stat
     const KIND: Kind;
     /// Who may send it.
     const ACCESS: Access;
-    /// The marker of `ACCESS`, from which the handler's signature follows.
+    /// The marker type of `ACCESS`. It decides the type of the handler's grant.
     type Rule;
-    /// What comes back.
+    /// The type of the reply.
     type Reply: Serialize + DeserializeOwned + ToSchema + Send + 'static;
 
-    /// The thing it is about, where the rule needs one.
+    /// The target of the message, for rules that require one.
     fn target(&self) -> Option<Target>;
 
-    /// Field-level checks beyond what the types say.
+    /// Validates the fields beyond their types.
     fn check(&self, _check: &mut Check) {}
 
     /// Runs [`Message::check`].
     ///
     /// # Errors
-    /// [`Problem::invalid`] with each field at fault.
+    /// [`Problem::invalid`] with every invalid field.
     fn validate(&self) -> Result<(), Problem> {
         let mut check = Check::default();
         self.check(&mut check);
@@ -49,46 +49,45 @@ pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'stat
     }
 }
 
-/// A message whose reply is an endless or large sequence of items rather than one value. `Reply` is
-/// the type of an item.
+/// A message whose reply is a sequence of items of any length. `Reply` is the type of an item.
 pub trait StreamMessage: Message {}
 
-/// Collects what is wrong with a message's fields.
+/// Collects the invalid fields of a message.
 #[derive(Debug, Default)]
 pub struct Check {
     errors: Vec<FieldError>,
 }
 
 impl Check {
-    /// Records `message` against `field` unless `ok`.
-    pub fn that(&mut self, ok: bool, field: &str, message: &str) {
-        if !ok {
+    /// Records `message` for `field` unless `valid`.
+    pub fn require(&mut self, valid: bool, field: &str, message: &str) {
+        if !valid {
             self.errors.push(FieldError { field: field.into(), message: message.into() });
         }
     }
 
-    /// A person-given title: 1 to 100 characters with no control characters.
+    /// Checks a title: 1 to 100 characters, no control characters.
     pub fn title(&mut self, field: &str, text: &str) {
-        let fits = (1..=100).contains(&text.trim().chars().count()) && !text.chars().any(char::is_control);
-        self.that(fits, field, "must have 1 to 100 characters and no control characters");
+        let valid = (1..=100).contains(&text.trim().chars().count()) && !text.chars().any(char::is_control);
+        self.require(valid, field, "must have 1 to 100 characters and no control characters");
     }
 
-    /// A DNS label (RFC 1123), used in host names: `a-z`, `0-9` and `-`, at most 40 characters.
+    /// Checks a DNS label (RFC 1123), which becomes part of a host name: `a-z`, `0-9` and `-`, at most 40 characters.
     pub fn label(&mut self, field: &str, text: &str) {
-        self.that(is_label(text), field, "must be a DNS label: a-z, 0-9 and -, at most 40 characters, no - at either end");
+        self.require(is_label(text), field, "must have 1 to 40 characters: a-z, 0-9 and -, with no - at the start or end");
     }
 
-    /// The name of an environment variable (POSIX).
+    /// Checks the name of an environment variable (POSIX).
     pub fn variable_name(&mut self, field: &str, name: &str) {
         let mut bytes = name.bytes();
         let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        let fits = first && name.len() <= 255 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        self.that(fits, field, "must be a variable name: letters, digits and _, not beginning with a digit");
+        let valid = first && name.len() <= 255 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        self.require(valid, field, "must have only letters, digits and _, and not start with a digit");
     }
 
-    /// The value of an environment variable: no NUL, at most 64 KiB.
+    /// Checks the value of an environment variable: no NUL, at most 64 KiB.
     pub fn variable_value(&mut self, field: &str, value: &str) {
-        self.that(!value.contains('\0') && value.len() <= 65_536, field, "must have no NUL byte and at most 65536 bytes");
+        self.require(!value.contains('\0') && value.len() <= 65_536, field, "must have at most 65536 bytes and no NUL byte");
     }
 }
 
@@ -101,7 +100,7 @@ pub fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Turns any text into a DNS label, or `fallback` where nothing of it can stay.
+/// Turns any text into a DNS label, or returns `fallback` if it has no usable character.
 #[must_use]
 pub fn to_label(text: &str, fallback: &str) -> String {
     let mut label = String::new();
@@ -119,11 +118,11 @@ pub fn to_label(text: &str, fallback: &str) -> String {
     if label.is_empty() { fallback.into() } else { label.into() }
 }
 
-/// A reply that says nothing but that it was done.
+/// The reply of a message that returns nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Empty {}
 
-/// How many there are.
+/// The number of items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Count {
     pub count: i64,
@@ -133,12 +132,12 @@ pub struct Count {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    /// Give it as `cursor` to get the next page; absent on the last.
+    /// The `cursor` of the next page. Absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
 
-/// A page is described once for each kind of item, as `ProjectPage` and the like.
+/// Each type of item has a schema of its own, such as `ProjectPage`.
 impl<T: ToSchema> ToSchema for Page<T> {
     fn name() -> Cow<'static, str> {
         format!("{}Page", T::name()).into()
@@ -155,13 +154,13 @@ impl<T: ToSchema> PartialSchema for Page<T> {
         let items = ArrayBuilder::new().items(Ref::from_schema_name(T::name()));
         let cursor = ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("Give it as `cursor` to get the next page; absent on the last."));
+            .description(Some("The `cursor` of the next page. Absent on the last page."));
         ObjectBuilder::new().property("items", items).required("items").property("next_cursor", cursor).into()
     }
 }
 
 impl<T> Page<T> {
-    /// A list that fits on one page.
+    /// A list that is complete on one page.
     #[must_use]
     pub fn whole(items: Vec<T>) -> Self {
         Self { items, next_cursor: None }
@@ -222,10 +221,10 @@ mod tests {
 
     #[test]
     fn variable_names_follow_posix() {
-        for (name, fits) in [("PORT", true), ("_x1", true), ("1X", false), ("A-B", false), ("", false), ("A=B", false)] {
+        for (name, valid) in [("PORT", true), ("_x1", true), ("1X", false), ("A-B", false), ("", false), ("A=B", false)] {
             let mut check = Check::default();
             check.variable_name("name", name);
-            assert_eq!(check.errors.is_empty(), fits, "{name}");
+            assert_eq!(check.errors.is_empty(), valid, "{name}");
         }
     }
 }

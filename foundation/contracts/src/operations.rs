@@ -1,5 +1,5 @@
-//! What whoever runs the installation looks at. Every service answers these messages for itself; the
-//! gateway asks all of them.
+//! Messages for operators of an installation: dead letters and sagas. Every service handles them for its own
+//! database; the gateway sends them to all services and merges the replies.
 
 use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -9,40 +9,40 @@ use utoipa::ToSchema;
 
 use crate::{Event, Page, Timestamp, Uuid, message};
 
-/// Every service that has a database, by its name.
+/// The names of the services, each of which has a database.
 pub const SERVICES: [&str; 4] = ["identity", "organization", "project", "deploy"];
 
-/// The subject under which one service answers a message that all of them do.
+/// The subject of `service` for a message that every service handles.
 #[must_use]
-pub fn addressed(service: &str, subject: &str) -> &'static str {
-    static KNOWN: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
+pub fn service_subject(service: &str, subject: &str) -> &'static str {
+    static SUBJECTS: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
     let wanted = format!("{service}.{subject}");
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(subject) = known.get(wanted.as_str()) {
+    let mut subjects = SUBJECTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(subject) = subjects.get(wanted.as_str()) {
         return subject;
     }
-    // As many as there are services and such messages, once each.
+    // The leak is bounded: once for each service and message.
     let subject: &'static str = Box::leak(wanted.into_boxed_str());
-    known.insert(subject);
+    subjects.insert(subject);
     subject
 }
 
-/// An event that a service could not handle, however often it tried.
+/// An event that a service could not handle in any of its attempts.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
     pub id: Uuid,
     /// The service that could not handle it.
     pub service: String,
-    /// The event's type; `unreadable` for what was none.
+    /// The event's type; `unreadable` if it is not an event.
     pub kind: String,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i32,
     pub received_at: Timestamp,
     /// Why the last attempt failed.
     pub last_error: String,
-    /// When and why each attempt failed, the newest last.
+    /// When and why each attempt failed, oldest first.
     pub errors: Vec<Failure>,
-    /// The event as it arrived; only where one is asked for.
+    /// The event as it was received. Only in the reply for a single dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envelope: Option<serde_json::Value>,
 }
@@ -54,57 +54,57 @@ pub struct Failure {
     pub error: String,
 }
 
-/// Lists the events that could not be handled.
+/// Lists the dead letters, newest first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ListDeadLetters {}
 message!(ListDeadLetters, query "operations.list_dead_letters", PlatformAdmin => Page<DeadLetter>);
 
-/// Shows an event that could not be handled.
+/// Returns a dead letter with its event.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetDeadLetter {
     pub id: Uuid,
 }
 message!(GetDeadLetter, query "operations.get_dead_letter", PlatformAdmin => DeadLetter);
 
-/// Tries again to handle an event that could not be.
+/// Replays a dead letter: the service handles its event again.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReplayDeadLetter {
     pub id: Uuid,
 }
 message!(ReplayDeadLetter, command "operations.replay_dead_letter", PlatformAdmin => DeadLetter);
 
-/// Gives an event up that could not be handled.
+/// Discards a dead letter: its event is not handled.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DiscardDeadLetter {
     pub id: Uuid,
 }
 message!(DiscardDeadLetter, command "operations.discard_dead_letter", PlatformAdmin => DeadLetter);
 
-/// A process over several services, and how far it has come.
+/// A saga: a sequence of steps across several services, which is completed or undone.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Saga {
     pub id: Uuid,
-    /// The service that carries it out.
+    /// The service that runs it.
     pub service: String,
-    /// What it does, such as `organization_deletion`.
+    /// Its name, such as `organization_deletion`.
     pub name: String,
     /// `running`, `undoing`, `done` or `undone`.
     pub state: String,
-    /// The step it is at.
+    /// The current step.
     pub step: String,
-    /// How often that step has failed.
+    /// How often the current step has failed.
     pub attempts: i32,
-    /// Why it failed last.
+    /// Why it last failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     pub started_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// What was done and undone, and what failed.
+    /// The steps that were done and undone, and their failures, oldest first.
     pub history: Vec<SagaEvent>,
 }
 
-/// Something that happened in a saga.
+/// The outcome of a saga's step.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SagaEvent {
     pub at: Timestamp,
@@ -113,19 +113,19 @@ pub struct SagaEvent {
     pub what: String,
 }
 
-/// Lists the processes over several services, the newest first.
+/// Lists the sagas, newest first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ListSagas {}
 message!(ListSagas, query "operations.list_sagas", PlatformAdmin => Page<Saga>);
 
-/// Shows a process over several services.
+/// Returns a saga.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetSaga {
     pub id: Uuid,
 }
 message!(GetSaga, query "operations.get_saga", PlatformAdmin => Saga);
 
-/// A service could not handle an event and has given it up until somebody looks at it.
+/// An event became a dead letter.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeadLettered {
     pub id: Uuid,

@@ -1,34 +1,34 @@
-//! Organizations, their members, and who may do what in them.
+//! Organizations, their members, roles and invitations.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{Count, Empty, Event, Page, Role, Timestamp, Uuid, message};
 
-/// A group of people who own projects together.
+/// A group of users who own projects together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Organization {
     pub id: Uuid,
     pub name: String,
     /// Unique in the installation.
     pub slug: String,
-    /// Made for one person at registration.
+    /// Whether it was created for one user at registration.
     pub personal: bool,
     pub created_at: Timestamp,
-    /// The caller's role in it.
+    /// The caller's role in the organization.
     pub role: Role,
 }
 
-/// The organizations that the caller is a member of.
+/// Lists the organizations that the caller is a member of.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListOrganizations {}
 message!(ListOrganizations, query "organization.list_organizations", SignedIn => Page<Organization>);
 
-/// Creates an organization owned by the caller.
+/// Creates an organization. The caller becomes its owner.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CreateOrganization {
     pub name: String,
-    /// Made from the name when absent.
+    /// Default: derived from the name.
     #[serde(default)]
     pub slug: Option<String>,
 }
@@ -39,7 +39,7 @@ message!(CreateOrganization, command "organization.create_organization", SignedI
     }
 });
 
-/// One organization.
+/// Returns an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetOrganization {
     pub id: Uuid,
@@ -59,7 +59,7 @@ message!(UpdateOrganization, command "organization.update_organization", Granted
     }
 });
 
-/// Deletes an organization with all that is in it. Owners only.
+/// Deletes an organization with everything in it. Owners only.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteOrganization {
     pub id: Uuid,
@@ -70,29 +70,29 @@ pub struct DeleteOrganization {
 }
 message!(DeleteOrganization, command "organization.delete_organization", Granted(OrgManage) at Organization(id) => Empty);
 
-/// A person's place in an organization.
+/// A member of an organization.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {
     pub user_id: Uuid,
     pub email: String,
     pub name: String,
     pub role: Role,
-    /// Whether the person has not accepted yet: a pending member has no rights.
+    /// Whether the user has not accepted the invitation yet. A pending member has no permissions.
     #[serde(default)]
     pub pending: bool,
-    /// Since when they are a member, or are pending.
+    /// When the user became a member or was invited.
     pub joined_at: Timestamp,
 }
 
-/// The members of an organization, and those who have not accepted yet.
+/// Lists the members of an organization, including pending members.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListMembers {
     pub id: Uuid,
 }
 message!(ListMembers, query "organization.list_members", Granted(OrgView) at Organization(id) => Page<Member>);
 
-/// Invites a person to an organization. They are a pending member, without rights, until they accept. For an address
-/// that has no account, the reply has a registration token, which is shown this once.
+/// Invites a user to an organization. The user is a pending member, without permissions, until they accept. For an
+/// address that has no account, the reply has a registration token, which is shown only once.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AddMember {
     pub id: Uuid,
@@ -101,24 +101,25 @@ pub struct AddMember {
 }
 message!(AddMember, command "organization.add_member", Granted(OrgManage) at Organization(id) => AddedMember);
 
-/// A person who was invited to an organization.
+/// A user who was invited to an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AddedMember {
     pub user_id: Uuid,
     pub email: String,
     pub role: Role,
-    /// Always true: the person has not accepted yet.
+    /// Always true: the user has not accepted the invitation yet.
     pub pending: bool,
-    /// Until when they can accept.
+    /// When the invitation expires.
     pub expires_at: Timestamp,
-    /// What the person registers with, where the address has no account: it works once, for this address. Give it to
-    /// them in a link, after the `#`.
+    /// The token to register with, if the address has no account. It can be used once, by this address. Send it in a
+    /// link, after the `#`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(format = Password)]
     pub registration_token: Option<String>,
 }
 
-/// Changes a member's role, pending or not. Only an owner makes or unmakes owners; the last owner stays one.
+/// Changes the role of a member or pending member. Only owners can give or remove the role owner; the last owner
+/// keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangeRole {
     pub id: Uuid,
@@ -127,7 +128,7 @@ pub struct ChangeRole {
 }
 message!(ChangeRole, command "organization.change_role", Granted(OrgManage) at Organization(id) => Empty);
 
-/// Removes a member, pending or not, from an organization.
+/// Removes a member or pending member from an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RemoveMember {
     pub id: Uuid,
@@ -135,28 +136,28 @@ pub struct RemoveMember {
 }
 message!(RemoveMember, command "organization.remove_member", Granted(OrgManage) at Organization(id) => Empty);
 
-/// Leaves an organization; its last owner cannot.
+/// Leaves an organization. The last owner cannot leave.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LeaveOrganization {
     pub id: Uuid,
 }
 message!(LeaveOrganization, command "organization.leave_organization", Granted(OrgView) at Organization(id) => Empty);
 
-/// The invitations that wait for the caller's answer.
+/// Lists the caller's open invitations.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListInvitations {}
 message!(ListInvitations, query "organization.list_invitations", SignedIn => Page<Invitation>);
 
-/// An invitation to an organization. Nothing follows from it before it is accepted.
+/// An invitation to an organization. It has no effect until it is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Invitation {
     pub id: Uuid,
     pub organization_id: Uuid,
     pub organization_name: String,
     pub organization_slug: String,
-    /// The role that the caller will have.
+    /// The role that the caller gets.
     pub role: Role,
-    /// The e-mail address of whoever invited; absent if their account is gone.
+    /// The e-mail address of the user who sent it. Absent if their account was erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invited_by: Option<String>,
     pub created_at: Timestamp,
@@ -177,7 +178,7 @@ pub struct RejectInvitation {
 }
 message!(RejectInvitation, command "organization.reject_invitation", SignedIn => Empty);
 
-/// What each role may do.
+/// Lists the permissions of each role.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListPermissions {}
 message!(ListPermissions, query "organization.list_permissions", SignedIn => Page<RolePermissions>);
@@ -189,7 +190,7 @@ pub struct RolePermissions {
     pub permissions: Vec<crate::Permission>,
 }
 
-/// A user's place in an organization, asked by a service whose own cache does not know it.
+/// Returns a user's membership. Sent by a service whose cache has no valid entry for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct GetMembership {
     pub organization_id: Uuid,
@@ -197,25 +198,24 @@ pub struct GetMembership {
 }
 message!(GetMembership, query "organization.get_membership", Internal => Membership);
 
-/// A user's place in an organization, as the owner of the fact knows it. `role` is null for one who
-/// is not, or no longer, a member.
+/// A user's membership of an organization, from the organization service. `role` is null if the user is not a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Membership {
     pub organization_id: Uuid,
     pub user_id: Uuid,
     pub role: Option<Role>,
-    /// Rises with each change; a lower one is older.
+    /// Increases with each change.
     pub sequence: i64,
 }
 
-/// Several users' places in organizations: asked about those that have a stream open.
+/// Returns several users' memberships. Sent for the users with open streams.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetMemberships {
     pub wanted: Vec<GetMembership>,
 }
 message!(GetMemberships, query "organization.get_memberships", Internal => Page<Membership>);
 
-/// A membership came to be, changed or ended.
+/// A membership was created, changed or removed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MembershipChanged {
     #[serde(flatten)]
@@ -229,7 +229,7 @@ impl Event for MembershipChanged {
     }
 }
 
-/// An organization came to be.
+/// An organization was created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OrganizationCreated {
     pub organization_id: Uuid,
@@ -245,7 +245,7 @@ impl Event for OrganizationCreated {
     }
 }
 
-/// An organization was deleted; what belongs to it must go.
+/// An organization was deleted. Consumers delete everything that belongs to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OrganizationDeleted {
     pub organization_id: Uuid,
@@ -258,21 +258,21 @@ impl Event for OrganizationDeleted {
     }
 }
 
-/// Whether a user may leave every organization: not while one with other members has no other owner.
+/// Checks that a user can leave every organization. Refused if an organization with other members has no other owner.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CheckLeaving {
     pub user_id: Uuid,
 }
 message!(CheckLeaving, query "organization.check_leaving", Internal => Empty);
 
-/// Takes a user out of every organization; those they were alone in are deleted.
+/// Removes a user from every organization. Organizations without other members are deleted.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LeaveOrganizations {
     pub user_id: Uuid,
 }
 message!(LeaveOrganizations, command "organization.leave_organizations", Internal => Empty);
 
-/// How many organizations a user is in.
+/// Counts the organizations that a user is a member of.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CountMemberships {
     pub user_id: Uuid,

@@ -1,37 +1,38 @@
-//! The one error type that crosses the bus; RFC 9457 at the edge.
+//! The error type of all messages. The gateway sends it as RFC 9457 problem details.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::text::shortened;
+use crate::access::{Permission, Role};
+use crate::text::truncated;
 
-/// One field of a request that was wrong, and why.
+/// An invalid field of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
-    /// The member's path in the request, such as `services[0].name`.
+    /// The path of the field in the request, such as `services[0].name`.
     pub field: String,
-    /// What is wrong with it and what would be right.
+    /// What is wrong with the value, and what is valid.
     pub message: String,
 }
 
-/// What went wrong, where, and what to do about it (RFC 9457 problem details).
+/// An error: what happened, where, and what to do (RFC 9457 problem details).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// A stable, machine-readable code such as `not_found`.
     pub code: String,
-    /// The HTTP status that fits.
+    /// The HTTP status code.
     pub status: u16,
-    /// A short summary of the kind of problem.
+    /// A short description of the kind of error.
     pub title: String,
-    /// What happened this time.
+    /// What happened in this case.
     pub detail: String,
-    /// What the caller can do about it.
+    /// What the caller can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The fields at fault, when it was the input.
+    /// The invalid fields of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// The request's correlation id, to quote when asking for help.
+    /// The request's correlation id. The server's log has the cause under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
 }
@@ -42,108 +43,118 @@ impl Problem {
             code: code.into(),
             status,
             title: title.into(),
-            detail: shortened(detail.into()),
+            detail: truncated(detail.into()),
             hint: None,
             errors: Vec::new(),
             correlation_id: None,
         }
     }
 
-    /// Adds what the caller can do about it.
+    /// Adds a hint: what the caller can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(shortened(hint.into()));
+        self.hint = Some(truncated(hint.into()));
         self
     }
 
-    /// The request could not be understood (400).
+    /// The request is malformed (400).
     pub fn bad_request(detail: impl Into<String>) -> Self {
-        Self::new("bad_request", 400, "The request could not be understood", detail)
+        Self::new("bad_request", 400, "The request is malformed", detail)
     }
 
-    /// One or more fields are wrong (422).
+    /// One or more fields are invalid (422).
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
-        let cut = |error: FieldError| FieldError { field: shortened(error.field), message: shortened(error.message) };
+        let cut = |error: FieldError| FieldError { field: truncated(error.field), message: truncated(error.message) };
         let errors: Vec<FieldError> = errors.into_iter().map(cut).collect();
         let detail = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect::<Vec<_>>().join("; ");
         Self { errors, ..Self::new("invalid", 422, "The request has invalid fields", detail) }
     }
 
-    /// One field is wrong (422).
+    /// One field is invalid (422).
     pub fn invalid_field(field: &str, message: impl Into<String>) -> Self {
         Self::invalid(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
-    /// The caller is not signed in, or its credentials do not hold (401).
+    /// The caller is not signed in, or its credentials are invalid (401).
     pub fn unauthenticated(detail: impl Into<String>) -> Self {
         Self::new("unauthenticated", 401, "Sign in first", detail)
             .hint("Run `capsule login`, or send `Authorization: Bearer <access token>`.")
     }
 
-    /// The caller must confirm with a password that the act is theirs (403).
+    /// The caller must confirm the request with a password (403).
     pub fn reauthentication_required(detail: impl Into<String>) -> Self {
         Self::new("reauthentication_required", 403, "Confirm with your password", detail)
-            .hint("Send your password as `password`; the local administrator sends the local token of the server.")
+            .hint("Enter your password (API: the member `password`). The local administrator enters the server's local token.")
     }
 
-    /// The caller may see the thing, but not do this to it (403).
+    /// The caller may not do this (403). For a target that the caller may not see, use [`Problem::not_found`].
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new("forbidden", 403, "Not allowed", detail)
     }
 
-    /// There is no such thing, or the caller may not know of it (404).
+    /// The caller's role does not have a required permission (403).
+    #[must_use]
+    pub fn missing_permission(permission: Permission, role: Role) -> Self {
+        let (permission, role) = (permission.name(), role.name());
+        Self::forbidden(format!("You need the {permission} permission. Your role in this organization is {role}."))
+            .hint("Ask an owner or admin of the organization for a role that has it.")
+    }
+
+    /// The thing does not exist, or the caller may not see it (404). `what` is a noun, such as `service`.
     #[must_use]
     pub fn not_found(what: &str) -> Self {
-        Self::new("not_found", 404, "Not found", format!("There is no such {what}, or it is not yours to see."))
+        let (first, rest) = what.split_at(what.ceil_char_boundary(1));
+        let detail = format!("{}{rest} not found, or you have no access to it.", first.to_uppercase());
+        Self::new("not_found", 404, "Not found", detail)
     }
 
-    /// A quota of the organization is used up (403, as Kubernetes answers); [`crate::quotas::Quotas::check`] makes it.
+    /// A quota of the organization is exceeded (403, as in Kubernetes). Returned by [`crate::quotas::Quotas::check`].
     pub fn quota_exceeded(detail: impl Into<String>) -> Self {
-        Self::new("quota_exceeded", 403, "A quota is used up", detail)
+        Self::new("quota_exceeded", 403, "A quota is exceeded", detail)
     }
 
-    /// The state of the thing does not allow this now (409).
+    /// The request is not possible in the target's current state (409).
     pub fn conflict(detail: impl Into<String>) -> Self {
-        Self::new("conflict", 409, "In conflict with the present state", detail)
+        Self::new("conflict", 409, "Not possible in the current state", detail)
     }
 
-    /// The request arrives too slowly (408).
+    /// The request's body arrives too slowly (408).
     pub fn too_slow(detail: impl Into<String>) -> Self {
         Self::new("too_slow", 408, "The request arrives too slowly", detail).hint("Send it again over a faster connection.")
     }
 
-    /// The request is larger than allowed (413).
+    /// The request is larger than permitted (413).
     pub fn too_large(detail: impl Into<String>) -> Self {
         Self::new("too_large", 413, "Too large", detail)
     }
 
-    /// Too many attempts (429).
+    /// Too many requests (429).
     pub fn too_many(detail: impl Into<String>) -> Self {
         Self::new("too_many_requests", 429, "Too many requests", detail)
     }
 
-    /// A part of the platform is not reachable now (503).
+    /// A part of the platform is unavailable (503).
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self::new("unavailable", 503, "Not available at the moment", detail).hint("Try again in a few seconds.")
+        Self::new("unavailable", 503, "Temporarily unavailable", detail).hint("Try again in a few seconds.")
     }
 
-    /// The server's disk is too full for this (507).
+    /// The server does not have enough free disk space (507).
     pub fn insufficient_storage(detail: impl Into<String>) -> Self {
         Self::new("insufficient_storage", 507, "Not enough disk space", detail)
-            .hint("Try again later. An administrator can free space, or lower disk.reserve_mib.")
+            .hint("Try again later. An administrator can free disk space or lower the setting disk.reserve_mib.")
     }
 
-    /// No answer came before the deadline (504).
+    /// There was no reply before the deadline (504).
     pub fn deadline(subject: &str) -> Self {
-        Self::new("deadline_exceeded", 504, "No answer in time", format!("{subject} was not answered before its deadline."))
+        Self::new("deadline_exceeded", 504, "No reply in time", format!("There was no reply to {subject} before the deadline."))
     }
 
-    /// Something broke inside. The cause is logged under the correlation id, never shown.
+    /// An internal error (500). The cause is logged with the correlation id and not shown.
     #[must_use]
     pub fn internal() -> Self {
-        Self::new("internal", 500, "Something broke on our side", "The request could not be completed.")
-            .hint("The server's log has the cause under this correlation id.")
+        Self::new("internal", 500, "Internal error", "The request failed because of an internal error.")
+            .hint("The server's log has the cause under the correlation id.")
     }
 }
 

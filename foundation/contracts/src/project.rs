@@ -1,4 +1,4 @@
-//! Projects, their environments with variables and secrets, and the services in them.
+//! Projects, environments with their variables and secrets, and services.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::access::EnvironmentKind;
 use crate::{Count, Empty, Event, Page, Timestamp, Uuid, message};
 
-/// A set of services that belong together.
+/// A group of services with common environments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Project {
     pub id: Uuid,
@@ -20,7 +20,7 @@ pub struct Project {
     pub created_at: Timestamp,
 }
 
-/// The projects of an organization.
+/// Lists the projects of an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListProjects {
     pub organization_id: Uuid,
@@ -32,7 +32,7 @@ message!(ListProjects, query "project.list_projects", Granted(ProjectView) at Or
 pub struct CreateProject {
     pub organization_id: Uuid,
     pub name: String,
-    /// Made from the name when absent.
+    /// Default: derived from the name.
     #[serde(default)]
     pub slug: Option<String>,
 }
@@ -43,7 +43,7 @@ message!(CreateProject, command "project.create_project", Granted(ProjectCreate)
     }
 });
 
-/// One project.
+/// Returns a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetProject {
     pub id: Uuid,
@@ -63,46 +63,46 @@ message!(UpdateProject, command "project.update_project", Granted(ServiceManage)
     }
 });
 
-/// Deletes a project; its services stop and their releases are removed.
+/// Deletes a project with its services, their instances and releases.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteProject {
     pub id: Uuid,
 }
 message!(DeleteProject, command "project.delete_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Empty);
 
-/// Puts a project aside: it stays, but nothing can be deployed in it.
+/// Archives a project. Its services keep running, but cannot be deployed.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ArchiveProject {
     pub id: Uuid,
 }
 message!(ArchiveProject, command "project.archive_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Project);
 
-/// Takes an archived project back into use.
+/// Restores an archived project, so that its services can be deployed again.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RestoreProject {
     pub id: Uuid,
 }
 message!(RestoreProject, command "project.restore_project", GrantedAndDeploy(ProjectDelete) at ProjectEverywhere(id) => Project);
 
-/// A place where a project's services run, with its own variables and secrets.
+/// An environment of a project, such as production, with its own variables and secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Environment {
     pub id: Uuid,
     pub project_id: Uuid,
-    /// Unique in the project; part of the services' host names.
+    /// Unique in the project. Part of the services' host names.
     pub name: String,
     pub kind: EnvironmentKind,
     pub created_at: Timestamp,
 }
 
-/// The environments of a project.
+/// Lists the environments of a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListEnvironments {
     pub id: Uuid,
 }
 message!(ListEnvironments, query "project.list_environments", Granted(ProjectView) at Project(id) => Page<Environment>);
 
-/// Creates an environment.
+/// Creates an environment in a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CreateEnvironment {
     pub id: Uuid,
@@ -113,14 +113,14 @@ message!(CreateEnvironment, command "project.create_environment", Granted(Servic
     check.label("name", &m.name);
 });
 
-/// One environment.
+/// Returns an environment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetEnvironment {
     pub id: Uuid,
 }
 message!(GetEnvironment, query "project.get_environment", Granted(ProjectView) at Environment(id) => Environment);
 
-/// Deletes an environment with what runs in it.
+/// Deletes an environment with everything that runs in it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteEnvironment {
     pub id: Uuid,
@@ -131,11 +131,11 @@ message!(DeleteEnvironment, command "project.delete_environment", GrantedAndDepl
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Variables {
     pub variables: BTreeMap<String, String>,
-    /// Names only: a secret's value is never shown again.
+    /// Names only: the values of secrets cannot be read.
     pub secrets: Vec<String>,
 }
 
-/// Reads an environment's variables.
+/// Returns the variables of an environment, and the names of its secrets.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetVariables {
     pub id: Uuid,
@@ -155,7 +155,7 @@ message!(ReplaceVariables, command "project.replace_variables", GrantedDeploy at
     }
 });
 
-/// Changes some variables of an environment; null removes one.
+/// Sets variables of an environment; null removes a variable. Takes effect with the next deployment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangeVariables {
     pub id: Uuid,
@@ -189,18 +189,18 @@ pub struct DeleteSecret {
 }
 message!(DeleteSecret, command "project.delete_secret", GrantedDeploy at Environment(id) => Empty);
 
-/// A deployable part of a project.
+/// A deployable app in a project.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Service {
     pub id: Uuid,
     pub organization_id: Uuid,
     pub project_id: Uuid,
-    /// Unique in the project; part of its host names.
+    /// Unique in the project. Part of the service's host names.
     pub name: String,
     pub created_at: Timestamp,
 }
 
-/// The services of a project.
+/// Lists the services of a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListServices {
     pub project_id: Uuid,
@@ -217,22 +217,21 @@ message!(CreateService, command "project.create_service", Granted(ServiceManage)
     check.label("name", &m.name);
 });
 
-/// One service.
+/// Returns a service.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetService {
     pub id: Uuid,
 }
 message!(GetService, query "project.get_service", Granted(ServiceView) at Service(id) => Service);
 
-/// Deletes a service; its instances stop and its releases are removed.
+/// Deletes a service with its instances and releases.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteService {
     pub id: Uuid,
 }
 message!(DeleteService, command "project.delete_service", GrantedAndDeploy(ServiceManage) at ServiceEverywhere(id) => Empty);
 
-/// Where a service stands, and with which configuration it would be deployed: asked by the deploy
-/// service, which seals what it keeps of it.
+/// Returns a service's configuration in an environment. Sent by the deploy service, which stores it encrypted.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetConfiguration {
     pub service_id: Uuid,
@@ -240,7 +239,7 @@ pub struct GetConfiguration {
 }
 message!(GetConfiguration, query "project.get_configuration", Internal => Configuration);
 
-/// All that a deployment needs to know from the project service.
+/// A service's configuration in an environment, for a deployment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Configuration {
     pub organization_id: Uuid,
@@ -251,40 +250,40 @@ pub struct Configuration {
     pub environment_name: String,
     pub environment_kind: EnvironmentKind,
     pub archived: bool,
-    /// Variables and secrets together, in the clear.
+    /// Variables and secrets, unencrypted.
     pub environment: BTreeMap<String, String>,
-    /// The names of those that are secrets.
+    /// The names in `environment` that are secrets.
     #[serde(default)]
     pub secrets: Vec<String>,
 }
 
-/// Whose a project, environment or service is: asked by services that hold things below it.
+/// Returns the organization and environments of a target. Sent by services that authorize messages about it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Locate {
     pub target: crate::Target,
 }
-message!(Locate, query "project.locate", Internal => Place);
+message!(Locate, query "project.locate", Internal => Location);
 
-/// Where a thing stands in the tree of organizations.
+/// The organization and environments of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Place {
+pub struct Location {
     pub organization_id: Uuid,
-    /// The kind of environment it lies in, where it lies in one.
+    /// The kind of its environment, if it is in one.
     pub environment: Option<EnvironmentKind>,
-    /// The kinds of the environments that it reaches, where it reaches several.
+    /// The kinds of the environments that it affects, if it affects several.
     #[serde(default)]
     pub environments: Vec<EnvironmentKind>,
 }
 
-impl Place {
-    /// Of an organization, in no environment.
+impl Location {
+    /// In an organization, in no environment.
     #[must_use]
-    pub fn of(organization_id: Uuid) -> Self {
+    pub fn in_organization(organization_id: Uuid) -> Self {
         Self { organization_id, environment: None, environments: Vec::new() }
     }
 }
 
-/// A project came to be.
+/// A project was created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProjectCreated {
     pub organization_id: Uuid,
@@ -302,8 +301,8 @@ impl Event for ProjectCreated {
     }
 }
 
-/// Services ceased to be, with all that runs of them: a service, an environment, a project was
-/// deleted. An absent environment means all of them.
+/// A service, an environment or a project was deleted. Consumers delete everything that runs in it. Without a service
+/// or environment, all of them are meant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServicesRemoved {
     pub organization_id: Uuid,
@@ -322,7 +321,7 @@ impl Event for ServicesRemoved {
     }
 }
 
-/// Archives every project of an organization that is being deleted, or takes that back.
+/// Archives every project of an organization that is being deleted, or restores them if the deletion is undone.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ArchiveOrganization {
     pub organization_id: Uuid,
@@ -330,7 +329,7 @@ pub struct ArchiveOrganization {
 }
 message!(ArchiveOrganization, command "project.archive_organization", Internal => Empty);
 
-/// How many projects an organization has.
+/// Counts the projects of an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CountProjects {
     pub organization_id: Uuid,

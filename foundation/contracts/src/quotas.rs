@@ -1,5 +1,5 @@
-//! Quotas: how much of an installation one organization may use. The organization service owns them; the
-//! services that hold what is counted keep a copy, and count within the transaction that uses it.
+//! Quotas: how much of an installation one organization may use. The organization service owns them. The services
+//! that check quotas cache them, and count the usage in the transaction that increases it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{Event, Page, Problem, Timestamp, Uuid, message};
 
-/// What a quota counts. The names are those of the API, of the databases and of the settings `quotas.<name>`.
+/// What a quota limits. The API, the databases and the settings `quotas.<name>` use the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Quantity {
     Projects,
@@ -28,7 +28,7 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    /// Every quantity, in the order in which they are shown.
+    /// Every quantity, in display order.
     pub const ALL: [Self; 14] = [
         Self::Projects,
         Self::EnvironmentsPerProject,
@@ -46,8 +46,8 @@ impl Quantity {
         Self::Members,
     ];
 
-    /// Name, what is counted, and the limit where nobody has set another.
-    const fn row(self) -> (&'static str, &'static str, u32) {
+    /// Name, what is counted, and the default limit.
+    const fn definition(self) -> (&'static str, &'static str, u32) {
         match self {
             Self::Projects => ("projects", "projects", 100),
             Self::EnvironmentsPerProject => ("environments_per_project", "environments of a project", 20),
@@ -68,67 +68,67 @@ impl Quantity {
         }
     }
 
-    /// The name that the API, the databases and the settings use.
+    /// The name in the API, the databases and the settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        self.row().0
+        self.definition().0
     }
 
     /// What is counted, as a plural noun.
     #[must_use]
     pub const fn description(self) -> &'static str {
-        self.row().1
+        self.definition().1
     }
 
-    /// The limit where neither the installation nor the organization has one.
+    /// The limit if neither the organization nor the installation sets one.
     #[must_use]
     pub const fn default_limit(self) -> u32 {
-        self.row().2
+        self.definition().2
     }
 
-    /// The lowest limit that makes sense: a project has one environment from the start, and builds that wait for
-    /// no permit would wait for ever. Everything else may be 0, which allows nothing new.
+    /// The lowest limit that can be set. A new project has one environment, and with 0 concurrent builds no build
+    /// would ever start. Other limits may be 0, which permits nothing new.
     #[must_use]
-    pub const fn lowest_limit(self) -> u32 {
+    pub const fn min_limit(self) -> u32 {
         match self {
             Self::EnvironmentsPerProject | Self::ConcurrentBuilds => 1,
             _ => 0,
         }
     }
 
-    /// What to do when the quota is used up.
+    /// What to do when the quota is reached.
     #[must_use]
     pub fn hint(self) -> String {
         let remedy = match self {
             Self::BuildsPerHour | Self::DeploymentsPerHour => "Try again when earlier ones are more than an hour old",
             Self::BuildsPerDay | Self::UploadMibPerDay => "Try again when earlier ones are more than 24 hours old",
             Self::Instances | Self::InstancesPerService | Self::MemoryMib => {
-                "Stop services or remove process types that are not needed"
+                "Stop services or remove process types that you do not need"
             }
-            _ => "Delete what is not needed",
+            _ => "Delete what you do not need",
         };
         format!("{remedy}, or ask an administrator of the installation to raise the quota {}.", self.name())
     }
 
-    /// The quantity of this name.
+    /// The quantity with this name.
     #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|quantity| quantity.name() == name)
     }
 
-    /// Why `limit` cannot be the limit of the quantity called `name`, if so.
+    /// Why `limit` is not a valid limit of the quantity `name`; `None` if it is valid.
     #[must_use]
-    pub fn refusal(name: &str, limit: u32) -> Option<String> {
-        match Self::named(name) {
-            None => Some(format!("there is no quota of this name; there are {}", Self::ALL.map(Self::name).join(", "))),
-            Some(quantity) if limit < quantity.lowest_limit() => Some(format!("must be at least {}", quantity.lowest_limit())),
+    pub fn limit_error(name: &str, limit: u32) -> Option<String> {
+        match Self::from_name(name) {
+            None => Some(format!("unknown quota; use one of {}", Self::ALL.map(Self::name).join(", "))),
+            Some(quantity) if limit < quantity.min_limit() => Some(format!("must be at least {}", quantity.min_limit())),
             Some(_) => None,
         }
     }
 }
 
-/// The limits of an organization, or of an installation: by the names of their quantities. A name that is
-/// missing has its default; one that is not known here, of a newer version, is kept and has no effect.
+/// The limits of an organization or an installation, by the names of their quantities. A missing name has its default
+/// limit. An unknown name, from a newer version, is kept and ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Quotas(pub BTreeMap<String, u32>);
 
@@ -139,9 +139,9 @@ impl Quotas {
         Self(Quantity::ALL.into_iter().map(|quantity| (quantity.name().to_owned(), quantity.default_limit())).collect())
     }
 
-    /// These limits, with those of `own` in the place of theirs.
+    /// These limits, overridden by those of `own`.
     #[must_use]
-    pub fn with(&self, own: &Self) -> Self {
+    pub fn overridden_by(&self, own: &Self) -> Self {
         let mut all = self.0.clone();
         all.extend(own.0.iter().map(|(name, limit)| (name.clone(), *limit)));
         Self(all)
@@ -153,31 +153,31 @@ impl Quotas {
         self.0.get(quantity.name()).copied().unwrap_or(quantity.default_limit()).into()
     }
 
-    /// Whether use may go from `before` to `after`: within the limit, or not above what it was. What exceeds a
-    /// limit that was lowered goes on, and may shrink.
+    /// Checks that usage may change from `before` to `after`: up to the limit, or not above `before`. Existing usage
+    /// above a lowered limit is permitted and may decrease.
     ///
     /// # Errors
-    /// [`Problem::quota_exceeded`] with what is used, the limit, and what to do.
+    /// [`Problem::quota_exceeded`] with the usage, the limit and a hint.
     pub fn check(&self, quantity: Quantity, before: i64, after: i64) -> Result<(), Problem> {
         let limit = self.limit(quantity);
         if after <= limit || after <= before {
             return Ok(());
         }
-        let detail = format!("{before} of {limit} {} are used; with this it would be {after}.", quantity.description());
+        let detail = format!("Used: {before} of {limit} {}. This would need {after}.", quantity.description());
         Err(Problem::quota_exceeded(detail).hint(quantity.hint()))
     }
 }
 
-/// A quota, and how much of it is used.
+/// A quota and its usage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Quota {
     pub name: String,
     /// What is counted.
     pub description: String,
     pub limit: i64,
-    /// How much is used; null where there is no one number, or where its owner does not answer.
+    /// The usage. Null if it is not a single number, or if the service that counts it is unavailable.
     pub used: Option<i64>,
-    /// Whether the limit was set for this organization; otherwise it is the installation's.
+    /// Whether the limit is set for this organization. Otherwise it is the installation's limit.
     pub own: bool,
 }
 
@@ -188,21 +188,21 @@ pub struct OrganizationQuotas {
     pub items: Vec<Quota>,
 }
 
-/// The quotas of an organization, and how much of them is used.
+/// Returns the quotas of an organization and their usage.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GetQuotas {
     pub id: Uuid,
 }
 message!(GetQuotas, query "organization.get_quotas", Granted(OrgView) at Organization(id) => OrganizationQuotas);
 
-/// The quotas of any organization, for administrators of the installation.
+/// Returns the quotas of any organization and their usage.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InspectQuotas {
     pub id: Uuid,
 }
 message!(InspectQuotas, query "organization.inspect_quotas", PlatformAdmin => OrganizationQuotas);
 
-/// Sets the quotas of an organization. What is not named has the installation's limit.
+/// Sets the quotas of an organization. A quota that is not given has the installation's limit.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SetQuotas {
     pub id: Uuid,
@@ -211,13 +211,13 @@ pub struct SetQuotas {
 }
 message!(SetQuotas, command "organization.set_quotas", PlatformAdmin => OrganizationQuotas, |m, check| {
     for (name, limit) in &m.quotas {
-        if let Some(why) = Quantity::refusal(name, *limit) {
-            check.that(false, &format!("quotas.{name}"), &why);
+        if let Some(error) = Quantity::limit_error(name, *limit) {
+            check.require(false, &format!("quotas.{name}"), &error);
         }
     }
 });
 
-/// An organization, as administrators of the installation see it.
+/// An organization, for administrators of the installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InspectedOrganization {
     pub id: Uuid,
@@ -229,36 +229,36 @@ pub struct InspectedOrganization {
     pub members: i64,
 }
 
-/// Every organization of the installation, by their slugs.
+/// Lists the organizations of the installation, ordered by slug.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InspectOrganizations {
-    /// Only the one with this slug.
+    /// Only the organization with this slug.
     #[serde(default)]
     pub slug: Option<String>,
-    /// `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<String>,
 }
 message!(InspectOrganizations, query "organization.inspect_organizations", PlatformAdmin => Page<InspectedOrganization>);
 
-/// The limits of an organization, asked by a service that counts and does not know them.
+/// Returns the limits of an organization. Sent by a service whose cache has no valid entry for it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmQuotas {
     pub organization_id: Uuid,
 }
 message!(ConfirmQuotas, query "organization.confirm_quotas", Internal => ConfirmedQuotas);
 
-/// The limits of an organization, as their owner knows them.
+/// The limits of an organization, from the organization service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmedQuotas {
     pub organization_id: Uuid,
-    /// The organization's own limits over those of the installation.
+    /// The installation's limits, overridden by the organization's.
     pub quotas: Quotas,
-    /// Rises with each change; a lower one is older.
+    /// Increases with each change.
     pub sequence: i64,
 }
 
-/// The limits of an organization were set.
+/// The limits of an organization were changed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct QuotasChanged {
     #[serde(flatten)]
@@ -272,20 +272,20 @@ impl Event for QuotasChanged {
     }
 }
 
-/// How much an organization uses, by the names of the quantities that a service counts.
+/// An organization's usage of the quantities that a service counts, by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QuotaUse {
     pub used: BTreeMap<String, i64>,
 }
 
-/// How many projects, environments and services an organization has.
+/// Counts the projects, environments and services of an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CountProjectUse {
     pub organization_id: Uuid,
 }
 message!(CountProjectUse, query "project.count_use", Internal => QuotaUse);
 
-/// How many instances, builds and uploads an organization has.
+/// Counts the instances, builds and uploads of an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CountDeployUse {
     pub organization_id: Uuid,
@@ -297,7 +297,7 @@ mod tests {
     use super::{Quantity, Quotas};
 
     #[test]
-    fn use_may_grow_to_the_limit_and_shrink_above_it() {
+    fn usage_may_increase_up_to_the_limit_and_decrease_above_it() {
         let quotas = Quotas([("projects".to_owned(), 3)].into());
         for (before, after, allowed) in [(0, 1, true), (2, 3, true), (3, 4, false), (9, 8, true), (9, 9, true), (9, 10, false)] {
             assert_eq!(quotas.check(Quantity::Projects, before, after).is_ok(), allowed, "{before} → {after}");
@@ -308,21 +308,21 @@ mod tests {
     }
 
     #[test]
-    fn an_organizations_own_limits_go_before_those_of_the_installation() {
+    fn an_organizations_limits_override_those_of_the_installation() {
         let installation = Quotas::defaults();
         let own = Quotas([("services".to_owned(), 7), ("of_a_newer_version".to_owned(), 1)].into());
-        assert_eq!(installation.with(&own).limit(Quantity::Services), 7);
-        assert_eq!(installation.with(&own).limit(Quantity::Projects), 100);
+        assert_eq!(installation.overridden_by(&own).limit(Quantity::Services), 7);
+        assert_eq!(installation.overridden_by(&own).limit(Quantity::Projects), 100);
         assert_eq!(Quotas::default().limit(Quantity::Members), 200);
     }
 
     #[test]
-    fn names_are_unique_and_lead_back() {
+    fn every_quantity_is_found_by_its_name() {
         for quantity in Quantity::ALL {
-            assert_eq!(Quantity::named(quantity.name()), Some(quantity));
-            assert_eq!(Quantity::refusal(quantity.name(), quantity.default_limit()), None);
+            assert_eq!(Quantity::from_name(quantity.name()), Some(quantity));
+            assert_eq!(Quantity::limit_error(quantity.name(), quantity.default_limit()), None);
         }
-        assert!(Quantity::refusal("nonsense", 1).is_some_and(|why| why.contains("memory_mib")));
-        assert!(Quantity::refusal("concurrent_builds", 0).is_some());
+        assert!(Quantity::limit_error("nonsense", 1).is_some_and(|error| error.contains("memory_mib")));
+        assert!(Quantity::limit_error("concurrent_builds", 0).is_some());
     }
 }

@@ -1,13 +1,13 @@
-//! Texts that may hold what a client or a file gave: names and lines of any length.
+//! Limits the length of texts that contain input of clients or files.
 
-/// Bytes of a text that is answered, stored or logged for people to read.
-pub const MOST_TEXT: usize = 2000;
+/// The largest length of a text in a reply, a database or a log, in bytes.
+pub const MAX_TEXT_BYTES: usize = 2000;
 
-/// A text for people, cut at a length that they read.
+/// Truncates a text to [`MAX_TEXT_BYTES`], with `…` at its end.
 #[must_use]
-pub fn shortened(mut text: String) -> String {
-    if text.len() > MOST_TEXT {
-        text.truncate(text.floor_char_boundary(MOST_TEXT));
+pub fn truncated(mut text: String) -> String {
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
         text.push('…');
     }
     text
@@ -15,18 +15,18 @@ pub fn shortened(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_TEXT, shortened};
+    use super::{MAX_TEXT_BYTES, truncated};
     use crate::Problem;
 
     #[test]
-    fn long_texts_are_cut_between_characters() {
-        assert_eq!(shortened("short".into()), "short");
-        let cut = shortened("é".repeat(MOST_TEXT));
-        assert!(cut.len() <= MOST_TEXT + 3 && cut.ends_with("é…"));
+    fn long_texts_are_truncated_between_characters() {
+        assert_eq!(truncated("short".into()), "short");
+        let cut = truncated("é".repeat(MAX_TEXT_BYTES));
+        assert!(cut.len() <= MAX_TEXT_BYTES + 3 && cut.ends_with("é…"));
     }
 
     #[test]
-    fn no_problem_is_longer_than_people_read() {
+    fn every_problem_has_a_limited_length() {
         let name = "n".repeat(64 << 20);
         for problem in [
             Problem::bad_request(name.clone()),
@@ -35,7 +35,7 @@ mod tests {
             Problem::not_found(&name),
         ] {
             let size = serde_json::to_string(&problem).expect("JSON").len();
-            assert!(size < 3 * MOST_TEXT + 500, "{size}");
+            assert!(size < 3 * MAX_TEXT_BYTES + 500, "{size}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one notion of time: microseconds since the Unix epoch, UTC.
+//! Timestamps: microseconds since the Unix epoch, UTC.
 
 use std::borrow::Cow;
 
@@ -6,24 +6,24 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{KnownFormat, RefOr, Schema};
 
-/// A moment, in microseconds since the Unix epoch, UTC. RFC 3339 in JSON, BIGINT in databases.
+/// A time in microseconds since the Unix epoch, UTC. RFC 3339 in JSON, BIGINT in databases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// The present moment.
+    /// The current time.
     #[must_use]
     pub fn now() -> Self {
         Self(jiff::Timestamp::now().as_microsecond())
     }
 
-    /// This moment moved by a number of seconds, which may be negative.
+    /// This time plus a number of seconds, which may be negative.
     #[must_use]
     pub fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(seconds.saturating_mul(1_000_000)))
     }
 
-    /// Whole seconds since the Unix epoch, as JWT claims count them.
+    /// Whole seconds since the Unix epoch, as in JWT claims.
     #[must_use]
     pub fn as_seconds(self) -> i64 {
         self.0.div_euclid(1_000_000)
@@ -33,7 +33,7 @@ impl Timestamp {
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match jiff::Timestamp::from_microsecond(self.0) {
-            Ok(moment) => write!(f, "{moment:.6}"),
+            Ok(time) => write!(f, "{time:.6}"),
             Err(_) => write!(f, "{}us", self.0),
         }
     }
@@ -48,8 +48,8 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<str>::deserialize(deserializer)?;
-        let moment: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
-        Ok(Self(moment.as_microsecond()))
+        let time: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
+        Ok(Self(time.as_microsecond()))
     }
 }
 
@@ -66,11 +66,11 @@ mod tests {
     use super::Timestamp;
 
     #[test]
-    fn a_timestamp_survives_json_to_the_microsecond() {
-        let moment = Timestamp(1_760_000_000_123_456);
-        let json = serde_json::to_string(&moment).expect("serializes");
+    fn json_keeps_a_timestamp_to_the_microsecond() {
+        let time = Timestamp(1_760_000_000_123_456);
+        let json = serde_json::to_string(&time).expect("serializes");
         assert_eq!(json, "\"2025-10-09T08:53:20.123456Z\"");
         let back: Timestamp = serde_json::from_str(&json).expect("parses");
-        assert_eq!(back, moment);
+        assert_eq!(back, time);
     }
 }

@@ -1,14 +1,13 @@
-//! The bus over Kafka, or whatever speaks its protocol (Redpanda).
+//! The bus over Kafka or a compatible broker (Redpanda).
 //!
-//! Events are records of the topic `capsule.events`, keyed by organization: what happened in one is
-//! delivered in its order. Each service is a consumer group. Requests are records of
-//! `capsule.commands.<first word of the subject>`; replies come back on the partition of
-//! `capsule.replies` that the asking process reads. What a service cannot take now goes through its retry
-//! topics, one for each delay; what it never can, through its dead-letter topic, from where the service
-//! keeps it for people to look at.
+//! Events are records of the topic `capsule.events`, keyed by organization: the events of one organization are
+//! delivered in order. Each service is a consumer group. Requests are records of
+//! `capsule.commands.<first word of the subject>`; replies go to the partition of `capsule.replies` that the
+//! requesting process reads. Events that a service rejects temporarily go to its retry topics, one for each delay.
+//! Events that it rejects permanently go to its dead-letter topic, from which the service stores them for operators.
 //!
-//! Offsets are committed only up to the oldest record that is not done with: a process that dies is
-//! followed by another that begins there. Whatever then comes a second time is known by its id.
+//! Offsets are committed only up to the oldest record that is not done, so that after a crash another process
+//! resumes there. Redelivered messages are recognized by their ids.
 
 mod offsets;
 mod topics;
@@ -18,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use capsule_bus::transport::{Outgoing, Published, Refusal, Served, Transport};
+use capsule_bus::transport::{OutgoingEvent, OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use capsule_contracts::Problem;
 use futures_util::future::BoxFuture;
 use rdkafka::client::ClientContext;
@@ -33,14 +32,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use offsets::Offsets;
-use topics::{DELAYS, EVENTS, PARTITIONS, REPLIES};
+use topics::{EVENTS, PARTITIONS, REPLIES, RETRY_DELAYS_MS};
 
-/// Requests, or events that wait, that a process has in its hands at a time.
-const AT_A_TIME: usize = 128;
-/// The broker is asked whether it is there this often.
-const LOOK: Duration = Duration::from_secs(2);
-/// Something failed that may work again in a moment.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How many records of a consumer are handled concurrently.
+const MAX_CONCURRENT_RECORDS: usize = 128;
+/// How often the connection to the broker is checked.
+const BROKER_CHECK_PERIOD: Duration = Duration::from_secs(2);
+/// The delay before a failed operation is retried.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 const SIGNATURE: &str = "capsule-signature";
 const KIND: &str = "capsule-kind";
@@ -48,7 +47,7 @@ const REPLY_TO: &str = "capsule-reply-partition";
 const REQUEST: &str = "capsule-request";
 const ATTEMPT: &str = "capsule-attempt";
 const DUE: &str = "capsule-due";
-const WHY: &str = "capsule-why";
+const REASON: &str = "capsule-why";
 
 /// A Kafka cluster.
 #[derive(Clone)]
@@ -57,19 +56,18 @@ pub struct Kafka(Arc<Shared>);
 struct Shared {
     settings: HashMap<String, String>,
     producer: FutureProducer<Context>,
-    /// Names this process among those that read the same partition of replies.
-    process: String,
-    partition: i32,
-    next: AtomicU64,
-    /// Requests that wait for their replies.
-    waiting: Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>,
-    /// The broker answers.
-    answers: AtomicBool,
-    /// Consumers that were begun, and those that have their place in their groups.
+    /// A random id of this process: several processes read the same partition of replies.
+    process_id: String,
+    reply_partition: i32,
+    next_request_id: AtomicU64,
+    /// Senders for the replies to requests in flight, by the requests' ids.
+    pending_replies: Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>,
+    broker_reachable: AtomicBool,
+    /// The number of consumers, and of those that have partitions assigned.
     consumers: AtomicUsize,
-    placed: Arc<AtomicUsize>,
+    assigned: Arc<AtomicUsize>,
     draining: CancellationToken,
-    under_way: TaskTracker,
+    in_flight: TaskTracker,
 }
 
 impl std::fmt::Debug for Kafka {
@@ -78,10 +76,11 @@ impl std::fmt::Debug for Kafka {
     }
 }
 
-/// Says what the client has to say, and notices when a consumer has its place.
+/// Logs the client's messages, and counts a consumer once partitions are assigned to it.
 #[derive(Clone, Default)]
 struct Context {
-    placed: Option<(Arc<AtomicUsize>, Arc<AtomicBool>)>,
+    /// The counter, and whether this consumer is counted.
+    assigned: Option<(Arc<AtomicUsize>, Arc<AtomicBool>)>,
 }
 
 impl ClientContext for Context {
@@ -101,20 +100,20 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let (Rebalance::Assign(_), Some((placed, done))) = (rebalance, &self.placed)
-            && !done.swap(true, Ordering::Relaxed)
+        if let (Rebalance::Assign(_), Some((assigned, counted))) = (rebalance, &self.assigned)
+            && !counted.swap(true, Ordering::Relaxed)
         {
-            placed.fetch_add(1, Ordering::Relaxed);
+            assigned.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 impl Kafka {
-    /// Makes the clients of a cluster at `url` (`kafka://host:port,host:port?setting=value`; settings as
-    /// librdkafka names them), and begins to read the replies to this process.
+    /// Creates a client of the cluster at `url` (`kafka://host:port,host:port?setting=value`, with the settings of
+    /// librdkafka), and starts to read the replies to this process. `name` is the client id.
     ///
     /// # Errors
-    /// When a setting is not known.
+    /// When a setting is unknown or invalid.
     pub fn connect(url: &str, name: &str) -> Result<Self, String> {
         let (servers, settings) =
             url.trim_start_matches("kafka://").split_once('?').unwrap_or((url.trim_start_matches("kafka://"), ""));
@@ -126,12 +125,12 @@ impl Kafka {
             ("allow.auto.create.topics".to_owned(), "false".to_owned()),
         ]);
         for setting in settings.split('&').filter(|setting| !setting.is_empty()) {
-            let (name, value) = setting.split_once('=').ok_or_else(|| format!("`{setting}` is not a setting and its value"))?;
+            let (name, value) = setting.split_once('=').ok_or_else(|| format!("`{setting}` is not of the form setting=value"))?;
             all.insert(name.into(), value.into());
         }
         let mut random = [0_u8; 8];
         getrandom::fill(&mut random).map_err(|error| error.to_string())?;
-        // Small buffers, few of them: what is large does not go over the bus.
+        // Small buffers: the bus does not carry large messages.
         let producer = client(&all)
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
@@ -142,18 +141,18 @@ impl Kafka {
         let shared = Arc::new(Shared {
             settings: all,
             producer,
-            process: hex::encode(random),
-            partition: i32::from(random[0]) % PARTITIONS,
-            next: AtomicU64::default(),
-            waiting: Mutex::default(),
-            answers: AtomicBool::default(),
+            process_id: hex::encode(random),
+            reply_partition: i32::from(random[0]) % PARTITIONS,
+            next_request_id: AtomicU64::default(),
+            pending_replies: Mutex::default(),
+            broker_reachable: AtomicBool::default(),
             consumers: AtomicUsize::new(1),
-            placed: Arc::default(),
+            assigned: Arc::default(),
             draining: CancellationToken::new(),
-            under_way: TaskTracker::new(),
+            in_flight: TaskTracker::new(),
         });
-        tokio::spawn(look(shared.clone()));
-        tokio::spawn(replies(shared.clone()));
+        tokio::spawn(watch_broker(shared.clone()));
+        tokio::spawn(read_replies(shared.clone()));
         Ok(Self(shared))
     }
 }
@@ -166,43 +165,43 @@ fn client(settings: &HashMap<String, String>) -> ClientConfig {
     config
 }
 
-/// Finds out again and again whether the broker is there.
-async fn look(shared: Arc<Shared>) {
+/// Checks the connection to the broker periodically.
+async fn watch_broker(shared: Arc<Shared>) {
     loop {
         let producer = shared.producer.clone();
-        let asked = move || producer.client().fetch_metadata(Some(REPLIES), Duration::from_secs(3)).is_ok();
-        let answers = tokio::task::spawn_blocking(asked).await.unwrap_or_default();
-        if shared.answers.swap(answers, Ordering::Relaxed) != answers {
-            if answers {
+        let fetch = move || producer.client().fetch_metadata(Some(REPLIES), Duration::from_secs(3)).is_ok();
+        let reachable = tokio::task::spawn_blocking(fetch).await.unwrap_or_default();
+        if shared.broker_reachable.swap(reachable, Ordering::Relaxed) != reachable {
+            if reachable {
                 tracing::info!("connected to Kafka");
             } else {
-                tracing::warn!("Kafka does not answer");
+                tracing::warn!("Kafka cannot be reached");
                 metrics::counter!("capsule_broker_disconnections_total").increment(1);
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(BROKER_CHECK_PERIOD).await;
     }
 }
 
-/// Reads the replies to this process, from now on.
-async fn replies(shared: Arc<Shared>) {
+/// Reads the replies to this process, starting with the next.
+async fn read_replies(shared: Arc<Shared>) {
     let consumer = loop {
         match reply_consumer(&shared).await {
             Ok(consumer) => break consumer,
-            Err(error) => tracing::warn!(error, "replies cannot be read yet; trying again"),
+            Err(error) => tracing::warn!(error, "replies cannot be read; retrying"),
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     };
-    shared.placed.fetch_add(1, Ordering::Relaxed);
+    shared.assigned.fetch_add(1, Ordering::Relaxed);
     loop {
         match consumer.recv().await {
             Ok(reply) => {
-                let waiting = header(&reply, REQUEST).and_then(|id| shared.waiting().remove(&id));
-                if let Some(waiting) = waiting {
-                    let _ = waiting.send(reply.payload().unwrap_or_default().to_vec());
+                let sender = header(&reply, REQUEST).and_then(|id| shared.pending_replies().remove(&id));
+                if let Some(sender) = sender {
+                    let _ = sender.send(reply.payload().unwrap_or_default().to_vec());
                 }
             }
-            Err(error) => pause(&error).await,
+            Err(error) => log_and_wait(&error).await,
         }
     }
 }
@@ -210,21 +209,23 @@ async fn replies(shared: Arc<Shared>) {
 async fn reply_consumer(shared: &Arc<Shared>) -> Result<StreamConsumer<Context>, String> {
     topics::ensure(&client(&shared.settings), &[(REPLIES.to_owned(), PARTITIONS)]).await?;
     let consumer: StreamConsumer<Context> = consumer(&shared.settings)
-        .set("group.id", format!("capsule.replies.{}", shared.process))
+        .set("group.id", format!("capsule.replies.{}", shared.process_id))
         .set("fetch.wait.max.ms", "100")
         .create_with_context(Context::default())
         .map_err(|error| error.to_string())?;
-    let (consumer, partition) = (Arc::new(consumer), shared.partition);
-    let asking = consumer.clone();
-    let end = tokio::task::spawn_blocking(move || asking.fetch_watermarks(REPLIES, partition, Duration::from_secs(10))).await;
+    let (consumer, partition) = (Arc::new(consumer), shared.reply_partition);
+    let blocking_consumer = consumer.clone();
+    let end =
+        tokio::task::spawn_blocking(move || blocking_consumer.fetch_watermarks(REPLIES, partition, Duration::from_secs(10)))
+            .await;
     let (_, end) = end.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     let mut assignment = TopicPartitionList::new();
-    let begin = assignment.add_partition_offset(REPLIES, partition, Offset::Offset(end));
-    begin.and_then(|()| consumer.assign(&assignment)).map_err(|error| error.to_string())?;
+    let added = assignment.add_partition_offset(REPLIES, partition, Offset::Offset(end));
+    added.and_then(|()| consumer.assign(&assignment)).map_err(|error| error.to_string())?;
     Arc::into_inner(consumer).ok_or_else(|| "the consumer is in use".into())
 }
 
-/// A consumer that is told of no record twice while all is well, and of none too few when it is not.
+/// The settings of a consumer with at-least-once delivery: a record's offset is stored only when it is done.
 fn consumer(settings: &HashMap<String, String>) -> ClientConfig {
     let mut config = client(settings);
     config
@@ -241,41 +242,41 @@ fn consumer(settings: &HashMap<String, String>) -> ClientConfig {
     config
 }
 
-async fn pause(error: &KafkaError) {
-    tracing::warn!(%error, "nothing can be read from Kafka now");
-    tokio::time::sleep(PAUSE).await;
+async fn log_and_wait(error: &KafkaError) {
+    tracing::warn!(%error, "records cannot be read from Kafka; retrying");
+    tokio::time::sleep(RETRY_DELAY).await;
 }
 
-/// Serves a service: its topics are made, then read by its group.
-async fn serve(shared: Arc<Shared>, service: Served) {
-    let (requests, refused) = (topics::of_requests(&service), topics::of_refused(&service));
-    let shared_out = requests.iter().cloned().chain([EVENTS.to_owned()]).map(|topic| (topic, PARTITIONS));
-    let made: Vec<_> = shared_out.chain(refused.iter().map(|topic| (topic.clone(), 1))).collect();
-    while let Err(error) = topics::ensure(&client(&shared.settings), &made).await {
-        tracing::warn!(service = service.name, error, "topics cannot be made yet; trying again");
-        tokio::time::sleep(PAUSE).await;
+/// Creates a service's topics and starts its consumers.
+async fn serve(shared: Arc<Shared>, service: ServiceEndpoint) {
+    let (requests, rejected) = (topics::request_topics(&service), topics::rejected_event_topics(&service));
+    let partitioned = requests.iter().cloned().chain([EVENTS.to_owned()]).map(|topic| (topic, PARTITIONS));
+    let all: Vec<_> = partitioned.chain(rejected.iter().map(|topic| (topic.clone(), 1))).collect();
+    while let Err(error) = topics::ensure(&client(&shared.settings), &all).await {
+        tracing::warn!(service = service.name, error, "topics cannot be created; retrying");
+        tokio::time::sleep(RETRY_DELAY).await;
     }
-    // Apart: however many events wait, requests are answered.
-    tokio::spawn(many(shared.clone(), service.clone(), "requests", requests));
-    tokio::spawn(many(shared.clone(), service.clone(), "refused", refused));
-    tokio::spawn(in_order(shared, service));
+    // Separate consumers, so that waiting events do not delay requests.
+    tokio::spawn(consume_concurrently(shared.clone(), service.clone(), "requests", requests));
+    tokio::spawn(consume_concurrently(shared.clone(), service.clone(), "refused", rejected));
+    tokio::spawn(consume_in_order(shared, service));
 }
 
-/// Joins a service's group for these topics.
+/// Creates a consumer of these topics in a consumer group.
 fn join(shared: &Shared, group: &str, topics: &[String]) -> Result<StreamConsumer<Context>, KafkaError> {
-    let placed = (shared.placed.clone(), Arc::default());
+    let assigned = (shared.assigned.clone(), Arc::default());
     let consumer: StreamConsumer<Context> =
-        consumer(&shared.settings).set("group.id", group).create_with_context(Context { placed: Some(placed) })?;
+        consumer(&shared.settings).set("group.id", group).create_with_context(Context { assigned: Some(assigned) })?;
     consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(consumer)
 }
 
-/// Takes events into the service's inbox, one after the other: those of one organization in their order.
-async fn in_order(shared: Arc<Shared>, service: Served) {
+/// Delivers events to the service's inbox one after the other, which keeps the order within an organization.
+async fn consume_in_order(shared: Arc<Shared>, service: ServiceEndpoint) {
     let group = format!("capsule.{}.events", service.name);
     let consumer = match join(&shared, &group, &[EVENTS.to_owned()]) {
         Ok(consumer) => consumer,
-        Err(error) => return tracing::error!(service = service.name, %error, "events cannot be read"),
+        Err(error) => return tracing::error!(service = service.name, %error, "the consumer of events cannot be created"),
     };
     loop {
         let event = tokio::select! {
@@ -285,57 +286,58 @@ async fn in_order(shared: Arc<Shared>, service: Served) {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                pause(&error).await;
+                log_and_wait(&error).await;
                 continue;
             }
         };
         if header(&event, KIND).is_some_and(|kind| service.kinds.contains(&kind.as_str())) {
-            take(&shared, &service, event.detach(), 0).await;
+            deliver_event(&shared, &service, event.detach(), 0).await;
         }
         if let Err(error) = consumer.store_offset_from_message(&event) {
-            tracing::debug!(%error, "the partition has another reader by now");
+            tracing::debug!(%error, "an offset cannot be stored: the partition was revoked");
         }
     }
 }
 
-/// Hands an event to the service, or on to where it waits. Does not return before one of both is done.
-async fn take(shared: &Shared, service: &Served, event: OwnedMessage, attempt: usize) {
+/// Delivers an event to the service. If the service rejects it, moves it to a retry topic or the dead-letter topic.
+/// Returns once one of them has it.
+async fn deliver_event(shared: &Shared, service: &ServiceEndpoint, event: OwnedMessage, attempt: usize) {
     let (body, key) = (event.payload().unwrap_or_default(), event.key().unwrap_or_default());
-    let refusal = match (service.receive)(body.to_vec(), header(&event, SIGNATURE).unwrap_or_default()).await {
+    let rejection = match (service.handle_event)(body.to_vec(), header(&event, SIGNATURE).unwrap_or_default()).await {
         Ok(()) => return,
-        Err(refusal) => refusal,
+        Err(rejection) => rejection,
     };
-    let mut headers = without(&event, &[ATTEMPT, DUE]);
-    let topic = match &refusal {
-        Refusal::Later(problem) => {
-            tracing::warn!(service = service.name, %problem, attempt, "an event cannot be taken now; it waits");
-            let delay = DELAYS[attempt.min(DELAYS.len() - 1)];
-            headers = with(with(headers, ATTEMPT, &(attempt + 1).to_string()), DUE, &(now() + delay).to_string());
-            topics::retry(service.name, delay)
+    let mut headers = without_headers(&event, &[ATTEMPT, DUE]);
+    let topic = match &rejection {
+        Rejection::Temporary(problem) => {
+            tracing::warn!(service = service.name, %problem, attempt, "an event was rejected; it will be retried");
+            let delay = RETRY_DELAYS_MS[attempt.min(RETRY_DELAYS_MS.len() - 1)];
+            headers = with_header(with_header(headers, ATTEMPT, &(attempt + 1).to_string()), DUE, &(now() + delay).to_string());
+            topics::retry_topic(service.name, delay)
         }
-        Refusal::Never(problem) => {
-            tracing::error!(service = service.name, %problem, "an event that can never be taken is a dead letter");
-            headers = with(headers, WHY, &problem.to_string());
-            topics::dead(service.name)
+        Rejection::Permanent(problem) => {
+            tracing::error!(service = service.name, %problem, "an event was rejected permanently; it is a dead letter");
+            headers = with_header(headers, REASON, &problem.to_string());
+            topics::dead_letter_topic(service.name)
         }
     };
     loop {
         let record = FutureRecord::to(&topic).key(key).payload(body).headers(headers.clone());
         let Err((error, _)) = shared.producer.send(record, Duration::ZERO).await else { return };
-        tracing::warn!(service = service.name, %error, "an event cannot be put off; trying again");
-        tokio::time::sleep(PAUSE).await;
+        tracing::warn!(service = service.name, %error, "a rejected event cannot be moved to its next topic; retrying");
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
-/// Answers requests, takes events whose time has come again, and keeps dead letters: many at a time.
-async fn many(shared: Arc<Shared>, service: Served, what: &str, topics: Vec<String>) {
-    let consumer = match join(&shared, &format!("capsule.{}.{what}", service.name), &topics) {
+/// Handles requests, retries and dead letters concurrently. `purpose` is the last part of the consumer group's name.
+async fn consume_concurrently(shared: Arc<Shared>, service: ServiceEndpoint, purpose: &str, topics: Vec<String>) {
+    let consumer = match join(&shared, &format!("capsule.{}.{purpose}", service.name), &topics) {
         Ok(consumer) => Arc::new(consumer),
-        Err(error) => return tracing::error!(service = service.name, %error, what, "nothing can be read"),
+        Err(error) => return tracing::error!(service = service.name, %error, purpose, "a consumer cannot be created"),
     };
-    let (offsets, places) = (Arc::new(Offsets::default()), Arc::new(Semaphore::new(AT_A_TIME)));
+    let (offsets, permits) = (Arc::new(Offsets::default()), Arc::new(Semaphore::new(MAX_CONCURRENT_RECORDS)));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let record = tokio::select! {
             record = consumer.recv() => record,
             () = shared.draining.cancelled() => return,
@@ -343,44 +345,44 @@ async fn many(shared: Arc<Shared>, service: Served, what: &str, topics: Vec<Stri
         let record = match record {
             Ok(record) => record,
             Err(error) => {
-                pause(&error).await;
+                log_and_wait(&error).await;
                 continue;
             }
         };
         let (topic, partition, offset) = (record.topic().to_owned(), record.partition(), record.offset());
         offsets.begin(&topic, partition, offset);
-        let work = one(shared.clone(), service.clone(), &record);
+        let handling = handle_record(shared.clone(), service.clone(), &record);
         let (consumer, offsets) = (consumer.clone(), offsets.clone());
-        shared.under_way.spawn(async move {
-            work.await;
+        shared.in_flight.spawn(async move {
+            handling.await;
             if let Some(done) = offsets.done(&topic, partition, offset) {
-                // Fails where the partition has another reader by now, who begins at the oldest not done with.
+                // Fails if the partition was revoked; its next consumer starts at the oldest record that is not done.
                 let _ = consumer.store_offset(&topic, partition, done);
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-/// The work that a record asks for.
-fn one(shared: Arc<Shared>, service: Served, record: &BorrowedMessage<'_>) -> BoxFuture<'static, ()> {
+/// Handles a request, a dead letter or a retry, depending on the record's headers and topic.
+fn handle_record(shared: Arc<Shared>, service: ServiceEndpoint, record: &BorrowedMessage<'_>) -> BoxFuture<'static, ()> {
     let body = record.payload().unwrap_or_default().to_vec();
     if let (Some(partition), Some(id)) = (header(record, REPLY_TO).and_then(|text| text.parse().ok()), header(record, REQUEST)) {
         return Box::pin(async move {
-            let reply = (service.answer)(body).await;
-            let headers = with(OwnedHeaders::new(), REQUEST, &id);
+            let reply = (service.handle_request)(body).await;
+            let headers = with_header(OwnedHeaders::new(), REQUEST, &id);
             let record = FutureRecord::<[u8], _>::to(REPLIES).partition(partition).payload(&reply).headers(headers);
             if let Err((error, _)) = shared.producer.send(record, Duration::ZERO).await {
-                tracing::warn!(service = service.name, %error, "a reply could not be sent");
+                tracing::warn!(service = service.name, %error, "a reply cannot be sent");
             }
         });
     }
-    if record.topic() == topics::dead(service.name) {
-        let why = format!("It was refused: {}", header(record, WHY).unwrap_or_default());
+    if record.topic() == topics::dead_letter_topic(service.name) {
+        let reason = format!("The service rejected it: {}", header(record, REASON).unwrap_or_default());
         return Box::pin(async move {
-            while let Err(problem) = (service.set_aside)(body.clone(), why.clone()).await {
-                tracing::warn!(service = service.name, %problem, "a dead letter cannot be kept now; trying again");
-                tokio::time::sleep(PAUSE * 2).await;
+            while let Err(problem) = (service.store_dead_letter)(body.clone(), reason.clone()).await {
+                tracing::warn!(service = service.name, %problem, "a dead letter cannot be stored; retrying");
+                tokio::time::sleep(RETRY_DELAY * 2).await;
             }
         });
     }
@@ -389,7 +391,7 @@ fn one(shared: Arc<Shared>, service: Served, record: &BorrowedMessage<'_>) -> Bo
     let event = record.detach();
     Box::pin(async move {
         tokio::time::sleep(Duration::from_millis(due.saturating_sub(now()))).await;
-        take(&shared, &service, event, attempt).await;
+        deliver_event(&shared, &service, event, attempt).await;
     })
 }
 
@@ -398,63 +400,63 @@ fn header<M: Message>(record: &M, name: &str) -> Option<String> {
     found.value.map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
-fn with(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
+fn with_header(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
     headers.insert(Header { key: name, value: Some(value) })
 }
 
-fn without(record: &OwnedMessage, names: &[&str]) -> OwnedHeaders {
+fn without_headers(record: &OwnedMessage, names: &[&str]) -> OwnedHeaders {
     let kept = record.headers().into_iter().flat_map(Headers::iter).filter(|header| !names.contains(&header.key));
     kept.fold(OwnedHeaders::new(), |all, header| all.insert(Header { key: header.key, value: header.value }))
 }
 
-/// Milliseconds since the epoch.
+/// Milliseconds since the Unix epoch.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending_replies(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
+        self.pending_replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn request(&self, request: Outgoing) -> Result<Vec<u8>, Problem> {
-        let id = format!("{}.{}", self.process, self.next.fetch_add(1, Ordering::Relaxed));
+    async fn request(&self, request: OutgoingRequest) -> Result<Vec<u8>, Problem> {
+        let id = format!("{}.{}", self.process_id, self.next_request_id.fetch_add(1, Ordering::Relaxed));
         let (sender, reply) = oneshot::channel();
-        self.waiting().insert(id.clone(), sender);
-        let outcome = tokio::time::timeout(request.patience, async {
+        self.pending_replies().insert(id.clone(), sender);
+        let outcome = tokio::time::timeout(request.timeout, async {
             self.send(&request, &id).await?;
             reply.await.map_err(|_| unreachable())
         })
         .await;
-        self.waiting().remove(&id);
+        self.pending_replies().remove(&id);
         outcome.unwrap_or_else(|_| Err(Problem::deadline(request.subject)))
     }
 
-    /// Sends a request; returns once the broker keeps it.
-    async fn send(&self, request: &Outgoing, id: &str) -> Result<(), Problem> {
-        let topic = topics::commands(request.subject);
-        let headers = with(with(OwnedHeaders::new(), REPLY_TO, &self.partition.to_string()), REQUEST, id);
+    /// Sends a request; returns once the broker has confirmed it.
+    async fn send(&self, request: &OutgoingRequest, id: &str) -> Result<(), Problem> {
+        let topic = topics::command_topic(request.subject);
+        let headers = with_header(with_header(OwnedHeaders::new(), REPLY_TO, &self.reply_partition.to_string()), REQUEST, id);
         loop {
             let record = FutureRecord::to(&topic).key(id).payload(&request.body).headers(headers.clone());
             match self.producer.send(record, Duration::ZERO).await {
                 Ok(_) => return Ok(()),
-                // The service may be about to make its topics; the request's own patience ends this.
+                // The service may not have created its topics yet. The request's timeout ends the loop.
                 Err((error, _)) => {
-                    tracing::debug!(%error, subject = request.subject, "a request could not be sent; trying again");
-                    tokio::time::sleep(PAUSE / 5).await;
+                    tracing::debug!(%error, subject = request.subject, "a request cannot be sent; retrying");
+                    tokio::time::sleep(RETRY_DELAY / 5).await;
                 }
             }
         }
     }
 
-    async fn publish(&self, event: Published) -> Result<(), Problem> {
-        let headers = with(with(OwnedHeaders::new(), SIGNATURE, &event.signature), KIND, &event.kind);
+    async fn publish(&self, event: OutgoingEvent) -> Result<(), Problem> {
+        let headers = with_header(with_header(OwnedHeaders::new(), SIGNATURE, &event.signature), KIND, &event.kind);
         let record = FutureRecord::to(EVENTS).key(&event.key).payload(&event.body).headers(headers);
         match self.producer.send(record, Duration::from_secs(5)).await {
             Ok(_) => Ok(()),
             Err((error, _)) => {
-                tracing::warn!(%error, "an event could not be published");
+                tracing::warn!(%error, "an event cannot be published");
                 Err(unreachable())
             }
         }
@@ -466,15 +468,15 @@ fn unreachable() -> Problem {
 }
 
 impl Transport for Kafka {
-    fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
+    fn request(&self, request: OutgoingRequest) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
         Box::pin(self.0.request(request))
     }
 
-    fn publish(&self, event: Published) -> BoxFuture<'_, Result<(), Problem>> {
+    fn publish(&self, event: OutgoingEvent) -> BoxFuture<'_, Result<(), Problem>> {
         Box::pin(self.0.publish(event))
     }
 
-    fn serve(&self, service: Served) {
+    fn serve(&self, service: ServiceEndpoint) {
         self.0.consumers.fetch_add(3, Ordering::Relaxed);
         tokio::spawn(serve(self.0.clone(), service));
     }
@@ -482,13 +484,13 @@ impl Transport for Kafka {
     fn drain(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.0.draining.cancel();
-            self.0.under_way.close();
-            self.0.under_way.wait().await;
+            self.0.in_flight.close();
+            self.0.in_flight.wait().await;
         })
     }
 
     fn is_ready(&self) -> bool {
-        let placed = self.0.placed.load(Ordering::Relaxed);
-        self.0.answers.load(Ordering::Relaxed) && placed >= self.0.consumers.load(Ordering::Relaxed)
+        let assigned = self.0.assigned.load(Ordering::Relaxed);
+        self.0.broker_reachable.load(Ordering::Relaxed) && assigned >= self.0.consumers.load(Ordering::Relaxed)
     }
 }

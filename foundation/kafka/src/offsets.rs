@@ -1,32 +1,33 @@
-//! Which records are done with, where many are worked on at a time and end in any order.
+//! The offsets that can be committed while records are handled concurrently and finish in any order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-/// The records of each partition that were begun, and whether they are done with.
+/// The records of each partition that were started, and whether they are done.
 #[derive(Debug, Default)]
 pub struct Offsets {
     partitions: Mutex<HashMap<(String, i32), BTreeMap<i64, bool>>>,
 }
 
 impl Offsets {
+    /// Marks a record as started.
     pub fn begin(&self, topic: &str, partition: i32, offset: i64) {
         let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = partitions.entry((topic.to_owned(), partition)).or_default();
-        // It was given away and came back: what is known of it is of its earlier time here.
-        if begun.last_key_value().is_some_and(|(last, _)| *last >= offset) {
-            begun.clear();
+        let started = partitions.entry((topic.to_owned(), partition)).or_default();
+        // The partition was revoked and assigned again: the entries are from the earlier assignment.
+        if started.last_key_value().is_some_and(|(last, _)| *last >= offset) {
+            started.clear();
         }
-        begun.insert(offset, false);
+        started.insert(offset, false);
     }
 
-    /// Marks a record as done with. The last offset before which all are, if this moved it.
+    /// Marks a record as done. Returns the last offset up to which all records are done, if it changed.
     pub fn done(&self, topic: &str, partition: i32, offset: i64) -> Option<i64> {
         let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = partitions.get_mut(&(topic.to_owned(), partition))?;
-        *begun.get_mut(&offset)? = true;
+        let started = partitions.get_mut(&(topic.to_owned(), partition))?;
+        *started.get_mut(&offset)? = true;
         let mut last = None;
-        while let Some(entry) = begun.first_entry().filter(|entry| *entry.get()) {
+        while let Some(entry) = started.first_entry().filter(|entry| *entry.get()) {
             last = Some(entry.remove_entry().0);
         }
         last
@@ -38,7 +39,7 @@ mod tests {
     use super::Offsets;
 
     #[test]
-    fn an_offset_is_committed_once_all_before_it_are_done_with() {
+    fn an_offset_is_committed_once_all_before_it_are_done() {
         let offsets = Offsets::default();
         for offset in 5..9 {
             offsets.begin("t", 0, offset);
@@ -51,12 +52,12 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_comes_back_begins_anew() {
+    fn a_partition_that_is_assigned_again_starts_empty() {
         let offsets = Offsets::default();
         offsets.begin("t", 0, 5);
         offsets.begin("t", 0, 6);
         offsets.begin("t", 0, 5);
-        assert_eq!(offsets.done("t", 0, 6), None, "of its earlier time here");
+        assert_eq!(offsets.done("t", 0, 6), None, "from the earlier assignment");
         assert_eq!(offsets.done("t", 0, 5), Some(5));
     }
 }

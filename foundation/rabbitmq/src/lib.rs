@@ -1,13 +1,13 @@
 //! The bus over `RabbitMQ`.
 //!
-//! Requests go to the direct exchange `capsule.commands` by their subject, into one quorum queue per
-//! service; replies come back by direct reply-to. Events go to the topic exchange `capsule.events` by
-//! their type, into one quorum queue per service that wants any. What a service cannot take now waits in
-//! a retry queue beside its own; what it never can goes through `capsule.dead-letters`, from where the
-//! service keeps it for people to look at.
+//! Requests are published to the direct exchange `capsule.commands` with their subject as routing key, into one
+//! quorum queue for each service. Replies use direct reply-to. Events are published to the topic exchange
+//! `capsule.events` with their type as routing key, into one quorum queue for each service. Events that a service
+//! rejects temporarily wait in a retry queue. Messages that are rejected permanently or delivered too often go to
+//! `capsule.dead-letters`, from which the service stores them for operators.
 //!
-//! A lost connection is made again with growing, jittered delays, with the whole topology. Requests that
-//! wait for their reply are sent again, which is safe: they go by an id.
+//! A lost connection is re-established with exponential back-off, and the topology is declared again. Requests
+//! that wait for their replies are sent again, which is safe because they have ids.
 
 mod topology;
 
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use capsule_bus::transport::{Outgoing, Published, Refusal, Served, Transport};
+use capsule_bus::transport::{OutgoingEvent, OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use capsule_contracts::Problem;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -32,19 +32,19 @@ use tokio::sync::{Notify, OnceCell, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use topology::{COMMANDS, EVENTS, Kind};
+use topology::{COMMANDS, EVENTS, QueueKind};
 
-/// Deliveries that a service has in its hands at a time, per queue.
+/// The number of unacknowledged deliveries of a consumer.
 const PREFETCH: u16 = 128;
-/// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Connecting and declaring may take so long.
-const CONNECT: Duration = Duration::from_secs(15);
-/// How often a peer that went silent is looked for, in seconds: it is given up after two.
-const HEARTBEAT: u16 = 5;
+/// The longest delay between two attempts to connect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(10);
+/// The timeout for connecting, and for declaring a service's queues.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The heartbeat interval in seconds. A connection is closed after two missed heartbeats.
+const HEARTBEAT_SECONDS: u16 = 5;
 /// The header that carries an event's signature.
 const SIGNATURE: &str = "capsule-signature";
-/// The header that counts how often an event was put off.
+/// The header that counts an event's earlier attempts.
 const ATTEMPT: &str = "capsule-attempt";
 
 /// A `RabbitMQ` server, or a cluster of them.
@@ -52,34 +52,33 @@ const ATTEMPT: &str = "capsule-attempt";
 pub struct RabbitMq(Arc<Shared>);
 
 struct Shared {
-    /// Holds a password: never shown.
+    /// Contains a password: it must not be logged.
     url: String,
     session: watch::Sender<Option<Session>>,
-    /// Services whose queues must be there before an event is published.
-    hearers: &'static [&'static str],
-    served: Mutex<Vec<Served>>,
-    /// A service was added.
-    added: Notify,
-    /// Requests that wait for their replies, by correlation id.
-    waiting: Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>,
-    next: AtomicU64,
+    /// Services that must have declared their queues before an event is published.
+    required_consumers: &'static [&'static str],
+    services: Mutex<Vec<ServiceEndpoint>>,
+    service_added: Notify,
+    /// Senders for the replies to requests in flight, by correlation id.
+    pending_replies: Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>,
+    next_request_id: AtomicU64,
     draining: CancellationToken,
-    under_way: TaskTracker,
+    in_flight: TaskTracker,
 }
 
-/// A connection with all that is declared over it.
+/// A connection with its channels and consumers.
 #[derive(Clone)]
 struct Session {
     connection: Arc<Connection>,
-    /// Requests are sent, and replies arrive, on one channel: direct reply-to wants that.
+    /// Sends requests and receives replies: direct reply-to requires one channel for both.
     requests: Channel,
     events: Channel,
-    /// Every service that is to hear of events has its queue.
-    heard: Arc<OnceCell<()>>,
-    /// Something on this connection failed: it is to be made anew.
+    /// Set once every required consumer has declared its queue.
+    consumers_ready: Arc<OnceCell<()>>,
+    /// Cancelled when something on this connection failed and a new one is needed.
     broken: CancellationToken,
-    /// How many services are being delivered to.
-    served: usize,
+    /// The number of services that consume over this connection.
+    services: usize,
 }
 
 impl std::fmt::Debug for RabbitMq {
@@ -89,23 +88,23 @@ impl std::fmt::Debug for RabbitMq {
 }
 
 impl RabbitMq {
-    /// Begins to connect to `url` (`amqp://user:password@host:port/vhost`), and goes on as long as the
-    /// process lives. `name` is what the server's operators see of this connection. No event is published before
-    /// each of `hearers` has declared its queue once: it would never hear of it.
+    /// Starts to connect to `url` (`amqp://user:password@host:port/vhost`), and reconnects while the process runs.
+    /// `name` is the connection's name on the server. No event is published before each of `required_consumers` has
+    /// declared its queue: it would not get the event.
     #[must_use]
-    pub fn connect(url: &str, name: &str, hearers: &'static [&'static str]) -> Self {
+    pub fn connect(url: &str, name: &str, required_consumers: &'static [&'static str]) -> Self {
         let separator = if url.contains('?') { '&' } else { '?' };
-        let url = if url.contains("heartbeat=") { url.into() } else { format!("{url}{separator}heartbeat={HEARTBEAT}") };
+        let url = if url.contains("heartbeat=") { url.into() } else { format!("{url}{separator}heartbeat={HEARTBEAT_SECONDS}") };
         let shared = Arc::new(Shared {
             url,
             session: watch::Sender::new(None),
-            hearers,
-            served: Mutex::default(),
-            added: Notify::new(),
-            waiting: Mutex::default(),
-            next: AtomicU64::default(),
+            required_consumers,
+            services: Mutex::default(),
+            service_added: Notify::new(),
+            pending_replies: Mutex::default(),
+            next_request_id: AtomicU64::default(),
             draining: CancellationToken::new(),
-            under_way: TaskTracker::new(),
+            in_flight: TaskTracker::new(),
         });
         tokio::spawn(keep_connected(shared.clone(), name.to_owned()));
         Self(shared)
@@ -115,30 +114,30 @@ impl RabbitMq {
 async fn keep_connected(shared: Arc<Shared>, name: String) {
     let mut failures = 0_u32;
     loop {
-        let connected = tokio::time::timeout(CONNECT, connect(&shared, &name)).await;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&shared, &name)).await;
         let session =
-            match connected.map_err(|_| "no answer".to_owned()).and_then(|result| result.map_err(|error| error.to_string())) {
+            match connected.map_err(|_| "timeout".to_owned()).and_then(|result| result.map_err(|error| error.to_string())) {
                 Ok(session) => session,
                 Err(cause) => {
                     failures += 1;
-                    tracing::warn!(cause, failures, "RabbitMQ cannot be reached; trying again");
-                    pause(failures).await;
+                    tracing::warn!(cause, failures, "RabbitMQ cannot be reached; retrying");
+                    wait_before_reconnect(failures).await;
                     continue;
                 }
             };
         failures = 0;
         tracing::info!("connected to RabbitMQ");
-        hold(&shared, session).await;
+        run_session(&shared, session).await;
         shared.session.send_replace(None);
         metrics::counter!("capsule_broker_disconnections_total").increment(1);
-        tracing::warn!("the connection to RabbitMQ is lost");
+        tracing::warn!("the connection to RabbitMQ was lost");
     }
 }
 
-/// 0.1 s doubling to ten, each time half to one and a half of it by chance.
-async fn pause(failures: u32) {
-    let whole = Duration::from_millis(100).saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
-    let jittered = whole.mul_f64(rand::rng().random_range(0.5..1.5));
+/// Exponential back-off: 0.1 s, doubling up to 10 s, times a random factor from 0.5 to 1.5.
+async fn wait_before_reconnect(failures: u32) {
+    let delay = Duration::from_millis(100).saturating_mul(1 << failures.min(10)).min(MAX_RECONNECT_DELAY);
+    let jittered = delay.mul_f64(rand::rng().random_range(0.5..1.5));
     tokio::time::sleep(jittered).await;
 }
 
@@ -148,49 +147,49 @@ async fn connect(shared: &Arc<Shared>, name: &str) -> lapin::Result<Session> {
     let (requests, events) = (connection.create_channel().await?, connection.create_channel().await?);
     requests.confirm_select(ConfirmSelectOptions::default()).await?;
     events.confirm_select(ConfirmSelectOptions::default()).await?;
-    topology::exchanges(&events).await?;
+    topology::declare_exchanges(&events).await?;
     let broken = CancellationToken::new();
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let mut replies = requests.basic_consume("amq.rabbitmq.reply-to".into(), "".into(), options, FieldTable::default()).await?;
-    let (listening, failed) = (shared.clone(), broken.clone());
+    let (reply_shared, failed) = (shared.clone(), broken.clone());
     tokio::spawn(async move {
         while let Some(Ok(reply)) = replies.next().await {
             let id = reply.properties.correlation_id().as_ref().map(ShortString::to_string);
-            let waiting = id.and_then(|id| listening.waiting().remove(&id));
-            if let Some(waiting) = waiting {
-                let _ = waiting.send(reply.data);
+            let sender = id.and_then(|id| reply_shared.pending_replies().remove(&id));
+            if let Some(sender) = sender {
+                let _ = sender.send(reply.data);
             }
         }
         failed.cancel();
     });
-    Ok(Session { connection: Arc::new(connection), requests, events, heard: Arc::default(), broken, served: 0 })
+    Ok(Session { connection: Arc::new(connection), requests, events, consumers_ready: Arc::default(), broken, services: 0 })
 }
 
-/// Keeps a session: everything that is served is delivered over it. Returns when it is lost.
-async fn hold(shared: &Arc<Shared>, mut session: Session) {
+/// Starts the consumers of all services over a connection. Returns when the connection is lost.
+async fn run_session(shared: &Arc<Shared>, mut session: Session) {
     loop {
-        let served: Vec<Served> = shared.served().iter().skip(session.served).cloned().collect();
-        for service in served {
-            let deadline = tokio::time::timeout(CONNECT, serve(shared, &session, service)).await;
-            match deadline {
-                Ok(Ok(())) => session.served += 1,
-                Ok(Err(error)) => return tracing::warn!(%error, "a service cannot be served over RabbitMQ"),
+        let new_services: Vec<ServiceEndpoint> = shared.services().iter().skip(session.services).cloned().collect();
+        for service in new_services {
+            let outcome = tokio::time::timeout(CONNECT_TIMEOUT, serve(shared, &session, service)).await;
+            match outcome {
+                Ok(Ok(())) => session.services += 1,
+                Ok(Err(error)) => return tracing::warn!(%error, "a service's queues cannot be declared; reconnecting"),
                 Err(_) => return,
             }
         }
         shared.session.send_replace(Some(session.clone()));
         tokio::select! {
             () = session.broken.cancelled() => return,
-            () = shared.added.notified() => {}
+            () = shared.service_added.notified() => {}
             () = tokio::time::sleep(Duration::from_secs(1)) => if !session.connection.status().connected() { return },
         }
     }
 }
 
-/// Declares a service's queues and begins to deliver from them.
-async fn serve(shared: &Arc<Shared>, session: &Session, service: Served) -> lapin::Result<()> {
-    topology::queues(&session.events, &service).await?;
-    for kind in Kind::ALL {
+/// Declares a service's queues and starts their consumers.
+async fn serve(shared: &Arc<Shared>, session: &Session, service: ServiceEndpoint) -> lapin::Result<()> {
+    topology::declare_queues(&session.events, &service).await?;
+    for kind in QueueKind::ALL {
         let channel = session.connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -201,75 +200,75 @@ async fn serve(shared: &Arc<Shared>, session: &Session, service: Served) -> lapi
     Ok(())
 }
 
-/// Hands what arrives in one queue to the service, many at a time.
+/// Delivers the messages of one queue to the service, concurrently.
 async fn deliver(
     shared: Arc<Shared>,
     broken: CancellationToken,
     channel: Channel,
     mut consumer: Consumer,
-    service: Served,
-    kind: Kind,
+    service: ServiceEndpoint,
+    kind: QueueKind,
 ) {
     let ended = loop {
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery,
             () = shared.draining.cancelled() => {
-                // What was delivered but not begun goes back when the channel closes.
+                // Deliveries that were not started are requeued when the channel closes.
                 let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
                 return;
             }
         };
         let Some(Ok(delivery)) = delivery else { break delivery };
         let (channel, service, broken) = (channel.clone(), service.clone(), broken.clone());
-        shared.under_way.spawn(async move {
-            let done = match kind {
-                Kind::Commands => command(&channel, &service, &delivery).await,
-                Kind::Events => event(&channel, &service, &delivery).await,
-                Kind::DeadLetters => dead_letter(&service, &delivery).await,
+        shared.in_flight.spawn(async move {
+            let settled = match kind {
+                QueueKind::Commands => handle_command(&channel, &service, &delivery).await,
+                QueueKind::Events => handle_event(&channel, &service, &delivery).await,
+                QueueKind::DeadLetters => handle_dead_letter(&service, &delivery).await,
             };
-            if let Err(error) = done {
-                tracing::warn!(service = service.name, %error, "a delivery could not be settled; it will come again");
+            if let Err(error) = settled {
+                tracing::warn!(service = service.name, %error, "a delivery cannot be acknowledged; it will be redelivered");
                 broken.cancel();
             }
         });
     };
     if let Some(Err(error)) = ended {
-        tracing::warn!(service = service.name, %error, "deliveries ended");
+        tracing::warn!(service = service.name, %error, "a consumer ended; reconnecting");
     }
     broken.cancel();
 }
 
-async fn command(channel: &Channel, service: &Served, delivery: &Delivery) -> lapin::Result<()> {
-    let reply = (service.answer)(delivery.data.clone()).await;
+async fn handle_command(channel: &Channel, service: &ServiceEndpoint, delivery: &Delivery) -> lapin::Result<()> {
+    let reply = (service.handle_request)(delivery.data.clone()).await;
     if let Some(to) = delivery.properties.reply_to() {
         let mut properties = BasicProperties::default();
         if let Some(id) = delivery.properties.correlation_id() {
             properties = properties.with_correlation_id(id.clone());
         }
-        // Who asked may be gone; then the reply is dropped.
+        // Not confirmed: the requesting process may have ended.
         drop(channel.basic_publish("".into(), to.clone(), BasicPublishOptions::default(), &reply, properties).await?);
     }
     delivery.ack(BasicAckOptions::default()).await.map(|_| ())
 }
 
-async fn event(channel: &Channel, service: &Served, delivery: &Delivery) -> lapin::Result<()> {
+async fn handle_event(channel: &Channel, service: &ServiceEndpoint, delivery: &Delivery) -> lapin::Result<()> {
     let signature = header(delivery, SIGNATURE).and_then(|value| value.as_long_string().map(ToString::to_string));
-    match (service.receive)(delivery.data.clone(), signature.unwrap_or_default()).await {
+    match (service.handle_event)(delivery.data.clone(), signature.unwrap_or_default()).await {
         Ok(()) => delivery.ack(BasicAckOptions::default()).await.map(|_| ()),
-        Err(Refusal::Never(problem)) => {
-            tracing::error!(service = service.name, %problem, "an event that can never be taken is a dead letter");
+        Err(Rejection::Permanent(problem)) => {
+            tracing::error!(service = service.name, %problem, "an event was rejected permanently; it is a dead letter");
             delivery.nack(BasicNackOptions { requeue: false, ..BasicNackOptions::default() }).await.map(|_| ())
         }
-        Err(Refusal::Later(problem)) => {
+        Err(Rejection::Temporary(problem)) => {
             let attempt = header(delivery, ATTEMPT).and_then(AMQPValue::as_long_int).unwrap_or_default();
-            tracing::warn!(service = service.name, %problem, attempt, "an event cannot be taken now; it waits");
+            tracing::warn!(service = service.name, %problem, attempt, "an event was rejected; it will be retried");
             let mut headers = delivery.properties.headers().clone().unwrap_or_default();
             headers.insert(ATTEMPT.into(), AMQPValue::LongInt(attempt.saturating_add(1)));
             let properties = delivery.properties.clone().with_headers(headers);
             let queue = topology::retry_queue(service.name, attempt);
             let options = BasicPublishOptions::default();
-            let kept = channel.basic_publish("".into(), queue.into(), options, &delivery.data, properties).await?.await?;
-            if kept.is_ack() {
+            let confirmation = channel.basic_publish("".into(), queue.into(), options, &delivery.data, properties).await?.await?;
+            if confirmation.is_ack() {
                 delivery.ack(BasicAckOptions::default()).await.map(|_| ())
             } else {
                 delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.map(|_| ())
@@ -278,20 +277,20 @@ async fn event(channel: &Channel, service: &Served, delivery: &Delivery) -> lapi
     }
 }
 
-/// Keeps a dead letter with its service, where people can look at it.
-async fn dead_letter(service: &Served, delivery: &Delivery) -> lapin::Result<()> {
-    let reason = header(delivery, "x-first-death-reason").and_then(AMQPValue::as_long_string).map(ToString::to_string);
+/// Stores a dead letter with its service, for operators.
+async fn handle_dead_letter(service: &ServiceEndpoint, delivery: &Delivery) -> lapin::Result<()> {
+    let cause = header(delivery, "x-first-death-reason").and_then(AMQPValue::as_long_string).map(ToString::to_string);
     let queue = header(delivery, "x-first-death-queue").and_then(AMQPValue::as_long_string).map(ToString::to_string);
-    let (reason, queue) = (reason.unwrap_or_default(), queue.unwrap_or_default());
-    // A request that nobody took in time is its sender's to send again.
-    if reason != "expired" {
+    let (cause, queue) = (cause.unwrap_or_default(), queue.unwrap_or_default());
+    // An expired request is dropped: its sender decides whether to send it again.
+    if cause != "expired" {
         let body = match std::str::from_utf8(&delivery.data) {
             Ok(text) => text.as_bytes().to_vec(),
             Err(_) => format!("{} bytes, sealed", delivery.data.len()).into_bytes(),
         };
-        let why = format!("RabbitMQ gave it up ({reason} in the queue {queue}).");
-        if let Err(problem) = (service.set_aside)(body, why).await {
-            tracing::warn!(service = service.name, %problem, "a dead letter cannot be kept now");
+        let reason = format!("RabbitMQ made it a dead letter ({cause} in the queue {queue}).");
+        if let Err(problem) = (service.store_dead_letter)(body, reason).await {
+            tracing::warn!(service = service.name, %problem, "a dead letter cannot be stored; retrying");
             tokio::time::sleep(Duration::from_secs(1)).await;
             return delivery.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.map(|_| ());
         }
@@ -304,50 +303,50 @@ fn header<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a AMQPValue> {
 }
 
 impl Shared {
-    fn served(&self) -> MutexGuard<'_, Vec<Served>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    fn services(&self) -> MutexGuard<'_, Vec<ServiceEndpoint>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending_replies(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
+        self.pending_replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session, as soon as there is one.
-    async fn session(&self, patience: Duration) -> Result<Session, Problem> {
+    /// The session; waits for one until the timeout.
+    async fn session(&self, timeout: Duration) -> Result<Session, Problem> {
         let mut sessions = self.session.subscribe();
-        let session = tokio::time::timeout(patience, sessions.wait_for(Option::is_some)).await;
+        let session = tokio::time::timeout(timeout, sessions.wait_for(Option::is_some)).await;
         session.ok().and_then(Result::ok).and_then(|session| session.clone()).ok_or_else(unreachable)
     }
 
-    async fn request(&self, request: Outgoing) -> Result<Vec<u8>, Problem> {
-        let deadline = Instant::now() + request.patience;
+    async fn request(&self, request: OutgoingRequest) -> Result<Vec<u8>, Problem> {
+        let deadline = Instant::now() + request.timeout;
         loop {
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
                 return Err(Problem::deadline(request.subject));
             }
             let session = self.session(remaining).await?;
-            let id = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+            let id = self.next_request_id.fetch_add(1, Ordering::Relaxed).to_string();
             let (sender, reply) = oneshot::channel();
-            self.waiting().insert(id.clone(), sender);
+            self.pending_replies().insert(id.clone(), sender);
             let outcome = tokio::select! {
                 outcome = self.attempt(&session, &request, &id, remaining, reply) => outcome,
                 () = session.broken.cancelled() => None,
             };
-            self.waiting().remove(&id);
+            self.pending_replies().remove(&id);
             match outcome {
                 Some(outcome) => return outcome,
-                // The connection was lost, or is about to be: the request is sent again over the next.
+                // The connection failed: send the request again over the next one.
                 None => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
     }
 
-    /// Sends a request once. `None` where it has to be sent again.
+    /// Sends a request once. Returns `None` if it must be sent again.
     async fn attempt(
         &self,
         session: &Session,
-        request: &Outgoing,
+        request: &OutgoingRequest,
         id: &str,
         remaining: Duration,
         reply: oneshot::Receiver<Vec<u8>>,
@@ -362,10 +361,10 @@ impl Shared {
         let confirmed = async {
             match sent.await.ok()?.await.ok()? {
                 Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
-                    Some(Err(Problem::unavailable(format!("Nobody serves {} at the moment.", request.subject))))
+                    Some(Err(Problem::unavailable(format!("No running service handles {}.", request.subject))))
                 }
                 Confirmation::Nack(None) => None,
-                // It is in its queue: now only the reply counts.
+                // The request is in its queue: wait for the reply.
                 Confirmation::Ack(None) | Confirmation::NotRequested => std::future::pending().await,
             }
         };
@@ -375,10 +374,12 @@ impl Shared {
         }
     }
 
-    async fn publish(&self, event: Published) -> Result<(), Problem> {
+    async fn publish(&self, event: OutgoingEvent) -> Result<(), Problem> {
         let session = self.session(Duration::from_secs(5)).await?;
-        let there = session.heard.get_or_try_init(|| topology::are_there(&session.connection, self.hearers));
-        there.await.map_err(|_| Problem::unavailable("Not every service has declared its queue for events yet."))?;
+        let ready = session
+            .consumers_ready
+            .get_or_try_init(|| topology::check_event_queues(&session.connection, self.required_consumers));
+        ready.await.map_err(|_| Problem::unavailable("Some services have not declared their queues for events yet."))?;
         let mut headers = FieldTable::default();
         headers.insert(SIGNATURE.into(), AMQPValue::LongString(event.signature.into()));
         headers.insert("capsule-key".into(), AMQPValue::LongString(event.key.into()));
@@ -394,7 +395,8 @@ impl Shared {
             properties,
         );
         let confirmed = async {
-            let confirmation = sent.await.map_err(|error| lost(&error))?.await.map_err(|error| lost(&error))?;
+            let confirmation =
+                sent.await.map_err(|error| publish_failed(&error))?.await.map_err(|error| publish_failed(&error))?;
             if confirmation.is_ack() { Ok(()) } else { Err(unreachable()) }
         };
         tokio::select! {
@@ -408,35 +410,35 @@ fn unreachable() -> Problem {
     Problem::unavailable("RabbitMQ cannot be reached.")
 }
 
-fn lost(error: &lapin::Error) -> Problem {
-    tracing::warn!(%error, "an event could not be published");
+fn publish_failed(error: &lapin::Error) -> Problem {
+    tracing::warn!(%error, "an event cannot be published");
     unreachable()
 }
 
 impl Transport for RabbitMq {
-    fn request(&self, request: Outgoing) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
+    fn request(&self, request: OutgoingRequest) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
         Box::pin(self.0.request(request))
     }
 
-    fn publish(&self, event: Published) -> BoxFuture<'_, Result<(), Problem>> {
+    fn publish(&self, event: OutgoingEvent) -> BoxFuture<'_, Result<(), Problem>> {
         Box::pin(self.0.publish(event))
     }
 
-    fn serve(&self, service: Served) {
-        self.0.served().push(service);
-        self.0.added.notify_one();
+    fn serve(&self, service: ServiceEndpoint) {
+        self.0.services().push(service);
+        self.0.service_added.notify_one();
     }
 
     fn drain(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.0.draining.cancel();
-            self.0.under_way.close();
-            self.0.under_way.wait().await;
+            self.0.in_flight.close();
+            self.0.in_flight.wait().await;
         })
     }
 
     fn is_ready(&self) -> bool {
-        let served = self.0.served().len();
-        self.0.session.borrow().as_ref().is_some_and(|session| session.served == served)
+        let services = self.0.services().len();
+        self.0.session.borrow().as_ref().is_some_and(|session| session.services == services)
     }
 }

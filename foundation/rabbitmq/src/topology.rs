@@ -1,6 +1,6 @@
-//! What is declared on the server, each time a connection is made.
+//! The exchanges, queues and bindings, which are declared on every new connection.
 
-use capsule_bus::transport::Served;
+use capsule_bus::transport::ServiceEndpoint;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
@@ -9,22 +9,22 @@ pub const COMMANDS: &str = "capsule.commands";
 pub const EVENTS: &str = "capsule.events";
 const DEAD_LETTERS: &str = "capsule.dead-letters";
 
-/// So long an event waits that cannot be taken, by how often it was put off already, in milliseconds.
-/// Each delay has a queue of its own: in one queue, a short one would wait behind a long one.
-const DELAYS: [u32; 4] = [500, 2_000, 10_000, 60_000];
+/// How long an event that was rejected waits, by the number of earlier attempts, in milliseconds. Each delay has a
+/// queue of its own: in a common queue, a short delay would wait behind a long one.
+const RETRY_DELAYS_MS: [u32; 4] = [500, 2_000, 10_000, 60_000];
 
-/// A message delivered so often without being settled brings its service down each time: it is given up.
-const DELIVERIES: i32 = 10;
+/// A message becomes a dead letter after this many deliveries without an acknowledgement: it probably crashes the service.
+const DELIVERY_LIMIT: i32 = 10;
 
-/// The queues that a service is delivered from.
+/// The kinds of queue that a service consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum QueueKind {
     Commands,
     Events,
     DeadLetters,
 }
 
-impl Kind {
+impl QueueKind {
     pub const ALL: [Self; 3] = [Self::Commands, Self::Events, Self::DeadLetters];
 
     pub fn queue(self, service: &str) -> String {
@@ -37,17 +37,17 @@ impl Kind {
     }
 }
 
-/// Where an event waits that was put off so often already.
+/// The queue of an event that waits for its next attempt. `attempt` is the number of earlier ones.
 pub fn retry_queue(service: &str, attempt: i32) -> String {
-    let at = usize::try_from(attempt).unwrap_or_default().min(DELAYS.len() - 1);
-    delayed(service, DELAYS[at])
+    let index = usize::try_from(attempt).unwrap_or_default().min(RETRY_DELAYS_MS.len() - 1);
+    retry_queue_name(service, RETRY_DELAYS_MS[index])
 }
 
-fn delayed(service: &str, delay: u32) -> String {
-    format!("{}.retry-{delay}ms", Kind::Events.queue(service))
+fn retry_queue_name(service: &str, delay_ms: u32) -> String {
+    format!("{}.retry-{delay_ms}ms", QueueKind::Events.queue(service))
 }
 
-pub async fn exchanges(channel: &Channel) -> lapin::Result<()> {
+pub async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
     for (name, kind) in [(COMMANDS, ExchangeKind::Direct), (EVENTS, ExchangeKind::Topic), (DEAD_LETTERS, ExchangeKind::Direct)] {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await?;
@@ -55,27 +55,31 @@ pub async fn exchanges(channel: &Channel) -> lapin::Result<()> {
     Ok(())
 }
 
-/// Fails unless every one of these services has a queue for events.
-pub async fn are_there(connection: &Connection, services: &[&str]) -> lapin::Result<()> {
+/// Checks that every one of these services has declared its queue for events.
+///
+/// # Errors
+/// When a queue is missing.
+pub async fn check_event_queues(connection: &Connection, services: &[&str]) -> lapin::Result<()> {
     for service in services {
-        // The server closes a channel on which one is missing.
+        // The server closes the channel if the queue is missing.
         let channel = connection.create_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(Kind::Events.queue(service).into(), options, FieldTable::default()).await?;
-        channel.close(200, "seen".into()).await?;
+        channel.queue_declare(QueueKind::Events.queue(service).into(), options, FieldTable::default()).await?;
+        channel.close(200, "done".into()).await?;
     }
     Ok(())
 }
 
-/// A service's queues and what leads to them.
-pub async fn queues(channel: &Channel, service: &Served) -> lapin::Result<()> {
-    let (commands, events) = (Kind::Commands.queue(service.name), Kind::Events.queue(service.name));
-    let dead = Kind::DeadLetters.queue(service.name);
-    quorum(channel, &dead, []).await?;
+/// Declares a service's queues and their bindings.
+pub async fn declare_queues(channel: &Channel, service: &ServiceEndpoint) -> lapin::Result<()> {
+    let (commands, events) = (QueueKind::Commands.queue(service.name), QueueKind::Events.queue(service.name));
+    let dead = QueueKind::DeadLetters.queue(service.name);
+    declare_quorum_queue(channel, &dead, []).await?;
     bind(channel, &dead, DEAD_LETTERS, service.name).await?;
     for queue in [&commands, &events] {
-        let limit = ("x-delivery-limit", AMQPValue::LongInt(DELIVERIES));
-        quorum(channel, queue, to(DEAD_LETTERS, service.name).into_iter().chain([limit])).await?;
+        let limit = ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT));
+        declare_quorum_queue(channel, queue, dead_letter_arguments(DEAD_LETTERS, service.name).into_iter().chain([limit]))
+            .await?;
     }
     for subject in &service.subjects {
         bind(channel, &commands, COMMANDS, subject).await?;
@@ -83,16 +87,17 @@ pub async fn queues(channel: &Channel, service: &Served) -> lapin::Result<()> {
     for kind in &service.kinds {
         bind(channel, &events, EVENTS, kind).await?;
     }
-    for delay in DELAYS {
-        let delayed = delayed(service.name, delay);
+    for delay in RETRY_DELAYS_MS {
+        let retry_queue = retry_queue_name(service.name, delay);
         let ttl = ("x-message-ttl", AMQPValue::LongUInt(delay));
-        quorum(channel, &delayed, to("", &events).into_iter().chain([ttl])).await?;
+        declare_quorum_queue(channel, &retry_queue, dead_letter_arguments("", &events).into_iter().chain([ttl])).await?;
     }
     Ok(())
 }
 
-/// Where a queue's dead messages go; they are not gone before they are there.
-fn to(exchange: &str, key: &str) -> [(&'static str, AMQPValue); 4] {
+/// The arguments of a queue whose dead letters go to `exchange`. At-least-once: a message stays in the queue until its
+/// new queue has confirmed it.
+fn dead_letter_arguments(exchange: &str, key: &str) -> [(&'static str, AMQPValue); 4] {
     [
         ("x-dead-letter-exchange", AMQPValue::LongString(exchange.into())),
         ("x-dead-letter-routing-key", AMQPValue::LongString(key.into())),
@@ -101,7 +106,7 @@ fn to(exchange: &str, key: &str) -> [(&'static str, AMQPValue); 4] {
     ]
 }
 
-async fn quorum(
+async fn declare_quorum_queue(
     channel: &Channel,
     name: &str,
     arguments: impl IntoIterator<Item = (&'static str, AMQPValue)>,

@@ -1,5 +1,5 @@
-//! The circuit breaker (Nygard, *Release It!*): closed while all is well; open after failures one after the
-//! other, when nothing gets through; half open after a rest, when one attempt does.
+//! A circuit breaker (Nygard, *Release It!*). Closed: every call goes through. Open, after consecutive failures: every
+//! call fails at once. Half open, some time later: one call goes through and decides the next state.
 
 use std::fmt::{Display, Formatter};
 use std::future::Future;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
 
-/// The breaker is open: the peer was not asked.
+/// The error of a call that was not made because the breaker is open.
 #[derive(Debug)]
 pub struct Open {
     peer: &'static str,
@@ -19,7 +19,7 @@ pub struct Open {
 
 impl Display for Open {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} has failed several times and is left alone for a moment", self.peer)
+        write!(f, "{} has failed several times; it is not called for a while", self.peer)
     }
 }
 
@@ -29,63 +29,64 @@ impl std::error::Error for Open {}
 struct State {
     failures: u32,
     /// While open: when the next attempt may go through.
-    until: Option<Instant>,
-    /// The one attempt of a half-open breaker is under way.
-    trying: bool,
+    open_until: Option<Instant>,
+    /// Whether the half-open breaker's one attempt is in flight.
+    probing: bool,
 }
 
 /// Puts a circuit breaker around a service. Its clones share one breaker.
 #[derive(Clone, Debug)]
 pub struct BreakerLayer {
     peer: &'static str,
-    failures: u32,
-    rest: Duration,
+    failure_threshold: u32,
+    open_duration: Duration,
     state: Arc<Mutex<State>>,
 }
 
 impl BreakerLayer {
-    /// A closed breaker that opens for `rest` after so many `failures` one after the other.
+    /// A closed breaker that opens for `open_duration` after `failure_threshold` consecutive failures.
     #[must_use]
-    pub fn new(peer: &'static str, failures: u32, rest: Duration) -> Self {
-        Self { peer, failures, rest, state: Arc::default() }
+    pub fn new(peer: &'static str, failure_threshold: u32, open_duration: Duration) -> Self {
+        Self { peer, failure_threshold, open_duration, state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an attempt may go through.
-    fn lets_through(&self) -> bool {
+    /// Starts an attempt. Returns `false` if the breaker is open.
+    fn try_start(&self) -> bool {
         let mut state = self.state();
-        match state.until {
+        match state.open_until {
             None => true,
-            Some(until) if Instant::now() >= until && !state.trying => {
-                state.trying = true;
+            Some(until) if Instant::now() >= until && !state.probing => {
+                state.probing = true;
                 true
             }
             Some(_) => false,
         }
     }
 
-    fn settle(&self, succeeded: bool) {
+    /// Records the outcome of an attempt.
+    fn record(&self, succeeded: bool) {
         let mut state = self.state();
-        state.trying = false;
+        state.probing = false;
         if succeeded {
-            if state.until.take().is_some() {
-                tracing::info!(peer = self.peer, "answers again");
+            if state.open_until.take().is_some() {
+                tracing::info!(peer = self.peer, "calls succeed again; the circuit breaker is closed");
                 metrics::gauge!("capsule_breaker_open", "peer" => self.peer).set(0.0);
             }
             state.failures = 0;
             return;
         }
         state.failures = state.failures.saturating_add(1);
-        if state.failures >= self.failures {
-            if state.until.is_none() {
-                tracing::warn!(peer = self.peer, failures = state.failures, "does not answer: it is left alone for a moment");
+        if state.failures >= self.failure_threshold {
+            if state.open_until.is_none() {
+                tracing::warn!(peer = self.peer, failures = state.failures, "calls keep failing; the circuit breaker is open");
                 metrics::gauge!("capsule_breaker_open", "peer" => self.peer).set(1.0);
                 metrics::counter!("capsule_breaker_opened_total", "peer" => self.peer).increment(1);
             }
-            state.until = Some(Instant::now() + self.rest);
+            state.open_until = Some(Instant::now() + self.open_duration);
         }
     }
 }
@@ -105,16 +106,16 @@ pub struct Breaker<S> {
     breaker: BreakerLayer,
 }
 
-/// Settles the attempt as failed if it is given up before it ends.
+/// An attempt in flight. If it is dropped before it ends, the breaker permits another one.
 struct Attempt {
     breaker: BreakerLayer,
-    settled: bool,
+    recorded: bool,
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.settled {
-            self.breaker.state().trying = false;
+        if !self.recorded {
+            self.breaker.state().probing = false;
         }
     }
 }
@@ -135,13 +136,13 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         let attempt = self
             .breaker
-            .lets_through()
-            .then(|| (Box::pin(self.inner.call(request)), Attempt { breaker: self.breaker.clone(), settled: false }));
+            .try_start()
+            .then(|| (Box::pin(self.inner.call(request)), Attempt { breaker: self.breaker.clone(), recorded: false }));
         BreakerFuture { attempt, peer: self.breaker.peer }
     }
 }
 
-/// An attempt under way, or one that was not let through.
+/// A call in flight, or one that the breaker refused.
 pub struct BreakerFuture<F> {
     attempt: Option<(Pin<Box<F>>, Attempt)>,
     peer: &'static str,
@@ -163,8 +164,8 @@ where
         let peer = self.peer;
         let Some((call, attempt)) = &mut self.attempt else { return Poll::Ready(Err(Box::new(Open { peer }))) };
         let outcome = std::task::ready!(call.as_mut().poll(cx));
-        attempt.settled = true;
-        attempt.breaker.settle(outcome.is_ok());
+        attempt.recorded = true;
+        attempt.breaker.record(outcome.is_ok());
         Poll::Ready(outcome)
     }
 }

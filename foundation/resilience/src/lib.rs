@@ -1,5 +1,5 @@
-//! What every call to the outside goes through: a deadline, retries, and a circuit breaker, as tower
-//! layers. A peer that is down is not asked by everybody all the time, and costs nobody more than a moment.
+//! Timeout, retries and circuit breaker, as tower layers, for every call to an external system. While a peer is
+//! down, calls to it fail at once instead of waiting for a timeout.
 
 mod breaker;
 mod retry;
@@ -16,31 +16,31 @@ use tower::{BoxError, ServiceBuilder, ServiceExt};
 pub use breaker::{Breaker, BreakerLayer, Open};
 pub use retry::Retry;
 
-/// How a peer is dealt with.
+/// How to call a peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// The peer's name, in metrics and in what people are told.
+    /// The peer's name, in metrics and error messages.
     pub peer: &'static str,
-    /// How long one attempt may take.
-    pub deadline: Duration,
-    /// How often a failed attempt is repeated. More than 0 only for what may be done twice.
+    /// The timeout of one attempt.
+    pub timeout: Duration,
+    /// How often a failed attempt is repeated. More than 0 only for idempotent calls.
     pub retries: u32,
-    /// So many failures one after the other open the breaker.
-    pub failures: u32,
-    /// An open breaker lets the next attempt through after so long.
-    pub rest: Duration,
+    /// The number of consecutive failures that opens the breaker.
+    pub failure_threshold: u32,
+    /// How long the breaker stays open before it permits the next attempt.
+    pub open_duration: Duration,
 }
 
 impl Policy {
-    /// A deadline of ten seconds, two retries, and a breaker that opens after five failures for ten seconds.
+    /// A timeout of ten seconds, two retries, and a breaker that opens after five failures for ten seconds.
     #[must_use]
     pub fn new(peer: &'static str) -> Self {
-        let (deadline, rest) = (Duration::from_secs(10), Duration::from_secs(10));
-        Self { peer, deadline, retries: 2, failures: 5, rest }
+        let (timeout, open_duration) = (Duration::from_secs(10), Duration::from_secs(10));
+        Self { peer, timeout, retries: 2, failure_threshold: 5, open_duration }
     }
 }
 
-/// Calls a peer under a policy. Cloned, it shares the breaker.
+/// Calls a peer under a policy. Clones share the breaker.
 #[derive(Clone, Debug)]
 pub struct Guard {
     policy: Policy,
@@ -51,14 +51,14 @@ impl Guard {
     /// A guard whose breaker is closed.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self { policy, breaker: BreakerLayer::new(policy.peer, policy.failures, policy.rest) }
+        Self { policy, breaker: BreakerLayer::new(policy.peer, policy.failure_threshold, policy.open_duration) }
     }
 
-    /// Calls the peer; again if it fails, as often as the policy says.
+    /// Calls the peer, with the policy's retries.
     ///
     /// # Errors
-    /// [`Problem::unavailable`] once the last attempt has failed, or at once while the breaker is open. What
-    /// went wrong is logged.
+    /// [`Problem::unavailable`] once the last attempt has failed, or at once while the breaker is open. The cause is
+    /// logged.
     pub fn call<'a, T, E, F, C>(&self, call: C) -> BoxFuture<'a, Result<T, Problem>>
     where
         C: Fn() -> F + Clone + Send + 'a,
@@ -67,7 +67,7 @@ impl Guard {
         T: Send + 'a,
     {
         let guard = self.clone();
-        // Types are named where the compiler would not find them across an await.
+        // The type annotations are needed: the compiler does not infer these types across an await.
         let once = tower::service_fn(move |()| -> BoxFuture<'a, Result<T, BoxError>> {
             let called = call();
             Box::pin(async move { called.await.map_err(Into::into) })
@@ -75,14 +75,14 @@ impl Guard {
         let service = ServiceBuilder::new()
             .layer(Retry::layer(self.policy.retries))
             .layer(self.breaker.clone())
-            .layer(TimeoutLayer::new(self.policy.deadline))
+            .layer(TimeoutLayer::new(self.policy.timeout))
             .service(once);
         let outcome: BoxFuture<'a, Result<T, BoxError>> = Box::pin(service.oneshot(()));
-        Box::pin(outcome.map_err(move |error| guard.told(&error)))
+        Box::pin(outcome.map_err(move |error| guard.problem(&error)))
     }
 
-    fn told(&self, error: &dyn Display) -> Problem {
-        tracing::debug!(peer = self.policy.peer, %error, "a call has failed");
+    fn problem(&self, error: &dyn Display) -> Problem {
+        tracing::debug!(peer = self.policy.peer, %error, "a call failed");
         Problem::unavailable(format!("{} does not answer.", self.policy.peer))
     }
 }
@@ -95,10 +95,10 @@ mod tests {
 
     fn policy() -> Policy {
         Policy {
-            deadline: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             retries: 1,
-            failures: 3,
-            rest: Duration::from_secs(5),
+            failure_threshold: 3,
+            open_duration: Duration::from_secs(5),
             ..Policy::new("the peer")
         }
     }
@@ -113,14 +113,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_attempt_ends_at_its_deadline() {
+    async fn a_slow_attempt_ends_at_its_timeout() {
         let guard = Guard::new(Policy { retries: 0, ..policy() });
         let problem = guard.call(std::future::pending::<Result<(), String>>).await.expect_err("too slow");
         assert!(problem.detail.contains("the peer does not answer"), "{problem:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_is_down_is_left_alone_until_it_may_be_up_again() {
+    async fn an_open_breaker_permits_one_attempt_at_a_time_until_the_peer_is_up() {
         let (attempts, up) = (AtomicU32::new(0), AtomicU32::new(0));
         let guard = Guard::new(Policy { retries: 0, ..policy() });
         let call = || {
@@ -132,15 +132,15 @@ mod tests {
         for _ in 0..10 {
             call().await.expect_err("down");
         }
-        assert_eq!(attempts.load(Ordering::Relaxed), 3, "asked no more once the breaker is open");
+        assert_eq!(attempts.load(Ordering::Relaxed), 3, "no call once the breaker is open");
         tokio::time::advance(Duration::from_secs(6)).await;
         call().await.expect_err("still down");
-        call().await.expect_err("left alone again at once");
+        call().await.expect_err("open again at once");
         assert_eq!(attempts.load(Ordering::Relaxed), 4);
         up.store(1, Ordering::Relaxed);
         tokio::time::advance(Duration::from_secs(6)).await;
         call().await.expect("up");
-        call().await.expect("and asked as before");
+        call().await.expect("closed again");
         assert_eq!(attempts.load(Ordering::Relaxed), 6);
     }
 }

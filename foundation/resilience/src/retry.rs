@@ -1,4 +1,4 @@
-//! Retries with growing, jittered pauses; none where the breaker is open.
+//! Retries with exponential back-off and jitter; none while the breaker is open.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,21 +10,21 @@ use tower::retry::{Policy, RetryLayer};
 
 use crate::breaker::Open;
 
-/// The first pause; each further one is twice as long.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The first delay; each further one is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
 
-/// Repeats what failed so many times.
+/// A retry policy with a limited number of retries.
 #[derive(Clone, Debug)]
 pub struct Retry {
     left: u32,
-    pause: Duration,
+    delay: Duration,
 }
 
 impl Retry {
-    /// A layer that repeats a failed call up to `times` times.
+    /// A layer that repeats a failed call up to `retries` times.
     #[must_use]
-    pub fn layer(times: u32) -> RetryLayer<Self> {
-        RetryLayer::new(Self { left: times, pause: PAUSE })
+    pub fn layer(retries: u32) -> RetryLayer<Self> {
+        RetryLayer::new(Self { left: retries, delay: FIRST_DELAY })
     }
 }
 
@@ -36,10 +36,10 @@ impl<R: Clone, T> Policy<R, T, BoxError> for Retry {
         if self.left == 0 || error.is::<Open>() {
             return None;
         }
-        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.5));
+        let delay = self.delay.mul_f64(rand::rng().random_range(0.5..1.5));
         self.left -= 1;
-        self.pause *= 2;
-        Some(Box::pin(tokio::time::sleep(pause)))
+        self.delay *= 2;
+        Some(Box::pin(tokio::time::sleep(delay)))
     }
 
     fn clone_request(&mut self, request: &R) -> Option<R> {

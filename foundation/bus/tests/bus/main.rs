@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use capsule_bus::{Bus, Service};
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target};
 use capsule_store::{Databases, Keyring, Store};
 
@@ -27,7 +27,7 @@ impl<T: Send + Sync + 'static> Service for TestService<T> {
     fn bus(&self) -> &Bus {
         &self.bus
     }
-    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+    async fn locate(&self, _: &Target) -> Result<Option<Location>, Problem> {
         Ok(None)
     }
 }

@@ -1,4 +1,4 @@
-//! Quotas as a service keeps them: confirmed by their owner, and never taken for granted.
+//! A service's cache of quotas.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ async fn confirm(_: Arc<TestService>, call: Call<ConfirmQuotas>) -> Result<Confi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quotas_that_are_not_known_are_asked_for_and_without_an_answer_nothing_is_allowed() {
+async fn quotas_are_requested_once_and_cached_ones_are_used_while_the_owner_is_unavailable() {
     let directory = tempfile::tempdir().expect("a folder");
     let (bus, without_owner) = (Bus::new(), Bus::new());
     let organization = Uuid::from_u128(7);
@@ -25,21 +25,21 @@ async fn quotas_that_are_not_known_are_asked_for_and_without_an_answer_nothing_i
     let store = reachable.store.clone();
     let unreachable = TestService { store: store.clone(), bus: without_owner, state: () };
 
-    let refused = capsule_bus::quotas(&unreachable, organization).await.expect_err("nobody answers");
-    assert_eq!(refused.code, "unavailable");
-    let known = capsule_bus::quotas(&*reachable, organization).await.expect("the owner answers");
-    assert_eq!(known.limit(Quantity::Projects), 7);
+    let problem = capsule_bus::quotas(&unreachable, organization).await.expect_err("the owner is unavailable");
+    assert_eq!(problem.code, "unavailable");
+    let quotas = capsule_bus::quotas(&*reachable, organization).await.expect("the owner replies");
+    assert_eq!(quotas.limit(Quantity::Projects), 7);
 
-    // Confirmed lately, it is not asked for; long ago, it holds on while nobody answers.
+    // Recently confirmed quotas are not requested again; outdated ones are used while the owner is unavailable.
     for confirmed_at in [None, Some(0)] {
         if let Some(at) = confirmed_at {
             let tx = store.begin().await.expect("begins");
             tx.run(unscoped!("test", "UPDATE known_quotas SET confirmed_at = $1", at)).await.expect("set");
             tx.commit().await.expect("committed");
         }
-        let known = capsule_bus::quotas(&unreachable, organization).await.expect("known");
-        assert_eq!(known.limit(Quantity::Projects), 7);
+        let quotas = capsule_bus::quotas(&unreachable, organization).await.expect("cached");
+        assert_eq!(quotas.limit(Quantity::Projects), 7);
     }
-    // Of what only another organization has, nothing is known.
-    capsule_bus::quotas(&unreachable, Uuid::from_u128(8)).await.expect_err("nobody answers");
+    // The cache has no entry for another organization.
+    capsule_bus::quotas(&unreachable, Uuid::from_u128(8)).await.expect_err("the owner is unavailable");
 }

@@ -1,4 +1,4 @@
-//! Retention on a real database: by the time that is given, and without any event.
+//! Retention on a real database.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use capsule_store::{Store, unscoped};
 
 use crate::open_service;
 
-/// Rows that a service keeps only for a while, all of this moment.
+/// Inserts rows of each kind that expires, with the time `at`.
 async fn fill(store: &Store, at: Timestamp) {
     let tx = store.begin().await.expect("begins");
     for n in 0..3 {
@@ -51,7 +51,7 @@ async fn counts(store: &Store) -> [i64; 4] {
 }
 
 #[tokio::test]
-async fn each_kind_of_row_is_deleted_when_its_own_retention_is_over() {
+async fn each_kind_of_row_is_deleted_after_its_retention() {
     let directory = tempfile::tempdir().expect("a folder");
     let service = open_service(directory.path(), &Bus::new(), "test", ()).await;
     let (store, now) = (service.store(), Timestamp::now());
@@ -64,18 +64,18 @@ async fn each_kind_of_row_is_deleted_when_its_own_retention_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_without_events_purges_too() {
+async fn a_service_without_events_purges_expired_rows() {
     let directory = tempfile::tempdir().expect("a folder");
     let bus = Bus::new();
     let service = open_service(directory.path(), &bus, "test", ()).await;
     fill(service.store(), Timestamp::now().plus_seconds(-31 * 24 * 3600)).await;
     Router::new(service.clone()).start();
-    bus.complete();
+    bus.start_event_delivery();
     for _ in 0..200 {
         if counts(service.store()).await == [0; 4] {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("nothing was purged: {:?}", counts(service.store()).await);
+    panic!("the rows were not purged: {:?}", counts(service.store()).await);
 }

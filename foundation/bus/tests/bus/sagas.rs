@@ -1,4 +1,4 @@
-//! Sagas on a real database: done to the end, or undone, wherever they were left.
+//! Sagas on a real database.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ type SagaService = TestService<Steps>;
 
 static SAGA: Saga<SagaService> = Saga {
     name: "test",
-    patience: Duration::from_secs(60),
+    timeout: Duration::from_secs(60),
     steps: &[
         Step {
             name: "first",
@@ -55,7 +55,7 @@ async fn saga_service(directory: &Path, last: Result<(), Problem>) -> Arc<SagaSe
 
 async fn begin(service: &SagaService) -> Uuid {
     let tx = service.store.begin().await.expect("begins");
-    let id = saga::begin(&tx, &Context::background("test"), &SAGA, &"it").await.expect("begun");
+    let id = saga::begin(&tx, &Context::background("test"), &SAGA, &"it").await.expect("started");
     tx.commit().await.expect("committed");
     id
 }
@@ -71,7 +71,7 @@ async fn final_state(service: &SagaService, id: Uuid) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_succeeds_is_done_step_by_step() {
+async fn a_saga_runs_its_steps_in_order() {
     let directory = tempfile::tempdir().expect("a folder");
     let service = saga_service(directory.path(), Ok(())).await;
     Router::new(service.clone()).saga(&SAGA).start();
@@ -81,7 +81,7 @@ async fn what_succeeds_is_done_step_by_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_can_never_succeed_is_undone_last_step_first() {
+async fn a_permanent_failure_undoes_the_steps_in_reverse_order() {
     let directory = tempfile::tempdir().expect("a folder");
     let service = saga_service(directory.path(), Err(Problem::conflict("No."))).await;
     Router::new(service.clone()).saga(&SAGA).start();
@@ -91,7 +91,7 @@ async fn what_can_never_succeed_is_undone_last_step_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_left_is_gone_on_with() {
+async fn a_saga_resumes_at_its_stored_step_after_a_restart() {
     let directory = tempfile::tempdir().expect("a folder");
     let first = saga_service(directory.path(), Ok(())).await;
     let id = begin(&first).await;
