@@ -23,7 +23,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a failing collector is not called.
-const RETRY_AFTER: Duration = Duration::from_secs(30);
+const OPEN_DURATION: Duration = Duration::from_secs(30);
 
 const TRACEPARENT: &str = "traceparent";
 
@@ -111,7 +111,7 @@ struct Client {
 impl Client {
     fn new() -> Self {
         let agent = ureq::Agent::config_builder().timeout_global(Some(EXPORT_TIMEOUT)).http_status_as_error(false).build().into();
-        Self { agent, breaker: BreakerLayer::new("the trace collector", 3, RETRY_AFTER) }
+        Self { agent, breaker: BreakerLayer::new("the trace collector", 3, OPEN_DURATION) }
     }
 }
 
