@@ -176,7 +176,7 @@ impl PlanError {
     }
 
     /// Truncates the texts, which may come from the file.
-    pub(crate) fn truncate(self) -> Self {
+    pub(crate) fn truncated(self) -> Self {
         Self { file: truncate(&self.file), line: self.line, message: truncate(&self.message) }
     }
 }
