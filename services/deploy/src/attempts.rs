@@ -1,5 +1,5 @@
-//! How often the phases of a deployment are tried. An attempt is counted in the transaction that begins it and
-//! discounted in the one that ends it, so attempts that the server did not survive stay counted.
+//! Attempts at the phases of a deployment. The transaction that begins an attempt counts it, and the one that ends it
+//! subtracts it, so that attempts during which the server crashed stay counted.
 
 use capsule_contracts::deploy::Phase;
 use capsule_contracts::{Problem, Timestamp};
@@ -8,13 +8,13 @@ use sea_orm::FromQueryResult;
 
 use crate::deployments::Row;
 
-/// A phase is not begun again after the server ended in it so often.
-const MOST_UNFINISHED: i32 = 10;
-/// A phase is not begun again after so many attempts that the platform hindered; with the delays between
-/// them, that takes about an hour.
-const MOST_HINDERED: i32 = 20;
-/// The longest delay between two attempts, in seconds.
-const LONGEST_DELAY: i64 = 300;
+/// The maximum number of attempts during which the server crashed.
+const MAX_UNFINISHED: i32 = 10;
+/// The maximum number of attempts that failed because a part of the platform was not available. With the delays
+/// between them, they take about an hour.
+const MAX_HINDERED: i32 = 20;
+/// The maximum delay between two attempts.
+const MAX_DELAY_SECONDS: i64 = 300;
 
 #[derive(Default, FromQueryResult)]
 struct Counts {
@@ -32,7 +32,7 @@ async fn counts(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Counts,
     Ok(tx.read().first(counts).await?.unwrap_or_default())
 }
 
-async fn keep(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, delay: i64) -> Result<(), Problem> {
+async fn store(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, delay: i64) -> Result<(), Problem> {
     tx.run(scoped!(
         &row.grant(),
         "INSERT INTO deployment_attempts (deployment_id, organization_id, phase, unfinished, hindered) \
@@ -54,23 +54,23 @@ async fn keep(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, de
     Ok(())
 }
 
-/// Counts an attempt that begins. Should the server end in it, the next one waits: not after the first time,
-/// then longer each time. `Some` says why there is none any more.
+/// Counts an attempt that begins. If the server crashes during it, the next attempt is delayed: not after the first
+/// crash, then by a growing back-off. `Some` is the reason why there is no further attempt.
 pub async fn begin(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Option<String>, Problem> {
     let Counts { unfinished, hindered } = counts(tx, row, phase).await?;
-    if unfinished >= MOST_UNFINISHED {
+    if unfinished >= MAX_UNFINISHED {
         return Ok(Some(format!(
             "The server ended {unfinished} times in the phase `{}` of this deployment, so it is not tried again. \
-             If other deployments succeed, something in this one ends the server: change it and deploy again, and report it.",
+             If other deployments succeed, this one causes the crash: change it, deploy again, and report the problem.",
             phase.name()
         )));
     }
     let counts = Counts { unfinished: unfinished + 1, hindered };
-    keep(tx, row, phase, &counts, delay(unfinished)).await?;
+    store(tx, row, phase, &counts, delay(unfinished)).await?;
     Ok(None)
 }
 
-/// Discounts an attempt that the server survived.
+/// Subtracts an attempt that ended without a crash.
 pub async fn complete(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<(), Problem> {
     tx.run(scoped!(
         &row.grant(),
@@ -83,28 +83,28 @@ pub async fn complete(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<(
     Ok(())
 }
 
-/// Counts an attempt that the platform hindered, and sets the time of the next. `Some` says why there is none
-/// any more.
-pub async fn hinder(tx: &Transaction<'_>, row: &Row, phase: Phase, problem: &Problem) -> Result<Option<String>, Problem> {
+/// Counts an attempt that failed because a part of the platform was not available, and sets the time of the next.
+/// `Some` is the reason why there is no further attempt.
+pub async fn record_hindered(
+    tx: &Transaction<'_>,
+    row: &Row,
+    phase: Phase,
+    problem: &Problem,
+) -> Result<Option<String>, Problem> {
     complete(tx, row, phase).await?;
     let Counts { unfinished, hindered } = counts(tx, row, phase).await?;
     let counts = Counts { unfinished, hindered: hindered + 1 };
-    keep(tx, row, phase, &counts, delay(counts.hindered)).await?;
-    Ok((counts.hindered >= MOST_HINDERED).then(|| {
-        format!(
-            "The phase `{}` was tried {} times without success: {} Deploy again later.",
-            phase.name(),
-            counts.hindered,
-            problem.detail
-        )
+    store(tx, row, phase, &counts, delay(counts.hindered)).await?;
+    Ok((counts.hindered >= MAX_HINDERED).then(|| {
+        format!("The phase `{}` failed {} times: {} Deploy again later.", phase.name(), counts.hindered, problem.detail)
     }))
 }
 
-/// Seconds until the next attempt, after so many.
+/// The delay before the next attempt, in seconds.
 fn delay(attempts: i32) -> i64 {
     match attempts {
         ..=0 => 0,
-        attempts => (1_i64 << (attempts - 1).min(20)).min(LONGEST_DELAY),
+        attempts => (1_i64 << (attempts - 1).min(20)).min(MAX_DELAY_SECONDS),
     }
 }
 

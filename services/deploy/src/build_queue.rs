@@ -1,5 +1,5 @@
-//! Permits for builds, given to organizations in turn: however many builds of one wait, another's next build comes
-//! after at most one of each.
+//! A fair semaphore for builds. Organizations get permits in turn: however many builds of one organization wait, the next
+//! build of another waits for at most one of each.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use capsule_contracts::Uuid;
 use tokio::sync::oneshot;
 
-/// Permits for builds.
+/// A semaphore for builds that is fair between organizations.
 #[derive(Clone, Debug)]
 pub struct BuildQueue {
     state: Arc<Mutex<State>>,
@@ -16,21 +16,21 @@ pub struct BuildQueue {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Permits that each organization holds.
+    /// The number of permits that each organization holds.
     held: HashMap<Uuid, usize>,
-    /// Who waits, by organization; the one whose turn is next comes first.
+    /// The waiters by organization, in the order of their turns.
     waiting: VecDeque<(Uuid, VecDeque<Waiter>)>,
 }
 
 #[derive(Debug)]
 struct Waiter {
     deployment: Uuid,
-    /// How many permits its organization may hold with this one.
+    /// The maximum number of permits for its organization, including this one.
     limit: usize,
     grant: oneshot::Sender<Permit>,
 }
 
-/// The right to build. Dropping it lets the next one build.
+/// The permit for one build. Dropping it returns it to the queue.
 #[derive(Debug)]
 pub struct Permit {
     queue: BuildQueue,
@@ -54,13 +54,12 @@ impl Drop for Permit {
 }
 
 impl BuildQueue {
-    /// A queue for this many builds at a time.
+    /// Creates a queue with this number of permits.
     pub fn new(permits: usize) -> Self {
         Self { state: Arc::new(Mutex::new(State { free: permits, held: HashMap::new(), waiting: VecDeque::new() })) }
     }
 
-    /// Waits for a permit, of which the organization may hold `limit`. `None` where the deployment ceased to wait:
-    /// see [`BuildQueue::retain`].
+    /// Waits for a permit; the organization can hold at most `limit`. `None` if [`BuildQueue::retain`] removed the waiter.
     pub async fn acquire(&self, organization: Uuid, deployment: Uuid, limit: usize) -> Option<Permit> {
         let (grant, granted) = oneshot::channel();
         let waiter = Waiter { deployment, limit: limit.max(1), grant };
@@ -75,21 +74,21 @@ impl BuildQueue {
         granted.await.ok()
     }
 
-    /// Lets only these deployments go on waiting.
-    pub fn retain(&self, waits: impl Fn(Uuid) -> bool) {
+    /// Removes the waiters of the deployments for which `is_waiting` is false.
+    pub fn retain(&self, is_waiting: impl Fn(Uuid) -> bool) {
         let mut state = self.state();
         for (_, waiters) in &mut state.waiting {
-            waiters.retain(|waiter| waits(waiter.deployment));
+            waiters.retain(|waiter| is_waiting(waiter.deployment));
         }
         state.waiting.retain(|(_, waiters)| !waiters.is_empty());
     }
 
-    /// How many builds of an organization run.
+    /// The number of permits that an organization holds.
     pub fn running(&self, organization: Uuid) -> usize {
         self.state().held.get(&organization).copied().unwrap_or_default()
     }
 
-    /// Gives free permits away. Sent outside of the lock: a permit that nobody takes is dropped, which takes it.
+    /// Grants the free permits. They are sent without the lock: a permit without a receiver is dropped, which locks again.
     fn grant(&self) {
         loop {
             let Some((organization, waiter)) = self.state().next() else { return };
@@ -103,8 +102,8 @@ impl BuildQueue {
 }
 
 impl State {
-    /// Takes a permit for the organization that holds the fewest of those that may hold another; among several, for
-    /// the one that has waited the longest. It goes behind all others then.
+    /// Takes a permit for the organization that holds the fewest permits, of those below their limits. Among several, the
+    /// one that has waited longest is first, and then moves to the end.
     fn next(&mut self) -> Option<(Uuid, Waiter)> {
         for (_, waiters) in &mut self.waiting {
             waiters.retain(|waiter| !waiter.grant.is_closed());
@@ -143,7 +142,7 @@ mod tests {
         Uuid::from_u128(number)
     }
 
-    /// Lets what can go on go on: the runtime of a test has one thread.
+    /// Lets the other tasks run: the runtime of a test has one thread.
     async fn settle() {
         for _ in 0..20 {
             tokio::task::yield_now().await;
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crowd_of_one_organization_delays_anothers_build_by_one() {
+    async fn many_builds_of_one_organization_delay_another_organization_by_one_build() {
         let queue = BuildQueue::new(1);
         let order = Arc::new(Mutex::new(Vec::new()));
         let first = queue.acquire(id(1), id(100), 9).await.expect("free");
@@ -159,25 +158,25 @@ mod tests {
             let (queue, order) = (queue.clone(), order.clone());
             tokio::spawn(async move {
                 let permit = queue.acquire(id(organization), id(deployment), 9).await;
-                order.lock().expect("held by nobody").push(organization);
+                order.lock().expect("not poisoned").push(organization);
                 tokio::task::yield_now().await;
                 drop(permit);
             });
             settle().await;
         }
         drop(first);
-        while order.lock().expect("held by nobody").len() < 52 {
+        while order.lock().expect("not poisoned").len() < 52 {
             settle().await;
         }
-        assert_eq!(order.lock().expect("held by nobody")[..6], [1, 2, 3, 1, 2, 1]);
+        assert_eq!(order.lock().expect("not poisoned")[..6], [1, 2, 3, 1, 2, 1]);
     }
 
     #[tokio::test]
-    async fn an_organization_holds_no_more_than_its_limit_and_who_holds_less_comes_first() {
+    async fn an_organization_holds_no_more_permits_than_its_limit() {
         let queue = BuildQueue::new(3);
         let held = [queue.acquire(id(1), id(10), 2).await, queue.acquire(id(1), id(11), 2).await];
         let mut third = Box::pin(queue.acquire(id(1), id(12), 2));
-        assert!(futures_now(&mut third).await.is_none(), "a permit is free, but not for this organization");
+        assert!(poll_once_settled(&mut third).await.is_none(), "a permit is free, but not for this organization");
         let other = queue.acquire(id(2), id(20), 2).await.expect("the free one");
         assert_eq!((queue.running(id(1)), queue.running(id(2))), (2, 1));
         drop(held);
@@ -187,14 +186,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_ceases_to_wait_takes_no_permit_with_it() {
+    async fn a_waiter_that_gives_up_takes_no_permit() {
         let queue = BuildQueue::new(1);
         let held = queue.acquire(id(1), id(10), 1).await;
         let mut dropped = Box::pin(queue.acquire(id(2), id(20), 1));
-        assert!(futures_now(&mut dropped).await.is_none());
+        assert!(poll_once_settled(&mut dropped).await.is_none());
         drop(dropped);
         let mut superseded = Box::pin(queue.acquire(id(3), id(30), 1));
-        assert!(futures_now(&mut superseded).await.is_none());
+        assert!(poll_once_settled(&mut superseded).await.is_none());
         queue.retain(|deployment| deployment != id(30));
         assert!(superseded.await.is_none());
         drop(held);
@@ -202,8 +201,8 @@ mod tests {
         assert!(queue.acquire(id(4), id(41), 1).await.is_some(), "a dropped permit is free again");
     }
 
-    /// What a future has come to, without waiting for it.
-    async fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    /// The output of a future if it is ready once the other tasks have run.
+    async fn poll_once_settled<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         tokio::select! {
             biased;
             output = future => Some(output),

@@ -1,5 +1,5 @@
-//! The deletion of a service begins here, because only here is known where it runs: it is refused where its deleter may
-//! not deploy, and closed to deployments that begin meanwhile, in one transaction.
+//! The first step in the deletion of a service: in one transaction, check that the user may deploy to every environment in
+//! which the service runs, and close the service to new deployments.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
-use crate::Deploys;
+use crate::DeployService;
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -18,33 +18,33 @@ struct Row {
 }
 
 pub async fn list_service_environments(
-    deploys: Arc<Deploys>,
+    service: Arc<DeployService>,
     call: Call<ListServiceEnvironments>,
 ) -> Result<ServiceEnvironments, Problem> {
     let rows = unscoped!(
-        "asked by the project service, to find out who may delete it",
+        "the project service decides by it who may delete the service",
         "SELECT environment_id, environment_name FROM placements WHERE service_id = $1 AND wanted <> 'removed'",
         call.message.service_id
     );
-    let rows = deploys.store.read().all::<Row>(rows).await?;
+    let rows = service.store.read().all::<Row>(rows).await?;
     Ok(ServiceEnvironments { environment_ids: rows.into_iter().map(|row| row.environment_id).collect() })
 }
 
-pub async fn close_service(deploys: Arc<Deploys>, call: Call<CloseService>) -> Result<Empty, Problem> {
+pub async fn close_service(service: Arc<DeployService>, call: Call<CloseService>) -> Result<Empty, Problem> {
     let grant = SystemGrant::new(call.message.organization_id, "the service is being deleted");
-    let tx = deploys.store.begin().await?;
+    let tx = service.store.begin().await?;
     close(&tx, &grant, call.message.service_id, &call.message.environment_ids).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
-/// Closes a service that runs in no other environments than these.
-async fn close(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid, environments: &[Uuid]) -> Result<(), Problem> {
+/// Closes a service. Fails if it runs in an environment that is not in `environments`.
+async fn close(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid, environments: &[Uuid]) -> Result<(), Problem> {
     let rows = scoped!(
         scope,
         "SELECT environment_id, environment_name FROM placements \
          WHERE organization_id = :tenant AND service_id = $1 AND wanted <> 'removed'",
-        service
+        service_id
     );
     if let Some(row) = tx.read().all::<Row>(rows).await?.iter().find(|row| !environments.contains(&row.environment_id)) {
         return Err(Problem::forbidden(format!("The service runs in {}, where you may not deploy.", row.environment_name))
@@ -54,16 +54,16 @@ async fn close(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid, environm
         scope,
         "INSERT INTO closed_services (service_id, organization_id, closed_at) VALUES ($1, :tenant, $2) \
          ON CONFLICT (service_id) DO NOTHING",
-        service,
+        service_id,
         Timestamp::now().0
     ))
     .await?;
     Ok(())
 }
 
-/// Refuses to go on where the service is being deleted.
-pub async fn check(tx: &Transaction<'_>, scope: &impl Scope, service: Uuid) -> Result<(), Problem> {
-    let closed = scoped!(scope, "SELECT 1 FROM closed_services WHERE organization_id = :tenant AND service_id = $1", service);
+/// Fails if the service is being deleted.
+pub async fn check_open(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid) -> Result<(), Problem> {
+    let closed = scoped!(scope, "SELECT 1 FROM closed_services WHERE organization_id = :tenant AND service_id = $1", service_id);
     match tx.read().exists(closed).await? {
         true => Err(Problem::conflict("The service is being deleted.")),
         false => Ok(()),
@@ -77,7 +77,7 @@ mod tests {
     use capsule_store::{Databases, Keyring, Store, unscoped};
 
     #[tokio::test]
-    async fn a_service_is_closed_only_by_who_may_deploy_wherever_it_runs_and_then_to_everybody() {
+    async fn a_service_is_closed_only_with_access_to_all_its_environments() {
         let folder = tempfile::tempdir().expect("a folder");
         let keyring = Keyring::open(&folder.path().join("key")).expect("a key");
         let databases = Databases::Embedded(folder.path().into());
@@ -103,8 +103,8 @@ mod tests {
         }
         let refused = super::close(&tx, &grant, service, &[staging]).await.expect_err("it runs in production");
         assert!(refused.code == "forbidden" && refused.detail.contains("environment-2"), "{refused}");
-        super::check(&tx, &grant, service).await.expect("nothing was closed");
+        super::check_open(&tx, &grant, service).await.expect("nothing was closed");
         super::close(&tx, &grant, service, &[staging, production]).await.expect("closes");
-        assert_eq!(super::check(&tx, &grant, service).await.expect_err("closed").code, "conflict");
+        assert_eq!(super::check_open(&tx, &grant, service).await.expect_err("closed").code, "conflict");
     }
 }

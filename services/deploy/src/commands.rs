@@ -1,5 +1,4 @@
-//! What users ask for. A command writes what ought to be and wakes the controller; it does nothing
-//! itself, so it answers at once.
+//! The commands of users. A command only writes the desired state and wakes the controller, so it replies at once.
 
 use std::sync::Arc;
 
@@ -11,27 +10,27 @@ use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{Scope, Transaction, scoped};
 
-use crate::deployments::{self, Environment, New, Row, Sealed};
-use crate::placements::{self, Placement};
+use crate::deployments::{self, Environment, EnvironmentSnapshot, NewDeployment, Row};
 use crate::quotas::Load;
-use crate::{Deploys, queries, quotas, routes, uploads};
+use crate::service_environments::{self, ServiceEnvironment};
+use crate::{DeployService, queries, quotas, routes, uploads};
 
 async fn configuration(
-    deploys: &Deploys,
+    service: &DeployService,
     context: &Context,
     service_id: Uuid,
     environment: &str,
 ) -> Result<Configuration, Problem> {
-    let ask = GetConfiguration { service_id, environment: environment.into() };
-    let configuration = deploys.bus.request(&context.on_behalf("deploy"), &ask).await?;
+    let message = GetConfiguration { service_id, environment: environment.into() };
+    let configuration = service.bus.request(&context.as_service("deploy"), &message).await?;
     if configuration.archived {
         return Err(Problem::conflict("The project is archived.").hint("Restore it first."));
     }
     Ok(configuration)
 }
 
-async fn build(
-    deploys: &Deploys,
+async fn insert_build(
+    service: &DeployService,
     context: &Context,
     tenant: &Tenant,
     configuration: Configuration,
@@ -39,241 +38,250 @@ async fn build(
     upload: Option<Uuid>,
     upload_digest: String,
 ) -> Result<Deployment, Problem> {
-    let limits = quotas::of(deploys, configuration.organization_id).await?;
-    let tx = deploys.store.begin().await?;
-    quotas::another_deployment(&tx, tenant, &limits, true).await?;
-    let placement = placements::ensure(deploys, &tx, tenant, &configuration).await?;
+    let limits = quotas::limits_of(service, configuration.organization_id).await?;
+    let tx = service.store.begin().await?;
+    quotas::count_deployment(&tx, tenant, &limits, true).await?;
+    let service_environment = service_environments::ensure(service, &tx, tenant, &configuration).await?;
     if let Some(upload) = upload {
-        // It may have been forgotten meanwhile.
-        uploads::check(&tx, tenant, upload).await?;
+        // The upload may have been deleted in the meantime.
+        uploads::check_complete(&tx, tenant, upload).await?;
     }
-    let new = New {
+    let new = NewDeployment {
         trigger,
         upload_digest,
         release: None,
-        environment: Environment::Plain(Sealed { variables: configuration.environment, secrets: configuration.secrets }),
+        environment: Environment::Current(EnvironmentSnapshot {
+            variables: configuration.environment,
+            secrets: configuration.secrets,
+        }),
         created_by: tenant.user(),
     };
-    let row = deployments::insert(deploys, &tx, context, tenant, &placement, new).await?;
-    routes::raise(&tx).await?;
+    let row = deployments::insert(service, &tx, context, tenant, &service_environment, new).await?;
+    routes::bump_revision(&tx).await?;
     tx.commit().await?;
-    deploys.controller.wake();
-    row.view(deploys, &placement)
+    service.controller.wake();
+    row.view(service, &service_environment)
 }
 
-pub async fn deploy(deploys: Arc<Deploys>, call: Call<Deploy>) -> Result<Deployment, Problem> {
-    let Call { message, proof, context } = call;
-    let digest = uploads::digest_of(&deploys, &proof, message.upload_id, message.id).await?;
-    let configuration = configuration(&deploys, &context, message.id, &message.environment).await?;
-    build(&deploys, &context, &proof, configuration, "upload", Some(message.upload_id), digest).await
+pub async fn deploy(service: Arc<DeployService>, call: Call<Deploy>) -> Result<Deployment, Problem> {
+    let Call { message, grant, context } = call;
+    let digest = uploads::digest_of(&service, &grant, message.upload_id, message.id).await?;
+    let configuration = configuration(&service, &context, message.id, &message.environment).await?;
+    insert_build(&service, &context, &grant, configuration, "upload", Some(message.upload_id), digest).await
 }
 
-pub async fn redeploy(deploys: Arc<Deploys>, call: Call<Redeploy>) -> Result<Deployment, Problem> {
-    let Call { message, proof, context } = call;
-    let earlier = deployments::get(&deploys, &proof, message.id).await?;
-    deploys
+pub async fn redeploy(service: Arc<DeployService>, call: Call<Redeploy>) -> Result<Deployment, Problem> {
+    let Call { message, grant, context } = call;
+    let earlier = deployments::get(&service, &grant, message.id).await?;
+    service
         .blobs
         .path(&earlier.upload_digest)
-        .map_err(|_| Problem::conflict("The source of this deployment is not kept any more."))?;
-    let placement = placements::get(&deploys, &proof, earlier.service_id, earlier.environment_id).await?;
-    let configuration = configuration(&deploys, &context, earlier.service_id, &placement.environment_name).await?;
-    build(&deploys, &context, &proof, configuration, "redeploy", None, earlier.upload_digest).await
+        .map_err(|_| Problem::conflict("The source of this deployment is no longer available."))?;
+    let service_environment = service_environments::get(&service, &grant, earlier.service_id, earlier.environment_id).await?;
+    let configuration = configuration(&service, &context, earlier.service_id, &service_environment.environment_name).await?;
+    insert_build(&service, &context, &grant, configuration, "redeploy", None, earlier.upload_digest).await
 }
 
-/// Who asks for a deployment, and within which limits. They are asked for before the transaction begins.
-struct Asked<'a> {
+/// The context, user and quotas of a command; the quotas are read before the transaction begins.
+struct Caller<'a> {
     context: &'a Context,
     tenant: &'a Tenant,
     limits: Quotas,
 }
 
-async fn asked<'a>(deploys: &Deploys, context: &'a Context, tenant: &'a Tenant) -> Result<Asked<'a>, Problem> {
-    Ok(Asked { context, tenant, limits: quotas::of(deploys, tenant.organization()).await? })
+async fn caller<'a>(service: &DeployService, context: &'a Context, tenant: &'a Tenant) -> Result<Caller<'a>, Problem> {
+    Ok(Caller { context, tenant, limits: quotas::limits_of(service, tenant.organization()).await? })
 }
 
-/// Runs a release that is there already, with the configuration it was made with. Whatever it is decided by is read
-/// in the transaction.
-async fn reuse(
-    deploys: &Deploys,
+/// Inserts a deployment of an existing release with the configuration of the deployment `earlier`. Everything it depends
+/// on is read in the transaction.
+async fn insert_reuse(
+    service: &DeployService,
     tx: &Transaction<'_>,
-    by: &Asked<'_>,
-    placement: &Placement,
+    caller: &Caller<'_>,
+    service_environment: &ServiceEnvironment,
     earlier: Row,
     trigger: &'static str,
 ) -> Result<Row, Problem> {
-    let Asked { context, tenant, limits } = by;
-    if !deploys.release_directory(earlier.release_id).exists() {
-        return Err(Problem::conflict(format!("The release of deployment {} is not kept any more.", earlier.number))
-            .hint("Redeploy it: it will be built again."));
+    let Caller { context, tenant, limits } = caller;
+    if !service.release_directory(earlier.release_id).exists() {
+        return Err(Problem::conflict(format!("The release of deployment {} is no longer available.", earlier.number))
+            .hint("Redeploy it to build it again."));
     }
     let plan = earlier.plan()?;
-    quotas::another_deployment(tx, *tenant, limits, false).await?;
+    quotas::count_deployment(tx, *tenant, limits, false).await?;
     if plan.kind != Kind::Static {
-        // Its instances count once they are made; what cannot succeed is refused at once.
-        let place = (placement.service_id, placement.environment_id);
-        quotas::more_instances(tx, *tenant, limits, place, Load::of(&plan)).await?;
+        // The instances count when they are created; this check fails early.
+        let place = (service_environment.service_id, service_environment.environment_id);
+        quotas::admit_instances(tx, *tenant, limits, place, Load::of(&plan)).await?;
     }
-    let new = New {
+    let new = NewDeployment {
         trigger,
         upload_digest: earlier.upload_digest.clone(),
         release: Some((earlier.release_id, earlier.plan.clone())),
-        environment: Environment::Of(Box::new(earlier)),
+        environment: Environment::CopyOf(Box::new(earlier)),
         created_by: tenant.user(),
     };
-    let row = deployments::insert(deploys, tx, context, *tenant, placement, new).await?;
-    routes::raise(tx).await?;
+    let row = deployments::insert(service, tx, context, *tenant, service_environment, new).await?;
+    routes::bump_revision(tx).await?;
     Ok(row)
 }
 
-async fn active(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<Row, Problem> {
-    let active = placement
+async fn active(tx: &Transaction<'_>, scope: &impl Scope, service_environment: &ServiceEnvironment) -> Result<Row, Problem> {
+    let active = service_environment
         .active_deployment_id
         .ok_or_else(|| Problem::conflict("No deployment of the service has succeeded yet.").hint("Deploy it first."))?;
     deployments::read(tx, scope, active).await
 }
 
-pub async fn rollback(deploys: Arc<Deploys>, call: Call<Rollback>) -> Result<Deployment, Problem> {
-    let Call { message, proof, context } = call;
-    let by = asked(&deploys, &context, &proof).await?;
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
-    let active = active(&tx, &proof, &placement).await?;
+pub async fn rollback(service: Arc<DeployService>, call: Call<Rollback>) -> Result<Deployment, Problem> {
+    let Call { message, grant, context } = call;
+    let caller = caller(&service, &context, &grant).await?;
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read_by_name(&tx, &grant, message.id, &message.environment).await?;
+    let active = active(&tx, &grant, &service_environment).await?;
     let earlier = match message.number {
         Some(number) => scoped!(
-            &proof,
+            &grant,
             "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
              AND number = $3 AND status IN ('running', 'superseded') AND plan IS NOT NULL",
-            placement.service_id,
-            placement.environment_id,
+            service_environment.service_id,
+            service_environment.environment_id,
             number
         ),
-        // The newest that once ran another release than the present one.
+        // The newest deployment that was active with another release.
         None => scoped!(
-            &proof,
+            &grant,
             "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
              AND number < $3 AND phase = 'active' AND release_id <> $4 ORDER BY number DESC LIMIT 1",
-            placement.service_id,
-            placement.environment_id,
+            service_environment.service_id,
+            service_environment.environment_id,
             active.number,
             active.release_id
         ),
     };
     let earlier = tx.read().first::<Row>(earlier).await?.ok_or_else(|| {
-        let which = message.number.map_or("earlier deployment".into(), |number| format!("deployment {number}"));
-        Problem::conflict(format!("There is no {which} that once ran, to return to."))
-            .hint("`capsule status` lists the deployments.")
+        Problem::conflict(match message.number {
+            Some(number) => format!("Cannot roll back: deployment {number} does not exist or never ran."),
+            None => "Cannot roll back: no earlier deployment with another release ever ran.".into(),
+        })
+        .hint("`capsule status` lists the deployments.")
     })?;
-    let row = reuse(&deploys, &tx, &by, &placement, earlier, "rollback").await?;
+    let row = insert_reuse(&service, &tx, &caller, &service_environment, earlier, "rollback").await?;
     tx.commit().await?;
-    deploys.controller.wake();
-    row.view(&deploys, &placement)
+    service.controller.wake();
+    row.view(&service, &service_environment)
 }
 
-pub async fn restart(deploys: Arc<Deploys>, call: Call<Restart>) -> Result<ServiceState, Problem> {
-    let Call { message, proof, context } = call;
-    let by = asked(&deploys, &context, &proof).await?;
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
-    let active = active(&tx, &proof, &placement).await?;
-    reuse(&deploys, &tx, &by, &placement, active, "restart").await?;
+pub async fn restart(service: Arc<DeployService>, call: Call<Restart>) -> Result<ServiceState, Problem> {
+    let Call { message, grant, context } = call;
+    let caller = caller(&service, &context, &grant).await?;
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read_by_name(&tx, &grant, message.id, &message.environment).await?;
+    let active = active(&tx, &grant, &service_environment).await?;
+    insert_reuse(&service, &tx, &caller, &service_environment, active, "restart").await?;
     tx.commit().await?;
-    deploys.controller.wake();
-    queries::state(&deploys, &proof, message.id, &message.environment).await
+    service.controller.wake();
+    queries::state(&service, &grant, message.id, &message.environment).await
 }
 
-pub async fn start(deploys: Arc<Deploys>, call: Call<Start>) -> Result<ServiceState, Problem> {
-    let Call { message, proof, context } = call;
-    let by = asked(&deploys, &context, &proof).await?;
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read_by_name(&tx, &proof, message.id, &message.environment).await?;
-    if is_to_be_started(&tx, &proof, &placement).await? {
-        let active = active(&tx, &proof, &placement).await?;
-        reuse(&deploys, &tx, &by, &placement, active, "start").await?;
+pub async fn start(service: Arc<DeployService>, call: Call<Start>) -> Result<ServiceState, Problem> {
+    let Call { message, grant, context } = call;
+    let caller = caller(&service, &context, &grant).await?;
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read_by_name(&tx, &grant, message.id, &message.environment).await?;
+    if needs_start(&tx, &grant, &service_environment).await? {
+        let active = active(&tx, &grant, &service_environment).await?;
+        insert_reuse(&service, &tx, &caller, &service_environment, active, "start").await?;
         tx.commit().await?;
-        deploys.controller.wake();
+        service.controller.wake();
     } else {
         drop(tx);
     }
-    queries::state(&deploys, &proof, message.id, &message.environment).await
+    queries::state(&service, &grant, message.id, &message.environment).await
 }
 
-/// Whether a service is stopped and nothing is under way that starts it.
-pub async fn is_to_be_started(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<bool, Problem> {
-    let under_way = deployments::unsettled_of(tx, scope, placement).await?;
-    Ok(placement.wanted == "stopped" && under_way.iter().all(|row| row.cancelling))
+/// Whether a service is stopped and no deployment in progress starts it.
+pub async fn needs_start(
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+) -> Result<bool, Problem> {
+    let in_progress = deployments::unsettled_of(tx, scope, service_environment).await?;
+    Ok(service_environment.desired_state == "stopped" && in_progress.iter().all(|row| row.cancelling))
 }
 
-pub async fn stop(deploys: Arc<Deploys>, call: Call<Stop>) -> Result<ServiceState, Problem> {
-    let Call { message, proof, context } = call;
-    halt(&deploys, &context, &proof, message.id, &message.environment).await?;
-    deploys.controller.reconcile();
-    // Visitors are told at once; if that fails, the reconciler goes on trying.
-    if let Err(problem) = routes::publish(&deploys).await {
-        tracing::warn!(%problem, "the routing table could not be published");
+pub async fn stop(service: Arc<DeployService>, call: Call<Stop>) -> Result<ServiceState, Problem> {
+    let Call { message, grant, context } = call;
+    stop_service(&service, &context, &grant, message.id, &message.environment).await?;
+    service.controller.reconcile();
+    // Published at once for visitors; if that fails, the reconciler repeats it.
+    if let Err(problem) = routes::publish(&service).await {
+        tracing::warn!(%problem, "cannot publish the routing table; trying again");
     }
-    queries::state(&deploys, &proof, message.id, &message.environment).await
+    queries::state(&service, &grant, message.id, &message.environment).await
 }
 
-/// Stops a service: in one transaction, nothing of it serves any more and every deployment that would have started it
-/// again is cancelled. One that is asked for later starts it.
-pub async fn halt(
-    deploys: &Deploys,
+/// Stops a service in one transaction: its instances retire, and deployments that would start it again are cancelled. A
+/// later deployment starts it.
+pub async fn stop_service(
+    service: &DeployService,
     context: &Context,
     scope: &impl Scope,
-    service: Uuid,
+    service_id: Uuid,
     environment: &str,
 ) -> Result<(), Problem> {
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read_by_name(&tx, scope, service, environment).await?;
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read_by_name(&tx, scope, service_id, environment).await?;
     let stopped = tx
         .run(scoped!(
             scope,
             "UPDATE placements SET wanted = 'stopped' \
              WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND wanted <> 'removed'",
-            placement.service_id,
-            placement.environment_id
+            service_environment.service_id,
+            service_environment.environment_id
         ))
         .await?;
     if stopped != 1 {
         return Err(Problem::not_found("service in that environment"));
     }
-    let under_way = deployments::unsettled_of(&tx, scope, &placement).await?;
-    for row in &under_way {
-        // The one that serves already is only to be settled.
-        if placement.active_deployment_id != Some(row.id) {
-            deployments::cancel(deploys, &tx, context, &placement, row).await?;
+    let in_progress = deployments::unsettled_of(&tx, scope, &service_environment).await?;
+    for row in &in_progress {
+        // A deployment that is active already only has to be settled.
+        if service_environment.active_deployment_id != Some(row.id) {
+            deployments::cancel(service, &tx, context, &service_environment, row).await?;
         }
     }
     tx.run(scoped!(
         scope,
         "UPDATE instances SET role = 'retiring' \
          WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND role = 'serving'",
-        placement.service_id,
-        placement.environment_id
+        service_environment.service_id,
+        service_environment.environment_id
     ))
     .await?;
-    routes::raise(&tx).await?;
+    routes::bump_revision(&tx).await?;
     tx.commit().await?;
-    for row in under_way.iter().filter(|row| placement.active_deployment_id != Some(row.id)) {
-        deploys.controller.cancel(row.id);
+    for row in in_progress.iter().filter(|row| service_environment.active_deployment_id != Some(row.id)) {
+        service.controller.cancel(row.id);
     }
     Ok(())
 }
 
-pub async fn cancel_deployment(deploys: Arc<Deploys>, call: Call<CancelDeployment>) -> Result<Deployment, Problem> {
-    let tx = deploys.store.begin().await?;
-    let row = deployments::read(&tx, &call.proof, call.message.id).await?;
-    let placement = placements::read(&tx, &call.proof, row.service_id, row.environment_id).await?;
+pub async fn cancel_deployment(service: Arc<DeployService>, call: Call<CancelDeployment>) -> Result<Deployment, Problem> {
+    let tx = service.store.begin().await?;
+    let row = deployments::read(&tx, &call.grant, call.message.id).await?;
+    let service_environment = service_environments::read(&tx, &call.grant, row.service_id, row.environment_id).await?;
     if row.status()?.is_settled() {
-        return Err(Problem::conflict(format!("Deployment {} is {} already.", row.number, row.status)));
+        return Err(Problem::conflict(format!("Deployment {} is already {}.", row.number, row.status)));
     }
-    if placement.active_deployment_id == Some(row.id) {
-        return Err(Problem::conflict(format!("Deployment {} serves already.", row.number))
+    if service_environment.active_deployment_id == Some(row.id) {
+        return Err(Problem::conflict(format!("Deployment {} is live already.", row.number))
             .hint("Roll back to an earlier one, or stop the service."));
     }
-    deployments::cancel(&deploys, &tx, &call.context, &placement, &row).await?;
-    let row = deployments::read(&tx, &call.proof, row.id).await?;
+    deployments::cancel(&service, &tx, &call.context, &service_environment, &row).await?;
+    let row = deployments::read(&tx, &call.grant, row.id).await?;
     tx.commit().await?;
-    deploys.controller.cancel(row.id);
-    row.view(&deploys, &placement)
+    service.controller.cancel(row.id);
+    row.view(&service, &service_environment)
 }

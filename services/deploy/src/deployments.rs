@@ -1,19 +1,19 @@
-//! Deployment rows: read, made, and moved on. Every move is recorded with its event.
+//! Deployment rows: reads, inserts and transitions. Each transition is recorded with its event.
 
 use std::collections::BTreeMap;
 
 use capsule_buildplan::Plan;
 use capsule_bus::{Context, SystemGrant, emit};
 use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
-use capsule_contracts::text::shortened;
+use capsule_contracts::text::truncated;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{Scope, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 use serde::{Deserialize, Serialize};
 
 use crate::phases::Failure;
-use crate::placements::Placement;
-use crate::{Deploys, attempts};
+use crate::service_environments::ServiceEnvironment;
+use crate::{DeployService, attempts};
 
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct Row {
@@ -34,7 +34,7 @@ pub struct Row {
     pub created_by: Uuid,
     pub created_at: i64,
     pub finished_at: Option<i64>,
-    /// An attempt is not begun before.
+    /// The time of the next attempt, in microseconds since 1970.
     pub next_attempt_at: i64,
 }
 
@@ -47,37 +47,37 @@ impl Row {
         self.status.parse()
     }
 
-    /// What the platform's own work on it is allowed by.
+    /// The permission for the platform's own work on the deployment.
     pub fn grant(&self) -> SystemGrant {
         SystemGrant::new(self.organization_id, "a deployment is carried out")
     }
 
-    /// Whether it runs a release that an earlier deployment built.
+    /// Whether the release was built by an earlier deployment.
     pub fn reuses_release(&self) -> bool {
         self.release_id != self.id
     }
 
-    /// The plan its release was built by.
+    /// The plan that the release was built with.
     pub fn plan(&self) -> Result<Plan, Problem> {
         read_plan(self.plan.as_deref())
     }
 
-    /// As the API shows it.
-    pub fn view(&self, deploys: &Deploys, placement: &Placement) -> Result<Deployment, Problem> {
+    /// The deployment as the API returns it.
+    pub fn view(&self, service: &DeployService, service_environment: &ServiceEnvironment) -> Result<Deployment, Problem> {
         Ok(Deployment {
             id: self.id,
             organization_id: self.organization_id,
-            project_id: placement.project_id,
+            project_id: service_environment.project_id,
             service_id: self.service_id,
-            service_name: placement.service_name.clone(),
+            service_name: service_environment.service_name.clone(),
             environment_id: self.environment_id,
-            environment_name: placement.environment_name.clone(),
+            environment_name: service_environment.environment_name.clone(),
             number: self.number,
             status: self.status()?,
             phase: self.phase()?,
             trigger: self.trigger_kind.clone(),
             error: self.error.clone(),
-            url: deploys.url(&placement.host),
+            url: service.url(&service_environment.host),
             created_by: self.created_by,
             created_at: Timestamp(self.created_at),
             finished_at: self.finished_at.map(Timestamp),
@@ -85,134 +85,137 @@ impl Row {
     }
 }
 
-/// A plan as a row keeps it.
+/// Parses the plan column of a row.
 pub fn read_plan(text: Option<&str>) -> Result<Plan, Problem> {
     serde_json::from_str(text.ok_or_else(Problem::internal)?).map_err(|_| Problem::internal())
 }
 
 /// The deployment with this id.
-pub async fn get(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
+pub async fn get(service: &DeployService, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
     let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
-    deploys.store.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
+    service.store.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
 }
 
-/// The same, in the transaction that goes by it.
+/// Reads a deployment within a transaction.
 pub async fn read(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
     let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
     tx.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
 }
 
-/// The deployments of a placement that are not settled, in the transaction that goes by it.
-pub async fn unsettled_of(tx: &Transaction<'_>, scope: &impl Scope, placement: &Placement) -> Result<Vec<Row>, Problem> {
+/// Reads the unsettled deployments of a service in an environment within a transaction.
+pub async fn unsettled_of(
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+) -> Result<Vec<Row>, Problem> {
     let rows = scoped!(
         scope,
         "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
          AND finished_at IS NULL ORDER BY id",
-        placement.service_id,
-        placement.environment_id
+        service_environment.service_id,
+        service_environment.environment_id
     );
     tx.read().all(rows).await
 }
 
-/// Cancels a deployment that does not serve. One that is queued is settled at once; the worker of any other settles
-/// it.
+/// Cancels a deployment that is not active. A queued deployment is settled at once, any other by its worker.
 pub async fn cancel(
-    deploys: &Deploys,
+    service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
-    placement: &Placement,
+    service_environment: &ServiceEnvironment,
     row: &Row,
 ) -> Result<(), Problem> {
     if row.phase()? == Phase::Queued {
-        return finish(deploys, tx, context, placement, row, Status::Cancelled, None).await;
+        return finish(service, tx, context, service_environment, row, Status::Cancelled, None).await;
     }
     let mark = scoped!(
         &row.grant(),
         "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL",
         row.id
     );
-    changed(tx.run(mark).await?)
+    check_updated(tx.run(mark).await?)
 }
 
-/// An update must have met what it was decided by.
-fn changed(rows: u64) -> Result<(), Problem> {
+/// Fails unless an update changed the one row that it was decided for.
+fn check_updated(rows: u64) -> Result<(), Problem> {
     if rows == 1 { Ok(()) } else { Err(Problem::conflict("The deployment changed in the meantime.").hint("Try again.")) }
 }
 
-/// Deployments that are not settled, oldest first.
-pub async fn unsettled(deploys: &Deploys) -> Result<Vec<Row>, Problem> {
+/// The unsettled deployments of all tenants, oldest first.
+pub async fn unsettled(service: &DeployService) -> Result<Vec<Row>, Problem> {
     let rows =
         unscoped!("the controller works for all tenants", "SELECT * FROM deployments WHERE finished_at IS NULL ORDER BY id");
-    deploys.store.read().all(rows).await
+    service.store.read().all(rows).await
 }
 
-/// What a new deployment is made of.
-pub struct New {
+/// The parts of a new deployment.
+pub struct NewDeployment {
     pub trigger: &'static str,
     pub upload_digest: String,
-    /// The release to run, where none is to be built, and the plan it was built by.
+    /// The existing release to run, and its plan. `None` if a release is to be built.
     pub release: Option<(Uuid, Option<String>)>,
     pub environment: Environment,
     pub created_by: Uuid,
 }
 
-/// Variables and secrets, as a deployment keeps them.
+/// Variables and secrets at the time of a deployment; stored sealed.
 #[derive(Default, Serialize, Deserialize)]
-pub struct Sealed {
-    /// All of them.
+pub struct EnvironmentSnapshot {
+    /// Variables and secrets by name.
     pub variables: BTreeMap<String, String>,
-    /// The names of those that are secrets.
+    /// The names of the secrets.
     pub secrets: Vec<String>,
 }
 
-impl Sealed {
+impl EnvironmentSnapshot {
     fn parse(plain: &[u8]) -> Result<Self, Problem> {
-        // Deployments of earlier releases kept the variables alone.
+        // Earlier versions of Capsule stored only the variables.
         let earlier = || Some(Self { variables: serde_json::from_slice(plain).ok()?, secrets: Vec::new() });
         serde_json::from_slice(plain).ok().or_else(earlier).ok_or_else(Problem::internal)
     }
 
-    /// The values that no log may show.
+    /// The values of the secrets, to mask in logs.
     pub fn values(&self) -> Vec<String> {
         self.secrets.iter().filter_map(|name| self.variables.get(name)).cloned().collect()
     }
 }
 
-/// The variables and secrets a deployment is made with.
+/// The source of a new deployment's variables and secrets.
 pub enum Environment {
-    /// As they are now.
-    Plain(Sealed),
-    /// As an earlier deployment was made with them.
-    Of(Box<Row>),
+    /// The present configuration.
+    Current(EnvironmentSnapshot),
+    /// The snapshot of an earlier deployment.
+    CopyOf(Box<Row>),
 }
 
-/// Makes a deployment; those of the same placement that have not begun give way to it.
+/// Inserts a deployment, which supersedes the queued deployments of the same service and environment.
 pub async fn insert(
-    deploys: &Deploys,
+    service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
     scope: &impl Scope,
-    placement: &Placement,
-    new: New,
+    service_environment: &ServiceEnvironment,
+    new: NewDeployment,
 ) -> Result<Row, Problem> {
     let id = new_id();
     let highest = scoped!(
         scope,
         "SELECT MAX(number) FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
-        placement.service_id,
-        placement.environment_id
+        service_environment.service_id,
+        service_environment.environment_id
     );
     let number = tx.read().value::<Option<i64>>(highest).await?.flatten().unwrap_or(0) + 1;
     let plain = match &new.environment {
-        Environment::Plain(environment) => serde_json::to_vec(environment).map_err(|_| Problem::internal())?,
-        Environment::Of(row) => tx.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?,
+        Environment::Current(environment) => serde_json::to_vec(environment).map_err(|_| Problem::internal())?,
+        Environment::CopyOf(row) => tx.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?,
     };
     let (release_id, plan) = new.release.unwrap_or((id, None));
     let row = Row {
         id,
-        organization_id: placement.organization_id,
-        service_id: placement.service_id,
-        environment_id: placement.environment_id,
+        organization_id: service_environment.organization_id,
+        service_id: service_environment.service_id,
+        environment_id: service_environment.environment_id,
         number,
         status: Status::Pending.name().into(),
         phase: Phase::Queued.name().into(),
@@ -231,11 +234,11 @@ pub async fn insert(
     let waiting = scoped!(
         scope,
         "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND status = 'pending'",
-        placement.service_id,
-        placement.environment_id
+        service_environment.service_id,
+        service_environment.environment_id
     );
     for older in tx.read().all::<Row>(waiting).await? {
-        finish(deploys, tx, context, placement, &older, Status::Superseded, None).await?;
+        finish(service, tx, context, service_environment, &older, Status::Superseded, None).await?;
     }
     tx.run(scoped!(
         scope,
@@ -258,27 +261,27 @@ pub async fn insert(
         row.created_at
     ))
     .await?;
-    record(deploys, tx, context, placement, &row, "queued").await?;
+    record(service, tx, context, service_environment, &row, "queued").await?;
     Ok(row)
 }
 
-/// The environment a deployment was made with, in the clear.
-pub fn environment(deploys: &Deploys, row: &Row) -> Result<Sealed, Problem> {
-    Sealed::parse(&deploys.store.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?)
+/// Decrypts the variables and secrets of a deployment.
+pub fn environment(service: &DeployService, row: &Row) -> Result<EnvironmentSnapshot, Problem> {
+    EnvironmentSnapshot::parse(&service.store.keyring().open_sealed(&sealing_context(row.id), &row.sealed_environment)?)
 }
 
 fn sealing_context(id: Uuid) -> String {
     format!("deployments/{id}")
 }
 
-/// Moves a deployment to a phase, before the phase begins; the one before it is complete. Not if it is cancelled or
-/// settled by then.
-pub async fn enter(
-    deploys: &Deploys,
-    placement: &Placement,
+/// Stores a phase before it begins, and completes the attempt of the phase before it. Fails with
+/// [`Failure::Cancelled`] if the deployment was cancelled or settled.
+pub async fn enter_phase(
+    service: &DeployService,
+    service_environment: &ServiceEnvironment,
     row: &Row,
     phase: Phase,
-    complete: Option<Phase>,
+    completed: Option<Phase>,
 ) -> Result<Row, Failure> {
     let status = match phase {
         Phase::Queued => Status::Pending,
@@ -286,7 +289,7 @@ pub async fn enter(
         _ => Status::Deploying,
     };
     let moved = Row { status: status.name().into(), phase: phase.name().into(), ..row.clone() };
-    let tx = deploys.store.begin().await?;
+    let tx = service.store.begin().await?;
     let entered = tx
         .run(scoped!(
             &row.grant(),
@@ -300,22 +303,22 @@ pub async fn enter(
     if entered != 1 {
         return Err(Failure::Cancelled);
     }
-    if let Some(phase) = complete {
+    if let Some(phase) = completed {
         attempts::complete(&tx, row, phase).await?;
     }
-    // Nothing happens in a queue that could end the server.
+    // No work is done in the queue, so no attempt is counted.
     if phase != Phase::Queued {
         if let Some(why) = attempts::begin(&tx, row, phase).await? {
             return Err(Failure::Failed(why));
         }
-        record(deploys, &tx, &Context::background("deploy"), placement, &moved, phase.name()).await?;
+        record(service, &tx, &Context::background("deploy"), service_environment, &moved, phase.name()).await?;
     }
     tx.commit().await?;
     Ok(moved)
 }
 
-/// Whether a deployment is neither cancelled nor settled, in the transaction that goes on with it.
-pub async fn goes_on(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
+/// Whether a deployment is neither cancelled nor settled.
+pub async fn is_in_progress(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
     let row = scoped!(
         &row.grant(),
         "SELECT 1 FROM deployments WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL AND NOT cancelling",
@@ -324,34 +327,34 @@ pub async fn goes_on(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
     tx.read().exists(row).await
 }
 
-/// Keeps the plan that a release is built by.
-pub async fn set_plan(deploys: &Deploys, row: &Row, plan: &Plan) -> Result<Row, Problem> {
+/// Stores the plan of a deployment.
+pub async fn set_plan(service: &DeployService, row: &Row, plan: &Plan) -> Result<Row, Problem> {
     let text = serde_json::to_string(plan).map_err(|_| Problem::internal())?;
-    let tx = deploys.store.begin().await?;
-    let keep = scoped!(
+    let tx = service.store.begin().await?;
+    let update = scoped!(
         &row.grant(),
         "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2 AND finished_at IS NULL",
         text.as_str(),
         row.id
     );
-    changed(tx.run(keep).await?)?;
+    check_updated(tx.run(update).await?)?;
     tx.commit().await?;
     Ok(Row { plan: Some(text), ..row.clone() })
 }
 
-/// Settles a deployment, which must be as it was read in this transaction.
+/// Settles a deployment. `row` must have been read in this transaction.
 pub async fn finish(
-    deploys: &Deploys,
+    service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
-    placement: &Placement,
+    service_environment: &ServiceEnvironment,
     row: &Row,
     status: Status,
     error: Option<String>,
 ) -> Result<(), Problem> {
     let phase = if status == Status::Running { Phase::Active } else { row.phase()? };
-    // It may name what came out of an archive or a build, of any length.
-    let error = error.map(shortened);
+    // The text may contain file names and output of any length.
+    let error = error.map(truncated);
     let finished_at = row.finished_at.unwrap_or_else(|| Timestamp::now().0);
     let settled = Row {
         status: status.name().into(),
@@ -372,17 +375,17 @@ pub async fn finish(
         row.status.as_str(),
         row.phase.as_str()
     );
-    changed(tx.run(settle).await?)?;
+    check_updated(tx.run(settle).await?)?;
     metrics::counter!("capsule_deployments_total", "status" => status.name()).increment(1);
     let message = settled.error.clone().unwrap_or_else(|| status.name().into());
-    record(deploys, tx, context, placement, &settled, &message).await
+    record(service, tx, context, service_environment, &settled, &message).await
 }
 
 async fn record(
-    deploys: &Deploys,
+    service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
-    placement: &Placement,
+    service_environment: &ServiceEnvironment,
     row: &Row,
     message: &str,
 ) -> Result<(), Problem> {
@@ -396,5 +399,5 @@ async fn record(
         message
     ))
     .await?;
-    emit(tx, context, &DeploymentChanged { deployment: row.view(deploys, placement)? }).await
+    emit(tx, context, &DeploymentChanged { deployment: row.view(service, service_environment)? }).await
 }

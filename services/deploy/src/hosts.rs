@@ -1,6 +1,6 @@
-//! Host names of applications: unique in the installation, some kept for the platform, and kept for its
-//! organization for a time after whatever had one was removed. A stranger who took a name that others still link
-//! to would get their visitors, and with them cookies and sign-ins.
+//! Host names of applications. They are unique in the installation; some are reserved for the platform. After a removal,
+//! a host is quarantined for its organization: another organization that took a host to which links still point would
+//! receive its visitors, with their cookies and credentials.
 
 use capsule_contracts::message::to_label;
 use capsule_contracts::project::Configuration;
@@ -9,7 +9,7 @@ use capsule_store::{Scope, Store, Transaction, scoped, unscoped};
 
 use crate::reconcile;
 
-/// First labels that mean the platform, mail or proofs of who has a domain to others, whatever the base domain is.
+/// First labels with a meaning to other programs (mail, validation of domains), or that users take for the platform.
 const RESERVED: [&str; 32] = [
     "_acme-challenge",
     "_dmarc",
@@ -45,16 +45,16 @@ const RESERVED: [&str; 32] = [
     "www",
 ];
 
-/// Whether a first label is the platform's own.
+/// Whether a first label is reserved.
 pub fn is_reserved(label: &str) -> bool {
     RESERVED.binary_search(&label).is_ok() || label.starts_with('_')
 }
 
-/// `<service>-<environment>.<base domain>` in the transaction that takes it, with a number behind where it is
-/// taken, reserved, or in quarantine for another organization. A DNS label has 63 bytes at the most.
+/// Returns a free host, `<service>-<environment>.<base domain>`. A number follows the label if the host is taken, reserved,
+/// or quarantined for another organization. A DNS label has at most 63 bytes (RFC 1035).
 ///
 /// # Errors
-/// When too many have the same name.
+/// If too many services have the same name.
 pub async fn take(
     tx: &Transaction<'_>,
     scope: &impl Scope,
@@ -69,7 +69,7 @@ pub async fn take(
         let label = if n == 1 { label.to_owned() } else { format!("{label}-{n}") };
         let host = format!("{label}.{base_domain}");
         if !is_reserved(&label) && is_free(tx, scope, &host).await? {
-            // Its organization has it again.
+            // Ends the quarantine, which can only be that of this organization.
             tx.run(scoped!(scope, "DELETE FROM host_quarantine WHERE organization_id = :tenant AND host = $1", host.as_str()))
                 .await?;
             return Ok(host);
@@ -90,10 +90,10 @@ async fn is_free(tx: &Transaction<'_>, scope: &impl Scope, host: &str) -> Result
     Ok(!tx.read().exists(taken).await? && !tx.read().exists(quarantined).await?)
 }
 
-/// Keeps a host for its organization from now on, in the transaction that gives it up.
+/// Quarantines a host for its organization, in the transaction that releases it.
 ///
 /// # Errors
-/// When the row cannot be written.
+/// If the row cannot be written.
 pub async fn quarantine(tx: &Transaction<'_>, scope: &impl Scope, host: &str, days: u32) -> Result<(), Problem> {
     let free_at = Timestamp::now().plus_seconds(i64::from(days) * 24 * 3600).0;
     tx.run(scoped!(
@@ -107,9 +107,9 @@ pub async fn quarantine(tx: &Transaction<'_>, scope: &impl Scope, host: &str, da
     Ok(())
 }
 
-/// What the row of a removed placement has for a host, which is unique: its own may be taken again at once.
-pub fn placeholder(service: Uuid, environment: Uuid) -> String {
-    format!("removed/{service}/{environment}")
+/// The unique value that replaces the host of a removed service, so that its organization can take the host again.
+pub fn placeholder(service_id: Uuid, environment_id: Uuid) -> String {
+    format!("removed/{service_id}/{environment_id}")
 }
 
 /// Deletes the hosts whose quarantine is over.
@@ -136,8 +136,8 @@ mod tests {
     const DAYS: u32 = 30;
 
     #[test]
-    fn the_platforms_own_labels_are_reserved() {
-        assert!(RESERVED.is_sorted(), "they are searched");
+    fn labels_of_the_platform_are_reserved() {
+        assert!(RESERVED.is_sorted(), "binary search");
         for label in ["www", "api", "admin", "capsule", "mail", "_acme-challenge", "_anything", "mta-sts"] {
             assert!(is_reserved(label), "{label}");
         }
@@ -175,28 +175,28 @@ mod tests {
         host
     }
 
-    async fn give_up(store: &Store, organization: Uuid, host: &str) {
+    async fn release(store: &Store, organization: Uuid, host: &str) {
         let tx = store.begin().await.expect("begins");
         super::quarantine(&tx, &SystemGrant::new(organization, "test"), host, DAYS).await.expect("kept");
         tx.commit().await.expect("committed");
     }
 
     #[tokio::test]
-    async fn a_host_that_was_given_up_is_only_its_own_organizations_until_it_is_free() {
+    async fn a_quarantined_host_is_available_only_to_its_organization() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         for host in ["shop-production.example.com", "shop-production-2.example.com"] {
-            give_up(&store, one, host).await;
+            release(&store, one, host).await;
         }
-        // Whatever the parts of the name are.
+        // Different names can lead to the same host.
         for (service, environment) in [("shop", "production"), ("shop-production", "2")] {
             let host = take(&store, other, service, environment).await;
             assert!(!["shop-production.example.com", "shop-production-2.example.com"].contains(&host.as_str()), "{host}");
         }
         assert_eq!(take(&store, one, "shop", "production").await, "shop-production.example.com");
-        // It is not in quarantine any more, and is again once it is given up again.
-        give_up(&store, one, "shop-production.example.com").await;
+        // The quarantine has ended, and begins again with the next release.
+        release(&store, one, "shop-production.example.com").await;
         assert_eq!(take(&store, other, "shop", "production").await, "shop-production-3.example.com");
 
         super::prune(&store).await.expect("pruned");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_gets_a_reserved_label() {
+    async fn reserved_labels_are_not_given_out() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         assert_eq!(take(&store, Uuid::from_u128(1), "mta", "sts").await, "mta-sts-2.example.com");

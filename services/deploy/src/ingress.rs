@@ -1,4 +1,4 @@
-//! The ingress process: found again if it runs, started if it does not.
+//! The ingress process: starts it unless it runs, and sends requests to it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use tokio::process::Command;
 
 use crate::Options;
 
-/// How long the ingress may take to come up.
-const START: Duration = Duration::from_secs(10);
+/// The time for the ingress to start.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The ingress as the control plane sees it.
+/// A client of the ingress process, which also starts it.
 #[derive(Debug)]
 pub struct Ingress {
     client: Client,
@@ -28,13 +28,13 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// Not looked for yet.
+    /// Creates a client. Connects to nothing yet.
     #[must_use]
     pub fn new(options: &Options) -> Self {
         Self {
             client: Client::new(&options.data.join("run/ingress.sock")),
-            // It is soon started again, and found again as soon.
-            guard: Guard::new(Policy { retries: 1, rest: Duration::from_secs(1), ..Policy::new("The ingress") }),
+            // The reconciler soon restarts an ingress that ended, so the circuit breaker closes soon.
+            guard: Guard::new(Policy { retries: 1, open_duration: Duration::from_secs(1), ..Policy::new("The ingress") }),
             program: options.program.clone(),
             data: options.data.clone(),
             listen: options.listen,
@@ -42,68 +42,68 @@ impl Ingress {
         }
     }
 
-    /// Who it is.
+    /// The address, build and table revision of the running ingress.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If it does not answer.
     pub async fn hello(&self) -> Result<Hello, Problem> {
         self.guard.call(|| self.client.hello()).await
     }
 
-    /// Puts a table in force; returns the revision in force then.
+    /// Applies a routing table. Returns the revision that is then in force.
     ///
     /// # Errors
-    /// When it does not answer, or cannot keep the table.
+    /// If it does not answer, or cannot store the table.
     pub async fn apply(&self, table: &Table) -> Result<u64, Problem> {
         self.guard.call(|| self.client.apply(table.clone())).await
     }
 
-    /// Asks an instance for `path` as visitors do; the HTTP status it answered, or why not.
+    /// Sends a GET request for `path` to an instance, as visitors do. Returns its HTTP status, or why there is none.
     ///
     /// # Errors
-    /// When the ingress does not answer.
+    /// If the ingress does not answer.
     pub async fn probe(&self, instance: &str, path: &str) -> Result<Result<u16, String>, Problem> {
         self.guard.call(|| self.client.probe(instance, path)).await
     }
 
-    /// Waits until an instance is done with its requests, for so many seconds at the most: a deadline of its own.
+    /// Waits until an instance has no in-flight requests, for at most `seconds`. The guard's deadline does not apply.
     ///
     /// # Errors
-    /// When the ingress does not answer.
+    /// If the ingress does not answer.
     pub async fn drain(&self, instance: &str, seconds: u64) -> Result<(), Problem> {
         let drained = self.client.drain(vec![instance.to_owned()], seconds).await;
         drained.map(drop).map_err(|error| Problem::unavailable(format!("The ingress does not answer: {error}.")))
     }
 
-    /// The port it listens on.
+    /// The port on which the ingress listens.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port.load(Ordering::Relaxed)
     }
 
-    /// How the ingress that runs differs from the one that would be started now: it outlives the server, its settings
-    /// and its binary.
+    /// How the running ingress differs from the one that would be started now: it outlives the server that started it, with
+    /// its settings and binary.
     pub async fn outdated(&self) -> Option<String> {
-        self.client.hello().await.ok()?.outdated(self.listen, &capsule_ingress::build())
+        self.client.hello().await.ok()?.outdated_reason(self.listen, &capsule_ingress::build_id())
     }
 
-    /// Makes sure that it runs.
+    /// Starts the ingress unless it runs.
     ///
     /// # Errors
-    /// When it does not come up: most often, because something else listens on its address.
+    /// If it does not start: most often, because another program listens on its address.
     pub async fn ensure(&self) -> std::io::Result<()> {
-        if self.find().await {
+        if self.is_running().await {
             return Ok(());
         }
-        // Several processes may look for it at once: one of them starts it. Freed with the file.
+        // One of several processes starts it. Closing the file releases the lock.
         let lock = std::fs::File::create(self.data.join("run/ingress.lock"))?;
         let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.map_err(std::io::Error::other)??;
-        if self.find().await {
+        if self.is_running().await {
             return Ok(());
         }
         std::fs::create_dir_all(self.data.join("logs"))?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.data.join("logs/ingress.log"))?;
-        // Where any port will do, the one it had before stays its port, so that addresses given out stay true.
+        // With port 0, a restarted ingress keeps its port, so that URLs stay valid.
         let listen = if self.listen.port() == 0 { SocketAddr::new(self.listen.ip(), self.port()) } else { self.listen };
         let mut child = Command::new(&self.program)
             .arg("ingress")
@@ -117,9 +117,9 @@ impl Ingress {
             .stderr(log)
             .process_group(0)
             .spawn()?;
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            if self.find().await {
+            if self.is_running().await {
                 tokio::spawn(async move { child.wait().await });
                 return Ok(());
             }
@@ -129,13 +129,13 @@ impl Ingress {
                 return Err(std::io::Error::other(why));
             }
             if Instant::now() > deadline {
-                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not come up"));
+                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not start in time"));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    async fn find(&self) -> bool {
+    async fn is_running(&self) -> bool {
         let Ok(hello) = self.client.hello().await else {
             return false;
         };

@@ -1,5 +1,5 @@
-//! Instances: the processes of a release. A row is written before its shim is started; who answers
-//! under its name is it.
+//! Instances: the running processes of a release. A row is written before its shim starts; the shim listens on a socket
+//! that has the instance's id as its name.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row as Deployment};
 use crate::phases::Failure;
-use crate::placements::Placement;
-use crate::quotas::{self, Load, Room};
-use crate::{Deploys, placements, texts};
+use crate::quotas::{self, Admission, Load};
+use crate::service_environments::ServiceEnvironment;
+use crate::{DeployService, service_environments, texts};
 
-/// The process type that takes requests.
+/// The process type that serves requests.
 pub const WEB: &str = "web";
 
 #[derive(Clone, Debug, FromQueryResult)]
@@ -33,50 +33,54 @@ pub struct Row {
     pub created_at: i64,
 }
 
-/// Instances that are not gone, of all tenants.
-pub async fn live(deploys: &Deploys) -> Result<Vec<Row>, Problem> {
+/// Reads the instances that are not gone, of all tenants.
+pub async fn live(service: &DeployService) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "reconciliation and routing are about all tenants",
         "SELECT * FROM instances WHERE role <> 'gone' ORDER BY created_at, id"
     );
-    deploys.store.read().all(rows).await
+    service.store.read().all(rows).await
 }
 
-/// Instances of a placement, oldest first, with those that are gone.
-pub async fn of(deploys: &Deploys, placement: &Placement) -> Result<Vec<Row>, Problem> {
+/// Reads the instances of a service in an environment, oldest first, including those that are gone.
+pub async fn of(service: &DeployService, service_environment: &ServiceEnvironment) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
-        "the placement was read with proof",
+        "the service_environment was read with proof",
         "SELECT * FROM instances WHERE service_id = $1 AND environment_id = $2 ORDER BY created_at, id",
-        placement.service_id,
-        placement.environment_id
+        service_environment.service_id,
+        service_environment.environment_id
     );
-    deploys.store.read().all(rows).await
+    service.store.read().all(rows).await
 }
 
-/// How often instances that have to wait for others to drain look again.
+/// The interval between checks whether enough instances have drained.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
-/// How long an instance may take to stop once it has drained.
+/// The time for an instance to stop once it has drained.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The candidates of a deployment, made now unless a run before this one made them. They count towards the quotas
-/// of their organization from here on.
-pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &Deployment) -> Result<Vec<Row>, Failure> {
+/// Returns the candidates of a deployment. Inserts them on the first call; from then on they count towards the quotas of
+/// their organization.
+pub async fn candidates(
+    service: &DeployService,
+    service_environment: &ServiceEnvironment,
+    deployment: &Deployment,
+) -> Result<Vec<Row>, Failure> {
     let plan = deployment.plan()?;
     let grant = deployment.grant();
-    let known = scoped!(
+    let existing = scoped!(
         &grant,
         "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
         deployment.id
     );
-    // Only the deployment's one worker makes them: nobody comes between this and the transaction.
-    let known = deploys.store.read().all::<Row>(known).await?;
-    if !known.is_empty() || plan.kind == Kind::Static {
-        return Ok(known);
+    // Only the deployment's one worker inserts candidates, so this read may precede the transaction.
+    let existing = service.store.read().all::<Row>(existing).await?;
+    if !existing.is_empty() || plan.kind == Kind::Static {
+        return Ok(existing);
     }
-    let limits = quotas::of(deploys, placement.organization_id).await?;
-    let deadline = Instant::now() + Duration::from_secs(deploys.options.drain_seconds) + STOP_TIMEOUT;
+    let limits = quotas::limits_of(service, service_environment.organization_id).await?;
+    let deadline = Instant::now() + Duration::from_secs(service.options.drain_seconds) + STOP_TIMEOUT;
     loop {
-        if let Some(rows) = make_candidates(deploys, placement, deployment, &plan, &limits).await? {
+        if let Some(rows) = insert_candidates(service, service_environment, deployment, &plan, &limits).await? {
             return Ok(rows);
         }
         if Instant::now() > deadline {
@@ -87,31 +91,31 @@ pub async fn candidates(deploys: &Deploys, placement: &Placement, deployment: &D
     }
 }
 
-/// Makes the candidates of a deployment; not while too many instances of its organization still drain.
-async fn make_candidates(
-    deploys: &Deploys,
-    placement: &Placement,
+/// Inserts the candidates of a deployment. `None` while too many instances of the organization still drain.
+async fn insert_candidates(
+    service: &DeployService,
+    service_environment: &ServiceEnvironment,
     deployment: &Deployment,
     plan: &Plan,
     limits: &Quotas,
 ) -> Result<Option<Vec<Row>>, Failure> {
     let grant = deployment.grant();
     let memory = i64::try_from(memory_limit(plan)).unwrap_or(i64::MAX);
-    let tx = deploys.store.begin().await?;
-    if !deployments::goes_on(&tx, deployment).await? {
+    let tx = service.store.begin().await?;
+    if !deployments::is_in_progress(&tx, deployment).await? {
         return Err(Failure::Cancelled);
     }
-    let place = (placement.service_id, placement.environment_id);
-    if quotas::more_instances(&tx, &grant, limits, place, Load::of(plan)).await? == Room::Later {
+    let key = (service_environment.service_id, service_environment.environment_id);
+    if quotas::admit_instances(&tx, &grant, limits, key, Load::of(plan)).await? == Admission::Later {
         return Ok(None);
     }
     let mut rows = Vec::new();
     for process in plan.processes.keys() {
         let row = Row {
             id: instance_id(),
-            organization_id: placement.organization_id,
-            service_id: placement.service_id,
-            environment_id: placement.environment_id,
+            organization_id: service_environment.organization_id,
+            service_id: service_environment.service_id,
+            environment_id: service_environment.environment_id,
             deployment_id: deployment.id,
             process: process.clone(),
             port: i32::from(plan.networking.port.unwrap_or(3000)),
@@ -134,91 +138,96 @@ async fn make_candidates(
         .await?;
         rows.push(row);
     }
-    crate::routes::raise(&tx).await?;
+    crate::routes::bump_revision(&tx).await?;
     tx.commit().await?;
     Ok(Some(rows))
 }
 
-/// Short enough for a socket's name, and never used again.
+/// Creates a unique id, short enough for the name of a socket.
 fn instance_id() -> String {
     let random = new_id().simple().to_string();
     format!("i{}", &random[random.len() - 15..])
 }
 
-/// Marks a retired instance as gone; the routing table follows.
-pub async fn set_gone(deploys: &Deploys, id: &str) -> Result<(), Problem> {
-    let tx = deploys.store.begin().await?;
+/// Marks a retiring instance as gone, and removes it from the routing table.
+pub async fn set_gone(service: &DeployService, id: &str) -> Result<(), Problem> {
+    let tx = service.store.begin().await?;
     let gone =
-        unscoped!("the id was read with proof", "UPDATE instances SET role = 'gone' WHERE id = $1 AND role = 'retiring'", id);
+        unscoped!("the id was read with a grant", "UPDATE instances SET role = 'gone' WHERE id = $1 AND role = 'retiring'", id);
     if tx.run(gone).await? == 1 {
-        crate::routes::raise(&tx).await?;
+        crate::routes::bump_revision(&tx).await?;
         tx.commit().await?;
     }
     Ok(())
 }
 
-/// Whether an instance is still to serve.
-pub async fn serves(deploys: &Deploys, id: &str) -> Result<bool, Problem> {
-    let row = unscoped!("the id was read with proof", "SELECT 1 FROM instances WHERE id = $1 AND role = 'serving'", id);
-    deploys.store.read().exists(row).await
+/// Whether an instance has the role `serving`.
+pub async fn is_serving(service: &DeployService, id: &str) -> Result<bool, Problem> {
+    let row = unscoped!("the id was read with a grant", "SELECT 1 FROM instances WHERE id = $1 AND role = 'serving'", id);
+    service.store.read().exists(row).await
 }
 
-/// Starts an instance, unless it runs.
-pub async fn start(deploys: &Deploys, instance: &Row) -> Result<(), Problem> {
+/// Starts an instance unless it runs.
+pub async fn start(service: &DeployService, instance: &Row) -> Result<(), Problem> {
     let grant = capsule_bus::SystemGrant::new(instance.organization_id, "an instance is started");
-    let deployment = deployments::get(deploys, &grant, instance.deployment_id).await?;
-    let placement = placements::get(deploys, &grant, instance.service_id, instance.environment_id).await?;
-    let spec = spec(deploys, &placement, &deployment, instance)?;
-    deploys.runtime.start(&spec).await.map_err(|error| {
-        tracing::warn!(instance = instance.id, %error, "an instance could not be started");
-        Problem::unavailable(texts::without_paths(deploys, &error.to_string()))
+    let deployment = deployments::get(service, &grant, instance.deployment_id).await?;
+    let service_environment = service_environments::get(service, &grant, instance.service_id, instance.environment_id).await?;
+    let spec = spec(service, &service_environment, &deployment, instance)?;
+    service.runtime.start(&spec).await.map_err(|error| {
+        tracing::warn!(instance = instance.id, %error, "cannot start an instance");
+        Problem::unavailable(texts::without_paths(service, &error.to_string()))
     })
 }
 
-fn spec(deploys: &Deploys, placement: &Placement, deployment: &Deployment, instance: &Row) -> Result<Spec, Problem> {
+fn spec(
+    service: &DeployService,
+    service_environment: &ServiceEnvironment,
+    deployment: &Deployment,
+    instance: &Row,
+) -> Result<Spec, Problem> {
     let plan = deployment.plan()?;
     let command = plan.processes.get(&instance.process).cloned().ok_or_else(Problem::internal)?;
     let limits = Limits {
         memory: Some(memory_limit(&plan)),
         cpu_percent: plan.resources.cpu.limit.parse::<f64>().ok().map(|cores| (cores * 100.0) as u32),
         processes: Some(1024),
-        ..deploys.options.run_limits
+        ..service.options.run_limits
     };
     Ok(Spec {
         id: instance.id.clone(),
         command,
-        directory: deploys.release_directory(deployment.release_id).join("app"),
+        directory: service.release_directory(deployment.release_id).join("app"),
         writes: Writes::Layer,
-        layers: Some(deploys.builder.layers.join(&instance.id)),
-        mounts: deploys.builder.toolchains.mounts().to_vec(),
-        environment: environment(deploys, placement, deployment, Some(instance))?,
-        uid: placement.uid.unsigned_abs(),
+        layers: Some(service.builder.layers.join(&instance.id)),
+        mounts: service.builder.toolchains.mounts().to_vec(),
+        environment: environment(service, service_environment, deployment, Some(instance))?,
+        uid: service_environment.uid.unsigned_abs(),
         limits,
         network: Network::Egress,
         once: false,
         grace_seconds: 10,
-        run_directory: deploys.runtime.run_directory().into(),
-        log_directory: deploys.instance_log(&instance.id),
+        run_directory: service.runtime.run_directory().into(),
+        log_directory: service.instance_log(&instance.id),
         masked: Vec::new(),
-        relaxations: deploys.relaxations(placement.service_id),
+        relaxations: service.relaxations(service_environment.service_id),
     })
 }
 
-/// What a process of a deployment finds in its environment: the platform's, then the user's own.
+/// The environment variables of a process: those of the platform, overridden by those of the user.
 pub fn environment(
-    deploys: &Deploys,
-    placement: &Placement,
+    service: &DeployService,
+    service_environment: &ServiceEnvironment,
     deployment: &Deployment,
     instance: Option<&Row>,
 ) -> Result<BTreeMap<String, String>, Problem> {
     let plan = deployment.plan()?;
-    let mut all = deploys.builder.toolchains.environment();
+    let mut all = service.builder.toolchains.environment();
     all.extend([
         ("HOME".into(), "/home/app".into()),
-        ("CAPSULE_SERVICE".into(), placement.service_name.clone()),
-        ("CAPSULE_ENVIRONMENT".into(), placement.environment_name.clone()),
+        ("CAPSULE_SERVICE".into(), service_environment.service_name.clone()),
+        ("CAPSULE_ENVIRONMENT".into(), service_environment.environment_name.clone()),
         ("CAPSULE_DEPLOYMENT".into(), deployment.number.to_string()),
-        ("CAPSULE_URL".into(), deploys.url(&placement.host)),
+        ("CAPSULE_URL".into(), service.url(&service_environment.host)),
     ]);
     match plan.detection.language.as_deref() {
         Some("javascript") => all.insert("NODE_ENV".into(), "production".into()),
@@ -226,7 +235,7 @@ pub fn environment(
         _ => None,
     };
     all.extend(plan.build.env.clone());
-    all.extend(deployments::environment(deploys, deployment)?.variables);
+    all.extend(deployments::environment(service, deployment)?.variables);
     if let Some(instance) = instance {
         all.insert("CAPSULE_INSTANCE".into(), instance.id.clone());
         if instance.process == WEB {
@@ -236,13 +245,13 @@ pub fn environment(
     Ok(all)
 }
 
-/// Bytes of memory that each instance of a plan may use. Nothing runs without a limit: it would count for nothing.
+/// The memory limit of each instance of a plan, in bytes. There is always one, because quotas count it.
 pub fn memory_limit(plan: &Plan) -> u64 {
-    quantity(&plan.resources.memory.limit).filter(|bytes| *bytes > 0).unwrap_or(512 << 20)
+    parse_quantity(&plan.resources.memory.limit).filter(|bytes| *bytes > 0).unwrap_or(512 << 20)
 }
 
-/// `512Mi` and the like, in bytes.
-fn quantity(text: &str) -> Option<u64> {
+/// Parses a quantity such as `512Mi` into bytes.
+fn parse_quantity(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match &text[digits.len()..] {
         "" => 1,
@@ -256,12 +265,12 @@ fn quantity(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::quantity;
+    use super::parse_quantity;
 
     #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
+    fn quantities_are_parsed_as_in_kubernetes() {
         for (text, bytes) in [("512Mi", Some(512 << 20)), ("1Gi", Some(1 << 30)), ("100", Some(100)), ("1Xi", None), ("", None)] {
-            assert_eq!(quantity(text), bytes, "{text}");
+            assert_eq!(parse_quantity(text), bytes, "{text}");
         }
     }
 }

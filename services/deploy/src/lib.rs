@@ -1,9 +1,9 @@
-//! Deployments: from an upload to instances that take requests.
+//! The deploy service: from an upload to instances that serve requests.
 //!
-//! A level-triggered controller. The database says what ought to be (placements, deployments,
-//! instances); shims and the ingress say what is; a loop makes the second match the first. Every
-//! phase may be run twice without harm, and is recorded before it begins, so the control plane may
-//! be killed at any instant.
+//! It is a level-triggered controller, as in Kubernetes. The database holds the desired state (services in environments,
+//! deployments, instances); shims and the ingress report the actual state; the reconciler makes the actual state match
+//! the desired one. Each phase of a deployment is idempotent and stored before it begins, so the process can be killed at
+//! any time.
 
 mod attempts;
 mod build_queue;
@@ -17,13 +17,13 @@ mod ingress;
 mod instances;
 mod logs;
 mod phases;
-mod placements;
 mod public_url;
 mod queries;
 mod quotas;
 mod reconcile;
 mod removal;
 mod routes;
+mod service_environments;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -41,7 +41,7 @@ use capsule_builder::planner::Planner;
 use capsule_builder::{Builder, Settings, Toolchains, Versions};
 use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::project::{Locate, Place, ServicesRemoved};
+use capsule_contracts::project::{Locate, Location, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime, Relaxation};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
@@ -50,30 +50,30 @@ use ipnet::IpNet;
 pub use ingress::Ingress;
 pub use public_url::PublicUrl;
 
-/// How this service is set up.
+/// The configuration of the deploy service.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where files are kept.
+    /// The data directory.
     pub data: PathBuf,
-    /// Where the database is.
+    /// The location of the databases.
     pub databases: Databases,
-    /// The binary that has the roles of shim, sandbox and ingress.
+    /// The `capsule` binary, which is also shim, sandbox and ingress.
     pub program: PathBuf,
-    /// The ingress's public address.
+    /// The address on which the ingress listens.
     pub listen: SocketAddr,
-    /// Applications are hosts below it.
+    /// The domain below which applications have their hosts.
     pub base_domain: String,
-    /// The address that users see; the ingress's own unless set.
+    /// The public URL; by default that of the ingress.
     pub public_url: Option<PublicUrl>,
-    /// The networks of proxies before the ingress that are believed.
+    /// The networks of proxies whose forwarding headers the ingress trusts.
     pub trusted_proxies: Vec<IpNet>,
-    /// What a build may use.
+    /// The limits of a build.
     pub build_limits: Limits,
-    /// The most bytes on disk of all caches of builds together.
+    /// The maximum size of all build caches together.
     pub build_cache_bytes: u64,
-    /// What an instance may use beyond what its plan says.
+    /// The limits of an instance that its plan does not set.
     pub run_limits: Limits,
-    /// Bytes of the disk that are never given away.
+    /// Free disk space to keep: below it, uploads and builds are refused and instances evicted.
     pub disk_reserve_bytes: u64,
     /// How many builds run at a time.
     pub builds: usize,
@@ -83,17 +83,17 @@ pub struct Options {
     pub host_quarantine_days: u32,
     /// What builds are given by the operator.
     pub toolchains: Settings,
-    /// What services may do beyond the filter of system calls.
+    /// Relaxations of the system call filter, by service.
     pub relaxations: BTreeMap<Uuid, Vec<Relaxation>>,
-    /// Seconds an instance may take to become healthy.
+    /// The time for an instance to become healthy, in seconds.
     pub health_seconds: u64,
-    /// Seconds old instances may take to finish their requests.
+    /// The time for a retiring instance to finish its in-flight requests, in seconds.
     pub drain_seconds: u64,
 }
 
 /// The deploy service.
 #[derive(Debug)]
-pub struct Deploys {
+pub struct DeployService {
     store: Arc<Store>,
     bus: Bus,
     options: Options,
@@ -104,10 +104,10 @@ pub struct Deploys {
     versions: Versions,
     ingress: Ingress,
     controller: controller::Controller,
-    publishing: tokio::sync::Mutex<()>,
+    publish_lock: tokio::sync::Mutex<()>,
 }
 
-impl Service for Deploys {
+impl Service for DeployService {
     fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -116,42 +116,42 @@ impl Service for Deploys {
         &self.bus
     }
 
-    /// Deployments and uploads are this service's own; what they lie in is the project service's.
-    async fn locate(&self, target: &Target) -> Result<Option<Place>, Problem> {
-        let upward = match target {
+    /// Deployments and uploads are looked up here, services and environments in the project service.
+    async fn locate(&self, target: &Target) -> Result<Option<Location>, Problem> {
+        let parent = match target {
             Target::Deployment(id) => {
                 let row = unscoped!(
-                    "finds out whose it is",
+                    "the lookup of the tenant itself",
                     "SELECT d.service_id, p.environment_name FROM deployments d JOIN placements p \
                      ON p.service_id = d.service_id AND p.environment_id = d.environment_id WHERE d.id = $1",
                     *id
                 );
-                match self.store.read().first::<placements::Name>(row).await? {
+                match self.store.read().first::<service_environments::Name>(row).await? {
                     Some(name) => Target::ServiceIn(name.service_id, name.environment_name),
                     None => return Ok(None),
                 }
             }
             Target::Upload(id) => {
-                let row = unscoped!("finds out whose it is", "SELECT service_id FROM uploads WHERE id = $1", *id);
+                let row = unscoped!("the lookup of the tenant itself", "SELECT service_id FROM uploads WHERE id = $1", *id);
                 match self.store.read().value::<Uuid>(row).await? {
-                    Some(service) => Target::Service(service),
+                    Some(service_id) => Target::Service(service_id),
                     None => return Ok(None),
                 }
             }
             other => other.clone(),
         };
-        match self.bus.request(&Context::background("deploy"), &Locate { target: upward }).await {
-            Ok(place) => Ok(Some(place)),
+        match self.bus.request(&Context::background("deploy"), &Locate { target: parent }).await {
+            Ok(location) => Ok(Some(location)),
             Err(problem) if problem.code == "not_found" => Ok(None),
             Err(problem) => Err(problem),
         }
     }
 }
 
-/// The time between two looks at the host's packet filter.
-const FILTER_PERIOD: Duration = Duration::from_secs(30);
+/// The interval between checks of the host's packet filter.
+const FILTER_CHECK_PERIOD: Duration = Duration::from_secs(30);
 
-/// The service's name, which is its database's as well.
+/// The name of the service and of its database.
 pub const NAME: &str = "deploy";
 
 /// The migrations of its database.
@@ -170,12 +170,11 @@ pub const MIGRATIONS: Migrations = &[
     ),
 ];
 
-/// Opens the service's database, finds the ingress and the instances that run, puts the service on
-/// the bus, and begins to reconcile.
+/// Opens the database, starts the ingress unless it runs, registers the service on the bus, and begins to reconcile.
 ///
 /// # Errors
-/// When its database or its directories cannot be opened, or the ingress cannot listen.
-pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<Deploys>, StoreError> {
+/// If its database or its directories cannot be opened, or the ingress cannot listen.
+pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) -> Result<Arc<DeployService>, StoreError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| StoreError(format!("deploy: {what}: {error}"));
     let store = Store::open(&options.databases, NAME, keyring, MIGRATIONS).await?;
     let unprepared = capsule_runtime::prepare_host().err();
@@ -183,8 +182,8 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         tracing::warn!("{warning}");
     }
     tokio::spawn(keep_host_prepared(unprepared));
-    for (service, relaxations) in &options.relaxations {
-        tracing::warn!(%service, ?relaxations, "the sandboxes of this service are relaxed by the setting sandbox.relax");
+    for (service_id, relaxations) in &options.relaxations {
+        tracing::warn!(%service_id, ?relaxations, "the sandboxes of this service are relaxed by the setting sandbox.relax");
     }
     let runtime = ProcessRuntime::new(options.data.join("run/i"), options.program.clone())
         .map_err(|error| failed("the run directory", &error))?;
@@ -197,7 +196,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .map_err(|error| failed("the planner's directory", &error))?;
     let ingress = Ingress::new(&options);
     let controller = controller::Controller::new(options.builds);
-    let deploys = Arc::new(Deploys {
+    let service = Arc::new(DeployService {
         store: Arc::new(store),
         bus: bus.clone(),
         blobs,
@@ -207,12 +206,12 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         versions: Versions::default(),
         ingress,
         controller,
-        publishing: tokio::sync::Mutex::new(()),
+        publish_lock: tokio::sync::Mutex::new(()),
         options,
     });
-    deploys.ingress.ensure().await.map_err(|error| failed("the ingress", &error))?;
+    service.ingress.ensure().await.map_err(|error| failed("the ingress", &error))?;
 
-    Router::new(deploys.clone())
+    Router::new(service.clone())
         .keep_quotas()
         .handle(uploads::begin_upload)
         .handle(uploads::complete_upload)
@@ -236,62 +235,61 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(closing::close_service)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
-        .consume::<ServicesRemoved>(|deploys, tx, event| Box::pin(removal::services(deploys, tx, event)))
-        .consume::<OrganizationDeleted>(|deploys, tx, event| Box::pin(removal::organization(deploys, tx, event)))
-        .purge(|deploys, now| Box::pin(reconcile::purge(deploys, now)))
-        .start_with(|deploys| Box::pin(lead(deploys)));
-    Ok(deploys)
+        .consume::<ServicesRemoved>(|service, tx, event| Box::pin(removal::on_services_removed(service, tx, event)))
+        .consume::<OrganizationDeleted>(|service, tx, event| Box::pin(removal::on_organization_deleted(service, tx, event)))
+        .purge(|service, now| Box::pin(reconcile::purge(service, now)))
+        .start_with(|service| Box::pin(run_as_leader(service)));
+    Ok(service)
 }
 
-/// What one process of all that run this service does: it carries deployments out and puts right what is
-/// not as it ought to be.
-async fn lead(deploys: Arc<Deploys>) {
-    while let Err(problem) = routes::catch_up(&deploys).await {
-        tracing::warn!(%problem, "the routing table cannot be told to the ingress; trying again");
+/// Runs the controller and the reconciler, in the process that is the leader.
+async fn run_as_leader(service: Arc<DeployService>) {
+    while let Err(problem) = routes::catch_up(&service).await {
+        tracing::warn!(%problem, "cannot publish the routing table to the ingress; trying again");
         tokio::time::sleep(reconcile::PERIOD).await;
     }
-    tokio::join!(controller::run(&deploys), reconcile::run(&deploys));
+    tokio::join!(controller::run(&service), reconcile::run(&service));
 }
 
-/// Looks at the host's packet filter from time to time: programs that manage the host's rules replace all of them.
-/// What fails is logged once: the start has said it, or the look before.
-async fn keep_host_prepared(mut failed: Option<String>) {
+/// Checks the host's packet filter periodically and restores it: programs that manage the host's rules replace all of
+/// them. A repeated failure is logged once; `last_error` is the one of the preparation at start.
+async fn keep_host_prepared(mut last_error: Option<String>) {
     loop {
-        tokio::time::sleep(FILTER_PERIOD).await;
-        match tokio::task::spawn_blocking(capsule_runtime::keep_host_prepared).await {
+        tokio::time::sleep(FILTER_CHECK_PERIOD).await;
+        match tokio::task::spawn_blocking(capsule_runtime::restore_host).await {
             Ok(Ok(restored)) => {
                 if restored {
-                    tracing::warn!("the packet filter of sandboxes was missing or outdated and is in force again");
+                    tracing::warn!("the packet filter of sandboxes was missing or outdated; it has been restored");
                 }
-                failed = None;
+                last_error = None;
             }
-            Ok(Err(why)) if failed.as_ref() != Some(&why) => {
+            Ok(Err(why)) if last_error.as_ref() != Some(&why) => {
                 tracing::warn!("{why}");
-                failed = Some(why);
+                last_error = Some(why);
             }
             Ok(Err(_)) | Err(_) => {}
         }
     }
 }
 
-impl Deploys {
+impl DeployService {
     /// The address the ingress listens on.
     pub async fn listen(&self) -> std::io::Result<SocketAddr> {
         let hello = self.ingress.hello().await.map_err(std::io::Error::other)?;
         hello.listen.parse().map_err(std::io::Error::other)
     }
 
-    /// What a service may do beyond the filter of system calls: its instances, builds and release commands.
-    fn relaxations(&self, service: Uuid) -> Vec<Relaxation> {
-        self.options.relaxations.get(&service).cloned().unwrap_or_default()
+    /// The relaxations of the system call filter for a service's instances, builds and release commands.
+    fn relaxations(&self, service_id: Uuid) -> Vec<Relaxation> {
+        self.options.relaxations.get(&service_id).cloned().unwrap_or_default()
     }
 
-    /// How the ingress that runs differs from the one that this server would start; nothing if it does not.
+    /// How the running ingress differs from the one that this server would start. `None` if it does not.
     pub async fn outdated_ingress(&self) -> Option<String> {
         self.ingress.outdated().await
     }
 
-    /// Where a host answers.
+    /// The URL of a host.
     fn url(&self, host: &str) -> String {
         if let Some(public) = &self.options.public_url {
             return public.of(host);

@@ -1,10 +1,9 @@
-//! The address that users see, where it is another than the one the ingress listens on: that of a proxy with
-//! TLS before it.
+//! The public address where it differs from the one on which the ingress listens: that of a TLS proxy in front of it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A scheme, a host, and a port.
+/// The public URL of the installation: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicUrl {
     is_https: bool,
@@ -19,13 +18,13 @@ impl PublicUrl {
         &self.host
     }
 
-    /// Whether users come by TLS.
+    /// Whether the scheme is HTTPS.
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.is_https
     }
 
-    /// The address of an application.
+    /// The URL of the application with this host.
     #[must_use]
     pub fn of(&self, host: &str) -> String {
         let scheme = if self.is_https { "https" } else { "http" };
@@ -62,8 +61,8 @@ impl FromStr for PublicUrl {
         if host.len() > 253 || !host.split('.').all(label) {
             return Err(malformed);
         }
-        let usual = if is_https { 443 } else { 80 };
-        Ok(Self { is_https, host: host.to_ascii_lowercase(), port: port.filter(|port| *port != usual) })
+        let default_port = if is_https { 443 } else { 80 };
+        Ok(Self { is_https, host: host.to_ascii_lowercase(), port: port.filter(|port| *port != default_port) })
     }
 }
 
@@ -72,7 +71,7 @@ mod tests {
     use super::PublicUrl;
 
     #[test]
-    fn applications_have_the_scheme_and_the_port_that_users_see() {
+    fn applications_have_the_scheme_and_the_port_of_the_public_url() {
         for (text, address) in [
             ("https://apps.example.com", "https://a.apps.example.com"),
             ("HTTPS://Apps.example.com:443/", "https://a.apps.example.com"),

@@ -1,4 +1,4 @@
-//! What users look at: deployments, their steps, and what a service is doing.
+//! The queries of users: deployments, their events, and the state of a service.
 
 use std::sync::Arc;
 
@@ -14,19 +14,21 @@ use sea_orm::FromQueryResult;
 
 use crate::deployments::{self, Row};
 use crate::phases::building::version_warning;
-use crate::placements::Placement;
-use crate::{Deploys, instances, placements, texts};
+use crate::service_environments::ServiceEnvironment;
+use crate::{DeployService, instances, service_environments, texts};
 
-pub async fn list_deployments(deploys: Arc<Deploys>, call: Call<ListDeployments>) -> Result<Page<Deployment>, Problem> {
+pub async fn list_deployments(service: Arc<DeployService>, call: Call<ListDeployments>) -> Result<Page<Deployment>, Problem> {
     let message = call.message;
     let limit = i64::from(message.limit.unwrap_or(20));
     let before = match &message.cursor {
-        Some(cursor) => cursor.parse::<i64>().map_err(|_| Problem::invalid_field("cursor", "is not one that a page gave"))?,
+        Some(cursor) => {
+            cursor.parse::<i64>().map_err(|_| Problem::invalid_field("cursor", "must be the next_cursor of a page"))?
+        }
         None => i64::MAX,
     };
-    // Ids sort by the time they were made; a cursor is the time of the last one shown.
+    // The cursor is the creation time of the last deployment on the page.
     let rows = scoped!(
-        &call.proof,
+        &call.grant,
         "SELECT d.* FROM deployments d JOIN placements p ON p.service_id = d.service_id AND p.environment_id = d.environment_id \
          WHERE d.organization_id = :tenant AND d.service_id = $1 AND ($2 = '' OR p.environment_name = $2) AND d.created_at < $3 \
          ORDER BY d.created_at DESC LIMIT $4",
@@ -35,26 +37,27 @@ pub async fn list_deployments(deploys: Arc<Deploys>, call: Call<ListDeployments>
         before,
         limit + 1
     );
-    let mut rows = deploys.store.read().all::<Row>(rows).await?;
-    let more = rows.len() as i64 > limit;
+    let mut rows = service.store.read().all::<Row>(rows).await?;
+    let has_more = rows.len() as i64 > limit;
     rows.truncate(usize::try_from(limit).unwrap_or(20));
-    let next_cursor = rows.last().filter(|_| more).map(|row| row.created_at.to_string());
-    let placements = placements::of_service(&deploys, &call.proof, message.service_id).await?;
+    let next_cursor = rows.last().filter(|_| has_more).map(|row| row.created_at.to_string());
+    let service_environments = service_environments::of_service(&service, &call.grant, message.service_id).await?;
     let items = rows.iter().filter_map(|row| {
-        let placement = placements.iter().find(|placement| placement.environment_id == row.environment_id)?;
-        Some(row.view(&deploys, placement))
+        let service_environment =
+            service_environments.iter().find(|service_environment| service_environment.environment_id == row.environment_id)?;
+        Some(row.view(&service, service_environment))
     });
     Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor })
 }
 
-pub async fn get_deployment(deploys: Arc<Deploys>, call: Call<GetDeployment>) -> Result<Deployment, Problem> {
-    view(&deploys, &call.proof, call.message.id).await
+pub async fn get_deployment(service: Arc<DeployService>, call: Call<GetDeployment>) -> Result<Deployment, Problem> {
+    view(&service, &call.grant, call.message.id).await
 }
 
-async fn view(deploys: &Deploys, scope: &impl Scope, id: Uuid) -> Result<Deployment, Problem> {
-    let row = deployments::get(deploys, scope, id).await?;
-    let placement = placements::get(deploys, scope, row.service_id, row.environment_id).await?;
-    row.view(deploys, &placement)
+async fn view(service: &DeployService, scope: &impl Scope, id: Uuid) -> Result<Deployment, Problem> {
+    let row = deployments::get(service, scope, id).await?;
+    let service_environment = service_environments::get(service, scope, row.service_id, row.environment_id).await?;
+    row.view(service, &service_environment)
 }
 
 #[derive(FromQueryResult)]
@@ -66,15 +69,15 @@ struct EventRow {
 }
 
 pub async fn list_deployment_events(
-    deploys: Arc<Deploys>,
+    service: Arc<DeployService>,
     call: Call<ListDeploymentEvents>,
 ) -> Result<Page<DeploymentEvent>, Problem> {
     let rows = scoped!(
-        &call.proof,
+        &call.grant,
         "SELECT at, status, phase, message FROM deployment_events WHERE organization_id = :tenant AND deployment_id = $1 ORDER BY at",
         call.message.id
     );
-    let rows = deploys.store.read().all::<EventRow>(rows).await?;
+    let rows = service.store.read().all::<EventRow>(rows).await?;
     let events = rows.into_iter().map(|row| {
         Ok(DeploymentEvent {
             at: Timestamp(row.at),
@@ -86,13 +89,18 @@ pub async fn list_deployment_events(
     Ok(Page::whole(events.collect::<Result<_, Problem>>()?))
 }
 
-pub async fn get_service_state(deploys: Arc<Deploys>, call: Call<GetServiceState>) -> Result<ServiceState, Problem> {
-    state(&deploys, &call.proof, call.message.id, &call.message.environment).await
+pub async fn get_service_state(service: Arc<DeployService>, call: Call<GetServiceState>) -> Result<ServiceState, Problem> {
+    state(&service, &call.grant, call.message.id, &call.message.environment).await
 }
 
-/// What a service is doing in an environment, as its shims say.
-pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, environment: &str) -> Result<ServiceState, Problem> {
-    let Some(placement) = placements::by_name(deploys, scope, service_id, environment).await? else {
+/// The state of a service in an environment, with that of its instances as their shims report it.
+pub async fn state(
+    service: &DeployService,
+    scope: &impl Scope,
+    service_id: Uuid,
+    environment: &str,
+) -> Result<ServiceState, Problem> {
+    let Some(service_environment) = service_environments::by_name(service, scope, service_id, environment).await? else {
         return Ok(ServiceState {
             service_id,
             environment_name: environment.into(),
@@ -104,8 +112,8 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
         });
     };
     let mut shown = Vec::new();
-    for row in instances::of(deploys, &placement).await?.into_iter().filter(|row| row.role != "gone") {
-        let status = deploys.runtime.status(&row.id).await;
+    for row in instances::of(service, &service_environment).await?.into_iter().filter(|row| row.role != "gone") {
+        let status = service.runtime.status(&row.id).await;
         let state = match (row.role.as_str(), status.as_ref().map(|status| status.state)) {
             ("retiring", _) | (_, Some(ShimState::Stopping)) => "stopping",
             (_, None | Some(ShimState::Backoff)) => "crashed",
@@ -124,7 +132,7 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
             last_exit: status
                 .as_ref()
                 .and_then(|status| status.last_exit.as_deref())
-                .map(|text| texts::without_paths(deploys, text)),
+                .map(|text| texts::without_paths(service, text)),
             disk: status.as_ref().and_then(|status| status.disk.as_ref()).map(|disk| DiskUsage {
                 bytes: disk.usage.bytes,
                 limit_bytes: disk.limit.bytes,
@@ -133,16 +141,16 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
                 enforcement: disk.enforcement.name().into(),
             }),
             warnings: status.map_or_else(Vec::new, |status| {
-                status.warnings.iter().map(|warning| texts::without_paths(deploys, warning)).collect()
+                status.warnings.iter().map(|warning| texts::without_paths(service, warning)).collect()
             }),
         });
     }
-    let active = match placement.active_deployment_id {
-        Some(id) => Some(view(deploys, scope, id).await?),
+    let active = match service_environment.active_deployment_id {
+        Some(id) => Some(view(service, scope, id).await?),
         None => None,
     };
     let serving: Vec<_> = shown.iter().filter(|instance| matches!(instance.state.as_str(), "running" | "crashed")).collect();
-    let state = if placement.wanted == "stopped" {
+    let state = if service_environment.desired_state == "stopped" {
         "stopped"
     } else if active.is_none() {
         if shown.is_empty() { "not_deployed" } else { "starting" }
@@ -151,11 +159,11 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
     } else {
         "running"
     };
-    let warnings = warnings(deploys, scope, &placement).await?;
+    let warnings = warnings(service, scope, &service_environment).await?;
     Ok(ServiceState {
         service_id,
-        environment_name: placement.environment_name,
-        url: deploys.url(&placement.host),
+        environment_name: service_environment.environment_name,
+        url: service.url(&service_environment.host),
         state: state.into(),
         active,
         instances: shown,
@@ -163,20 +171,24 @@ pub async fn state(deploys: &Deploys, scope: &impl Scope, service_id: Uuid, envi
     })
 }
 
-/// What the plan of the deployment that serves says of versions; of the newest, where none serves.
-async fn warnings(deploys: &Deploys, scope: &impl Scope, placement: &Placement) -> Result<Vec<String>, Problem> {
-    let plan = match placement.active_deployment_id {
+/// Warnings about versions in the plan of the active deployment, or of the newest if none is active.
+async fn warnings(
+    service: &DeployService,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+) -> Result<Vec<String>, Problem> {
+    let plan = match service_environment.active_deployment_id {
         Some(id) => scoped!(scope, "SELECT plan FROM deployments WHERE organization_id = :tenant AND id = $1", id),
         None => scoped!(
             scope,
             "SELECT plan FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
              ORDER BY number DESC LIMIT 1",
-            placement.service_id,
-            placement.environment_id
+            service_environment.service_id,
+            service_environment.environment_id
         ),
     };
-    let plan = deploys.store.read().value::<Option<String>>(plan).await?.flatten();
-    // A plan that cannot be read any more warns of nothing.
+    let plan = service.store.read().value::<Option<String>>(plan).await?.flatten();
+    // A plan that this version cannot parse gives no warnings.
     let mismatches = plan.and_then(|text| deployments::read_plan(Some(&text)).ok()).map(|plan| plan.mismatches);
     Ok(mismatches.unwrap_or_default().iter().map(version_warning).collect())
 }

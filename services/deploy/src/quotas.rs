@@ -1,9 +1,9 @@
-//! What quotas allow of deployments, instances and uploads. Each function counts in the transaction that uses what
-//! it counts; writers of a service come one after the other.
+//! Quotas for deployments, instances and uploads. Each function counts in the transaction that uses the quota; writing
+//! transactions of a service are serial.
 //!
-//! A rollout runs old and new instances side by side. What counts of a placement is therefore the larger of what
-//! serves and what is to serve; what drains does not count. So that instances that drain do not pile up, new ones
-//! wait while all that live, draining ones included, would be more than twice what may serve.
+//! A rollout runs old and new instances side by side, so for each service in an environment the larger of its serving
+//! instances and its candidates counts; retiring ones do not. To bound the retiring instances, new ones wait while all
+//! live instances together would exceed twice the limit.
 
 use std::sync::Arc;
 
@@ -15,21 +15,21 @@ use capsule_store::{Scope, Store, Transaction, scoped, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::instances::memory_limit;
-use crate::{Deploys, reconcile};
+use crate::{DeployService, reconcile};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 const MIB: i64 = 1 << 20;
 
-/// The limits of an organization; asked for before the transaction that counts.
+/// Reads the limits of an organization; call it before the transaction that counts.
 ///
 /// # Errors
-/// When they are not known and their owner does not answer.
-pub async fn of(deploys: &Deploys, organization: Uuid) -> Result<Quotas, Problem> {
-    capsule_bus::quotas(deploys, organization).await
+/// If they are not cached and the organization service does not answer.
+pub async fn limits_of(service: &DeployService, organization: Uuid) -> Result<Quotas, Problem> {
+    capsule_bus::quotas(service, organization).await
 }
 
-/// How much of a kind an organization has used in the last `seconds`.
+/// The use of an organization in the last `seconds`.
 async fn used(tx: &Transaction<'_>, scope: &impl Scope, kind: &str, seconds: i64) -> Result<i64, Problem> {
     let sum = scoped!(
         scope,
@@ -41,7 +41,7 @@ async fn used(tx: &Transaction<'_>, scope: &impl Scope, kind: &str, seconds: i64
     Ok(tx.read().value::<i64>(sum).await?.unwrap_or_default())
 }
 
-async fn note(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid, kind: &str, amount: i64) -> Result<(), Problem> {
+async fn record_use(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid, kind: &str, amount: i64) -> Result<(), Problem> {
     tx.run(scoped!(
         scope,
         "INSERT INTO quota_uses (id, organization_id, kind, amount, at) VALUES ($1, :tenant, $2, $3, $4)",
@@ -54,25 +54,25 @@ async fn note(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid, kind: &str, am
     Ok(())
 }
 
-/// Counts another deployment, whatever becomes of it; `builds` says whether it builds.
+/// Counts a deployment, whatever its outcome, and if `has_build` also a build.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn another_deployment(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas, builds: bool) -> Result<(), Problem> {
+pub async fn count_deployment(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Quotas, has_build: bool) -> Result<(), Problem> {
     let deployments = used(tx, scope, "deployment", HOUR).await?;
     quotas.check(Quantity::DeploymentsPerHour, deployments, deployments + 1)?;
-    note(tx, scope, new_id(), "deployment", 1).await?;
-    if builds {
+    record_use(tx, scope, new_id(), "deployment", 1).await?;
+    if has_build {
         for (quantity, seconds) in [(Quantity::BuildsPerHour, HOUR), (Quantity::BuildsPerDay, DAY)] {
             let builds = used(tx, scope, "build", seconds).await?;
             quotas.check(quantity, builds, builds + 1)?;
         }
-        note(tx, scope, new_id(), "build", 1).await?;
+        record_use(tx, scope, new_id(), "build", 1).await?;
     }
     Ok(())
 }
 
-/// Counts the bytes of an upload before they come: as many as were announced.
+/// Counts an upload with its announced size, before its bytes arrive.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
@@ -85,26 +85,26 @@ pub async fn begin_upload(
 ) -> Result<(), Problem> {
     let before = used(tx, scope, "upload", DAY).await?;
     let mib = |bytes: i64| bytes.saturating_add(MIB - 1) / MIB;
-    // By the byte against the limit; told in MiB.
+    // Compared in bytes, reported in MiB.
     if before.saturating_add(bytes) > quotas.limit(Quantity::UploadMibPerDay).saturating_mul(MIB) {
         let after = mib(before.saturating_add(bytes));
         quotas.check(Quantity::UploadMibPerDay, (before / MIB).min(after - 1), after)?;
     }
-    note(tx, scope, upload, "upload", bytes).await
+    record_use(tx, scope, upload, "upload", bytes).await
 }
 
-/// Counts an upload with the bytes that came. One that is not completed goes on counting as it was announced: its
-/// bytes were sent and written all the same.
+/// Corrects the count of an upload to its real size. An incomplete upload keeps counting with its announced size,
+/// because its bytes may have been sent and written.
 ///
 /// # Errors
-/// When the database does not answer.
+/// If the database does not answer.
 pub async fn complete_upload(tx: &Transaction<'_>, scope: &impl Scope, upload: Uuid, bytes: i64) -> Result<(), Problem> {
-    let settle = scoped!(scope, "UPDATE quota_uses SET amount = $1 WHERE organization_id = :tenant AND id = $2", bytes, upload);
-    tx.run(settle).await?;
+    let update = scoped!(scope, "UPDATE quota_uses SET amount = $1 WHERE organization_id = :tenant AND id = $2", bytes, upload);
+    tx.run(update).await?;
     Ok(())
 }
 
-/// How many instances, and the memory that they may use together.
+/// A number of instances, and the sum of their memory limits in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     count: i64,
@@ -112,7 +112,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// What a plan starts.
+    /// The instances of a plan: one of each process type.
     pub fn of(plan: &Plan) -> Self {
         let count = i64::try_from(plan.processes.len()).unwrap_or(i64::MAX);
         let memory = i64::try_from(memory_limit(plan)).unwrap_or(i64::MAX);
@@ -123,7 +123,7 @@ impl Load {
         Self { count: self.count.saturating_add(other.count), memory: self.memory.saturating_add(other.memory) }
     }
 
-    fn most(self, other: Self) -> Self {
+    fn max(self, other: Self) -> Self {
         Self { count: self.count.max(other.count), memory: self.memory.max(other.memory) }
     }
 
@@ -132,20 +132,21 @@ impl Load {
     }
 }
 
-/// The instances of a placement by what they are for.
+/// The instances of a service in an environment by role.
 #[derive(Clone, Copy, Default)]
-struct Placed {
+struct LoadByRole {
     serving: Load,
     candidates: Load,
     retiring: Load,
 }
 
-impl Placed {
-    fn counts(self) -> Load {
-        self.serving.most(self.candidates)
+impl LoadByRole {
+    /// The load that counts towards quotas.
+    fn counted(self) -> Load {
+        self.serving.max(self.candidates)
     }
 
-    fn lives(self) -> Load {
+    fn total(self) -> Load {
         self.serving.plus(self.candidates).plus(self.retiring)
     }
 }
@@ -159,65 +160,64 @@ struct Row {
     memory: i64,
 }
 
-/// What lives of an organization, by service and environment.
-async fn placed(tx: &Transaction<'_>, scope: &impl Scope) -> Result<Vec<((Uuid, Uuid), Placed)>, Problem> {
-    // Instances of earlier versions were all started with this limit, or with twice as much.
+/// The live instances of an organization by service and environment.
+async fn loads(tx: &Transaction<'_>, scope: &impl Scope) -> Result<Vec<((Uuid, Uuid), LoadByRole)>, Problem> {
+    // Instances that earlier versions started have no recorded limit: theirs was this one, or twice as much.
     let rows = scoped!(
         scope,
         "SELECT service_id, environment_id, role, COUNT(*) AS instances, \
          CAST(SUM(COALESCE(memory_bytes, 536870912)) AS BIGINT) AS memory \
          FROM instances WHERE organization_id = :tenant AND role <> 'gone' GROUP BY service_id, environment_id, role"
     );
-    let mut all: Vec<((Uuid, Uuid), Placed)> = Vec::new();
+    let mut all: Vec<((Uuid, Uuid), LoadByRole)> = Vec::new();
     for row in tx.read().all::<Row>(rows).await? {
-        let place = (row.service_id, row.environment_id);
-        let index = all.iter().position(|(known, _)| *known == place).unwrap_or_else(|| {
-            all.push((place, Placed::default()));
+        let key = (row.service_id, row.environment_id);
+        let index = all.iter().position(|(other, _)| *other == key).unwrap_or_else(|| {
+            all.push((key, LoadByRole::default()));
             all.len() - 1
         });
-        let placed = &mut all[index].1;
+        let by_role = &mut all[index].1;
         let load = Load { count: row.instances, memory: row.memory };
         match row.role.as_str() {
-            "serving" => placed.serving = load,
-            "candidate" => placed.candidates = load,
-            _ => placed.retiring = load,
+            "serving" => by_role.serving = load,
+            "candidate" => by_role.candidates = load,
+            _ => by_role.retiring = load,
         }
     }
     Ok(all)
 }
 
-/// Whether new instances may start.
+/// Whether new instances may be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// They may, if they are written down in this transaction.
+pub enum Admission {
+    /// Yes, in this transaction.
     Now,
-    /// Not before instances that drain are gone.
+    /// Only when retiring instances are gone.
     Later,
 }
 
-/// Counts `new` instances of a service in an environment, which will take the place of those that serve there.
+/// Checks the quotas for `new` instances of a service in an environment (`key`), which will replace the serving ones.
 ///
 /// # Errors
 /// [`Problem::quota_exceeded`].
-pub async fn more_instances(
+pub async fn admit_instances(
     tx: &Transaction<'_>,
     scope: &impl Scope,
     quotas: &Quotas,
-    place: (Uuid, Uuid),
+    key: (Uuid, Uuid),
     new: Load,
-) -> Result<Room, Problem> {
-    let all = placed(tx, scope).await?;
-    let own = all.iter().find(|(known, _)| *known == place).map(|(_, placed)| *placed).unwrap_or_default().counts();
-    let others =
-        all.iter().filter(|(known, _)| *known != place).fold(Load::default(), |sum, (_, placed)| sum.plus(placed.counts()));
+) -> Result<Admission, Problem> {
+    let all = loads(tx, scope).await?;
+    let own = all.iter().find(|(other, _)| *other == key).map(|(_, load)| *load).unwrap_or_default().counted();
+    let others = all.iter().filter(|(other, _)| *other != key).fold(Load::default(), |sum, (_, load)| sum.plus(load.counted()));
     let (before, after) = (others.plus(own), others.plus(new));
     quotas.check(Quantity::InstancesPerService, own.count, new.count)?;
     quotas.check(Quantity::Instances, before.count, after.count)?;
     quotas.check(Quantity::MemoryMib, before.mib(), after.mib())?;
-    let live = all.iter().fold(new, |sum, (_, placed)| sum.plus(placed.lives()));
+    let live = all.iter().fold(new, |sum, (_, load)| sum.plus(load.total()));
     let count = quotas.limit(Quantity::Instances).max(after.count).saturating_mul(2);
     let memory = quotas.limit(Quantity::MemoryMib).max(after.mib()).saturating_mul(2);
-    Ok(if live.count <= count && live.mib() <= memory { Room::Now } else { Room::Later })
+    Ok(if live.count <= count && live.mib() <= memory { Admission::Now } else { Admission::Later })
 }
 
 /// Deletes the uses that no longer count.
@@ -233,16 +233,16 @@ pub async fn prune(store: &Store) -> Result<(), Problem> {
     reconcile::delete_if_any(store, exists, delete).await
 }
 
-pub async fn count_use(deploys: Arc<Deploys>, call: Call<CountDeployUse>) -> Result<QuotaUse, Problem> {
+pub async fn count_use(service: Arc<DeployService>, call: Call<CountDeployUse>) -> Result<QuotaUse, Problem> {
     let grant = SystemGrant::new(call.message.organization_id, "what an organization uses is counted");
-    let tx = deploys.store.begin().await?;
-    let all = placed(&tx, &grant).await?;
-    let load = all.iter().fold(Load::default(), |sum, (_, placed)| sum.plus(placed.counts()));
-    let most = all.iter().map(|(_, placed)| placed.counts().count).max().unwrap_or_default();
-    let building = deploys.controller.builds.running(grant.organization());
+    let tx = service.store.begin().await?;
+    let all = loads(&tx, &grant).await?;
+    let load = all.iter().fold(Load::default(), |sum, (_, load)| sum.plus(load.counted()));
+    let largest = all.iter().map(|(_, load)| load.counted().count).max().unwrap_or_default();
+    let building = service.controller.builds.running(grant.organization());
     let numbers = [
         (Quantity::Instances, load.count),
-        (Quantity::InstancesPerService, most),
+        (Quantity::InstancesPerService, largest),
         (Quantity::MemoryMib, load.mib()),
         (Quantity::ConcurrentBuilds, i64::try_from(building).unwrap_or(i64::MAX)),
         (Quantity::BuildsPerHour, used(&tx, &grant, "build", HOUR).await?),
@@ -262,7 +262,7 @@ mod tests {
     use capsule_contracts::{Problem, Uuid, new_id};
     use capsule_store::{Databases, Keyring, Store, unscoped};
 
-    use super::{Load, MIB, Room};
+    use super::{Admission, Load, MIB};
 
     const ONE: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
@@ -285,12 +285,12 @@ mod tests {
         Load { count, memory: count * 512 * MIB }
     }
 
-    /// Counts instances of a placement, and writes them down as candidates if they may be.
-    async fn start(store: &Store, organization: Uuid, limits: &Quotas, at: u128, count: i64) -> Result<Room, Problem> {
+    /// Checks the quotas for instances, and inserts them as candidates if they are admitted.
+    async fn start(store: &Store, organization: Uuid, limits: &Quotas, at: u128, count: i64) -> Result<Admission, Problem> {
         let tx = store.begin().await?;
         let grant = SystemGrant::new(organization, "test");
-        let room = super::more_instances(&tx, &grant, limits, place(at), load(count)).await?;
-        for _ in (0..count).filter(|_| room == Room::Now) {
+        let room = super::admit_instances(&tx, &grant, limits, place(at), load(count)).await?;
+        for _ in (0..count).filter(|_| room == Admission::Now) {
             let (service, environment) = place(at);
             tx.run(unscoped!(
                 "test",
@@ -308,57 +308,58 @@ mod tests {
         Ok(room)
     }
 
-    async fn turn(store: &Store, at: u128, from: &str, to: &str) {
+    async fn change_role(store: &Store, at: u128, from: &str, to: &str) {
         let tx = store.begin().await.expect("begins");
-        let turn = unscoped!("test", "UPDATE instances SET role = $1 WHERE role = $2 AND service_id = $3", to, from, place(at).0);
-        tx.run(turn).await.expect("turned");
+        let update =
+            unscoped!("test", "UPDATE instances SET role = $1 WHERE role = $2 AND service_id = $3", to, from, place(at).0);
+        tx.run(update).await.expect("turned");
         tx.commit().await.expect("committed");
     }
 
-    fn refused(outcome: Result<Room, Problem>, quantity: Quantity) {
+    fn assert_refused(outcome: Result<Admission, Problem>, quantity: Quantity) {
         let problem = outcome.expect_err("refused");
         assert!(problem.code == "quota_exceeded" && problem.to_string().contains(quantity.name()), "{problem}");
     }
 
     #[tokio::test]
-    async fn a_rollout_counts_once_and_what_drains_does_not_count() {
+    async fn a_rollout_counts_once_and_retiring_instances_do_not_count() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         let limits = quotas(&[(Quantity::Instances, 3)]);
-        // A rollout over another at the very limit, again and again.
+        // Several rollouts at the limit.
         for _ in 0..3 {
-            turn(&store, 1, "retiring", "gone").await;
-            assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Room::Now));
-            turn(&store, 1, "serving", "retiring").await;
-            turn(&store, 1, "candidate", "serving").await;
+            change_role(&store, 1, "retiring", "gone").await;
+            assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Admission::Now));
+            change_role(&store, 1, "serving", "retiring").await;
+            change_role(&store, 1, "candidate", "serving").await;
         }
-        refused(start(&store, ONE, &limits, 2, 1).await, Quantity::Instances);
-        assert_eq!(start(&store, OTHER, &limits, 3, 3).await, Ok(Room::Now), "another organization has its own");
-        // Three serve and three drain: three more would be a crowd.
-        assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Room::Later));
-        turn(&store, 1, "retiring", "gone").await;
-        assert_eq!(start(&store, ONE, &limits, 1, 2).await, Ok(Room::Now));
-        // While a rollout to fewer goes on, the more count.
-        refused(start(&store, ONE, &limits, 2, 1).await, Quantity::Instances);
-        turn(&store, 1, "serving", "retiring").await;
-        turn(&store, 1, "candidate", "serving").await;
-        assert_eq!(start(&store, ONE, &limits, 2, 1).await, Ok(Room::Now));
+        assert_refused(start(&store, ONE, &limits, 2, 1).await, Quantity::Instances);
+        assert_eq!(start(&store, OTHER, &limits, 3, 3).await, Ok(Admission::Now), "another organization has its own");
+        // Three serve and three retire: three more have to wait.
+        assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Admission::Later));
+        change_role(&store, 1, "retiring", "gone").await;
+        assert_eq!(start(&store, ONE, &limits, 1, 2).await, Ok(Admission::Now));
+        // During a rollout to fewer instances, the larger number counts.
+        assert_refused(start(&store, ONE, &limits, 2, 1).await, Quantity::Instances);
+        change_role(&store, 1, "serving", "retiring").await;
+        change_role(&store, 1, "candidate", "serving").await;
+        assert_eq!(start(&store, ONE, &limits, 2, 1).await, Ok(Admission::Now));
     }
 
     #[tokio::test]
-    async fn memory_and_the_instances_of_one_service_count_as_well() {
+    async fn memory_and_the_instances_of_one_service_have_limits() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         let limits = quotas(&[(Quantity::Instances, 100), (Quantity::InstancesPerService, 3), (Quantity::MemoryMib, 2048)]);
-        refused(start(&store, ONE, &limits, 1, 4).await, Quantity::InstancesPerService);
-        assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Room::Now));
-        refused(start(&store, ONE, &limits, 2, 2).await, Quantity::MemoryMib);
-        assert_eq!(start(&store, ONE, &limits, 2, 1).await, Ok(Room::Now));
-        // What is above a limit that was lowered is replaced by as much, not by more.
-        turn(&store, 1, "candidate", "serving").await;
+        assert_refused(start(&store, ONE, &limits, 1, 4).await, Quantity::InstancesPerService);
+        assert_eq!(start(&store, ONE, &limits, 1, 3).await, Ok(Admission::Now));
+        assert_refused(start(&store, ONE, &limits, 2, 2).await, Quantity::MemoryMib);
+        assert_eq!(start(&store, ONE, &limits, 2, 1).await, Ok(Admission::Now));
+        // Instances above a lowered limit can be replaced by as many, not by more.
+        change_role(&store, 1, "candidate", "serving").await;
         let lowered = quotas(&[(Quantity::Instances, 1), (Quantity::InstancesPerService, 1), (Quantity::MemoryMib, 1)]);
-        assert_eq!(start(&store, ONE, &lowered, 1, 3).await, Ok(Room::Now));
-        refused(start(&store, ONE, &lowered, 2, 2).await, Quantity::InstancesPerService);
+        assert_eq!(start(&store, ONE, &lowered, 1, 3).await, Ok(Admission::Now));
+        assert_refused(start(&store, ONE, &lowered, 2, 2).await, Quantity::InstancesPerService);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -378,13 +379,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn builds_count_within_their_time_whatever_becomes_of_them() {
+    async fn builds_count_for_their_period_whatever_their_outcome() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         let limits = quotas(&[(Quantity::BuildsPerHour, 2), (Quantity::BuildsPerDay, 3), (Quantity::DeploymentsPerHour, 4)]);
-        let deploy = async |builds: bool| {
+        let deploy = async |has_build: bool| {
             let tx = store.begin().await.expect("begins");
-            super::another_deployment(&tx, &SystemGrant::new(ONE, "test"), &limits, builds).await?;
+            super::count_deployment(&tx, &SystemGrant::new(ONE, "test"), &limits, has_build).await?;
             tx.commit().await
         };
         let shift = async || {

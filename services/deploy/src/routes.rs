@@ -1,117 +1,120 @@
-//! The routing table: made from the database as a whole, numbered, and told to the ingress.
+//! The routing table of the ingress. Each version is built from the whole database and has a revision.
 
 use std::collections::BTreeMap;
 
 use capsule_buildplan::Kind;
 use capsule_contracts::{Problem, Uuid};
-use capsule_ingress::{Route, Site, State, Table, Target};
+use capsule_ingress::{Endpoint, Route, Site, State, Table};
 use capsule_store::{Transaction, unscoped};
 use sea_orm::FromQueryResult;
 
 use crate::instances::{self, WEB};
-use crate::{Deploys, deployments};
+use crate::{DeployService, deployments};
 
-/// Says, in the transaction that changes what the table is made from, that it changed.
-pub async fn raise(tx: &Transaction<'_>) -> Result<(), Problem> {
+/// Increments the revision, in the transaction that changes the routing table.
+pub async fn bump_revision(tx: &Transaction<'_>) -> Result<(), Problem> {
     tx.run(unscoped!("one table for all tenants", "UPDATE routing SET revision = revision + 1 WHERE id = 1")).await?;
     Ok(())
 }
 
-async fn revision(deploys: &Deploys) -> Result<u64, Problem> {
+async fn revision(service: &DeployService) -> Result<u64, Problem> {
     let row = unscoped!("one table for all tenants", "SELECT revision FROM routing WHERE id = 1");
-    let revision = deploys.store.read().value::<i64>(row).await?.unwrap_or(1);
+    let revision = service.store.read().value::<i64>(row).await?.unwrap_or(1);
     Ok(revision.unsigned_abs())
 }
 
-/// At start: the database goes on from the revision in force, in case it was restored from an older
-/// state than the ingress has.
-pub async fn catch_up(deploys: &Deploys) -> Result<(), Problem> {
-    let hello = deploys.ingress.hello().await?;
-    let tx = deploys.store.begin().await?;
-    let known = i64::try_from(hello.revision).unwrap_or(i64::MAX - 1);
+/// Publishes the routing table when this process becomes the leader. The revision first moves beyond the one in force:
+/// after a restore, the revision in the database can be older.
+pub async fn catch_up(service: &DeployService) -> Result<(), Problem> {
+    let hello = service.ingress.hello().await?;
+    let tx = service.store.begin().await?;
+    let in_force = i64::try_from(hello.revision).unwrap_or(i64::MAX - 1);
     tx.run(unscoped!(
         "one table for all tenants",
         "UPDATE routing SET revision = $1 + 1 WHERE id = 1 AND revision <= $2",
-        known,
-        known
+        in_force,
+        in_force
     ))
     .await?;
     tx.commit().await?;
-    publish(deploys).await
+    publish(service).await
 }
 
-/// Tells the ingress the table as it is now; returns once it is in force.
-pub async fn publish(deploys: &Deploys) -> Result<(), Problem> {
-    let _one_at_a_time = deploys.publishing.lock().await;
-    let revision = revision(deploys).await?;
+/// Publishes the present routing table to the ingress; returns once it is in force.
+pub async fn publish(service: &DeployService) -> Result<(), Problem> {
+    let _guard = service.publish_lock.lock().await;
+    let revision = revision(service).await?;
     let table = Table {
         revision,
-        base_domain: deploys.options.base_domain.clone(),
-        public_host: deploys.options.public_url.as_ref().map(|url| url.host().to_owned()).unwrap_or_default(),
-        trusted_proxies: deploys.options.trusted_proxies.clone(),
-        routes: table(deploys).await?,
+        base_domain: service.options.base_domain.clone(),
+        public_host: service.options.public_url.as_ref().map(|url| url.host().to_owned()).unwrap_or_default(),
+        trusted_proxies: service.options.trusted_proxies.clone(),
+        routes: table(service).await?,
     };
-    let in_force = deploys.ingress.apply(&table).await?;
+    let in_force = service.ingress.apply(&table).await?;
     if in_force < revision {
-        return Err(Problem::unavailable("The ingress did not take the routing table."));
+        return Err(Problem::unavailable("The ingress did not accept the routing table."));
     }
     Ok(())
 }
 
-/// Tells the ingress the table if it has an older one: after it was restarted, for one.
-pub async fn publish_if_behind(deploys: &Deploys) -> Result<(), Problem> {
-    let hello = deploys.ingress.hello().await?;
-    if hello.revision < revision(deploys).await? { publish(deploys).await } else { Ok(()) }
+/// Publishes the routing table if the ingress has an older revision, as after a restart.
+pub async fn publish_if_behind(service: &DeployService) -> Result<(), Problem> {
+    let hello = service.ingress.hello().await?;
+    if hello.revision < revision(service).await? { publish(service).await } else { Ok(()) }
 }
 
-/// A placement, with the release that serves.
+/// A service in an environment, with its active release.
 #[derive(FromQueryResult)]
-struct Placed {
+struct RouteRow {
     service_id: Uuid,
     environment_id: Uuid,
     host: String,
-    wanted: String,
+    #[sea_orm(from_alias = "wanted")]
+    desired_state: String,
     release_id: Option<Uuid>,
     plan: Option<String>,
 }
 
-async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
-    let instances = instances::live(deploys).await?;
-    let unsettled = deployments::unsettled(deploys).await?;
+async fn table(service: &DeployService) -> Result<BTreeMap<String, Route>, Problem> {
+    let instances = instances::live(service).await?;
+    let unsettled = deployments::unsettled(service).await?;
     let mut routes = BTreeMap::new();
-    let placed = unscoped!(
+    let rows = unscoped!(
         "one table for all tenants",
-        "SELECT p.service_id, p.environment_id, p.host, p.wanted, d.release_id, d.plan FROM placements p \
-         LEFT JOIN deployments d ON d.id = p.active_deployment_id WHERE p.wanted <> 'removed'"
+        "SELECT p.service_id, p.environment_id, p.host, p.desired_state, d.release_id, d.plan FROM placements p \
+         LEFT JOIN deployments d ON d.id = p.active_deployment_id WHERE p.desired_state <> 'removed'"
     );
-    for placement in deploys.store.read().all::<Placed>(placed).await? {
-        let own = |service: Uuid, environment: Uuid| service == placement.service_id && environment == placement.environment_id;
-        let targets: Vec<Target> = instances
+    for service_environment in service.store.read().all::<RouteRow>(rows).await? {
+        let own = |service_id: Uuid, environment_id: Uuid| {
+            service_id == service_environment.service_id && environment_id == service_environment.environment_id
+        };
+        let endpoints: Vec<Endpoint> = instances
             .iter()
             .filter(|instance| own(instance.service_id, instance.environment_id) && instance.process == WEB)
             .filter(|instance| matches!(instance.role.as_str(), "candidate" | "serving"))
-            .map(|instance| Target {
+            .map(|instance| Endpoint {
                 instance: instance.id.clone(),
                 port: u16::try_from(instance.port).unwrap_or_default(),
                 weight: u32::from(instance.role == "serving"),
             })
             .collect();
         let (mut site, mut listens) = (None, true);
-        if let Some(release) = placement.release_id {
-            let plan = deployments::read_plan(placement.plan.as_deref())?;
+        if let Some(release) = service_environment.release_id {
+            let plan = deployments::read_plan(service_environment.plan.as_deref())?;
             listens = plan.kind == Kind::Static || plan.processes.contains_key(WEB);
             site = (plan.kind == Kind::Static).then(|| Site {
-                root: deploys.release_directory(release).join("site"),
+                root: service.release_directory(release).join("site"),
                 single_page: plan.networking.single_page,
             });
         }
-        let under_way = unsettled.iter().any(|row| own(row.service_id, row.environment_id));
-        if placement.release_id.is_none() && !under_way {
-            // No deployment of it has succeeded yet: there is nothing under its address.
+        let is_deploying = unsettled.iter().any(|row| own(row.service_id, row.environment_id));
+        if service_environment.release_id.is_none() && !is_deploying {
+            // Before the first successful deployment there is no route.
             continue;
         }
-        let serving = site.is_some() || targets.iter().any(|target| target.weight > 0);
-        let state = match (placement.wanted.as_str(), serving, under_way) {
+        let is_serving = site.is_some() || endpoints.iter().any(|endpoint| endpoint.weight > 0);
+        let state = match (service_environment.desired_state.as_str(), is_serving, is_deploying) {
             ("stopped", ..) => State::Stopped,
             (_, true, _) => State::Ready,
             (_, false, _) if !listens => State::Worker,
@@ -119,7 +122,7 @@ async fn table(deploys: &Deploys) -> Result<BTreeMap<String, Route>, Problem> {
             (_, false, false) => State::Crashed,
         };
         let site = site.filter(|_| state == State::Ready);
-        routes.insert(placement.host, Route { state, targets, site });
+        routes.insert(service_environment.host, Route { state, endpoints, site });
     }
     Ok(routes)
 }

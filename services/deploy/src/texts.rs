@@ -1,13 +1,12 @@
-//! Texts that reach users: errors, and what is copied into a build's log. They show no secret of the deployment
-//! and no path of this host.
+//! Texts for users: errors and lines of build logs. Secrets of the deployment and paths of this host are removed.
 
 use capsule_runtime::Mask;
 
-use crate::Deploys;
+use crate::DeployService;
 use crate::deployments::{self, Row};
 
-/// The directories of the data directory, and what users call the things in them. Each of these has an id for a
-/// name, which means nothing to users.
+/// Directories below the data directory, and the words that replace a path in them. The entries of each are named by an
+/// id, which is removed as well.
 const DIRECTORIES: [(&str, &str); 8] = [
     ("layers", "the layers of /app"),
     ("releases", "the release directory"),
@@ -19,22 +18,22 @@ const DIRECTORIES: [(&str, &str); 8] = [
     ("apps", "the application's directory"),
 ];
 
-/// The values that texts about a deployment must not show.
-pub fn mask(deploys: &Deploys, row: &Row) -> Mask {
-    // What does not open was logged; nothing of it can be in a text.
-    deployments::environment(deploys, row).map(|environment| Mask::new(environment.values())).unwrap_or_default()
+/// Masks the secrets of a deployment.
+pub fn mask(service: &DeployService, row: &Row) -> Mask {
+    // If the snapshot cannot be decrypted, its secrets cannot be in a text either.
+    deployments::environment(service, row).map(|environment| Mask::new(environment.values())).unwrap_or_default()
 }
 
-/// A text about a deployment, as its users may see it.
-pub fn for_users(deploys: &Deploys, row: &Row, text: &str) -> String {
-    without_paths(deploys, &mask(deploys, row).text(text))
+/// Removes secrets and paths from a text about a deployment.
+pub fn for_users(service: &DeployService, row: &Row, text: &str) -> String {
+    without_paths(service, &mask(service, row).text(text))
 }
 
-/// A text without the paths of this host.
-pub fn without_paths(deploys: &Deploys, text: &str) -> String {
-    let text = replace_paths(text, &deploys.options.data.to_string_lossy());
+/// Replaces the paths of this host in a text.
+pub fn without_paths(service: &DeployService, text: &str) -> String {
+    let text = replace_paths(text, &service.options.data.to_string_lossy());
     let text = replace_cgroups(&text);
-    text.replace(&*deploys.options.program.to_string_lossy(), "capsule")
+    text.replace(&*service.options.program.to_string_lossy(), "capsule")
 }
 
 fn replace_paths(text: &str, data: &str) -> String {
@@ -59,7 +58,7 @@ fn replace_paths(text: &str, data: &str) -> String {
     shown
 }
 
-/// Where the host keeps its control groups tells how it is set up.
+/// Replaces paths of control groups, which reveal how the host is set up.
 fn replace_cgroups(text: &str) -> String {
     let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("/sys/fs/cgroup") {
@@ -77,7 +76,7 @@ mod tests {
     use super::{replace_cgroups, replace_paths};
 
     #[test]
-    fn paths_of_the_host_are_replaced_by_what_they_are() {
+    fn paths_of_the_host_are_replaced_by_a_description() {
         for (text, expected) in [
             ("/var/lib/capsule/releases/0199-ab/app: not found", "the release directory/app: not found"),
             ("`/var/lib/capsule/work/0199-ab/source/a.txt` and /app", "`the build directory/source/a.txt` and /app"),

@@ -1,38 +1,38 @@
-//! The switch: one transaction turns candidates into what serves and what served into what retires;
-//! once the ingress has the new table in force, no request goes to the old ones any more, and only
-//! then is the deployment said to run.
+//! Promotes the candidates: in one transaction they become serving, and the previous instances retiring. The deployment is
+//! running once the routing table without the previous instances is in force.
 
 use capsule_bus::Context;
 use capsule_contracts::Problem;
 use capsule_contracts::deploy::Status;
 use capsule_store::scoped;
 
-use super::{Failure, point_next};
+use super::{Failure, update_next_link};
 use crate::deployments::{self, Row};
-use crate::placements::{self, Placement};
-use crate::{Deploys, reconcile, routes};
+use crate::service_environments::{self, ServiceEnvironment};
+use crate::{DeployService, reconcile, routes};
 
-pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
-    switch(deploys, row).await?;
-    routes::publish(deploys).await?;
-    settle(deploys, row).await?;
-    deploys.controller.reconcile();
-    point_at(deploys, placement, row).await;
-    tracing::info!(deployment = %row.id, number = row.number, host = placement.host, "deployment is running");
-    reconcile::prune(deploys, placement).await?;
+pub async fn run(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
+    promote(service, row).await?;
+    routes::publish(service).await?;
+    settle(service, row).await?;
+    service.controller.reconcile();
+    update_current_link(service, service_environment, row).await;
+    tracing::info!(deployment = %row.id, number = row.number, host = service_environment.host, "a deployment is running");
+    reconcile::prune(service, service_environment).await?;
     Ok(())
 }
 
-/// Nothing is switched that was cancelled, stopped or removed before: whatever came first is in the database.
-pub async fn switch(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
+/// Makes a deployment active. Fails with [`Failure::Cancelled`] if it was cancelled, or its service stopped or removed,
+/// before.
+pub async fn promote(service: &DeployService, row: &Row) -> Result<(), Failure> {
     let grant = row.grant();
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read(&tx, &grant, row.service_id, row.environment_id).await?;
-    if placement.active_deployment_id == Some(row.id) {
-        // A run before this one came so far. What was asked for since then stands.
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read(&tx, &grant, row.service_id, row.environment_id).await?;
+    if service_environment.active_deployment_id == Some(row.id) {
+        // An earlier attempt did this. Later commands, such as a stop, stay in force.
         return Ok(());
     }
-    let switch = scoped!(
+    let activate = scoped!(
         &grant,
         "UPDATE placements SET active_deployment_id = $1, wanted = 'running' \
          WHERE organization_id = :tenant AND service_id = $2 AND environment_id = $3 AND wanted <> 'removed'",
@@ -40,7 +40,7 @@ pub async fn switch(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         row.service_id,
         row.environment_id
     );
-    if !deployments::goes_on(&tx, row).await? || tx.run(switch).await? != 1 {
+    if !deployments::is_in_progress(&tx, row).await? || tx.run(activate).await? != 1 {
         return Err(Failure::Cancelled);
     }
     tx.run(scoped!(
@@ -58,21 +58,21 @@ pub async fn switch(deploys: &Deploys, row: &Row) -> Result<(), Failure> {
         row.id
     ))
     .await?;
-    routes::raise(&tx).await?;
+    routes::bump_revision(&tx).await?;
     tx.commit().await?;
     Ok(())
 }
 
-/// This deployment runs; those that ran before it gave way.
-pub async fn settle(deploys: &Deploys, row: &Row) -> Result<(), Problem> {
+/// Settles a deployment as running, and the one that ran before as superseded.
+pub async fn settle(service: &DeployService, row: &Row) -> Result<(), Problem> {
     let (context, grant) = (Context::background("deploy"), row.grant());
-    let tx = deploys.store.begin().await?;
-    let placement = placements::read(&tx, &grant, row.service_id, row.environment_id).await?;
+    let tx = service.store.begin().await?;
+    let service_environment = service_environments::read(&tx, &grant, row.service_id, row.environment_id).await?;
     let row = deployments::read(&tx, &grant, row.id).await?;
     if row.finished_at.is_some() {
         return Ok(());
     }
-    let before = scoped!(
+    let previous = scoped!(
         &grant,
         "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
          AND status = 'running' AND id <> $3",
@@ -80,22 +80,22 @@ pub async fn settle(deploys: &Deploys, row: &Row) -> Result<(), Problem> {
         row.environment_id,
         row.id
     );
-    for before in tx.read().all::<Row>(before).await? {
-        deployments::finish(deploys, &tx, &context, &placement, &before, Status::Superseded, None).await?;
+    for earlier in tx.read().all::<Row>(previous).await? {
+        deployments::finish(service, &tx, &context, &service_environment, &earlier, Status::Superseded, None).await?;
     }
-    deployments::finish(deploys, &tx, &context, &placement, &row, Status::Running, None).await?;
+    deployments::finish(service, &tx, &context, &service_environment, &row, Status::Running, None).await?;
     tx.commit().await
 }
 
-/// Points `apps/<host>/current` at the release, for people who look.
-async fn point_at(deploys: &Deploys, placement: &Placement, row: &Row) {
-    let folder = deploys.options.data.join("apps").join(&placement.host);
-    let release = deploys.release_directory(row.release_id);
-    let pointed = tokio::task::spawn_blocking(move || {
-        point_next(&folder, &release)?;
-        std::fs::rename(folder.join("next"), folder.join("current"))
+/// Points `apps/<host>/current` at the release, for administrators.
+async fn update_current_link(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) {
+    let directory = service.options.data.join("apps").join(&service_environment.host);
+    let release = service.release_directory(row.release_id);
+    let updated = tokio::task::spawn_blocking(move || {
+        update_next_link(&directory, &release)?;
+        std::fs::rename(directory.join("next"), directory.join("current"))
     });
-    if let Ok(Err(error)) = pointed.await {
-        tracing::warn!(host = placement.host, %error, "the link to the release that runs could not be set");
+    if let Ok(Err(error)) = updated.await {
+        tracing::warn!(host = service_environment.host, %error, "cannot set the link to the active release");
     }
 }

@@ -1,55 +1,60 @@
-//! Asks each candidate through the ingress, as a visitor would, until it answers well. Processes
-//! that take no requests are well when they have run for a moment.
+//! Probes each web candidate through the ingress, as a visitor would, until it is healthy. Other processes are healthy
+//! when they have run for a second.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use capsule_builder::say;
-use capsule_runtime::logs::{Reader, Stream, goes_on};
+use capsule_builder::log_line;
+use capsule_runtime::logs::{Reader, Stream, is_partial};
 use capsule_runtime::{Mask, ShimState, ShimStatus};
 
 use super::Failure;
 use crate::deployments::Row;
 use crate::instances::WEB;
-use crate::placements::Placement;
-use crate::{Deploys, instances, texts};
+use crate::service_environments::ServiceEnvironment;
+use crate::{DeployService, instances, texts};
 
-/// A process that takes no requests has to run this long.
-const STEADY: Duration = Duration::from_secs(1);
-/// After this many ends by itself, an instance is not waited for any longer.
-const MOST_RESTARTS: u32 = 2;
-/// So many lines of a candidate that failed are shown, of so many that are read: a long line has many pieces.
+/// The time after which a process that serves no requests is healthy.
+const MIN_WORKER_UPTIME: Duration = Duration::from_secs(1);
+/// The maximum number of restarts during the health check.
+const MAX_RESTARTS: u32 = 2;
+/// The number of log lines shown of a candidate that failed.
 const LINES_SHOWN: usize = 20;
+/// The number of log entries read for them: a long line has several entries.
 const LINES_READ: usize = 200;
 
-pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
+pub async fn run(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
     let path = row.plan()?.networking.health_check;
-    for candidate in instances::candidates(deploys, placement, row).await? {
-        let outcome = wait_for(deploys, &candidate, path.as_deref()).await?;
+    for candidate in instances::candidates(service, service_environment, row).await? {
+        let outcome = wait_until_healthy(service, &candidate, path.as_deref()).await?;
         if let Err(why) = outcome {
-            show_output(deploys, row, &candidate);
+            log_last_output(service, row, &candidate);
             return Err(Failure::Failed(format!("the {} process did not become healthy: {why}", candidate.process)));
         }
     }
     Ok(())
 }
 
-async fn wait_for(deploys: &Deploys, candidate: &instances::Row, path: Option<&str>) -> Result<Result<(), String>, Failure> {
-    let deadline = Instant::now() + Duration::from_secs(deploys.options.health_seconds);
+async fn wait_until_healthy(
+    service: &DeployService,
+    candidate: &instances::Row,
+    path: Option<&str>,
+) -> Result<Result<(), String>, Failure> {
+    let deadline = Instant::now() + Duration::from_secs(service.options.health_seconds);
     let mut pause = Duration::from_millis(20);
     let mut last = String::from("it did not answer");
     loop {
-        let Some(status) = deploys.runtime.status(&candidate.id).await else {
-            instances::start(deploys, candidate).await?;
+        let Some(status) = service.runtime.status(&candidate.id).await else {
+            instances::start(service, candidate).await?;
             continue;
         };
-        if status.restarts > MOST_RESTARTS {
-            return Ok(Err(format!("it {} again and again", status.last_exit.unwrap_or_else(|| "ended".into()))));
+        if status.restarts > MAX_RESTARTS {
+            return Ok(Err(format!("it keeps crashing ({})", status.last_exit.unwrap_or_else(|| "ended".into()))));
         }
         if candidate.process == WEB {
-            match deploys.ingress.probe(&candidate.id, path.unwrap_or("/")).await {
-                // A path that was named must be answered well; otherwise any answer but a failure will do.
+            match service.ingress.probe(&candidate.id, path.unwrap_or("/")).await {
+                // A configured path must succeed; without one, any status below 500 is healthy.
                 Ok(Ok(code)) if code < 400 || (path.is_none() && code < 500) => return Ok(Ok(())),
                 Ok(Ok(code)) => last = format!("{} was answered with status {code}", path.unwrap_or("/")),
                 Ok(Err(why)) => last = format!("port {}: {why}", candidate.port),
@@ -60,7 +65,7 @@ async fn wait_for(deploys: &Deploys, candidate: &instances::Row, path: Option<&s
         }
         if Instant::now() > deadline {
             let hint = if candidate.process == WEB { "; it must listen on the port in the variable PORT" } else { "" };
-            return Ok(Err(format!("{last}, for {} s{hint}", deploys.options.health_seconds)));
+            return Ok(Err(format!("{last}, after {} s{hint}", service.options.health_seconds)));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(250));
@@ -69,21 +74,22 @@ async fn wait_for(deploys: &Deploys, candidate: &instances::Row, path: Option<&s
 
 fn is_steady(status: &ShimStatus) -> bool {
     let now = capsule_contracts::Timestamp::now().0;
-    status.state == ShimState::Running && now - status.started_at >= i64::try_from(STEADY.as_micros()).unwrap_or(i64::MAX)
+    status.state == ShimState::Running
+        && now - status.started_at >= i64::try_from(MIN_WORKER_UPTIME.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Puts the last of what a candidate printed into the deployment's log, where its user looks. More people read that
-/// than the candidate's own log: secrets are masked, also those that a boundary between pieces of a line divides.
-fn show_output(deploys: &Deploys, row: &Row, candidate: &instances::Row) {
-    let log = deploys.build_log(row.id);
-    for line in last_output(&deploys.instance_log(&candidate.id), &texts::mask(deploys, row)) {
-        let _ = say(&log, &texts::without_paths(deploys, &format!("{}: {line}", candidate.process)));
+/// Copies the last output of a candidate into the deployment's log. Secrets are masked, because more users can read that log
+/// than the instance's; also secrets across the entries of one line.
+fn log_last_output(service: &DeployService, row: &Row, candidate: &instances::Row) {
+    let log = service.build_log(row.id);
+    for line in last_output(&service.instance_log(&candidate.id), &texts::mask(service, row)) {
+        let _ = log_line(&log, &texts::without_paths(service, &format!("{}: {line}", candidate.process)));
     }
 }
 
 fn last_output(log: &Path, mask: &Mask) -> Vec<String> {
-    let Ok((mut reader, _)) = Reader::at_last(log, LINES_READ) else { return Vec::new() };
-    let _ = reader.end_here();
+    let Ok((mut reader, _)) = Reader::tail(log, LINES_READ) else { return Vec::new() };
+    let _ = reader.stop_at_end();
     let mut outputs = [Stream::Stdout, Stream::Stderr, Stream::Capsule].map(|stream| (stream, mask.output()));
     let mut shown = VecDeque::new();
     let mut show = |text: &[u8]| {
@@ -100,7 +106,7 @@ fn last_output(log: &Path, mask: &Mask) -> Vec<String> {
         for line in lines {
             let Some((_, output)) = outputs.iter_mut().find(|(stream, _)| *stream == line.stream) else { continue };
             output.push(line.text.as_bytes(), &mut show);
-            if !goes_on(&line) {
+            if !is_partial(&line) {
                 output.end(&mut show);
             }
         }
@@ -118,7 +124,7 @@ mod tests {
     use capsule_runtime::logs::{LINE_BYTES, Stream, Writer};
 
     #[test]
-    fn output_of_a_candidate_is_shown_without_secrets_wherever_its_log_divides_a_line() {
+    fn secrets_are_masked_in_the_output_of_a_candidate_wherever_its_log_divides_a_line() {
         let mask = Mask::new(["hunter22-größer"]);
         for at in [0, 100, LINE_BYTES - 17, LINE_BYTES - 16, LINE_BYTES - 9, LINE_BYTES - 1, LINE_BYTES, 3 * LINE_BYTES - 5] {
             let folder = tempfile::tempdir().expect("a folder");

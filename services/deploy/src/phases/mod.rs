@@ -1,4 +1,4 @@
-//! The phases of a deployment, one file each with one function, which may be run twice without harm.
+//! The phases of a deployment: a file each, with one idempotent function `run`.
 
 pub mod active;
 pub mod building;
@@ -12,41 +12,43 @@ use std::path::Path;
 
 use capsule_contracts::Problem;
 
-/// Why a phase did not succeed.
+/// The reason why a phase failed.
 pub enum Failure {
-    /// The deployment has failed; the text is for its user.
+    /// The deployment has failed; the text is for users.
     Failed(String),
     /// The deployment was cancelled, or settled, in the meantime.
     Cancelled,
-    /// Something of the platform is in the way; the phase is tried again.
+    /// A part of the platform is not available; the phase is tried again.
     Retry(Problem),
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         match problem.code.as_str() {
-            // To try again would be to wait until somebody makes room.
+            // Trying again would wait for the user to free the quota.
             "quota_exceeded" => Self::Failed(problem.to_string()),
             _ => Self::Retry(problem),
         }
     }
 }
 
-/// Runs file work off the async threads.
-async fn files<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Failure::Failed("the platform failed in this step".into())))
+/// Runs file operations on a blocking thread.
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Failure::Failed("this step failed because of a bug in Capsule: report it, with the log of the server".into()))
+    })
 }
 
-/// What the host said when it could not do its part.
+/// The failure of a file operation on the server.
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
-fn host(error: std::io::Error) -> Failure {
-    Failure::Failed(format!("the server could not do this step: {error}"))
+fn io_failure(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("a file operation on the server failed: {error}"))
 }
 
-/// Points `next` in an application's folder at a release.
-fn point_next(folder: &Path, release: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let next = folder.join("next");
+/// Points the link `next` in the directory of an application at a release.
+fn update_next_link(directory: &Path, release: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let next = directory.join("next");
     match std::fs::remove_file(&next) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -1,14 +1,14 @@
-//! Starts the candidates, and makes them known to the ingress with no share of the requests yet.
+//! Starts the candidates, and publishes them to the ingress with weight 0.
 
 use super::Failure;
 use crate::deployments::Row;
-use crate::placements::Placement;
-use crate::{Deploys, instances, routes};
+use crate::service_environments::ServiceEnvironment;
+use crate::{DeployService, instances, routes};
 
-pub async fn run(deploys: &Deploys, placement: &Placement, row: &Row) -> Result<(), Failure> {
-    for candidate in instances::candidates(deploys, placement, row).await? {
-        instances::start(deploys, &candidate).await.map_err(|problem| Failure::Failed(problem.detail))?;
+pub async fn run(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
+    for candidate in instances::candidates(service, service_environment, row).await? {
+        instances::start(service, &candidate).await.map_err(|problem| Failure::Failed(problem.detail))?;
     }
-    routes::publish(deploys).await?;
+    routes::publish(service).await?;
     Ok(())
 }
