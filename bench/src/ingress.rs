@@ -1,5 +1,5 @@
-//! Requests per second through the ingress, beside nginx as a proxy before the same upstream on the
-//! same machine, and for files. Aim: at least half of nginx. Both have the same cores; wrk shares them.
+//! Requests per second through the ingress, compared with nginx as a proxy for the same upstream on the same machine, and
+//! for files. Target: at least half of nginx. Both use the same cores, which wrk shares.
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::sample::Sample;
 
 const RUNS: usize = 5;
 
-/// An upstream that answers at once: nginx itself, as an application.
+/// The upstream's configuration: an nginx with a constant response, deployed as an application.
 const UPSTREAM: &str = "worker_processes 1; daemon off; error_log /dev/null; pid PLACE/pid;
 events { worker_connections 1024; }
 http {
@@ -21,6 +21,7 @@ http {
 }
 ";
 
+/// The configuration of the nginx to compare with.
 const PEER: &str = "worker_processes auto; daemon off; error_log /dev/null; pid PLACE/pid;
 events { worker_connections 1024; }
 http {
@@ -38,7 +39,7 @@ http {
 
 pub fn measure() -> Vec<String> {
     if !["nginx", "wrk"].iter().all(|program| Command::new(program).arg("-v").output().is_ok()) {
-        return vec!["skipped: nginx and wrk are not here; scripts/bootstrap bench installs them".into()];
+        return vec!["skipped: nginx or wrk is missing. Run \"scripts/bootstrap bench\" to install them".into()];
     }
     let server = Server::default();
     let application = tempfile::tempdir().expect("a folder");
@@ -83,7 +84,7 @@ pub fn measure() -> Vec<String> {
     .collect()
 }
 
-/// An nginx that ends with this value.
+/// An nginx process that is stopped on drop.
 struct Nginx(Child);
 
 impl Nginx {
@@ -94,7 +95,7 @@ impl Nginx {
         for (word, value) in changes {
             text = text.replace(word, value);
         }
-        // As root, nginx would drop to a user who may not read here.
+        // The default user of nginx cannot read the temporary directory.
         let text = if text.contains("alias") { format!("user root;\n{text}") } else { text };
         let file = folder.join("nginx.conf");
         std::fs::File::create(&file).and_then(|mut file| file.write_all(text.as_bytes())).expect("written");
@@ -109,7 +110,7 @@ impl Drop for Nginx {
     }
 }
 
-/// Requests per second over five seconds; every answer must be a success.
+/// Measures requests per second over five seconds. Panics if a request fails.
 fn wrk(port: u16, host: &str, path: &str) -> f64 {
     let url = format!("http://127.0.0.1:{port}{path}");
     let output =

@@ -1,6 +1,5 @@
-//! Measurements of the built binary: how long a deployment takes, what the platform weighs, how fast
-//! the ingress is. Where there is a peer, both are measured in one run, turn by turn, and the ratio of
-//! the medians is printed. Words given pick measurements by their names.
+//! Benchmarks of the built binary: deployment time, memory, ingress throughput and others. Where there is a peer to
+//! compare with, both run alternately, and the ratio of the medians is printed. Arguments select benchmarks by name.
 
 mod deployments;
 mod ingress;
@@ -9,10 +8,10 @@ mod plans;
 mod sample;
 mod spine;
 
-/// A measurement: its name, and the lines it prints.
-type Measurement = (&'static str, fn() -> Vec<String>);
+/// The name of a benchmark, and the function that returns its lines of output.
+type Benchmark = (&'static str, fn() -> Vec<String>);
 
-const ALL: [Measurement; 9] = [
+const BENCHMARKS: [Benchmark; 9] = [
     ("plan", plans::measure),
     ("rebuild", plans::rebuild),
     ("deploy", deployments::measure),
@@ -25,9 +24,9 @@ const ALL: [Measurement; 9] = [
 ];
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    for (name, measure) in ALL {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+    let selected: Vec<String> = std::env::args().skip(1).collect();
+    for (name, measure) in BENCHMARKS {
+        if selected.is_empty() || selected.iter().any(|word| word == name) {
             println!("{name}");
             for line in measure() {
                 println!("  {line}");

@@ -1,5 +1,5 @@
-//! What the platform weighs: the server, the ingress and the shims, without the applications. Aim:
-//! under 64 MB. Proportional set size: memory shared by several processes counts once.
+//! The memory of the platform: server, ingress and shims, without the applications. Target: less than 64 MB. Measured as
+//! proportional set size, which counts memory shared by several processes once.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use capsule_tests::{Server, binary, example};
 pub fn measure() -> Vec<String> {
     let server = Server::default();
     std::thread::sleep(std::time::Duration::from_secs(3));
-    let mut lines = vec![format!("idle after start                {}", weigh(&server))];
+    let mut lines = vec![format!("idle after start                {}", memory(&server))];
     for name in ["express", "static"] {
         for _ in 0..5 {
             server.deploy(example(name).path(), name).ok();
         }
     }
     std::thread::sleep(std::time::Duration::from_secs(15));
-    lines.push(format!("idle after ten deployments      {}", weigh(&server)));
+    lines.push(format!("idle after ten deployments      {}", memory(&server)));
     lines
 }
 
@@ -24,18 +24,18 @@ pub fn size() -> Vec<String> {
     vec![format!("the binary                      {:.1} MB", bytes as f64 / 1e6)]
 }
 
-fn weigh(server: &Server) -> String {
+fn memory(server: &Server) -> String {
     let (mut server_kb, mut ingress_kb, mut shims_kb, mut shims) = (0, 0, 0, 0);
     for entry in std::fs::read_dir("/proc").expect("it is Linux").flatten() {
         let process = entry.path();
         let Some((kind, pid)) = role(server, &process) else { continue };
-        let weight = proportional_kb(&process);
+        let kb = proportional_kb(&process);
         match kind {
-            Role::Server if pid == server.pid() => server_kb += weight,
+            Role::Server if pid == server.pid() => server_kb += kb,
             Role::Server => {}
-            Role::Ingress => ingress_kb += weight,
+            Role::Ingress => ingress_kb += kb,
             Role::Shim => {
-                shims_kb += weight;
+                shims_kb += kb;
                 shims += 1;
             }
         }
@@ -53,11 +53,11 @@ fn weigh(server: &Server) -> String {
 enum Role {
     Server,
     Ingress,
-    /// Or a sandbox.
+    /// A shim or a sandbox.
     Shim,
 }
 
-/// What a process is to this server, if anything.
+/// The role and id of a process of this server. `None` for other processes.
 fn role(server: &Server, process: &Path) -> Option<(Role, u32)> {
     let pid: u32 = process.file_name()?.to_str()?.parse().ok()?;
     let command = std::fs::read(process.join("cmdline")).ok()?;

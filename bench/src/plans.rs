@@ -1,5 +1,5 @@
-//! How long a plan takes: in process, and as a whole command beside Nixpacks on the same trees; and what a
-//! build costs that has nothing new to do.
+//! The time to make a plan: in process, and as a command compared with Nixpacks on the same trees. Also the time of builds
+//! with and without a cache.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,8 +10,8 @@ use capsule_tests::{Server, binary, corpus, example, root};
 
 use crate::sample::Sample;
 
-/// How often each command is run on each tree.
-const TURNS: usize = 5;
+/// The number of runs of each command on each tree.
+const RUNS: usize = 5;
 
 pub fn measure() -> Vec<String> {
     let corpus = corpus();
@@ -33,12 +33,12 @@ pub fn measure() -> Vec<String> {
         inside.percentile(100)
     )];
     let large = monorepo();
-    lines.push(beside("as a command, the same repositories", &folders, TURNS));
-    lines.push(beside("as a command, a monorepo of 100,000 files", &[large.path().to_owned()], TURNS));
+    lines.push(compare("as a command, the same repositories", &folders, RUNS));
+    lines.push(compare("as a command, a monorepo of 100,000 files", &[large.path().to_owned()], RUNS));
     lines
 }
 
-/// What a build costs the first time, and when only a line of the source has changed.
+/// Measures the first build, and one after a change of the source.
 pub fn rebuild() -> Vec<String> {
     let server = Server::default();
     ["next", "spring-boot", "axum"]
@@ -54,7 +54,7 @@ pub fn rebuild() -> Vec<String> {
             std::fs::write(folder.path().join("CHANGED"), "1").expect("written");
             let warm = timed();
             format!(
-                "{name:<12} cold {:>6.1} s, warm {:>6.1} s ({:.2} of it)",
+                "{name:<12} cold {:>6.1} s, warm {:>6.1} s ({:.2} of cold)",
                 cold.as_secs_f64(),
                 warm.as_secs_f64(),
                 warm.as_secs_f64() / cold.as_secs_f64()
@@ -63,12 +63,12 @@ pub fn rebuild() -> Vec<String> {
         .collect()
 }
 
-/// Both commands on each tree, turn by turn.
-fn beside(name: &str, folders: &[PathBuf], turns: usize) -> String {
+/// Compares both commands on each tree.
+fn compare(name: &str, folders: &[PathBuf], runs: usize) -> String {
     let peer = root().join("target/nixpacks/bin/nixpacks");
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for folder in folders {
-        let of = |program: &Path, words: &[&str]| (0..turns).map(|_| run(program, words, folder)).collect::<Vec<_>>();
+        let of = |program: &Path, words: &[&str]| (0..runs).map(|_| run(program, words, folder)).collect::<Vec<_>>();
         ours.push(Sample::times(of(&binary(), &["plan", "--json"])).median());
         if peer.is_file() {
             theirs.push(Sample::times(of(&peer, &["plan"])).median());
@@ -76,7 +76,7 @@ fn beside(name: &str, folders: &[PathBuf], turns: usize) -> String {
     }
     let ours = Sample::of(ours).median();
     if theirs.is_empty() {
-        return format!("{name}: {ours:.2} ms (no Nixpacks here)");
+        return format!("{name}: {ours:.2} ms (Nixpacks is not installed)");
     }
     let theirs = Sample::of(theirs).median();
     format!("{name}: {ours:.2} ms; Nixpacks {theirs:.2} ms ({:.1} times as long)", theirs / ours)
@@ -86,12 +86,12 @@ fn run(program: &Path, words: &[&str], folder: &Path) -> Duration {
     let mut command = Command::new(program);
     command.args(words).arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let began = Instant::now();
-    // Some of the repositories are broken on purpose: an error takes its time, too.
+    // Some repositories are malformed on purpose; the time of an error counts as well.
     let _ = command.status().expect("it runs");
     began.elapsed()
 }
 
-/// Fifty packages of two thousand files.
+/// Creates a monorepo of fifty packages with two thousand files each.
 fn monorepo() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |path: &str, content: &str| {

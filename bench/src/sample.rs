@@ -1,8 +1,8 @@
-//! Several measurements of one thing.
+//! Samples of repeated measurements.
 
 use std::time::Duration;
 
-/// Values in ascending order.
+/// Measured values in ascending order.
 pub struct Sample(Vec<f64>);
 
 impl Sample {
@@ -12,7 +12,7 @@ impl Sample {
         Self(values)
     }
 
-    /// In milliseconds.
+    /// Creates a sample of times in milliseconds.
     pub fn times(values: impl IntoIterator<Item = Duration>) -> Self {
         Self::of(values.into_iter().map(|time| time.as_secs_f64() * 1000.0))
     }

@@ -1,5 +1,5 @@
-//! What it costs to be many processes: the brokers by themselves, the relay of events, and the whole gateway in
-//! each shape, one process on embedded defaults being the peer.
+//! The cost of splitting the server into several processes: requests over each broker, the relay of events, and the
+//! gateway in each shape, compared with one process on embedded defaults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use capsule_bus::{Bus, Call, Context, Router, Service};
 use capsule_contracts::identity::RefreshToken;
-use capsule_contracts::project::Place;
+use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target};
 use capsule_store::{Databases, Keyring, Store};
-use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, eventually, everywhere, text};
+use capsule_tests::{Kafka, Postgres, RabbitMq, Redis, Server, Shape, eventually, text, with_shape};
 use serde_json::json;
 
-/// How long one measurement goes on.
-const TIME: Duration = Duration::from_secs(3);
-/// Requests under way at a time, where throughput is measured.
-const AT_A_TIME: usize = 16;
-/// Turns; the median is told.
-const TURNS: usize = 3;
+/// The duration of one measurement.
+const DURATION: Duration = Duration::from_secs(3);
+/// The number of concurrent requests in measurements of throughput.
+const CONCURRENCY: usize = 16;
+/// The number of runs of each measurement; the median is printed.
+const RUNS: usize = 3;
 
-/// Answers a message of the smallest kind.
+/// A service that replies with the content of the request.
 struct Echo {
     store: Arc<Store>,
     bus: Bus,
@@ -33,12 +33,12 @@ impl Service for Echo {
     fn bus(&self) -> &Bus {
         &self.bus
     }
-    async fn locate(&self, _: &Target) -> Result<Option<Place>, Problem> {
+    async fn locate(&self, _: &Target) -> Result<Option<Location>, Problem> {
         Ok(None)
     }
 }
 
-/// Request and reply on the bus, a few hundred bytes each way: within one process, and over each broker.
+/// Measures request and reply on the bus, with a few hundred bytes each: in one process, and over each broker.
 pub fn bus() -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let inside = runtime.enter();
@@ -54,7 +54,7 @@ pub fn bus() -> Vec<String> {
         let client = capsule_kafka::Kafka::connect(&kafka.url(), "bench").expect("a client");
         Arc::new(client) as Arc<dyn capsule_bus::transport::Transport>
     };
-    let bus = |transport| Bus::over(transport, &keyring, String::new());
+    let bus = |transport| Bus::with_transport(transport, &keyring, String::new());
     let shapes = [
         ("in process", within.clone(), within),
         ("RabbitMQ", bus(over_rabbitmq()), bus(over_rabbitmq())),
@@ -71,12 +71,12 @@ pub fn bus() -> Vec<String> {
             let store = Arc::new(runtime.block_on(open).expect("opens"));
             let echo = Arc::new(Echo { store, bus: server.clone() });
             Router::new(echo).handle(|_, call: Call<RefreshToken>| async move { Err(Problem::conflict(call.message.refresh_token)) }).start();
-            server.complete();
+            server.start_event_delivery();
             let (alone, together) = runtime.block_on(request_reply(&client));
             let (alone_peer, together_peer) = *peer.get_or_insert((alone[alone.len() / 2], together));
             let p50 = alone[alone.len() / 2];
             format!(
-                "{name:<10} request/reply p50 {:>7.3} ms ({:.1}x), p95 {:>7.3} ms; {together:>7.0}/s with {AT_A_TIME} at a time ({:.3}x)",
+                "{name:<10} request/reply p50 {:>7.3} ms ({:.1}x), p95 {:>7.3} ms; {together:>7.0}/s with {CONCURRENCY} at a time ({:.3}x)",
                 milliseconds(p50),
                 p50.as_secs_f64() / alone_peer.as_secs_f64(),
                 milliseconds(alone[alone.len() * 95 / 100]),
@@ -85,15 +85,15 @@ pub fn bus() -> Vec<String> {
         })
         .collect();
     drop(inside);
-    // The brokers' clients wait for brokers that are about to end.
+    // Does not wait for the brokers' clients, whose brokers are about to stop.
     runtime.shutdown_background();
     lines
 }
 
-/// The time of each request, one after the other, in order; and how many there are a second side by side.
+/// Returns the sorted times of sequential requests, and the number of concurrent requests per second.
 async fn request_reply(client: &Bus) -> (Vec<Duration>, f64) {
     let message = RefreshToken { refresh_token: "x".repeat(400) };
-    let ask = || async {
+    let request = || async {
         let context = Context::background("bench");
         let problem = client.request(&context, &message).await.expect_err("an echo");
         assert_eq!(problem.detail, message.refresh_token, "the echo answers");
@@ -104,25 +104,25 @@ async fn request_reply(client: &Bus) -> (Vec<Duration>, f64) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut alone = Vec::new();
-    let end = Instant::now() + TIME;
+    let end = Instant::now() + DURATION;
     while Instant::now() < end {
         let began = Instant::now();
-        ask().await;
+        request().await;
         alone.push(began.elapsed());
     }
     alone.sort_unstable();
-    let (count, end) = (AtomicU64::new(0), Instant::now() + TIME);
-    let askers = (0..AT_A_TIME).map(|_| async {
+    let (count, end) = (AtomicU64::new(0), Instant::now() + DURATION);
+    let clients = (0..CONCURRENCY).map(|_| async {
         while Instant::now() < end {
-            ask().await;
+            request().await;
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    futures_util::future::join_all(askers).await;
-    (alone, count.into_inner() as f64 / TIME.as_secs_f64())
+    futures_util::future::join_all(clients).await;
+    (alone, count.into_inner() as f64 / DURATION.as_secs_f64())
 }
 
-/// How fast events leave the outbox, once there are many.
+/// Measures the rate at which the relay empties a full outbox.
 pub fn relay() -> Vec<String> {
     const EVENTS: usize = 5000;
     each_shape(true, |name, server, postgres| {
@@ -133,17 +133,17 @@ pub fn relay() -> Vec<String> {
              FROM generate_series(1, {EVENTS}) n"
         );
         let postgres = postgres.expect("on PostgreSQL");
-        let _ = postgres.ask("capsule_project", &insert);
+        let _ = postgres.query("capsule_project", &insert);
         let began = Instant::now();
-        eventually("all are told", || {
-            (postgres.ask("capsule_project", "SELECT count(*) FROM outbox WHERE relayed_at IS NULL") == ["0"]).then_some(())
+        eventually("all events are relayed", || {
+            (postgres.query("capsule_project", "SELECT count(*) FROM outbox WHERE relayed_at IS NULL") == ["0"]).then_some(())
         });
         let _ = server;
         format!("{name:<34} {:>6.0} events/s", EVENTS as f64 / began.elapsed().as_secs_f64())
     })
 }
 
-/// The gateway in each shape.
+/// Measures the gateway in each shape.
 pub fn shapes() -> Vec<String> {
     let mut baseline: Option<(f64, f64)> = None;
     each_shape(false, |name, server, _| {
@@ -155,8 +155,8 @@ pub fn shapes() -> Vec<String> {
         let began = Instant::now();
         let read = || server.api("GET", &path, Some(&token), None).ok();
         let write = || server.api("PATCH", "/auth/me", Some(&token), Some(&json!({"name": "Bench"}))).ok();
-        let alone = median((0..TURNS).map(|_| milliseconds(alone(read))));
-        let (reads, writes) = (median((0..TURNS).map(|_| together(read))), median((0..TURNS).map(|_| together(write))));
+        let alone = median((0..RUNS).map(|_| milliseconds(alone(read))));
+        let (reads, writes) = (median((0..RUNS).map(|_| together(read))), median((0..RUNS).map(|_| together(write))));
         let cores = (processor_seconds(server) - before) / began.elapsed().as_secs_f64();
         let (read_ratio, write_ratio) = baseline.map_or((1.0, 1.0), |(one, other)| (reads / one, writes / other));
         baseline.get_or_insert((reads, writes));
@@ -168,17 +168,17 @@ pub fn shapes() -> Vec<String> {
     })
 }
 
-/// Does something with a server of each shape.
-fn each_shape(on_postgres: bool, work: impl FnMut(&str, &Server, Option<&Postgres>) -> String) -> Vec<String> {
-    let mut work = work;
+/// Calls `measure` with a server of each shape.
+fn each_shape(on_postgres: bool, measure: impl FnMut(&str, &Server, Option<&Postgres>) -> String) -> Vec<String> {
+    let mut measure = measure;
     let mut lines = Vec::new();
     let unlimited = "limits.requests_per_minute=0".to_owned();
     let postgres = on_postgres.then(Postgres::start);
     let mut settings = vec![unlimited.clone()];
     settings.extend(postgres.as_ref().map(|postgres| format!("database.url={}", postgres.url())));
-    let server = everywhere(&Shape { settings, ..Shape::default() }, Server::default);
+    let server = with_shape(&Shape { settings, ..Shape::default() }, Server::default);
     let database = if on_postgres { "PostgreSQL" } else { "SQLite" };
-    lines.push(work(&format!("one process, {database}"), &server, postgres.as_ref()));
+    lines.push(measure(&format!("one process, {database}"), &server, postgres.as_ref()));
     drop((server, postgres));
     for kafka in [false, true] {
         let (postgres, redis) = (Postgres::start(), Redis::start());
@@ -191,41 +191,41 @@ fn each_shape(on_postgres: bool, work: impl FnMut(&str, &Server, Option<&Postgre
         let urls = [("database", postgres.url()), ("redis", redis.url()), ("broker", broker)];
         let mut settings = urls.map(|(name, url)| format!("{name}.url={url}")).to_vec();
         settings.push(unlimited.clone());
-        let server = everywhere(&Shape::split(settings), Server::default);
+        let server = with_shape(&Shape::split(settings), Server::default);
         let name = if kafka { "split, Kafka, PostgreSQL, Redis" } else { "split, RabbitMQ, PostgreSQL, Redis" };
-        lines.push(work(name, &server, Some(&postgres)));
+        lines.push(measure(name, &server, Some(&postgres)));
     }
     lines
 }
 
-/// The median time of a request when nobody else asks.
-fn alone<T>(ask: impl Fn() -> T) -> Duration {
+/// The median time of sequential requests.
+fn alone<T>(request: impl Fn() -> T) -> Duration {
     let mut all = Vec::new();
-    let end = Instant::now() + TIME;
+    let end = Instant::now() + DURATION;
     while Instant::now() < end {
         let began = Instant::now();
-        ask();
+        request();
         all.push(began.elapsed());
     }
     all.sort_unstable();
     all[all.len() / 2]
 }
 
-/// Requests a second with many under way.
-fn together<T>(ask: impl Fn() -> T + Sync) -> f64 {
+/// The number of concurrent requests per second.
+fn together<T>(request: impl Fn() -> T + Sync) -> f64 {
     let count = AtomicU64::new(0);
-    let end = Instant::now() + TIME;
+    let end = Instant::now() + DURATION;
     std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
+        for _ in 0..CONCURRENCY {
             scope.spawn(|| {
                 while Instant::now() < end {
-                    ask();
+                    request();
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    count.load(Ordering::Relaxed) as f64 / TIME.as_secs_f64()
+    count.load(Ordering::Relaxed) as f64 / DURATION.as_secs_f64()
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -238,13 +238,13 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// What the server's processes have used of the processors so far.
+/// The CPU time that the server's processes have used, in seconds.
 fn processor_seconds(server: &Server) -> f64 {
     let ticks = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let after: Vec<u64> =
             stat.rsplit(')').next().unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        // utime and stime, the 14th and 15th of all; the state between is no number.
+        // utime and stime, the fields 14 and 15 of proc_pid_stat(5); the state before them is not a number.
         let at = |place: usize| after.get(place).copied().unwrap_or_default();
         at(10) + at(11)
     };
