@@ -282,7 +282,7 @@ async fn a_deleted_organization_counts_until_its_deletion_is_complete() {
         last = world.request(&make(name)).await.expect("made").id;
     }
     let refused = world.request(&make("Four")).await.expect_err("refused");
-    assert!(refused.code == "quota_exceeded" && refused.detail.contains("one user may make 3"), "{refused}");
+    assert!(refused.code == "quota_exceeded" && refused.detail.contains("the limit is 3 per user"), "{refused}");
     // The deletion waits for the deploy service, which does not run here.
     world.request(&DeleteOrganization { id: last, password: Some("a long enough one 1".into()) }).await.expect("begun");
     assert_eq!(world.request(&make("Four")).await.expect_err("refused").code, "quota_exceeded");

@@ -420,7 +420,7 @@ mod tests {
         let upload = new_id();
         super::begin_upload(&tx, &grant, &limits, upload, 2 * MIB).await.expect("fits");
         let problem = super::begin_upload(&tx, &grant, &limits, new_id(), 1).await.expect_err("refused");
-        assert!(problem.detail.contains("2 of 2 MiB") && problem.detail.contains("would be 3"), "{problem}");
+        assert!(problem.detail.contains("2 of 2 MiB") && problem.detail.contains("would need 3"), "{problem}");
         super::complete_upload(&tx, &grant, upload, MIB).await.expect("settled");
         super::begin_upload(&tx, &grant, &limits, new_id(), MIB).await.expect("fits by now");
         super::begin_upload(&tx, &grant, &limits, new_id(), 1).await.expect_err("full");

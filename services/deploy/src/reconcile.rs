@@ -107,7 +107,7 @@ pub async fn retire_unwanted(service: &DeployService) -> Result<(), Problem> {
         "SELECT i.id FROM instances i \
          LEFT JOIN placements p ON p.service_id = i.service_id AND p.environment_id = i.environment_id \
          LEFT JOIN deployments d ON d.id = i.deployment_id \
-         WHERE (i.role IN ('candidate', 'serving') AND p.desired_state = 'removed') OR (i.role = 'serving' AND p.desired_state = 'stopped') \
+         WHERE (i.role IN ('candidate', 'serving') AND p.wanted = 'removed') OR (i.role = 'serving' AND p.wanted = 'stopped') \
          OR (i.role = 'candidate' AND d.finished_at IS NOT NULL)"
     );
     if !service.store.read().exists(unwanted).await? {
@@ -119,9 +119,9 @@ pub async fn retire_unwanted(service: &DeployService) -> Result<(), Problem> {
             "the platform's own work",
             "UPDATE instances SET role = 'retiring' WHERE \
              (role IN ('candidate', 'serving') AND EXISTS (SELECT 1 FROM placements p WHERE p.service_id = instances.service_id \
-             AND p.environment_id = instances.environment_id AND p.desired_state = 'removed')) \
+             AND p.environment_id = instances.environment_id AND p.wanted = 'removed')) \
              OR (role = 'serving' AND EXISTS (SELECT 1 FROM placements p WHERE p.service_id = instances.service_id \
-             AND p.environment_id = instances.environment_id AND p.desired_state = 'stopped')) \
+             AND p.environment_id = instances.environment_id AND p.wanted = 'stopped')) \
              OR (role = 'candidate' AND EXISTS (SELECT 1 FROM deployments d WHERE d.id = instances.deployment_id \
              AND d.finished_at IS NOT NULL))"
         ))

@@ -98,7 +98,7 @@ async fn record_removal(
         grant,
         "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND finished_at IS NULL AND EXISTS \
          (SELECT 1 FROM placements p WHERE p.service_id = deployments.service_id \
-         AND p.environment_id = deployments.environment_id AND p.desired_state = 'removed')"
+         AND p.environment_id = deployments.environment_id AND p.wanted = 'removed')"
     ))
     .await?;
     routes::bump_revision(tx).await?;

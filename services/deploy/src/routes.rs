@@ -82,8 +82,8 @@ async fn table(service: &DeployService) -> Result<BTreeMap<String, Route>, Probl
     let mut routes = BTreeMap::new();
     let rows = unscoped!(
         "one table for all tenants",
-        "SELECT p.service_id, p.environment_id, p.host, p.desired_state, d.release_id, d.plan FROM placements p \
-         LEFT JOIN deployments d ON d.id = p.active_deployment_id WHERE p.desired_state <> 'removed'"
+        "SELECT p.service_id, p.environment_id, p.host, p.wanted, d.release_id, d.plan FROM placements p \
+         LEFT JOIN deployments d ON d.id = p.active_deployment_id WHERE p.wanted <> 'removed'"
     );
     for service_environment in service.store.read().all::<RouteRow>(rows).await? {
         let own = |service_id: Uuid, environment_id: Uuid| {
