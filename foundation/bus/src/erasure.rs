@@ -15,23 +15,24 @@ pub fn erase<'a>(tx: &'a Transaction<'_>, user: Uuid) -> BoxFuture<'a, Result<()
         for kind in PERSONAL_EVENTS.into_iter().chain([UNREADABLE]) {
             tx.run(unscoped!(
                 "the outbox belongs to the service",
-                "DELETE FROM outbox WHERE kind = $1 AND envelope LIKE $2",
+                "DELETE FROM outbox WHERE kind = :kind AND envelope LIKE :envelope",
                 kind,
-                pattern.as_str()
+                envelope = pattern.as_str()
             ))
             .await?;
             // The row stays until its retention ends, so that a redelivered event is not handled again.
             tx.run(unscoped!(
                 "the inbox belongs to the service",
-                "UPDATE inbox SET state = 'done', envelope = '{}', last_error = NULL, errors = NULL WHERE kind = $1 AND envelope LIKE $2",
+                "UPDATE inbox SET state = 'done', envelope = '{}', last_error = NULL, errors = NULL WHERE kind = :kind \
+                 AND envelope LIKE :envelope",
                 kind,
-                pattern.as_str()
+                envelope = pattern.as_str()
             ))
             .await?;
         }
         tx.run(unscoped!(
             "sagas belong to the service",
-            "UPDATE sagas SET history = '[]', last_error = NULL WHERE ended_at IS NOT NULL AND input LIKE $1",
+            "UPDATE sagas SET history = '[]', last_error = NULL WHERE ended_at IS NOT NULL AND input LIKE :pattern",
             pattern
         ))
         .await?;

@@ -5,9 +5,8 @@ use std::time::Duration;
 use capsule_contracts::operations::{DeadLettered, Failure};
 use capsule_contracts::organization::Membership;
 use capsule_contracts::{Event, EventEnvelope, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Store, Transaction, unscoped};
+use capsule_store::{FromRow, Store, Transaction, unscoped};
 use rand::RngExt;
-use sea_orm::FromQueryResult;
 
 use crate::Bus;
 use crate::context::Context;
@@ -30,16 +29,16 @@ pub async fn emit<E: Event>(tx: &Transaction<'_>, context: &Context, event: &E) 
     let text = serde_json::to_string(&envelope).map_err(|_| Problem::internal())?;
     tx.run(unscoped!(
         "the outbox belongs to the service",
-        "INSERT INTO outbox (id, kind, envelope) VALUES ($1, $2, $3)",
-        envelope.id,
-        E::TYPE,
+        "INSERT INTO outbox (id, kind, envelope) VALUES (:id, :kind, :text)",
+        id = envelope.id,
+        kind = E::TYPE,
         text
     ))
     .await?;
     Ok(())
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct OutboxRow {
     id: Uuid,
     envelope: String,
@@ -78,9 +77,9 @@ async fn relay_once(store: &Store, bus: &Bus) -> Result<usize, Problem> {
         for row in &rows {
             tx.run(unscoped!(
                 "the outbox belongs to the service",
-                "UPDATE outbox SET relayed_at = $1 WHERE id = $2",
-                now.0,
-                row.id
+                "UPDATE outbox SET relayed_at = :relayed_at WHERE id = :id",
+                relayed_at = now.0,
+                id = row.id
             ))
             .await?;
         }
@@ -98,11 +97,10 @@ pub async fn enqueue(store: &Store, envelope: &EventEnvelope) -> Result<(), Prob
     tx.run(unscoped!(
         "the inbox belongs to the service",
         "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, received_at) \
-         VALUES ($1, $2, $3, 'pending', 0, $4, $5) ON CONFLICT (id) DO NOTHING",
-        envelope.id,
-        envelope.kind.as_str(),
+         VALUES (:id, :kind, :text, 'pending', 0, :now, :now) ON CONFLICT (id) DO NOTHING",
+        id = envelope.id,
+        kind = envelope.kind.as_str(),
         text,
-        now,
         now
     ))
     .await?;
@@ -110,7 +108,7 @@ pub async fn enqueue(store: &Store, envelope: &EventEnvelope) -> Result<(), Prob
 }
 
 /// An event in the inbox.
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct InboxRow {
     pub id: Uuid,
     pub kind: String,
@@ -125,8 +123,9 @@ pub async fn due_events(store: &Store) -> Result<Vec<InboxRow>, Problem> {
         .read()
         .all(unscoped!(
             "the inbox belongs to the service",
-            "SELECT id, kind, envelope, attempts, errors FROM inbox WHERE state = 'pending' AND next_attempt_at <= $1 ORDER BY id LIMIT 100",
-            Timestamp::now().0
+            "SELECT id, kind, envelope, attempts, errors FROM inbox WHERE state = 'pending' \
+             AND next_attempt_at <= :now ORDER BY id LIMIT 100",
+            now = Timestamp::now().0
         ))
         .await
 }
@@ -134,7 +133,7 @@ pub async fn due_events(store: &Store) -> Result<Vec<InboxRow>, Problem> {
 /// Marks an event as handled, in the transaction that handles it. Returns `false` if it was handled before.
 pub async fn mark_done(tx: &Transaction<'_>, id: Uuid) -> Result<bool, Problem> {
     let done =
-        unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = $1 AND state = 'pending'", id);
+        unscoped!("the inbox belongs to the service", "UPDATE inbox SET state = 'done' WHERE id = :id AND state = 'pending'", id);
     Ok(tx.run(done).await? == 1)
 }
 
@@ -145,13 +144,12 @@ pub async fn store_dead_letter(store: &Store, body: &[u8], reason: &str) -> Resu
     tx.run(unscoped!(
         "the inbox belongs to the service",
         "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, last_error, received_at) \
-         VALUES ($1, $2, $3, 'dead', 1, $4, $5, $6)",
+         VALUES (:id, :kind, :envelope, 'dead', 1, :now, :reason, :now)",
         id,
-        UNREADABLE,
-        String::from_utf8_lossy(body).into_owned(),
+        kind = UNREADABLE,
+        envelope = String::from_utf8_lossy(body).into_owned(),
         now,
-        reason,
-        now
+        reason
     ))
     .await?;
     emit(&tx, &Context::background(store.name()), &alert(store, id, UNREADABLE, reason)).await?;
@@ -177,14 +175,15 @@ pub async fn record_failure(store: &Store, row: &InboxRow, problem: &Problem) {
         let tx = store.begin().await?;
         tx.run(unscoped!(
             "the inbox belongs to the service",
-            "UPDATE inbox SET state = $1, attempts = $2, next_attempt_at = $3, last_error = $4, errors = $5 \
-             WHERE id = $6 AND state = 'pending'",
-            if dead { "dead" } else { "pending" },
+            "UPDATE inbox SET state = :state, attempts = :attempts, next_attempt_at = :next_attempt_at, \
+             last_error = :last_error, errors = :errors \
+             WHERE id = :id AND state = 'pending'",
+            state = if dead { "dead" } else { "pending" },
             attempts,
-            Timestamp::now().0.saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)),
-            problem.to_string(),
+            next_attempt_at = Timestamp::now().0.saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)),
+            last_error = problem.to_string(),
             errors,
-            row.id
+            id = row.id
         ))
         .await?;
         if dead {
@@ -214,15 +213,16 @@ pub fn backoff(attempts: i32) -> Duration {
 pub async fn cache_membership(tx: &Transaction<'_>, membership: &Membership) -> Result<(), Problem> {
     tx.run(unscoped!(
         "the cache decides who may act for a tenant",
-        "INSERT INTO memberships (organization_id, user_id, role, sequence, confirmed_at) VALUES ($1, $2, $3, $4, $5) \
+        "INSERT INTO memberships (organization_id, user_id, role, sequence, confirmed_at) \
+         VALUES (:organization_id, :user_id, :role, :sequence, :confirmed_at) \
          ON CONFLICT (organization_id, user_id) DO UPDATE \
          SET role = excluded.role, sequence = excluded.sequence, confirmed_at = excluded.confirmed_at \
          WHERE excluded.sequence >= memberships.sequence",
-        membership.organization_id,
-        membership.user_id,
-        membership.role.map(|role| role.name().to_owned()),
-        membership.sequence,
-        Timestamp::now().0
+        organization_id = membership.organization_id,
+        user_id = membership.user_id,
+        role = membership.role.map(|role| role.name().to_owned()),
+        sequence = membership.sequence,
+        confirmed_at = Timestamp::now().0
     ))
     .await?;
     Ok(())

@@ -6,8 +6,7 @@ use capsule_contracts::operations::{
     DeadLetter, DiscardDeadLetter, Failure, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter, Saga, SagaEvent,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
-use capsule_store::{Store, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Store, unscoped};
 
 use crate::events;
 use crate::service::{Call, Router, Service};
@@ -23,7 +22,7 @@ pub fn serve<S: Service>(router: Router<S>) -> Router<S> {
         .handle_per_service(get_saga)
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct DeadRow {
     id: Uuid,
     kind: String,
@@ -54,7 +53,8 @@ impl DeadRow {
 async fn list_dead_letters<S: Service>(service: Arc<S>, _: Call<ListDeadLetters>) -> Result<Page<DeadLetter>, Problem> {
     let rows = unscoped!(
         "the inbox belongs to the service",
-        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' ORDER BY id DESC LIMIT 200"
+        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' \
+         ORDER BY id DESC LIMIT 200"
     );
     let rows = service.store().read().all::<DeadRow>(rows).await?;
     Ok(Page::whole(rows.into_iter().map(|row| row.view(service.store().name(), false)).collect()))
@@ -63,7 +63,7 @@ async fn list_dead_letters<S: Service>(service: Arc<S>, _: Call<ListDeadLetters>
 async fn dead_letter(store: &Store, id: Uuid) -> Result<DeadLetter, Problem> {
     let row = unscoped!(
         "the inbox belongs to the service",
-        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' AND id = $1",
+        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' AND id = :id",
         id
     );
     let row = store.read().first::<DeadRow>(row).await?.ok_or_else(|| Problem::not_found("dead letter"))?;
@@ -94,17 +94,17 @@ async fn set_state(store: &Store, letter: DeadLetter, state: &str) -> Result<Dea
     let tx = store.begin().await?;
     tx.run(unscoped!(
         "the inbox belongs to the service",
-        "UPDATE inbox SET state = $1, attempts = 0, next_attempt_at = $2 WHERE id = $3 AND state = 'dead'",
+        "UPDATE inbox SET state = :state, attempts = 0, next_attempt_at = :next_attempt_at WHERE id = :id AND state = 'dead'",
         state,
-        Timestamp::now().0,
-        letter.id
+        next_attempt_at = Timestamp::now().0,
+        id = letter.id
     ))
     .await?;
     tx.commit().await?;
     Ok(letter)
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct SagaRow {
     id: Uuid,
     name: String,
@@ -147,14 +147,14 @@ async fn list_sagas<S: Service>(service: Arc<S>, _: Call<ListSagas>) -> Result<P
 async fn get_saga<S: Service>(service: Arc<S>, call: Call<GetSaga>) -> Result<Saga, Problem> {
     let row = unscoped!(
         "sagas belong to the service",
-        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas WHERE id = $1",
-        call.message.id
+        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas WHERE id = :id",
+        id = call.message.id
     );
     let row = service.store().read().first::<SagaRow>(row).await?.ok_or_else(|| Problem::not_found("saga"))?;
     Ok(row.view(service.store().name()))
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct StateCount {
     state: String,
     count: i64,

@@ -5,8 +5,7 @@ use std::sync::LazyLock;
 
 use capsule_contracts::quotas::{ConfirmQuotas, ConfirmedQuotas, Quotas, QuotasChanged};
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::context::Context;
 use crate::service::{Router, Service};
@@ -17,7 +16,7 @@ const LEASE_SECONDS: i64 = 60;
 /// Entries from before this process started are requested again: the installation's settings may have changed.
 static STARTED: LazyLock<i64> = LazyLock::new(|| Timestamp::now().0);
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct CachedQuotas {
     quotas: String,
     confirmed_at: i64,
@@ -33,7 +32,7 @@ struct CachedQuotas {
 pub async fn quotas<S: Service>(service: &S, organization: Uuid) -> Result<Quotas, Problem> {
     let cached = unscoped!(
         "the limits of the organization that the caller was authorized for",
-        "SELECT quotas, confirmed_at FROM known_quotas WHERE organization_id = $1",
+        "SELECT quotas, confirmed_at FROM known_quotas WHERE organization_id = :organization",
         organization
     );
     let cached = service.store().read().first::<CachedQuotas>(cached).await?;
@@ -69,14 +68,15 @@ fn parse(text: &str) -> Result<Quotas, Problem> {
 async fn cache_quotas(tx: &Transaction<'_>, confirmed: &ConfirmedQuotas) -> Result<(), Problem> {
     tx.run(unscoped!(
         "limits are not a tenant's data",
-        "INSERT INTO known_quotas (organization_id, quotas, sequence, confirmed_at) VALUES ($1, $2, $3, $4) \
+        "INSERT INTO known_quotas (organization_id, quotas, sequence, confirmed_at) \
+         VALUES (:organization_id, :quotas, :sequence, :confirmed_at) \
          ON CONFLICT (organization_id) DO UPDATE \
          SET quotas = excluded.quotas, sequence = excluded.sequence, confirmed_at = excluded.confirmed_at \
          WHERE excluded.sequence >= known_quotas.sequence",
-        confirmed.organization_id,
-        serde_json::to_string(&confirmed.quotas).map_err(|_| Problem::internal())?,
-        confirmed.sequence,
-        Timestamp::now().0
+        organization_id = confirmed.organization_id,
+        quotas = serde_json::to_string(&confirmed.quotas).map_err(|_| Problem::internal())?,
+        sequence = confirmed.sequence,
+        confirmed_at = Timestamp::now().0
     ))
     .await?;
     Ok(())

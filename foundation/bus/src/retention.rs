@@ -44,10 +44,14 @@ pub(crate) async fn run<S: Service>(service: &Arc<S>, service_purge: Option<Purg
 pub async fn purge(store: &Store, now: Timestamp) -> Result<(), Problem> {
     let (events, sagas) = (now.plus_seconds(-EVENT_RETENTION_SECONDS).0, now.plus_seconds(-SAGA_RETENTION_SECONDS).0);
     let tx = store.begin().await?;
-    tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < $1", events)).await?;
-    tx.run(unscoped!("the inbox belongs to the service", "DELETE FROM inbox WHERE state = 'done' AND received_at < $1", events))
-        .await?;
-    tx.run(unscoped!("sagas belong to the service", "DELETE FROM sagas WHERE ended_at < $1", sagas)).await?;
+    tx.run(unscoped!("the outbox belongs to the service", "DELETE FROM outbox WHERE relayed_at < :events", events)).await?;
+    tx.run(unscoped!(
+        "the inbox belongs to the service",
+        "DELETE FROM inbox WHERE state = 'done' AND received_at < :events",
+        events
+    ))
+    .await?;
+    tx.run(unscoped!("sagas belong to the service", "DELETE FROM sagas WHERE ended_at < :sagas", sagas)).await?;
     idempotency::prune(&tx, now).await?;
     tx.commit().await
 }

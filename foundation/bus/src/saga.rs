@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use capsule_contracts::operations::SagaEvent;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Store, Transaction, unscoped};
+use capsule_store::{FromRow, Store, Transaction, unscoped};
 use futures_util::future::BoxFuture;
-use sea_orm::FromQueryResult;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -101,19 +100,18 @@ pub async fn begin<S>(tx: &Transaction<'_>, context: &Context, saga: &Saga<S>, i
     tx.run(unscoped!(
         "sagas belong to the service",
         "INSERT INTO sagas (id, name, input, correlation_id, state, step, attempts, next_attempt_at, history, started_at) \
-         VALUES ($1, $2, $3, $4, 'running', 0, 0, $5, '[]', $6)",
+         VALUES (:id, :name, :input, :correlation_id, 'running', 0, 0, :now, '[]', :now)",
         id,
-        saga.name,
-        serde_json::to_string(input).map_err(|_| Problem::internal())?,
-        context.correlation_id.as_str(),
-        now,
+        name = saga.name,
+        input = serde_json::to_string(input).map_err(|_| Problem::internal())?,
+        correlation_id = context.correlation_id.as_str(),
         now
     ))
     .await?;
     Ok(id)
 }
 
-#[derive(Clone, FromQueryResult)]
+#[derive(Clone, FromRow)]
 struct Row {
     id: Uuid,
     name: String,
@@ -153,8 +151,8 @@ async fn due_sagas(store: &Store) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "sagas belong to the service",
         "SELECT id, name, input, correlation_id, state, step, attempts, history, started_at FROM sagas \
-         WHERE ended_at IS NULL AND next_attempt_at <= $1 ORDER BY next_attempt_at LIMIT 16",
-        Timestamp::now().0
+         WHERE ended_at IS NULL AND next_attempt_at <= :now ORDER BY next_attempt_at LIMIT 16",
+        now = Timestamp::now().0
     );
     store.read().all(rows).await
 }
@@ -237,16 +235,17 @@ async fn record(
     let tx = store.begin().await?;
     tx.run(unscoped!(
         "sagas belong to the service",
-        "UPDATE sagas SET state = $1, step = $2, attempts = $3, next_attempt_at = $4, last_error = $5, history = $6, ended_at = $7 \
-         WHERE id = $8",
+        "UPDATE sagas SET state = :state, step = :step, attempts = :attempts, next_attempt_at = :next_attempt_at, \
+         last_error = :last_error, history = :history, ended_at = :ended \
+         WHERE id = :id",
         state,
-        i32::try_from(step).unwrap_or_default(),
+        step = i32::try_from(step).unwrap_or_default(),
         attempts,
-        now.0 + i64::try_from(delay.as_micros()).unwrap_or_default(),
-        outcome.as_ref().err().map(ToString::to_string),
-        serde_json::to_string(&history).map_err(|_| Problem::internal())?,
+        next_attempt_at = now.0 + i64::try_from(delay.as_micros()).unwrap_or_default(),
+        last_error = outcome.as_ref().err().map(ToString::to_string),
+        history = serde_json::to_string(&history).map_err(|_| Problem::internal())?,
         ended,
-        row.id
+        id = row.id
     ))
     .await?;
     tx.commit().await?;

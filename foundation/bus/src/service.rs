@@ -45,10 +45,11 @@ pub trait Service: Send + Sync + 'static {
         async move {
             let role = unscoped!(
                 "the cache decides who may act for a tenant",
-                "SELECT role FROM memberships WHERE organization_id = $1 AND user_id = $2 AND confirmed_at > $3",
+                "SELECT role FROM memberships WHERE organization_id = :organization AND user_id = :user \
+                 AND confirmed_at > :since",
                 organization,
                 user,
-                Timestamp::now().plus_seconds(-MEMBERSHIP_LEASE_SECONDS).0
+                since = Timestamp::now().plus_seconds(-MEMBERSHIP_LEASE_SECONDS).0
             );
             let role = self.store().read().value::<Option<String>>(role).await?.flatten();
             role.map(|role| role.parse()).transpose()

@@ -4,14 +4,12 @@
 use std::fmt::Write;
 
 use capsule_contracts::Uuid;
-use sea_orm::{
-    ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, IsolationLevel, QueryResult, Statement,
-    TransactionTrait, Value,
-};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Databases, Migrations, StoreError, migrate};
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::{Databases, DecodeError, Migrations, StoreError, Value, migrate};
 
 /// Tables that are not copied: they describe the processes that use a database, or mark it as the original.
 const EPHEMERAL_TABLES: [&str; 2] = ["leases", "restore_marks"];
@@ -87,7 +85,7 @@ impl Summarizer {
 
 /// A consistent view of a database at one moment.
 pub struct Snapshot {
-    transaction: DatabaseTransaction,
+    session: Session,
     tables: Vec<Table>,
 }
 
@@ -106,14 +104,11 @@ impl Snapshot {
         if !databases.exists(service).await? {
             return Ok(None);
         }
-        let connection = databases.writer(service).await?;
-        let transaction = match connection.get_database_backend() {
-            DatabaseBackend::Postgres => connection.begin_with_config(Some(IsolationLevel::RepeatableRead), None).await,
-            _ => connection.begin().await,
-        };
-        let transaction = transaction.map_err(|cause| failed(service, &cause))?;
-        let tables = tables(&transaction).await.map_err(|error| failed(service, &error))?;
-        Ok(Some(Self { transaction, tables }))
+        let session = databases.session(service).await?;
+        let begin = session.select("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ");
+        session.run_plain(begin).await.map_err(|cause| failed(service, &cause))?;
+        let tables = tables(&session).await.map_err(|error| failed(service, &error))?;
+        Ok(Some(Self { session, tables }))
     }
 
     /// The tables, each after the ones its foreign keys refer to.
@@ -127,7 +122,7 @@ impl Snapshot {
     /// # Errors
     /// When they cannot be read.
     pub async fn rows(&self, table: &Table, from: usize) -> Result<Vec<Row>, StoreError> {
-        read(&self.transaction, table, from).await.map_err(|cause| failed(&table.name, &cause))
+        read(&self.session, table, from).await.map_err(|cause| failed(&table.name, &cause))
     }
 
     /// The summary of a table.
@@ -155,10 +150,8 @@ impl Snapshot {
     /// When they cannot be read.
     pub async fn versions(&self) -> Result<Vec<(String, i32)>, StoreError> {
         let sql = "SELECT component, version FROM schema_history ORDER BY component, version";
-        let rows = self.transaction.query_all_raw(Statement::from_string(self.transaction.get_database_backend(), sql)).await;
-        let rows = rows.map_err(|cause| failed("schema_history", &cause))?;
-        let version = |row: &QueryResult| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?));
-        rows.iter().map(version).collect::<Result<_, sea_orm::DbErr>>().map_err(|cause| failed("schema_history", &cause))
+        let versions = self.session.rows(sql, Vec::new(), |row| Ok((row.at(0)?, row.at(1)?))).await;
+        versions.map_err(|cause| failed("schema_history", &cause))
     }
 
     /// The summary of each table except the migration history.
@@ -208,8 +201,7 @@ pub async fn copy(from: &Databases, to: &Databases, service: &str, migrations: M
 
 /// A transaction that fills a service's database. Nothing is visible to others before [`DatabaseImport::commit`].
 pub struct DatabaseImport {
-    connection: DatabaseConnection,
-    transaction: DatabaseTransaction,
+    session: Session,
     tables: Vec<Table>,
     service: String,
 }
@@ -231,7 +223,7 @@ impl DatabaseImport {
         migrations: Migrations,
         versions: &[(String, i32)],
     ) -> Result<Self, StoreError> {
-        let connection = databases.writer(service).await?;
+        let session = databases.session(service).await?;
         for (component, version) in versions {
             let known = migrations.iter().find(|(name, _)| name == component);
             if known.is_none_or(|(_, known)| known.iter().all(|migration| migration.version != *version)) {
@@ -243,22 +235,23 @@ impl DatabaseImport {
         for (component, known) in migrations {
             let then = |version: i32| versions.iter().any(|(name, applied)| name == component && *applied == version);
             let applied: Vec<_> = known.iter().filter(|migration| then(migration.version)).copied().collect();
-            migrate::run(&connection, component, &applied).await?;
+            migrate::run(&session, component, &applied).await?;
         }
-        let transaction = connection.begin().await.map_err(|cause| failed(service, &cause))?;
-        let tables = tables(&transaction).await.map_err(|error| failed(service, &error))?;
+        let begin = session.select("BEGIN IMMEDIATE", "BEGIN");
+        session.run_plain(begin).await.map_err(|cause| failed(service, &cause))?;
+        let tables = tables(&session).await.map_err(|error| failed(service, &error))?;
         let is_seeded = |table: &&Table| SEEDED_TABLES.contains(&table.name.as_str());
         for table in tables.iter().filter(|table| !is_seeded(table) && table.name != "schema_history") {
-            let any = Statement::from_string(transaction.get_database_backend(), format!("SELECT 1 FROM {} LIMIT 1", table.name));
-            if transaction.query_one_raw(any).await.map_err(|cause| failed(service, &cause))?.is_some() {
+            let any = session.rows(format!("SELECT 1 FROM {} LIMIT 1", table.name), Vec::new(), |_| Ok(())).await;
+            if !any.map_err(|cause| failed(service, &cause))?.is_empty() {
                 return Err(StoreError(format!("{service}: the destination database is not empty: {} has rows", table.name)));
             }
         }
         for table in tables.iter().filter(is_seeded) {
             let empty = format!("DELETE FROM {}", table.name);
-            transaction.execute_unprepared(&empty).await.map_err(|cause| failed(service, &cause))?;
+            session.run_plain(empty).await.map_err(|cause| failed(service, &cause))?;
         }
-        Ok(Self { connection, transaction, tables, service: service.into() })
+        Ok(Self { session, tables, service: service.into() })
     }
 
     /// Writes rows of a table.
@@ -280,16 +273,13 @@ impl DatabaseImport {
             let _ = write!(sql, "{}${number}", if number == 1 { "" } else { ", " });
         }
         sql.push(')');
-        for row in rows {
-            let values: Option<Vec<Value>> = if row.len() == names.len() {
-                row.iter().zip(&table.columns).map(|(value, (_, column_type))| bind(value, *column_type)).collect()
-            } else {
-                None
-            };
-            let values = values.ok_or_else(|| wrong("a row does not match its columns"))?;
-            let insert = Statement::from_sql_and_values(self.transaction.get_database_backend(), &sql, values);
-            self.transaction.execute_raw(insert).await.map_err(|cause| wrong(&cause.to_string()))?;
-        }
+        let values = |row: &Row| -> Option<Vec<Value>> {
+            let columns = (row.len() == names.len()).then_some(&table.columns)?;
+            row.iter().zip(columns).map(|(value, (_, column_type))| bind(value, *column_type)).collect()
+        };
+        let rows: Option<Vec<_>> = rows.iter().map(values).collect();
+        let rows = rows.ok_or_else(|| wrong("a row does not match its columns"))?;
+        self.session.run_each(sql, rows).await.map_err(|cause| wrong(&cause.to_string()))?;
         Ok(())
     }
 
@@ -299,8 +289,8 @@ impl DatabaseImport {
     /// When the database cannot commit.
     pub async fn commit(self) -> Result<(), StoreError> {
         let service = self.service.clone();
-        self.transaction.commit().await.map_err(|cause| failed(&service, &cause))?;
-        self.connection.close().await.map_err(|cause| failed(&service, &cause))
+        self.session.run_plain("COMMIT").await.map_err(|cause| failed(&service, &cause))?;
+        self.session.close().await.map_err(|cause| failed(&service, &cause))
     }
 }
 
@@ -309,35 +299,26 @@ fn failed(what: &str, cause: &dyn std::fmt::Display) -> StoreError {
 }
 
 /// The tables in the order of their creation, so that each follows the ones it refers to.
-async fn tables(connection: &DatabaseTransaction) -> Result<Vec<Table>, StoreError> {
-    let backend = connection.get_database_backend();
-    let (tables, columns) = match backend {
-        DatabaseBackend::Postgres => (
-            "SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind = 'r' AND n.nspname = 'public' ORDER BY c.oid",
-            "SELECT column_name::text, data_type::text FROM information_schema.columns \
-             WHERE table_schema = 'public' AND table_name = $1 ORDER BY column_name",
-        ),
-        _ => (
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid",
-            "SELECT name, type FROM pragma_table_info($1) ORDER BY name",
-        ),
-    };
-    let text = |row: &QueryResult, at: usize| row.try_get_by_index::<String>(at).map_err(|cause| failed("the catalogue", &cause));
+async fn tables(session: &Session) -> Result<Vec<Table>, StoreError> {
+    let tables = session.select(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid",
+        "SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'r' AND n.nspname = 'public' ORDER BY c.oid",
+    );
+    let columns = session.select(
+        "SELECT name, type FROM pragma_table_info($1) ORDER BY name",
+        "SELECT column_name::text, data_type::text FROM information_schema.columns \
+         WHERE table_schema = 'public' AND table_name = $1 ORDER BY column_name",
+    );
     let mut all = Vec::new();
-    let names = connection
-        .query_all_raw(Statement::from_string(backend, tables))
-        .await
-        .map_err(|cause| failed("the catalogue", &cause))?;
-    for row in names {
-        let name = text(&row, 0)?;
+    let names = session.rows(tables, Vec::new(), |row| row.at::<String>(0)).await;
+    for name in names.map_err(|cause| failed("the catalogue", &cause))? {
         if EPHEMERAL_TABLES.contains(&name.as_str()) {
             continue;
         }
-        let ask = Statement::from_sql_and_values(backend, columns, [name.as_str().into()]);
-        let rows = connection.query_all_raw(ask).await.map_err(|cause| failed(&name, &cause))?;
-        let columns = rows.iter().map(|row| {
-            let (column, declared) = (text(row, 0)?, text(row, 1)?);
+        let declared = session.rows(columns, vec![name.as_str().into()], |row| Ok((row.at(0)?, row.at(1)?))).await;
+        let declared: Vec<(String, String)> = declared.map_err(|cause| failed(&name, &cause))?;
+        let columns = declared.into_iter().map(|(column, declared)| {
             let column_type = ColumnType::of(&declared)
                 .ok_or_else(|| failed(&name, &format!("the column {column} has the type {declared}")))?;
             Ok((column, column_type))
@@ -347,24 +328,22 @@ async fn tables(connection: &DatabaseTransaction) -> Result<Vec<Table>, StoreErr
     Ok(all)
 }
 
-async fn read(connection: &DatabaseTransaction, table: &Table, from: usize) -> Result<Vec<Row>, sea_orm::DbErr> {
-    let names: Vec<&str> = table.columns.iter().map(|(name, _)| name.as_str()).collect();
+async fn read(session: &Session, table: &Table, from: usize) -> Result<Vec<Row>, Failure> {
+    let (names, types): (Vec<&str>, Vec<ColumnType>) = table.columns.iter().map(|(name, kind)| (name.as_str(), *kind)).unzip();
     // Any order works if it is the same for each chunk. Ordering by all columns is total but for equal rows.
     let sql = format!("SELECT {0} FROM {1} ORDER BY {0} LIMIT {CHUNK_ROWS} OFFSET {from}", names.join(", "), table.name);
-    let rows = connection.query_all_raw(Statement::from_string(connection.get_database_backend(), sql)).await?;
-    rows.iter()
-        .map(|row| table.columns.iter().enumerate().map(|(at, (_, column_type))| value(row, at, *column_type)).collect())
-        .collect()
+    let decode = move |row: &crate::Row<'_>| types.iter().enumerate().map(|(at, kind)| value(row, at, *kind)).collect();
+    session.rows(sql, Vec::new(), decode).await
 }
 
-fn value(row: &QueryResult, at: usize, column_type: ColumnType) -> Result<serde_json::Value, sea_orm::DbErr> {
+fn value(row: &crate::Row<'_>, at: usize, column_type: ColumnType) -> Result<serde_json::Value, DecodeError> {
     Ok(match column_type {
-        ColumnType::Uuid => row.try_get_by_index::<Option<Uuid>>(at)?.map(|id| id.to_string()).into(),
-        ColumnType::Text => row.try_get_by_index::<Option<String>>(at)?.into(),
-        ColumnType::Integer => row.try_get_by_index::<Option<i32>>(at)?.into(),
-        ColumnType::Bigint => row.try_get_by_index::<Option<i64>>(at)?.into(),
-        ColumnType::Boolean => row.try_get_by_index::<Option<bool>>(at)?.into(),
-        ColumnType::Bytes => row.try_get_by_index::<Option<Vec<u8>>>(at)?.map(hex::encode).into(),
+        ColumnType::Uuid => row.at::<Option<Uuid>>(at)?.map(|id| id.to_string()).into(),
+        ColumnType::Text => row.at::<Option<String>>(at)?.into(),
+        ColumnType::Integer => row.at::<Option<i32>>(at)?.into(),
+        ColumnType::Bigint => row.at::<Option<i64>>(at)?.into(),
+        ColumnType::Boolean => row.at::<Option<bool>>(at)?.into(),
+        ColumnType::Bytes => row.at::<Option<Vec<u8>>>(at)?.map(hex::encode).into(),
     })
 }
 
@@ -374,7 +353,7 @@ fn bind(value: &serde_json::Value, column_type: ColumnType) -> Option<Value> {
     Some(match (column_type, value) {
         (ColumnType::Uuid, Json::Null) => Value::Uuid(None),
         (ColumnType::Uuid, Json::String(text)) => text.parse::<Uuid>().ok()?.into(),
-        (ColumnType::Text, Json::Null) => Value::String(None),
+        (ColumnType::Text, Json::Null) => Value::Text(None),
         (ColumnType::Text, Json::String(text)) => text.clone().into(),
         (ColumnType::Integer, Json::Null) => Value::Int(None),
         (ColumnType::Integer, number) => i32::try_from(number.as_i64()?).ok()?.into(),
@@ -421,9 +400,18 @@ mod tests {
         for n in 0..1200_i64 {
             let id = Uuid::from_u128(n as u128 + 1);
             let (name, raw) = ((n % 3 != 0).then(|| format!("näme {n}")), (n % 5 != 0).then(|| vec![0_u8, n as u8, 255]));
-            let insert = "INSERT INTO things (id, name, small, large, yes, raw) VALUES ($1, $2, $3, $4, $5, $6)";
-            tx.run(unscoped!("test", insert, id, name, n as i32, i64::MAX - n, n % 2 == 0, raw)).await.expect("inserts");
-            tx.run(unscoped!("test", "INSERT INTO more (thing) VALUES ($1)", id)).await.expect("inserts");
+            let insert = unscoped!(
+                "test",
+                "INSERT INTO things (id, name, small, large, yes, raw) VALUES (:id, :name, :small, :large, :yes, :raw)",
+                id,
+                name,
+                small = n as i32,
+                large = i64::MAX - n,
+                yes = n % 2 == 0,
+                raw
+            );
+            tx.run(insert).await.expect("inserts");
+            tx.run(unscoped!("test", "INSERT INTO more (thing) VALUES (:id)", id)).await.expect("inserts");
         }
         tx.commit().await.expect("commits");
         let to = Databases::Embedded(two.path().into());

@@ -4,15 +4,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, Statement};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 use crate::StoreError;
+use crate::embedded::Embedded;
+use crate::failure::Failure;
+use crate::server;
+use crate::session::Session;
 
-/// Read connections to an embedded database, beside its one write connection.
-const MAX_READERS: u32 = 3;
 /// How long a caller waits for a connection, or for `SQLite`'s lock.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the services' databases are. Each service has its own.
 #[derive(Clone)]
@@ -44,8 +46,8 @@ impl Databases {
         match self {
             Self::Embedded(directory) => Ok(file(directory, service).exists()),
             Self::Postgres { url, .. } => {
-                let server = postgres(url, "postgres", 1).await?;
-                database_exists(&server, &database(service)).await
+                let mut server = connect(url, "postgres").await?;
+                database_exists(&mut server, &database(service)).await
             }
         }
     }
@@ -56,38 +58,51 @@ impl Databases {
         matches!(self, Self::Embedded(directory) if services.iter().any(|service| file(directory, service).exists()))
     }
 
-    /// Connects to a service's database to write. Creates it if it is missing.
-    pub(crate) async fn writer(&self, service: &str) -> Result<DatabaseConnection, StoreError> {
+    /// Opens a service's database. Creates it if it is missing.
+    pub(crate) async fn engine(&self, service: &str) -> Result<Engine, StoreError> {
         match self {
-            Self::Embedded(directory) => embedded(directory, service, 1).await,
+            Self::Embedded(directory) => {
+                let file = create_file(directory, service)?;
+                Embedded::open(file.clone()).map(Engine::Embedded).map_err(|cause| open_error(&file, &cause))
+            }
             Self::Postgres { url, connections } => {
                 let name = database(service);
                 create(url, &name).await?;
-                postgres(url, &name, *connections).await
+                pool(url, &name, *connections).await.map(Engine::Server)
             }
         }
     }
 
-    /// Opens a separate session on the server; dropping the value ends it. `None` where there is no server.
-    pub(crate) async fn session(&self, service: &str) -> Result<Option<DatabaseConnection>, StoreError> {
+    /// Opens a separate session on a service's database; dropping the value ends it. Creates the database if it is
+    /// missing.
+    pub(crate) async fn session(&self, service: &str) -> Result<Session, StoreError> {
         match self {
-            Self::Embedded(_) => Ok(None),
+            Self::Embedded(directory) => {
+                let file = create_file(directory, service)?;
+                Session::embedded(&file).map_err(|cause| open_error(&file, &cause))
+            }
             Self::Postgres { url, .. } => {
                 let name = database(service);
-                let mut options = options(address(url, &name), 1);
-                options.idle_timeout(None).max_lifetime(None);
-                Database::connect(options).await.map(Some).map_err(|cause| connection_error(&name, &cause))
+                create(url, &name).await?;
+                connect(url, &name).await.map(Session::server)
             }
         }
     }
 
-    /// Connects to a service's database to read. On a server, writers and readers share a pool.
-    pub(crate) async fn readers(&self, service: &str, writer: &DatabaseConnection) -> Result<DatabaseConnection, StoreError> {
+    /// Opens a separate session where the database is on a server.
+    pub(crate) async fn server_session(&self, service: &str) -> Result<Option<Session>, StoreError> {
         match self {
-            Self::Embedded(directory) => embedded(directory, service, MAX_READERS).await,
-            Self::Postgres { .. } => Ok(writer.clone()),
+            Self::Embedded(_) => Ok(None),
+            Self::Postgres { url, .. } => connect(url, &database(service)).await.map(|session| Some(Session::server(session))),
         }
     }
+}
+
+/// A service's database.
+#[derive(Debug)]
+pub enum Engine {
+    Embedded(Embedded),
+    Server(PgPool),
 }
 
 fn file(directory: &Path, service: &str) -> PathBuf {
@@ -98,27 +113,35 @@ fn database(service: &str) -> String {
     format!("capsule_{service}")
 }
 
-async fn embedded(directory: &Path, service: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
+/// Creates a service's file unless it exists.
+fn create_file(directory: &Path, service: &str) -> Result<PathBuf, StoreError> {
     let file = file(directory, service);
     // Created here with the mode 0600; SQLite gives its other files the mode of this one.
     let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&file);
-    made.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))?;
-    let mut options = options(format!("sqlite://{}?mode=rwc", file.display()), connections);
-    options.map_sqlx_sqlite_opts(|options| {
-        options
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(ACQUIRE_TIMEOUT)
-            .pragma("cache_size", "-512")
-            // Overwrites deleted rows, so that free pages hold no data of erased users.
-            .pragma("secure_delete", "ON")
-    });
-    Database::connect(options).await.map_err(|cause| StoreError(format!("cannot open the database {}: {cause}", file.display())))
+    made.map_err(|cause| open_error(&file, &cause))?;
+    Ok(file)
 }
 
-async fn postgres(url: &str, database: &str, connections: u32) -> Result<DatabaseConnection, StoreError> {
-    Database::connect(options(address(url, database), connections)).await.map_err(|cause| connection_error(database, &cause))
+fn open_error(file: &Path, cause: &dyn std::fmt::Display) -> StoreError {
+    StoreError(format!("cannot open the database {}: {cause}", file.display()))
+}
+
+async fn pool(url: &str, database: &str, connections: u32) -> Result<PgPool, StoreError> {
+    let failed = |cause: sqlx::Error| connection_error(database, &cause);
+    let options: PgConnectOptions = address(url, database).parse().map_err(failed)?;
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(Duration::from_secs(60))
+        .connect_with(options.disable_statement_logging());
+    pool.await.map_err(failed)
+}
+
+/// A connection of one's own. A pool makes it: it tries again while the server starts.
+async fn connect(url: &str, database: &str) -> Result<PgConnection, StoreError> {
+    let pool = pool(url, database, 1).await?;
+    let connection = pool.acquire().await.map_err(|cause| connection_error(database, &cause))?;
+    Ok(connection.detach())
 }
 
 fn address(url: &str, database: &str) -> String {
@@ -127,39 +150,30 @@ fn address(url: &str, database: &str) -> String {
 }
 
 /// The server's error contains the user and the database, never the password.
-fn connection_error(database: &str, cause: &sea_orm::DbErr) -> StoreError {
+fn connection_error(database: &str, cause: &sqlx::Error) -> StoreError {
     StoreError(format!("cannot connect to the PostgreSQL database {database}: {cause}"))
 }
 
 /// Creates a database unless it exists.
 async fn create(url: &str, database: &str) -> Result<(), StoreError> {
-    let server = postgres(url, "postgres", 1).await?;
-    let failed = |cause| StoreError(format!("cannot create the PostgreSQL database {database}: {cause}"));
-    if !database_exists(&server, database).await? {
+    let mut server = connect(url, "postgres").await?;
+    let failed = |cause: &dyn std::fmt::Display| StoreError(format!("cannot create the PostgreSQL database {database}: {cause}"));
+    if !database_exists(&mut server, database).await? {
         // `database` comes from a constant, so it needs no quoting.
-        let made = server.execute_unprepared(&format!("CREATE DATABASE {database}")).await;
+        let made = server::execute(&mut server, format!("CREATE DATABASE {database}").into(), Vec::new()).await;
         // Another process may have created it meanwhile.
-        if made.is_err() && !database_exists(&server, database).await? {
-            made.map_err(failed)?;
+        if let Err(cause) = made
+            && !database_exists(&mut server, database).await?
+        {
+            return Err(failed(&cause));
         }
     }
-    server.close().await.map_err(failed)
+    server.close().await.map_err(|cause| failed(&cause))
 }
 
-async fn database_exists(server: &DatabaseConnection, database: &str) -> Result<bool, StoreError> {
+async fn database_exists(server: &mut PgConnection, database: &str) -> Result<bool, StoreError> {
     let sql = "SELECT datname::text FROM pg_database WHERE datname = $1";
-    let known = Statement::from_sql_and_values(DatabaseBackend::Postgres, sql, [database.into()]);
-    let found = server.query_one_raw(known).await;
-    Ok(found.map_err(|cause| StoreError(format!("cannot query the PostgreSQL database {database}: {cause}")))?.is_some())
-}
-
-fn options(address: String, connections: u32) -> ConnectOptions {
-    let mut options = ConnectOptions::new(address);
-    options
-        .max_connections(connections)
-        .min_connections(0)
-        .sqlx_logging(false)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(Duration::from_secs(60));
-    options
+    let found = server::query(server, sql.into(), vec![database.into()], true, |_| Ok(())).await;
+    let failed = |cause: Failure| StoreError(format!("cannot query the PostgreSQL database {database}: {cause}"));
+    Ok(!found.map_err(failed)?.is_empty())
 }

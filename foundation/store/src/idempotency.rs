@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use sea_orm::FromQueryResult;
 
-use crate::{Store, Transaction, unscoped};
+use crate::{FromRow, Store, Transaction, unscoped};
 
 /// How long commands and their replies are kept.
 const RETENTION_SECONDS: i64 = 24 * 3600;
@@ -31,7 +30,7 @@ struct RunningCommand {
 }
 
 /// A command that has committed.
-#[derive(Debug, FromQueryResult)]
+#[derive(Debug, FromRow)]
 pub struct CommandRecord {
     /// The digest of its body, to reject a different body with the same id.
     pub digest: String,
@@ -44,7 +43,7 @@ pub struct CommandRecord {
 /// # Errors
 /// When the database does not answer.
 pub async fn find(store: &Store, id: Uuid) -> Result<Option<CommandRecord>, Problem> {
-    let row = unscoped!("commands belong to the service", "SELECT digest, reply FROM commands WHERE id = $1", id);
+    let row = unscoped!("commands belong to the service", "SELECT digest, reply FROM commands WHERE id = :id", id);
     store.read().first(row).await
 }
 
@@ -62,7 +61,7 @@ pub async fn run<T>(store: &Store, id: Uuid, digest: &str, command: impl Future<
 pub async fn store_reply(store: &Store, id: Uuid, reply: &[u8]) -> Result<(), Problem> {
     let sealed = store.keyring().seal(&context(id), reply)?;
     let tx = store.begin().await?;
-    tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = $1 WHERE id = $2", sealed, id)).await?;
+    tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = :sealed WHERE id = :id", sealed, id)).await?;
     tx.commit().await
 }
 
@@ -84,11 +83,11 @@ fn context(id: Uuid) -> String {
 /// When the database does not answer.
 pub async fn prune(tx: &Transaction<'_>, now: Timestamp) -> Result<(), Problem> {
     let old = now.plus_seconds(-RETENTION_SECONDS).0;
-    tx.run(unscoped!("commands belong to the service", "DELETE FROM commands WHERE done_at < $1", old)).await?;
+    tx.run(unscoped!("commands belong to the service", "DELETE FROM commands WHERE done_at < :old", old)).await?;
     Ok(())
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct StoredReply {
     id: Uuid,
     reply: Vec<u8>,
@@ -109,7 +108,7 @@ pub async fn erase(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
             Err(_) => true,
         };
         if contains_user {
-            tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = NULL WHERE id = $1", kept.id))
+            tx.run(unscoped!("commands belong to the service", "UPDATE commands SET reply = NULL WHERE id = :id", id = kept.id))
                 .await?;
         }
     }
@@ -126,10 +125,10 @@ pub(crate) async fn record(tx: &Transaction<'_>) -> Result<(), Problem> {
     let written = tx
         .run(unscoped!(
             "commands belong to the service",
-            "INSERT INTO commands (id, digest, done_at) VALUES ($1, $2, $3)",
-            running.id,
-            running.digest.as_str(),
-            Timestamp::now().0
+            "INSERT INTO commands (id, digest, done_at) VALUES (:id, :digest, :done_at)",
+            id = running.id,
+            digest = running.digest.as_str(),
+            done_at = Timestamp::now().0
         ))
         .await;
     match written {

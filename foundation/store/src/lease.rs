@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use capsule_contracts::Problem;
-use sea_orm::{ConnectionTrait, DatabaseConnection, FromQueryResult};
 
-use crate::{Store, Transaction, unscoped};
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::{FromRow, Store, Transaction, unscoped};
 
 /// Interval between renewals of the lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
@@ -40,7 +41,7 @@ struct Term {
     token: i64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, FromQueryResult)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 struct Lease {
     token: i64,
     renewals: i64,
@@ -109,7 +110,7 @@ where
 /// A lease held by this process and, on a server, the session that holds the lock.
 struct Leadership {
     term: Term,
-    session: Option<DatabaseConnection>,
+    session: Option<Session>,
 }
 
 /// Acquires the lease if it is free or expired. `observed` is the lease as last read, and since when it is unchanged.
@@ -132,7 +133,8 @@ async fn try_acquire(store: &Store, observed: &mut Option<(Lease, Instant)>) -> 
             return Ok(None);
         }
         tracing::warn!(service = store.name(), "the lease expired; replacing the leader");
-        let end = unscoped!("ends the old leader's session", "SELECT pg_terminate_backend($1::int)", holder.unwrap_or_default());
+        let end =
+            unscoped!("ends the old leader's session", "SELECT pg_terminate_backend(:id::int)", id = holder.unwrap_or_default());
         store.read().value::<bool>(end).await?;
         if !try_lock(&session).await? {
             return Ok(None);
@@ -141,24 +143,23 @@ async fn try_acquire(store: &Store, observed: &mut Option<(Lease, Instant)>) -> 
     acquire(store, Some(session)).await.map(Some)
 }
 
-async fn try_lock(session: &DatabaseConnection) -> Result<bool, Problem> {
-    let reader = crate::Reader { connection: session };
-    let locked = unscoped!("one lease for the service", "SELECT pg_try_advisory_lock($1)", LEADER_LOCK_KEY);
-    Ok(reader.value::<bool>(locked).await?.unwrap_or_default())
+async fn try_lock(session: &Session) -> Result<bool, Problem> {
+    let locked = session.rows("SELECT pg_try_advisory_lock($1)", vec![LEADER_LOCK_KEY.into()], |row| row.at(0)).await;
+    Ok(locked.map_err(Failure::into_problem)?.pop().unwrap_or_default())
 }
 
-async fn acquire(store: &Store, session: Option<DatabaseConnection>) -> Result<Leadership, Problem> {
+async fn acquire(store: &Store, session: Option<Session>) -> Result<Leadership, Problem> {
     let holder = match &session {
         Some(session) => {
-            let id = unscoped!("names the session", "SELECT pg_backend_pid()::bigint");
-            crate::Reader { connection: session }.value::<i64>(id).await?
+            let id = session.rows("SELECT pg_backend_pid()::bigint", Vec::new(), |row| row.at::<i64>(0)).await;
+            id.map_err(Failure::into_problem)?.pop()
         }
         None => None,
     };
     let tx = store.begin().await?;
     tx.run(unscoped!(
         "one lease for the service",
-        "INSERT INTO leases (id, token, renewals, session) VALUES (1, 1, 0, $1) \
+        "INSERT INTO leases (id, token, renewals, session) VALUES (1, 1, 0, :holder) \
          ON CONFLICT (id) DO UPDATE SET token = leases.token + 1, renewals = 0, session = excluded.session",
         holder
     ))
@@ -175,15 +176,11 @@ impl Leadership {
         let mut renewed = Instant::now();
         while renewed.elapsed() < RENEW_DEADLINE {
             tokio::time::sleep(RENEW_INTERVAL).await;
-            let renewal = unscoped!(
-                "one lease for the service",
-                "UPDATE leases SET renewals = renewals + 1 WHERE id = 1 AND token = $1",
-                self.term.token
-            );
             let began = Instant::now();
-            let renewal = session.execute_raw(renewal.build(session));
+            let renewal = "UPDATE leases SET renewals = renewals + 1 WHERE id = 1 AND token = $1";
+            let renewal = session.run_each(renewal, vec![vec![self.term.token.into()]]);
             match tokio::time::timeout(RENEW_DEADLINE.saturating_sub(renewed.elapsed()), renewal).await {
-                Ok(Ok(done)) if done.rows_affected() == 1 => renewed = began,
+                Ok(Ok(1)) => renewed = began,
                 Ok(Ok(_)) => return,
                 Ok(Err(cause)) => tracing::warn!(service = store.name(), %cause, "cannot renew the lease"),
                 Err(_) => return,
@@ -213,7 +210,7 @@ mod tests {
 
     async fn write(store: &Store, id: i64) -> Result<(), capsule_contracts::Problem> {
         let tx = store.begin().await?;
-        tx.run(unscoped!("test", "INSERT INTO things (id) VALUES ($1)", id)).await?;
+        tx.run(unscoped!("test", "INSERT INTO things (id) VALUES (:id)", id)).await?;
         tx.commit().await
     }
 

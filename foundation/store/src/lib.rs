@@ -1,33 +1,44 @@
 //! Databases: one per service, with migrations, encrypted columns, and statements that do not compile
 //! without a tenant filter.
 //!
-//! An embedded database is one `SQLite` file: WAL, `synchronous=FULL`, one writer and a pool of readers.
+//! An embedded database is one `SQLite` file: WAL, `synchronous=FULL`, one writer and any number of readers.
 //! The alternative is a `PostgreSQL` database. Both take the same migrations and statements, which use the
 //! subset of SQL that the two engines share.
 
+// For `#[derive(FromRow)]` in this crate.
+extern crate self as capsule_store;
+
 pub mod copy;
 mod databases;
+mod embedded;
+mod failure;
 pub mod idempotency;
 mod keyring;
 pub mod lease;
 mod migrate;
+mod row;
+mod server;
+mod session;
+#[doc(hidden)]
+pub mod sql;
 mod statement;
+mod transaction;
+mod value;
 
 use capsule_contracts::Problem;
-use sea_orm::{
-    ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, FromQueryResult, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait,
-};
-use tracing::Instrument;
 
+use databases::Engine;
+use failure::Failure;
+use session::Session;
+
+pub use capsule_store_derive::FromRow;
 pub use databases::Databases;
 pub use keyring::{DerivedKey, Keyring, create_secret_file};
 pub use migrate::{Migration, MigrationState, MigrationStatus, Migrations};
-pub use sea_orm::Value;
-pub use statement::{Scope, Statement, contains_tenant};
-
-/// Waits for the lock that admits one writer at a time to a `PostgreSQL` database. The transaction holds it.
-const WRITER_LOCK: &str = "SELECT pg_advisory_xact_lock(7305002)";
+pub use row::{DecodeError, FromColumn, FromRow, Row};
+pub use statement::{Query, Scope, Statement};
+pub use transaction::{Reader, Transaction};
+pub use value::{Value, ValueType};
 
 /// Waits for the lock that admits one migrating process at a time to a `PostgreSQL` database. The session holds it.
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_lock(7305001)";
@@ -36,8 +47,7 @@ const MIGRATION_LOCK: &str = "SELECT pg_advisory_lock(7305001)";
 #[derive(Debug)]
 pub struct Store {
     name: &'static str,
-    readers: DatabaseConnection,
-    writer: DatabaseConnection,
+    engine: Engine,
     databases: Databases,
     keyring: Keyring,
     committed: tokio::sync::Notify,
@@ -54,10 +64,9 @@ impl Store {
         keyring: Keyring,
         migrations: &[(&str, &[Migration])],
     ) -> Result<Self, StoreError> {
-        let writer = databases.writer(name).await?;
-        migrate_all(databases, name, &writer, migrations).await?;
-        let readers = databases.readers(name, &writer).await?;
-        Ok(Self { name, readers, writer, databases: databases.clone(), keyring, committed: tokio::sync::Notify::new() })
+        migrate_all(databases, name, migrations).await?;
+        let engine = databases.engine(name).await?;
+        Ok(Self { name, engine, databases: databases.clone(), keyring, committed: tokio::sync::Notify::new() })
     }
 
     /// The status of each migration in a service's database. Applies none.
@@ -72,10 +81,10 @@ impl Store {
         if !databases.exists(name).await? {
             return Ok(migrations.iter().flat_map(|(component, migrations)| migrate::pending(component, migrations)).collect());
         }
-        let connection = databases.writer(name).await?;
+        let session = databases.session(name).await?;
         let mut all = Vec::new();
         for (component, migrations) in migrations {
-            all.extend(migrate::status(&connection, component, migrations).await?);
+            all.extend(migrate::status(&session, component, migrations).await?);
         }
         Ok(all)
     }
@@ -85,8 +94,7 @@ impl Store {
     /// # Errors
     /// When it cannot be opened, or a migration fails or was changed after it was applied.
     pub async fn migrate(databases: &Databases, name: &str, migrations: Migrations) -> Result<(), StoreError> {
-        let connection = databases.writer(name).await?;
-        migrate_all(databases, name, &connection, migrations).await
+        migrate_all(databases, name, migrations).await
     }
 
     /// Records the current checksum of every migration whose file changed after it was applied, and returns the names
@@ -98,18 +106,18 @@ impl Store {
         if !databases.exists(name).await? {
             return Ok(Vec::new());
         }
-        let connection = databases.writer(name).await?;
+        let session = databases.session(name).await?;
         let mut repaired = Vec::new();
         for (component, migrations) in migrations {
-            repaired.extend(migrate::repair(&connection, component, migrations).await?);
+            repaired.extend(migrate::repair(&session, component, migrations).await?);
         }
         Ok(repaired)
     }
 
     /// Opens a separate session on the database's server, for a lock that the session holds until it ends. `None`
     /// where the database is embedded.
-    async fn session(&self) -> Result<Option<DatabaseConnection>, Problem> {
-        self.databases.session(self.name).await.map_err(|error| {
+    async fn session(&self) -> Result<Option<Session>, Problem> {
+        self.databases.server_session(self.name).await.map_err(|error| {
             tracing::warn!(%error, "cannot open a database session for the leader's lock");
             Problem::unavailable("The database does not respond.")
         })
@@ -127,10 +135,11 @@ impl Store {
         &self.keyring
     }
 
-    /// Reads outside of any transaction.
+    /// Reads outside of any transaction. On an embedded database, a read runs on the calling thread: it is to be
+    /// short, as one by an index is. Whole tables are read by [`copy::Snapshot`].
     #[must_use]
-    pub fn read(&self) -> Reader<'_, DatabaseConnection> {
-        Reader { connection: &self.readers }
+    pub fn read(&self) -> Reader<'_> {
+        Reader::of_store(&self.engine)
     }
 
     /// Begins a transaction that may write. It is rolled back unless committed. Do nothing slow while
@@ -139,16 +148,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn begin(&self) -> Result<Transaction<'_>, Problem> {
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        let inner = self.writer.begin_with_options(options).await.map_err(database_problem)?;
-        if inner.get_database_backend() == DatabaseBackend::Postgres {
-            // Released with the transaction. With one writer there are no serialization failures to retry.
-            inner.execute_unprepared(WRITER_LOCK).await.map_err(database_problem)?;
-        }
-        let tx = Transaction { inner, store: self };
+        let tx = Transaction::begin(self, &self.engine).await?;
         lease::fence(&tx).await?;
         Ok(tx)
     }
@@ -161,171 +161,49 @@ impl Store {
     /// Moves the write-ahead log of an embedded database into its file and empties the log, so that erased data is
     /// left in neither. Does nothing on `PostgreSQL`.
     pub async fn scrub(&self) {
-        if self.writer.get_database_backend() == DatabaseBackend::Sqlite
-            && let Err(cause) = self.writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await
+        if let Engine::Embedded(embedded) = &self.engine
+            && let Err(cause) = embedded.checkpoint().await
         {
             tracing::warn!(service = self.name, %cause, "the write-ahead log could not be emptied; it is overwritten later");
         }
     }
 
-    /// Whether the pool has a free connection and the database responds on it.
+    /// Whether the database responds, on a connection of the pool where there is one.
     pub async fn is_ready(&self) -> bool {
         self.report_connection_metrics();
-        self.readers.execute_unprepared("SELECT 1").await.is_ok()
+        match &self.engine {
+            Engine::Embedded(embedded) => {
+                embedded.read(|connection| embedded::query(connection, "SELECT 1", &[], 1, |_| Ok(()))).is_ok()
+            }
+            Engine::Server(pool) => server::query(pool, "SELECT 1".into(), Vec::new(), true, |_| Ok(())).await.is_ok(),
+        }
     }
 
     /// Sets the gauges of used connections and of their maximum.
     pub fn report_connection_metrics(&self) {
-        let (size, idle, max) = match self.readers.get_database_backend() {
-            DatabaseBackend::Postgres => {
-                let pool = self.readers.get_postgres_connection_pool();
-                (pool.size(), pool.num_idle(), pool.options().get_max_connections())
-            }
-            _ => {
-                let pool = self.readers.get_sqlite_connection_pool();
-                (pool.size(), pool.num_idle(), pool.options().get_max_connections())
+        let (used, max) = match &self.engine {
+            Engine::Embedded(embedded) => embedded.connections(),
+            Engine::Server(pool) => {
+                let used = (pool.size() as usize).saturating_sub(pool.num_idle());
+                (used, pool.options().get_max_connections() as usize)
             }
         };
-        let used = f64::from(size) - idle as f64;
-        metrics::gauge!("capsule_database_connections_used", "service" => self.name).set(used);
-        metrics::gauge!("capsule_database_connections_max", "service" => self.name).set(f64::from(max));
-    }
-}
-
-/// Reads rows; over a pool or within a transaction.
-#[derive(Debug)]
-pub struct Reader<'a, C> {
-    connection: &'a C,
-}
-
-impl<C: ConnectionTrait> Reader<'_, C> {
-    /// All rows.
-    ///
-    /// # Errors
-    /// When the statement fails. The cause is logged, not returned.
-    pub async fn all<T: FromQueryResult>(&self, statement: Statement) -> Result<Vec<T>, Problem> {
-        let span = statement.span();
-        let rows =
-            self.connection.query_all_raw(statement.build(self.connection)).instrument(span).await.map_err(database_problem)?;
-        rows.iter().map(|row| T::from_query_result(row, "").map_err(database_problem)).collect()
-    }
-
-    /// The first row, if any.
-    ///
-    /// # Errors
-    /// As [`Reader::all`].
-    pub async fn first<T: FromQueryResult>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        self.row(statement).await?.map(|row| T::from_query_result(&row, "").map_err(database_problem)).transpose()
-    }
-
-    /// Whether there is any row.
-    ///
-    /// # Errors
-    /// As [`Reader::all`].
-    pub async fn exists(&self, statement: Statement) -> Result<bool, Problem> {
-        Ok(self.row(statement).await?.is_some())
-    }
-
-    /// The first column of the first row, if any.
-    ///
-    /// # Errors
-    /// As [`Reader::all`].
-    pub async fn value<T: sea_orm::TryGetable>(&self, statement: Statement) -> Result<Option<T>, Problem> {
-        self.row(statement).await?.map(|row| row.try_get_by_index::<T>(0).map_err(database_problem)).transpose()
-    }
-
-    async fn row(&self, statement: Statement) -> Result<Option<sea_orm::QueryResult>, Problem> {
-        let span = statement.span();
-        self.connection.query_one_raw(statement.build(self.connection)).instrument(span).await.map_err(database_problem)
-    }
-}
-
-/// A transaction that may write.
-#[derive(Debug)]
-pub struct Transaction<'a> {
-    inner: DatabaseTransaction,
-    store: &'a Store,
-}
-
-impl Transaction<'_> {
-    /// Reads within the transaction.
-    #[must_use]
-    pub fn read(&self) -> Reader<'_, DatabaseTransaction> {
-        Reader { connection: &self.inner }
-    }
-
-    /// The service's keyring.
-    #[must_use]
-    pub fn keyring(&self) -> &Keyring {
-        &self.store.keyring
-    }
-
-    /// The service whose database this is.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.store.name
-    }
-
-    /// Runs a statement that changes rows, and returns how many it changed.
-    ///
-    /// # Errors
-    /// [`Problem::conflict`] on a unique violation, otherwise as [`Reader::all`].
-    pub async fn run(&self, statement: Statement) -> Result<u64, Problem> {
-        let span = statement.span();
-        match self.inner.execute_raw(statement.build(&self.inner)).instrument(span).await {
-            Ok(done) => Ok(done.rows_affected()),
-            Err(cause) if is_unique_violation(&cause) => Err(Problem::conflict("This name is already in use.")),
-            Err(cause) => Err(database_problem(cause)),
-        }
-    }
-
-    /// Commits, and resolves [`Store::committed`]. The first commit of a command records the command's id.
-    ///
-    /// # Errors
-    /// When the database cannot commit, or the running command was already executed.
-    pub async fn commit(self) -> Result<(), Problem> {
-        idempotency::record(&self).await?;
-        self.inner.commit().await.map_err(database_problem)?;
-        self.store.committed.notify_one();
-        Ok(())
+        metrics::gauge!("capsule_database_connections_used", "service" => self.name).set(used as f64);
+        metrics::gauge!("capsule_database_connections_max", "service" => self.name).set(max as f64);
     }
 }
 
 /// Brings a schema up to date. On `PostgreSQL`, one process at a time does so.
-async fn migrate_all(
-    databases: &Databases,
-    name: &str,
-    connection: &DatabaseConnection,
-    migrations: &[(&str, &[Migration])],
-) -> Result<(), StoreError> {
-    let failed = |cause| StoreError(format!("{name}: cannot lock the migrations: {cause}"));
+async fn migrate_all(databases: &Databases, name: &str, migrations: &[(&str, &[Migration])]) -> Result<(), StoreError> {
+    let failed = |cause: Failure| StoreError(format!("{name}: cannot lock the migrations: {cause}"));
     let session = databases.session(name).await?;
-    if let Some(session) = &session {
-        session.execute_unprepared(MIGRATION_LOCK).await.map_err(failed)?;
+    if let Session::Server(_) = session {
+        session.run_plain(MIGRATION_LOCK).await.map_err(failed)?;
     }
     for (component, migrations) in migrations {
-        migrate::run(connection, component, migrations).await?;
+        migrate::run(&session, component, migrations).await?;
     }
-    match session {
-        Some(session) => session.close().await.map_err(failed),
-        None => Ok(()),
-    }
-}
-
-fn is_unique_violation(cause: &sea_orm::DbErr) -> bool {
-    matches!(cause.sql_err(), Some(sea_orm::SqlErr::UniqueConstraintViolation(_)))
-}
-
-/// Logs a database error and returns a problem that does not show it.
-#[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]
-fn database_problem(cause: sea_orm::DbErr) -> Problem {
-    if matches!(cause, sea_orm::DbErr::ConnectionAcquire(_)) {
-        metrics::counter!("capsule_database_exhausted_total").increment(1);
-        tracing::error!(%cause, "no database connection was available");
-        return Problem::unavailable("The database does not respond, or is overloaded.");
-    }
-    tracing::error!(%cause, "database statement failed");
-    Problem::internal()
+    session.close().await.map_err(failed)
 }
 
 /// Why a database could not be opened.
@@ -356,7 +234,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let store = open(directory.path(), &[FIRST]).await.expect("opens");
         let tx = store.begin().await.expect("begins");
-        tx.run(unscoped!("test", "INSERT INTO things (id) VALUES ($1)", 1_i64)).await.expect("inserts");
+        tx.run(unscoped!("test", "INSERT INTO things (id) VALUES (:id)", id = 1_i64)).await.expect("inserts");
         drop(tx);
         let count = unscoped!("test", "SELECT COUNT(*) FROM things");
         assert_eq!(store.read().value::<i64>(count).await.expect("reads"), Some(0));
@@ -366,7 +244,7 @@ mod tests {
     async fn a_unique_violation_is_a_conflict() {
         let directory = tempfile::tempdir().expect("tempdir");
         let store = open(directory.path(), &[FIRST]).await.expect("opens");
-        let insert = || unscoped!("test", "INSERT INTO things (id) VALUES ($1)", 1_i64);
+        let insert = || unscoped!("test", "INSERT INTO things (id) VALUES (:id)", id = 1_i64);
         let tx = store.begin().await.expect("begins");
         tx.run(insert()).await.expect("inserts");
         assert_eq!(tx.run(insert()).await.expect_err("twice").code, "conflict");

@@ -1,10 +1,10 @@
 //! Versioned migrations, `V001__create_users_table.sql` and so on, applied once and in order.
 
 use capsule_contracts::Timestamp;
-use sea_orm::{ConnectionTrait, DatabaseConnection, FromQueryResult, Statement, TransactionTrait};
 use sha2::{Digest, Sha256};
 
-use crate::StoreError;
+use crate::session::Session;
+use crate::{FromRow, StoreError};
 
 /// A migration: one file of SQL.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ impl MigrationState {
     }
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Applied {
     version: i32,
     name: String,
@@ -102,22 +102,12 @@ pub fn pending<'a>(component: &'a str, migrations: &'a [Migration]) -> impl Iter
 }
 
 /// The status of each migration of a component, including applied ones that are not part of this program.
-pub async fn status(
-    connection: &DatabaseConnection,
-    component: &str,
-    migrations: &[Migration],
-) -> Result<Vec<MigrationStatus>, StoreError> {
+pub async fn status(session: &Session, component: &str, migrations: &[Migration]) -> Result<Vec<MigrationStatus>, StoreError> {
     let failed = |what: &str, cause: &dyn std::fmt::Display| StoreError(format!("{component}: {what}: {cause}"));
-    connection.execute_unprepared(CREATE_HISTORY).await.map_err(|cause| failed("cannot prepare the schema history", &cause))?;
-    let applied = connection
-        .query_all_raw(Statement::from_sql_and_values(
-            connection.get_database_backend(),
-            "SELECT version, name, checksum, applied_at FROM schema_history WHERE component = $1 ORDER BY version",
-            [component.into()],
-        ))
-        .await
-        .and_then(|rows| rows.iter().map(|row| Applied::from_query_result(row, "")).collect::<Result<Vec<_>, _>>())
-        .map_err(|cause| failed("cannot read the schema history", &cause))?;
+    session.run_plain(CREATE_HISTORY).await.map_err(|cause| failed("cannot prepare the schema history", &cause))?;
+    let select = "SELECT version, name, checksum, applied_at FROM schema_history WHERE component = $1 ORDER BY version";
+    let applied = session.rows(select, vec![component.into()], Applied::from_row).await;
+    let applied = applied.map_err(|cause| failed("cannot read the schema history", &cause))?;
     let known = migrations.iter().map(|migration| {
         let row = applied.iter().find(|row| row.version == migration.version);
         let state = match row {
@@ -144,9 +134,9 @@ pub async fn status(
 }
 
 /// Applies the pending migrations, each in its own transaction.
-pub async fn run(connection: &DatabaseConnection, component: &str, migrations: &[Migration]) -> Result<(), StoreError> {
+pub async fn run(session: &Session, component: &str, migrations: &[Migration]) -> Result<(), StoreError> {
     let failed = |what: &str, cause: &dyn std::fmt::Display| StoreError(format!("{component}: {what}: {cause}"));
-    let statuses = status(connection, component, migrations).await?;
+    let statuses = status(session, component, migrations).await?;
     for status in &statuses {
         match status.state {
             MigrationState::Applied | MigrationState::Pending => {}
@@ -169,27 +159,33 @@ pub async fn run(connection: &DatabaseConnection, component: &str, migrations: &
         if status.state == MigrationState::Applied {
             continue;
         }
-        let tx = connection.begin().await.map_err(|cause| failed(&status.file, &cause))?;
-        for (line, statement) in statements(migration.sql) {
-            let done = tx.execute_unprepared(statement).await;
-            done.map_err(|cause| failed(&format!("{}:{line}", status.file), &format!("{cause}\n  in: {statement}")))?;
+        if let Err(error) = apply(session, component, migration).await {
+            // The session may be used again.
+            session.run_plain("ROLLBACK").await.ok();
+            return Err(error);
         }
-        tx.execute_raw(Statement::from_sql_and_values(
-            connection.get_database_backend(),
-            "INSERT INTO schema_history (component, version, name, checksum, applied_at) VALUES ($1, $2, $3, $4, $5)",
-            [
-                component.into(),
-                migration.version.into(),
-                migration.name.into(),
-                migration.checksum().into(),
-                Timestamp::now().0.into(),
-            ],
-        ))
-        .await
-        .map_err(|cause| failed(&status.file, &cause))?;
-        tx.commit().await.map_err(|cause| failed(&status.file, &cause))?;
     }
     Ok(())
+}
+
+async fn apply(session: &Session, component: &str, migration: &Migration) -> Result<(), StoreError> {
+    let file = migration.file();
+    let failed = |what: &str, cause: &dyn std::fmt::Display| StoreError(format!("{component}: {what}: {cause}"));
+    session.run_plain(session.select("BEGIN IMMEDIATE", "BEGIN")).await.map_err(|cause| failed(&file, &cause))?;
+    for (line, statement) in statements(migration.sql) {
+        let done = session.run_plain(statement).await;
+        done.map_err(|cause| failed(&format!("{file}:{line}"), &format!("{cause}\n  in: {statement}")))?;
+    }
+    let insert = "INSERT INTO schema_history (component, version, name, checksum, applied_at) VALUES ($1, $2, $3, $4, $5)";
+    let values = vec![
+        component.into(),
+        migration.version.into(),
+        migration.name.into(),
+        migration.checksum().into(),
+        Timestamp::now().0.into(),
+    ];
+    session.run_each(insert, vec![values]).await.map_err(|cause| failed(&file, &cause))?;
+    session.run_plain("COMMIT").await.map_err(|cause| failed(&file, &cause))
 }
 
 fn file(version: i32, name: &str) -> String {
@@ -198,22 +194,15 @@ fn file(version: i32, name: &str) -> String {
 
 /// Records the current checksum of each migration whose file changed after it was applied, and returns the names of
 /// these files. Changes nothing else.
-pub async fn repair(
-    connection: &DatabaseConnection,
-    component: &str,
-    migrations: &[Migration],
-) -> Result<Vec<String>, StoreError> {
+pub async fn repair(session: &Session, component: &str, migrations: &[Migration]) -> Result<Vec<String>, StoreError> {
     let mut repaired = Vec::new();
-    for (migration, status) in migrations.iter().zip(status(connection, component, migrations).await?) {
+    for (migration, status) in migrations.iter().zip(status(session, component, migrations).await?) {
         if status.state != MigrationState::Changed {
             continue;
         }
-        let update = Statement::from_sql_and_values(
-            connection.get_database_backend(),
-            "UPDATE schema_history SET checksum = $1, name = $2 WHERE component = $3 AND version = $4",
-            [migration.checksum().into(), migration.name.into(), component.into(), migration.version.into()],
-        );
-        let done = connection.execute_raw(update).await;
+        let update = "UPDATE schema_history SET checksum = $1, name = $2 WHERE component = $3 AND version = $4";
+        let values = vec![migration.checksum().into(), migration.name.into(), component.into(), migration.version.into()];
+        let done = session.run_each(update, vec![values]).await;
         done.map_err(|cause| StoreError(format!("{component}: {}: {cause}", status.file)))?;
         repaired.push(status.file);
     }
@@ -222,7 +211,7 @@ pub async fn repair(
 
 /// The statements of a file, each with the number of its first line. Semicolons in string literals, quoted names and
 /// `--` comments do not end a statement.
-fn statements(sql: &str) -> impl Iterator<Item = (usize, &str)> {
+fn statements(sql: &'static str) -> impl Iterator<Item = (usize, &'static str)> {
     let mut rest = 0;
     std::iter::from_fn(move || {
         loop {

@@ -1,89 +1,192 @@
-//! SQL statements with their values, in two kinds: [`scoped!`](crate::scoped) statements on tenant data require a
-//! grant; the few [`unscoped!`](crate::unscoped) ones state why they need none.
+//! SQL statements with their values. A statement on tenant data takes the grant of an authorized caller; any
+//! other states why it needs none.
+
+use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use capsule_contracts::Uuid;
-use sea_orm::{ConnectionTrait, Value};
 
-/// Permission to access an organization's data. Only the dispatcher creates such values.
+use crate::{Value, sql};
+
+/// The grant to touch an organization's data. Only the dispatcher makes such values.
 pub trait Scope {
-    /// The organization whose rows may be read and written.
+    /// The organization whose rows may be touched.
     fn organization(&self) -> Uuid;
+}
+
+/// The text of a statement: one for each place in the program that makes it.
+#[derive(Debug)]
+pub struct Query {
+    source: &'static str,
+    embedded: Text,
+    server: Text,
+}
+
+/// A text in which only `:columns` may be left to fill.
+#[derive(Debug)]
+struct Text {
+    template: &'static str,
+    /// The columns that it was filled with first, and what came of it.
+    filled: OnceLock<(&'static str, String)>,
+}
+
+impl Query {
+    /// Called by [`scoped!`](crate::scoped) and [`unscoped!`](crate::unscoped).
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(source: &'static str, embedded: &'static str, server: &'static str) -> Self {
+        Self { source, embedded: Text::new(embedded), server: Text::new(server) }
+    }
+}
+
+impl Text {
+    const fn new(template: &'static str) -> Self {
+        Self { template, filled: OnceLock::new() }
+    }
+
+    fn select(&'static self, columns: Option<&'static str>) -> Cow<'static, str> {
+        let Some(columns) = columns.filter(|_| self.template.contains(sql::COLUMNS)) else { return self.template.into() };
+        let fill = || self.template.replace(sql::COLUMNS, columns);
+        let (first, text) = self.filled.get_or_init(|| (columns, fill()));
+        // One place may make a statement for several row types.
+        if *first == columns { text.as_str().into() } else { fill().into() }
+    }
 }
 
 /// A statement with its values. Made by [`scoped!`](crate::scoped) or [`unscoped!`](crate::unscoped).
 #[derive(Clone, Debug)]
 pub struct Statement {
-    sql: String,
-    values: Vec<Value>,
+    query: &'static Query,
+    pub(crate) values: Vec<Value>,
 }
 
 impl Statement {
-    /// Called by [`scoped!`](crate::scoped).
+    /// Called by [`scoped!`](crate::scoped), for which the organization is the last value.
     #[doc(hidden)]
-    pub fn scoped(scope: &impl Scope, sql: &'static str, mut values: Vec<Value>) -> Self {
+    #[must_use]
+    pub fn scoped(scope: &impl Scope, query: &'static Query, mut values: Vec<Value>) -> Self {
         values.push(scope.organization().into());
-        Self { sql: sql.replace(":tenant", &format!("${}", values.len())), values }
+        Self { query, values }
     }
 
     /// Called by [`unscoped!`](crate::unscoped).
     #[doc(hidden)]
     #[must_use]
-    pub fn unscoped(sql: &'static str, values: Vec<Value>) -> Self {
-        Self { sql: sql.into(), values }
+    pub fn unscoped(query: &'static Query, values: Vec<Value>) -> Self {
+        Self { query, values }
     }
 
-    /// A span around its execution, for traces. Leaves out the values, which may be personal or secret.
+    /// A span around its execution, for traces. It has the text, never the values.
     pub(crate) fn span(&self) -> tracing::Span {
-        tracing::debug_span!("sql", otel.kind = "client", db.query.text = self.sql)
+        tracing::debug_span!("sql", otel.kind = "client", db.query.text = self.query.source)
     }
 
-    pub(crate) fn build(self, connection: &impl ConnectionTrait) -> sea_orm::Statement {
-        sea_orm::Statement::from_sql_and_values(connection.get_database_backend(), self.sql, self.values)
+    /// Its text for `SQLite`, with these columns where it says `:columns`.
+    pub(crate) fn embedded(&self, columns: Option<&'static str>) -> Cow<'static, str> {
+        self.query.embedded.select(columns)
+    }
+
+    /// Its text for `PostgreSQL`, with these columns where it says `:columns`.
+    pub(crate) fn server(&self, columns: Option<&'static str>) -> Cow<'static, str> {
+        self.query.server.select(columns)
     }
 }
 
-/// A statement on tenant data. Takes a [`Scope`], and does not compile unless its SQL contains `:tenant`, which is
-/// bound to the scope's organization.
+/// A statement on tenant data: takes the grant of the caller, and the statement's values by their names. It does
+/// not compile unless the statement names `:tenant`, for which it puts the organization's id. `name` is short for
+/// `name = name`.
+///
+/// ```
+/// # struct Grant;
+/// # impl capsule_store::Scope for Grant {
+/// #     fn organization(&self) -> capsule_contracts::Uuid { capsule_contracts::Uuid::nil() }
+/// # }
+/// # let id = 1_i64;
+/// capsule_store::scoped!(&Grant, "UPDATE projects SET name = :name WHERE id = :id AND organization_id = :tenant", id, name = "a");
+/// ```
 ///
 /// ```compile_fail
-/// # struct Proof;
-/// # impl capsule_store::Scope for Proof {
-/// #     fn organization(&self) -> capsule_contracts::Uuid { unimplemented!() }
+/// # struct Grant;
+/// # impl capsule_store::Scope for Grant {
+/// #     fn organization(&self) -> capsule_contracts::Uuid { capsule_contracts::Uuid::nil() }
 /// # }
-/// capsule_store::scoped!(&Proof, "SELECT name FROM projects WHERE id = $1", 1_i64);
+/// // Without `:tenant`.
+/// capsule_store::scoped!(&Grant, "SELECT name FROM projects WHERE id = :id", id = 1_i64);
 /// ```
 #[macro_export]
 macro_rules! scoped {
-    ($scope:expr, $sql:expr $(, $value:expr)* $(,)?) => {{
-        const { assert!($crate::contains_tenant($sql), "a statement on tenant data must contain :tenant") };
-        $crate::Statement::scoped($scope, $sql, vec![$($crate::Value::from($value)),*])
+    ($scope:expr, $sql:expr $(, $name:ident $(= $value:expr)?)* $(,)?) => {{
+        static QUERY: $crate::Query = $crate::query!($sql, [$($name,)* tenant]);
+        $crate::Statement::scoped($scope, &QUERY, vec![$($crate::named!($name $(= $value)?)),*])
     }};
 }
 
-/// A statement that needs no [`Scope`], with the reason: a table that belongs to no tenant, or the query
-/// that finds out which organization owns a resource.
+/// A statement that needs no grant, and why: a table that belongs to no tenant, or the one look-up that finds out
+/// whose a row is. Values are given as to [`scoped!`](crate::scoped).
+///
+/// ```
+/// let id = 1_i64;
+/// capsule_store::unscoped!("users belong to no tenant", "SELECT name FROM users WHERE id = :id AND age > :age", id, age = 2);
+/// ```
+///
+/// ```compile_fail
+/// // `:age` is not given.
+/// capsule_store::unscoped!("users belong to no tenant", "SELECT name FROM users WHERE id = :id AND age > :age", id = 1_i64);
+/// ```
+///
+/// ```compile_fail
+/// // There is no `:age`.
+/// capsule_store::unscoped!("users belong to no tenant", "SELECT name FROM users WHERE id = :id", id = 1_i64, age = 2);
+/// ```
 #[macro_export]
 macro_rules! unscoped {
-    ($reason:literal, $sql:expr $(, $value:expr)* $(,)?) => {
-        $crate::Statement::unscoped($sql, vec![$($crate::Value::from($value)),*])
+    ($reason:literal, $sql:expr $(, $name:ident $(= $value:expr)?)* $(,)?) => {{
+        static QUERY: $crate::Query = $crate::query!($sql, [$($name),*]);
+        $crate::Statement::unscoped(&QUERY, vec![$($crate::named!($name $(= $value)?)),*])
+    }};
+}
+
+/// The text of a statement, with its names checked and numbered.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! query {
+    ($sql:expr, [$($name:ident),*]) => {{
+        const SQL: &str = $sql;
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+        const LENGTH: usize = $crate::sql::length(SQL, NAMES);
+        const EMBEDDED: [u8; LENGTH] = $crate::sql::number(b'?', SQL, NAMES);
+        const SERVER: [u8; LENGTH] = $crate::sql::number(b'$', SQL, NAMES);
+        $crate::Query::new(SQL, $crate::sql::text(&EMBEDDED), $crate::sql::text(&SERVER))
+    }};
+}
+
+/// A value by its name.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! named {
+    ($name:ident = $value:expr) => {
+        $crate::Value::from($value)
+    };
+    ($name:ident) => {
+        $crate::Value::from($name)
     };
 }
 
-/// Whether `sql` contains `:tenant`.
-#[doc(hidden)]
-#[must_use]
-pub const fn contains_tenant(sql: &str) -> bool {
-    let (sql, word) = (sql.as_bytes(), b":tenant");
-    let mut start = 0;
-    while start + word.len() <= sql.len() {
-        let mut matched = 0;
-        while matched < word.len() && sql[start + matched] == word[matched] {
-            matched += 1;
+#[cfg(test)]
+mod tests {
+    use super::{Query, Text};
+
+    #[test]
+    fn columns_are_those_of_the_row_type_that_is_asked_for() {
+        static TEXT: Text = Text::new("SELECT :columns FROM t");
+        for columns in ["a, b", "c", "a, b"] {
+            assert_eq!(TEXT.select(Some(columns)), format!("SELECT {columns} FROM t"));
         }
-        if matched == word.len() {
-            return true;
-        }
-        start += 1;
+        assert_eq!(TEXT.select(None), "SELECT :columns FROM t");
+        static PLAIN: Query = crate::query!("SELECT 1 WHERE a = :a", [a]);
+        assert_eq!(
+            (&*PLAIN.embedded.select(Some("a")), &*PLAIN.server.select(None)),
+            ("SELECT 1 WHERE a = ?1", "SELECT 1 WHERE a = $1")
+        );
     }
-    false
 }

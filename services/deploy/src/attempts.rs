@@ -3,8 +3,7 @@
 
 use capsule_contracts::deploy::Phase;
 use capsule_contracts::{Problem, Timestamp};
-use capsule_store::{Transaction, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, scoped};
 
 use crate::deployments::Row;
 
@@ -16,7 +15,7 @@ const MAX_HINDERED: i32 = 20;
 /// The maximum delay between two attempts.
 const MAX_DELAY_SECONDS: i64 = 300;
 
-#[derive(Default, FromQueryResult)]
+#[derive(Default, FromRow)]
 struct Counts {
     unfinished: i32,
     hindered: i32,
@@ -25,9 +24,10 @@ struct Counts {
 async fn counts(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Counts, Problem> {
     let counts = scoped!(
         &row.grant(),
-        "SELECT unfinished, hindered FROM deployment_attempts WHERE organization_id = :tenant AND deployment_id = $1 AND phase = $2",
-        row.id,
-        phase.name()
+        "SELECT unfinished, hindered FROM deployment_attempts WHERE organization_id = :tenant \
+         AND deployment_id = :deployment_id AND phase = :phase",
+        deployment_id = row.id,
+        phase = phase.name()
     );
     Ok(tx.read().first(counts).await?.unwrap_or_default())
 }
@@ -36,19 +36,19 @@ async fn store(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, d
     tx.run(scoped!(
         &row.grant(),
         "INSERT INTO deployment_attempts (deployment_id, organization_id, phase, unfinished, hindered) \
-         VALUES ($1, :tenant, $2, $3, $4) ON CONFLICT (deployment_id, phase) \
+         VALUES (:deployment_id, :tenant, :phase, :unfinished, :hindered) ON CONFLICT (deployment_id, phase) \
          DO UPDATE SET unfinished = excluded.unfinished, hindered = excluded.hindered",
-        row.id,
-        phase.name(),
-        counts.unfinished,
-        counts.hindered
+        deployment_id = row.id,
+        phase = phase.name(),
+        unfinished = counts.unfinished,
+        hindered = counts.hindered
     ))
     .await?;
     tx.run(scoped!(
         &row.grant(),
-        "UPDATE deployments SET next_attempt_at = $1 WHERE organization_id = :tenant AND id = $2",
-        Timestamp::now().plus_seconds(delay).0,
-        row.id
+        "UPDATE deployments SET next_attempt_at = :next_attempt_at WHERE organization_id = :tenant AND id = :id",
+        next_attempt_at = Timestamp::now().plus_seconds(delay).0,
+        id = row.id
     ))
     .await?;
     Ok(())
@@ -75,9 +75,9 @@ pub async fn complete(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<(
     tx.run(scoped!(
         &row.grant(),
         "UPDATE deployment_attempts SET unfinished = unfinished - 1 \
-         WHERE organization_id = :tenant AND deployment_id = $1 AND phase = $2 AND unfinished > 0",
-        row.id,
-        phase.name()
+         WHERE organization_id = :tenant AND deployment_id = :deployment_id AND phase = :phase AND unfinished > 0",
+        deployment_id = row.id,
+        phase = phase.name()
     ))
     .await?;
     Ok(())

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use capsule_bus::{Call, SystemGrant};
 use capsule_contracts::deploy::{CloseService, ListServiceEnvironments, ServiceEnvironments};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::DeployService;
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     environment_id: Uuid,
     environment_name: String,
@@ -23,8 +22,8 @@ pub async fn list_service_environments(
 ) -> Result<ServiceEnvironments, Problem> {
     let rows = unscoped!(
         "the project service decides by it who may delete the service",
-        "SELECT environment_id, environment_name FROM placements WHERE service_id = $1 AND wanted <> 'removed'",
-        call.message.service_id
+        "SELECT environment_id, environment_name FROM placements WHERE service_id = :service_id AND wanted <> 'removed'",
+        service_id = call.message.service_id
     );
     let rows = service.store.read().all::<Row>(rows).await?;
     Ok(ServiceEnvironments { environment_ids: rows.into_iter().map(|row| row.environment_id).collect() })
@@ -43,7 +42,7 @@ async fn close(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid, envir
     let rows = scoped!(
         scope,
         "SELECT environment_id, environment_name FROM placements \
-         WHERE organization_id = :tenant AND service_id = $1 AND wanted <> 'removed'",
+         WHERE organization_id = :tenant AND service_id = :service_id AND wanted <> 'removed'",
         service_id
     );
     if let Some(row) = tx.read().all::<Row>(rows).await?.iter().find(|row| !environments.contains(&row.environment_id)) {
@@ -52,10 +51,10 @@ async fn close(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid, envir
     }
     tx.run(scoped!(
         scope,
-        "INSERT INTO closed_services (service_id, organization_id, closed_at) VALUES ($1, :tenant, $2) \
+        "INSERT INTO closed_services (service_id, organization_id, closed_at) VALUES (:service_id, :tenant, :closed_at) \
          ON CONFLICT (service_id) DO NOTHING",
         service_id,
-        Timestamp::now().0
+        closed_at = Timestamp::now().0
     ))
     .await?;
     Ok(())
@@ -63,7 +62,8 @@ async fn close(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid, envir
 
 /// Fails if the service is being deleted.
 pub async fn check_open(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uuid) -> Result<(), Problem> {
-    let closed = scoped!(scope, "SELECT 1 FROM closed_services WHERE organization_id = :tenant AND service_id = $1", service_id);
+    let closed =
+        scoped!(scope, "SELECT 1 FROM closed_services WHERE organization_id = :tenant AND service_id = :service_id", service_id);
     match tx.read().exists(closed).await? {
         true => Err(Problem::conflict("The service is being deleted.")),
         false => Ok(()),
@@ -89,13 +89,14 @@ mod tests {
             tx.run(unscoped!(
                 "test",
                 "INSERT INTO placements (service_id, environment_id, organization_id, project_id, service_name, \
-                 environment_name, host, uid, wanted) VALUES ($1, $2, $3, $4, 'web', $5, $6, $7, 'running')",
+                 environment_name, host, uid, wanted) VALUES (:service, :environment, :organization, :project_id, 'web', \
+                 :environment_name, :host, :number, 'running')",
                 service,
                 environment,
                 organization,
-                Uuid::from_u128(9),
-                format!("environment-{number}"),
-                format!("host-{number}"),
+                project_id = Uuid::from_u128(9),
+                environment_name = format!("environment-{number}"),
+                host = format!("host-{number}"),
                 number
             ))
             .await

@@ -143,21 +143,23 @@ pub async fn rollback(service: Arc<DeployService>, call: Call<Rollback>) -> Resu
     let earlier = match message.number {
         Some(number) => scoped!(
             &grant,
-            "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
-             AND number = $3 AND status IN ('running', 'superseded') AND plan IS NOT NULL",
-            service_environment.service_id,
-            service_environment.environment_id,
+            "SELECT :columns FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id \
+             AND number = :number AND status IN ('running', 'superseded') AND plan IS NOT NULL",
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id,
             number
         ),
         // The newest deployment that was active with another release.
         None => scoped!(
             &grant,
-            "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
-             AND number < $3 AND phase = 'active' AND release_id <> $4 ORDER BY number DESC LIMIT 1",
-            service_environment.service_id,
-            service_environment.environment_id,
-            active.number,
-            active.release_id
+            "SELECT :columns FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id \
+             AND number < :number AND phase = 'active' AND release_id <> :release_id ORDER BY number DESC LIMIT 1",
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id,
+            number = active.number,
+            release_id = active.release_id
         ),
     };
     let earlier = tx.read().first::<Row>(earlier).await?.ok_or_else(|| {
@@ -237,9 +239,10 @@ pub async fn stop_service(
         .run(scoped!(
             scope,
             "UPDATE placements SET wanted = 'stopped' \
-             WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND wanted <> 'removed'",
-            service_environment.service_id,
-            service_environment.environment_id
+             WHERE organization_id = :tenant AND service_id = :service_id AND environment_id = :environment_id \
+             AND wanted <> 'removed'",
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id
         ))
         .await?;
     if stopped != 1 {
@@ -255,9 +258,9 @@ pub async fn stop_service(
     tx.run(scoped!(
         scope,
         "UPDATE instances SET role = 'retiring' \
-         WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND role = 'serving'",
-        service_environment.service_id,
-        service_environment.environment_id
+         WHERE organization_id = :tenant AND service_id = :service_id AND environment_id = :environment_id AND role = 'serving'",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     ))
     .await?;
     routes::bump_revision(&tx).await?;

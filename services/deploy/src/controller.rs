@@ -281,8 +281,9 @@ pub async fn settle(service: &DeployService, row: &Row, status: Status, why: &st
     deployments::finish(service, &tx, &Context::background("deploy"), &service_environment, &row, status, error).await?;
     tx.run(scoped!(
         &grant,
-        "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
-        row.id
+        "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND deployment_id = :deployment_id \
+         AND role = 'candidate'",
+        deployment_id = row.id
     ))
     .await?;
     routes::bump_revision(&tx).await?;

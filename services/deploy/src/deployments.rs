@@ -7,15 +7,14 @@ use capsule_bus::{Context, SystemGrant, emit};
 use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
 use capsule_contracts::text::truncated;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 use serde::{Deserialize, Serialize};
 
 use crate::phases::Failure;
 use crate::service_environments::ServiceEnvironment;
 use crate::{DeployService, attempts};
 
-#[derive(Clone, Debug, FromQueryResult)]
+#[derive(Clone, Debug, FromRow)]
 pub struct Row {
     pub id: Uuid,
     pub organization_id: Uuid,
@@ -92,13 +91,13 @@ pub fn read_plan(text: Option<&str>) -> Result<Plan, Problem> {
 
 /// The deployment with this id.
 pub async fn get(service: &DeployService, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
-    let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
+    let row = scoped!(scope, "SELECT :columns FROM deployments WHERE organization_id = :tenant AND id = :id", id);
     service.store.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
 }
 
 /// Reads a deployment within a transaction.
 pub async fn read(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid) -> Result<Row, Problem> {
-    let row = scoped!(scope, "SELECT * FROM deployments WHERE organization_id = :tenant AND id = $1", id);
+    let row = scoped!(scope, "SELECT :columns FROM deployments WHERE organization_id = :tenant AND id = :id", id);
     tx.read().first(row).await?.ok_or_else(|| Problem::not_found("deployment"))
 }
 
@@ -110,10 +109,11 @@ pub async fn unsettled_of(
 ) -> Result<Vec<Row>, Problem> {
     let rows = scoped!(
         scope,
-        "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
+        "SELECT :columns FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id \
          AND finished_at IS NULL ORDER BY id",
-        service_environment.service_id,
-        service_environment.environment_id
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     tx.read().all(rows).await
 }
@@ -131,8 +131,8 @@ pub async fn cancel(
     }
     let mark = scoped!(
         &row.grant(),
-        "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL",
-        row.id
+        "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL",
+        id = row.id
     );
     check_updated(tx.run(mark).await?)
 }
@@ -144,8 +144,10 @@ fn check_updated(rows: u64) -> Result<(), Problem> {
 
 /// The unsettled deployments of all tenants, oldest first.
 pub async fn unsettled(service: &DeployService) -> Result<Vec<Row>, Problem> {
-    let rows =
-        unscoped!("the controller works for all tenants", "SELECT * FROM deployments WHERE finished_at IS NULL ORDER BY id");
+    let rows = unscoped!(
+        "the controller works for all tenants",
+        "SELECT :columns FROM deployments WHERE finished_at IS NULL ORDER BY id"
+    );
     service.store.read().all(rows).await
 }
 
@@ -201,9 +203,10 @@ pub async fn insert(
     let id = new_id();
     let highest = scoped!(
         scope,
-        "SELECT MAX(number) FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
-        service_environment.service_id,
-        service_environment.environment_id
+        "SELECT MAX(number) FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     let number = tx.read().value::<Option<i64>>(highest).await?.flatten().unwrap_or(0) + 1;
     let plain = match &new.environment {
@@ -233,32 +236,35 @@ pub async fn insert(
     };
     let waiting = scoped!(
         scope,
-        "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND status = 'pending'",
-        service_environment.service_id,
-        service_environment.environment_id
+        "SELECT :columns FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id AND status = 'pending'",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     for older in tx.read().all::<Row>(waiting).await? {
         finish(service, tx, context, service_environment, &older, Status::Superseded, None).await?;
     }
     tx.run(scoped!(
         scope,
-        "INSERT INTO deployments (id, organization_id, service_id, environment_id, number, status, phase, trigger_kind, upload_digest, \
+        "INSERT INTO deployments (id, organization_id, service_id, environment_id, number, status, phase, trigger_kind, \
+         upload_digest, \
          release_id, plan, sealed_environment, cancelling, created_by, created_at) \
-         VALUES ($1, :tenant, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-        row.id,
-        row.service_id,
-        row.environment_id,
-        row.number,
-        row.status.as_str(),
-        row.phase.as_str(),
-        row.trigger_kind.as_str(),
-        row.upload_digest.as_str(),
-        row.release_id,
-        row.plan.clone(),
-        row.sealed_environment.clone(),
-        false,
-        row.created_by,
-        row.created_at
+         VALUES (:id, :tenant, :service_id, :environment_id, :number, :status, :phase, :trigger_kind, :upload_digest, \
+         :release_id, :plan, :sealed_environment, :cancelling, :created_by, :created_at)",
+        id = row.id,
+        service_id = row.service_id,
+        environment_id = row.environment_id,
+        number = row.number,
+        status = row.status.as_str(),
+        phase = row.phase.as_str(),
+        trigger_kind = row.trigger_kind.as_str(),
+        upload_digest = row.upload_digest.as_str(),
+        release_id = row.release_id,
+        plan = row.plan.clone(),
+        sealed_environment = row.sealed_environment.clone(),
+        cancelling = false,
+        created_by = row.created_by,
+        created_at = row.created_at
     ))
     .await?;
     record(service, tx, context, service_environment, &row, "queued").await?;
@@ -293,11 +299,11 @@ pub async fn enter_phase(
     let entered = tx
         .run(scoped!(
             &row.grant(),
-            "UPDATE deployments SET status = $1, phase = $2 \
-             WHERE organization_id = :tenant AND id = $3 AND finished_at IS NULL AND NOT cancelling",
-            moved.status.as_str(),
-            moved.phase.as_str(),
-            row.id
+            "UPDATE deployments SET status = :status, phase = :phase \
+             WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL AND NOT cancelling",
+            status = moved.status.as_str(),
+            phase = moved.phase.as_str(),
+            id = row.id
         ))
         .await?;
     if entered != 1 {
@@ -321,8 +327,8 @@ pub async fn enter_phase(
 pub async fn is_in_progress(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
     let row = scoped!(
         &row.grant(),
-        "SELECT 1 FROM deployments WHERE organization_id = :tenant AND id = $1 AND finished_at IS NULL AND NOT cancelling",
-        row.id
+        "SELECT 1 FROM deployments WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL AND NOT cancelling",
+        id = row.id
     );
     tx.read().exists(row).await
 }
@@ -333,9 +339,9 @@ pub async fn set_plan(service: &DeployService, row: &Row, plan: &Plan) -> Result
     let tx = service.store.begin().await?;
     let update = scoped!(
         &row.grant(),
-        "UPDATE deployments SET plan = $1 WHERE organization_id = :tenant AND id = $2 AND finished_at IS NULL",
-        text.as_str(),
-        row.id
+        "UPDATE deployments SET plan = :plan WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL",
+        plan = text.as_str(),
+        id = row.id
     );
     check_updated(tx.run(update).await?)?;
     tx.commit().await?;
@@ -365,15 +371,15 @@ pub async fn finish(
     };
     let settle = scoped!(
         &row.grant(),
-        "UPDATE deployments SET status = $1, phase = $2, error = $3, finished_at = $4 \
-         WHERE organization_id = :tenant AND id = $5 AND status = $6 AND phase = $7",
-        settled.status.as_str(),
-        settled.phase.as_str(),
+        "UPDATE deployments SET status = :status, phase = :phase, error = :error, finished_at = :finished_at \
+         WHERE organization_id = :tenant AND id = :id AND status = :known_status AND phase = :known_phase",
+        status = settled.status.as_str(),
+        phase = settled.phase.as_str(),
         error,
         finished_at,
-        row.id,
-        row.status.as_str(),
-        row.phase.as_str()
+        id = row.id,
+        known_status = row.status.as_str(),
+        known_phase = row.phase.as_str()
     );
     check_updated(tx.run(settle).await?)?;
     metrics::counter!("capsule_deployments_total", "status" => status.name()).increment(1);
@@ -391,11 +397,12 @@ async fn record(
 ) -> Result<(), Problem> {
     tx.run(scoped!(
         &row.grant(),
-        "INSERT INTO deployment_events (deployment_id, organization_id, at, status, phase, message) VALUES ($1, :tenant, $2, $3, $4, $5)",
-        row.id,
-        Timestamp::now().0,
-        row.status.as_str(),
-        row.phase.as_str(),
+        "INSERT INTO deployment_events (deployment_id, organization_id, at, status, phase, message) \
+         VALUES (:deployment_id, :tenant, :at, :status, :phase, :message)",
+        deployment_id = row.id,
+        at = Timestamp::now().0,
+        status = row.status.as_str(),
+        phase = row.phase.as_str(),
         message
     ))
     .await?;

@@ -70,8 +70,12 @@ pub async fn take(
         let host = format!("{label}.{base_domain}");
         if !is_reserved(&label) && is_free(tx, scope, &host).await? {
             // Ends the quarantine, which can only be that of this organization.
-            tx.run(scoped!(scope, "DELETE FROM host_quarantine WHERE organization_id = :tenant AND host = $1", host.as_str()))
-                .await?;
+            tx.run(scoped!(
+                scope,
+                "DELETE FROM host_quarantine WHERE organization_id = :tenant AND host = :host",
+                host = host.as_str()
+            ))
+            .await?;
             return Ok(host);
         }
     }
@@ -79,13 +83,13 @@ pub async fn take(
 }
 
 async fn is_free(tx: &Transaction<'_>, scope: &impl Scope, host: &str) -> Result<bool, Problem> {
-    let taken = unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host);
+    let taken = unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = :host", host);
     let quarantined = unscoped!(
         "hosts are unique over all tenants",
-        "SELECT 1 FROM host_quarantine WHERE host = $1 AND organization_id <> $2 AND free_at > $3",
+        "SELECT 1 FROM host_quarantine WHERE host = :host AND organization_id <> :organization_id AND free_at > :now",
         host,
-        scope.organization(),
-        Timestamp::now().0
+        organization_id = scope.organization(),
+        now = Timestamp::now().0
     );
     Ok(!tx.read().exists(taken).await? && !tx.read().exists(quarantined).await?)
 }
@@ -98,7 +102,7 @@ pub async fn quarantine(tx: &Transaction<'_>, scope: &impl Scope, host: &str, da
     let free_at = Timestamp::now().plus_seconds(i64::from(days) * 24 * 3600).0;
     tx.run(scoped!(
         scope,
-        "INSERT INTO host_quarantine (host, organization_id, free_at) VALUES ($1, :tenant, $2) \
+        "INSERT INTO host_quarantine (host, organization_id, free_at) VALUES (:host, :tenant, :free_at) \
          ON CONFLICT (host) DO UPDATE SET organization_id = excluded.organization_id, free_at = excluded.free_at",
         host,
         free_at
@@ -118,8 +122,8 @@ pub fn placeholder(service_id: Uuid, environment_id: Uuid) -> String {
 /// If the database does not answer.
 pub async fn prune(store: &Store) -> Result<(), Problem> {
     let now = Timestamp::now().0;
-    let exists = unscoped!("the platform's own work", "SELECT 1 FROM host_quarantine WHERE free_at <= $1 LIMIT 1", now);
-    let delete = unscoped!("the platform's own work", "DELETE FROM host_quarantine WHERE free_at <= $1", now);
+    let exists = unscoped!("the platform's own work", "SELECT 1 FROM host_quarantine WHERE free_at <= :now LIMIT 1", now);
+    let delete = unscoped!("the platform's own work", "DELETE FROM host_quarantine WHERE free_at <= :now", now);
     reconcile::delete_if_any(store, exists, delete).await
 }
 

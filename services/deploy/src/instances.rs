@@ -8,8 +8,7 @@ use capsule_buildplan::{Kind, Plan};
 use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_runtime::{Limits, Network, Spec, Writes};
-use capsule_store::{scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, scoped, unscoped};
 
 use crate::deployments::{self, Row as Deployment};
 use crate::phases::Failure;
@@ -20,7 +19,7 @@ use crate::{DeployService, service_environments, texts};
 /// The process type that serves requests.
 pub const WEB: &str = "web";
 
-#[derive(Clone, Debug, FromQueryResult)]
+#[derive(Clone, Debug, FromRow)]
 pub struct Row {
     pub id: String,
     pub organization_id: Uuid,
@@ -37,7 +36,7 @@ pub struct Row {
 pub async fn live(service: &DeployService) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "reconciliation and routing are about all tenants",
-        "SELECT * FROM instances WHERE role <> 'gone' ORDER BY created_at, id"
+        "SELECT :columns FROM instances WHERE role <> 'gone' ORDER BY created_at, id"
     );
     service.store.read().all(rows).await
 }
@@ -46,9 +45,10 @@ pub async fn live(service: &DeployService) -> Result<Vec<Row>, Problem> {
 pub async fn of(service: &DeployService, service_environment: &ServiceEnvironment) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "the service_environment was read with proof",
-        "SELECT * FROM instances WHERE service_id = $1 AND environment_id = $2 ORDER BY created_at, id",
-        service_environment.service_id,
-        service_environment.environment_id
+        "SELECT :columns FROM instances WHERE service_id = :service_id AND environment_id = :environment_id \
+         ORDER BY created_at, id",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     service.store.read().all(rows).await
 }
@@ -69,8 +69,9 @@ pub async fn candidates(
     let grant = deployment.grant();
     let existing = scoped!(
         &grant,
-        "SELECT * FROM instances WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
-        deployment.id
+        "SELECT :columns FROM instances WHERE organization_id = :tenant AND deployment_id = :deployment_id \
+         AND role = 'candidate'",
+        deployment_id = deployment.id
     );
     // Only the deployment's one worker inserts candidates, so this read may precede the transaction.
     let existing = service.store.read().all::<Row>(existing).await?;
@@ -124,15 +125,17 @@ async fn insert_candidates(
         };
         tx.run(scoped!(
             &grant,
-            "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at, \
-             memory_bytes) VALUES ($1, :tenant, $2, $3, $4, $5, $6, 'candidate', $7, $8)",
-            row.id.as_str(),
-            row.service_id,
-            row.environment_id,
-            row.deployment_id,
-            row.process.as_str(),
-            row.port,
-            row.created_at,
+            "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, \
+             created_at, \
+             memory_bytes) VALUES (:id, :tenant, :service_id, :environment_id, :deployment_id, :process, :port, 'candidate', \
+             :created_at, :memory)",
+            id = row.id.as_str(),
+            service_id = row.service_id,
+            environment_id = row.environment_id,
+            deployment_id = row.deployment_id,
+            process = row.process.as_str(),
+            port = row.port,
+            created_at = row.created_at,
             memory
         ))
         .await?;
@@ -153,7 +156,7 @@ fn instance_id() -> String {
 pub async fn set_gone(service: &DeployService, id: &str) -> Result<(), Problem> {
     let tx = service.store.begin().await?;
     let gone =
-        unscoped!("the id was read with a grant", "UPDATE instances SET role = 'gone' WHERE id = $1 AND role = 'retiring'", id);
+        unscoped!("the id was read with a grant", "UPDATE instances SET role = 'gone' WHERE id = :id AND role = 'retiring'", id);
     if tx.run(gone).await? == 1 {
         crate::routes::bump_revision(&tx).await?;
         tx.commit().await?;
@@ -163,7 +166,7 @@ pub async fn set_gone(service: &DeployService, id: &str) -> Result<(), Problem> 
 
 /// Whether an instance has the role `serving`.
 pub async fn is_serving(service: &DeployService, id: &str) -> Result<bool, Problem> {
-    let row = unscoped!("the id was read with a grant", "SELECT 1 FROM instances WHERE id = $1 AND role = 'serving'", id);
+    let row = unscoped!("the id was read with a grant", "SELECT 1 FROM instances WHERE id = :id AND role = 'serving'", id);
     service.store.read().exists(row).await
 }
 

@@ -123,8 +123,8 @@ impl Service for DeployService {
                 let row = unscoped!(
                     "the lookup of the tenant itself",
                     "SELECT d.service_id, p.environment_name FROM deployments d JOIN placements p \
-                     ON p.service_id = d.service_id AND p.environment_id = d.environment_id WHERE d.id = $1",
-                    *id
+                     ON p.service_id = d.service_id AND p.environment_id = d.environment_id WHERE d.id = :id",
+                    id = *id
                 );
                 match self.store.read().first::<service_environments::Name>(row).await? {
                     Some(name) => Target::ServiceIn(name.service_id, name.environment_name),
@@ -132,7 +132,7 @@ impl Service for DeployService {
                 }
             }
             Target::Upload(id) => {
-                let row = unscoped!("the lookup of the tenant itself", "SELECT service_id FROM uploads WHERE id = $1", *id);
+                let row = unscoped!("the lookup of the tenant itself", "SELECT service_id FROM uploads WHERE id = :id", id = *id);
                 match self.store.read().value::<Uuid>(row).await? {
                     Some(service_id) => Target::Service(service_id),
                     None => return Ok(None),

@@ -9,8 +9,7 @@ use capsule_contracts::deploy::{
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_runtime::ShimState;
-use capsule_store::{Scope, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, scoped};
 
 use crate::deployments::{self, Row};
 use crate::phases::building::version_warning;
@@ -30,12 +29,13 @@ pub async fn list_deployments(service: Arc<DeployService>, call: Call<ListDeploy
     let rows = scoped!(
         &call.grant,
         "SELECT d.* FROM deployments d JOIN placements p ON p.service_id = d.service_id AND p.environment_id = d.environment_id \
-         WHERE d.organization_id = :tenant AND d.service_id = $1 AND ($2 = '' OR p.environment_name = $2) AND d.created_at < $3 \
-         ORDER BY d.created_at DESC LIMIT $4",
-        message.service_id,
-        message.environment.unwrap_or_default(),
+         WHERE d.organization_id = :tenant AND d.service_id = :service_id AND (:environment_name = '' \
+         OR p.environment_name = :environment_name) AND d.created_at < :before \
+         ORDER BY d.created_at DESC LIMIT :limit",
+        service_id = message.service_id,
+        environment_name = message.environment.unwrap_or_default(),
         before,
-        limit + 1
+        limit = limit + 1
     );
     let mut rows = service.store.read().all::<Row>(rows).await?;
     let has_more = rows.len() as i64 > limit;
@@ -60,7 +60,7 @@ async fn view(service: &DeployService, scope: &impl Scope, id: Uuid) -> Result<D
     row.view(service, &service_environment)
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct EventRow {
     at: i64,
     status: String,
@@ -74,8 +74,9 @@ pub async fn list_deployment_events(
 ) -> Result<Page<DeploymentEvent>, Problem> {
     let rows = scoped!(
         &call.grant,
-        "SELECT at, status, phase, message FROM deployment_events WHERE organization_id = :tenant AND deployment_id = $1 ORDER BY at",
-        call.message.id
+        "SELECT at, status, phase, message FROM deployment_events WHERE organization_id = :tenant \
+         AND deployment_id = :deployment_id ORDER BY at",
+        deployment_id = call.message.id
     );
     let rows = service.store.read().all::<EventRow>(rows).await?;
     let events = rows.into_iter().map(|row| {
@@ -178,13 +179,14 @@ async fn warnings(
     service_environment: &ServiceEnvironment,
 ) -> Result<Vec<String>, Problem> {
     let plan = match service_environment.active_deployment_id {
-        Some(id) => scoped!(scope, "SELECT plan FROM deployments WHERE organization_id = :tenant AND id = $1", id),
+        Some(id) => scoped!(scope, "SELECT plan FROM deployments WHERE organization_id = :tenant AND id = :id", id),
         None => scoped!(
             scope,
-            "SELECT plan FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
+            "SELECT plan FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id \
              ORDER BY number DESC LIMIT 1",
-            service_environment.service_id,
-            service_environment.environment_id
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id
         ),
     };
     let plan = service.store.read().value::<Option<String>>(plan).await?.flatten();

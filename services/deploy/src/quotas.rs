@@ -11,8 +11,7 @@ use capsule_buildplan::Plan;
 use capsule_bus::{Call, SystemGrant};
 use capsule_contracts::quotas::{CountDeployUse, Quantity, QuotaUse, Quotas};
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Store, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Store, Transaction, scoped, unscoped};
 
 use crate::instances::memory_limit;
 use crate::{DeployService, reconcile};
@@ -34,9 +33,9 @@ async fn used(tx: &Transaction<'_>, scope: &impl Scope, kind: &str, seconds: i64
     let sum = scoped!(
         scope,
         "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM quota_uses \
-         WHERE organization_id = :tenant AND kind = $1 AND at > $2",
+         WHERE organization_id = :tenant AND kind = :kind AND at > :at",
         kind,
-        Timestamp::now().plus_seconds(-seconds).0
+        at = Timestamp::now().plus_seconds(-seconds).0
     );
     Ok(tx.read().value::<i64>(sum).await?.unwrap_or_default())
 }
@@ -44,11 +43,11 @@ async fn used(tx: &Transaction<'_>, scope: &impl Scope, kind: &str, seconds: i64
 async fn record_use(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid, kind: &str, amount: i64) -> Result<(), Problem> {
     tx.run(scoped!(
         scope,
-        "INSERT INTO quota_uses (id, organization_id, kind, amount, at) VALUES ($1, :tenant, $2, $3, $4)",
+        "INSERT INTO quota_uses (id, organization_id, kind, amount, at) VALUES (:id, :tenant, :kind, :amount, :at)",
         id,
         kind,
         amount,
-        Timestamp::now().0
+        at = Timestamp::now().0
     ))
     .await?;
     Ok(())
@@ -99,7 +98,8 @@ pub async fn begin_upload(
 /// # Errors
 /// If the database does not answer.
 pub async fn complete_upload(tx: &Transaction<'_>, scope: &impl Scope, upload: Uuid, bytes: i64) -> Result<(), Problem> {
-    let update = scoped!(scope, "UPDATE quota_uses SET amount = $1 WHERE organization_id = :tenant AND id = $2", bytes, upload);
+    let update =
+        scoped!(scope, "UPDATE quota_uses SET amount = :bytes WHERE organization_id = :tenant AND id = :upload", bytes, upload);
     tx.run(update).await?;
     Ok(())
 }
@@ -151,7 +151,7 @@ impl LoadByRole {
     }
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     service_id: Uuid,
     environment_id: Uuid,
@@ -228,8 +228,8 @@ pub async fn prune(store: &Store) -> Result<(), Problem> {
     let before = Timestamp::now().plus_seconds(-DAY).0;
     // An hour late, so that not each expired row costs a transaction.
     let much_older = Timestamp::now().plus_seconds(-DAY - HOUR).0;
-    let exists = unscoped!("the platform's own work", "SELECT 1 FROM quota_uses WHERE at < $1 LIMIT 1", much_older);
-    let delete = unscoped!("the platform's own work", "DELETE FROM quota_uses WHERE at < $1", before);
+    let exists = unscoped!("the platform's own work", "SELECT 1 FROM quota_uses WHERE at < :much_older LIMIT 1", much_older);
+    let delete = unscoped!("the platform's own work", "DELETE FROM quota_uses WHERE at < :before", before);
     reconcile::delete_if_any(store, exists, delete).await
 }
 
@@ -295,12 +295,13 @@ mod tests {
             tx.run(unscoped!(
                 "test",
                 "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, \
-                 created_at, memory_bytes) VALUES ($1, $2, $3, $4, $3, 'web', 1, 'candidate', 1, $5)",
-                new_id().to_string(),
+                 created_at, memory_bytes) VALUES (:id, :organization, :service, :environment, :service, 'web', 1, \
+                 'candidate', 1, :memory_bytes)",
+                id = new_id().to_string(),
                 organization,
                 service,
                 environment,
-                512 * MIB
+                memory_bytes = 512 * MIB
             ))
             .await?;
         }
@@ -310,8 +311,13 @@ mod tests {
 
     async fn change_role(store: &Store, at: u128, from: &str, to: &str) {
         let tx = store.begin().await.expect("begins");
-        let update =
-            unscoped!("test", "UPDATE instances SET role = $1 WHERE role = $2 AND service_id = $3", to, from, place(at).0);
+        let update = unscoped!(
+            "test",
+            "UPDATE instances SET role = :to WHERE role = :from AND service_id = :service_id",
+            to,
+            from,
+            service_id = place(at).0
+        );
         tx.run(update).await.expect("turned");
         tx.commit().await.expect("committed");
     }
@@ -390,7 +396,7 @@ mod tests {
         };
         let shift = async || {
             let tx = store.begin().await.expect("begins");
-            let older = unscoped!("test", "UPDATE quota_uses SET at = at - $1", 3601 * 1_000_000_i64);
+            let older = unscoped!("test", "UPDATE quota_uses SET at = at - :hour", hour = 3601 * 1_000_000_i64);
             tx.run(older).await.expect("shifted");
             tx.commit().await.expect("committed");
         };

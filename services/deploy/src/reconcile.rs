@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{Statement, Store, lease, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Statement, Store, lease, scoped, unscoped};
 
 use crate::service_environments::{self, ServiceEnvironment};
 use crate::{DeployService, disk, hosts, instances, quotas, removal, routes, uploads};
@@ -131,7 +130,7 @@ pub async fn retire_unwanted(service: &DeployService) -> Result<(), Problem> {
     tx.commit().await
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Release {
     id: Uuid,
     release_id: Uuid,
@@ -148,9 +147,10 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
         let rows = instances::of(service, &service_environment).await?;
         let unsettled = unscoped!(
             "the platform's own work",
-            "SELECT 1 FROM deployments WHERE service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
-            service_environment.service_id,
-            service_environment.environment_id
+            "SELECT 1 FROM deployments WHERE service_id = :service_id AND environment_id = :environment_id \
+             AND finished_at IS NULL",
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id
         );
         if rows.iter().any(|row| row.role != "gone") || service.store.read().exists(unsettled).await? {
             continue;
@@ -178,14 +178,16 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
         let (service_id, environment_id) = (service_environment.service_id, service_environment.environment_id);
         tx.run(scoped!(
             &grant,
-            "DELETE FROM instances WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            "DELETE FROM instances WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id",
             service_id,
             environment_id
         ))
         .await?;
         tx.run(scoped!(
             &grant,
-            "DELETE FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+            "DELETE FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id",
             service_id,
             environment_id
         ))
@@ -193,9 +195,8 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
         tx.run(scoped!(
             &grant,
             // If the service has other environments, an upload may be deployed there.
-            "DELETE FROM uploads WHERE organization_id = :tenant AND service_id = $1 AND digest IS NOT NULL \
-             AND NOT EXISTS (SELECT 1 FROM placements WHERE service_id = $2 AND environment_id <> $3)",
-            service_id,
+            "DELETE FROM uploads WHERE organization_id = :tenant AND service_id = :service_id AND digest IS NOT NULL \
+             AND NOT EXISTS (SELECT 1 FROM placements WHERE service_id = :service_id AND environment_id <> :environment_id)",
             service_id,
             environment_id
         ))
@@ -206,7 +207,8 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
         }
         tx.run(scoped!(
             &grant,
-            "DELETE FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND wanted = 'removed'",
+            "DELETE FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+             AND environment_id = :environment_id AND wanted = 'removed'",
             service_id,
             environment_id
         ))
@@ -222,9 +224,10 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
 async fn releases(service: &DeployService, service_environment: &ServiceEnvironment) -> Result<Vec<Release>, Problem> {
     let rows = unscoped!(
         "the platform's own work",
-        "SELECT id, release_id, upload_digest FROM deployments WHERE service_id = $1 AND environment_id = $2 ORDER BY number DESC",
-        service_environment.service_id,
-        service_environment.environment_id
+        "SELECT id, release_id, upload_digest FROM deployments WHERE service_id = :service_id \
+         AND environment_id = :environment_id ORDER BY number DESC",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     service.store.read().all(rows).await
 }
@@ -259,8 +262,8 @@ pub async fn prune(service: &DeployService, service_environment: &ServiceEnviron
         for row in old {
             tx.run(unscoped!(
                 "the platform's own work",
-                "DELETE FROM instances WHERE id = $1 AND role = 'gone'",
-                row.id.as_str()
+                "DELETE FROM instances WHERE id = :id AND role = 'gone'",
+                id = row.id.as_str()
             ))
             .await?;
         }

@@ -8,8 +8,7 @@ use capsule_contracts::deploy::{CountServiceEnvironments, RemoveFromEnvironment,
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::ServicesRemoved;
 use capsule_contracts::{Count, Problem, Timestamp, Uuid};
-use capsule_store::{Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, scoped, unscoped};
 
 use crate::{DeployService, queries, routes, service_environments};
 
@@ -45,17 +44,19 @@ pub async fn remove_from_environment(
     .await?;
     let unsettled = scoped!(
         &grant,
-        "SELECT id FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
-        service_environment.service_id,
-        service_environment.environment_id
+        "SELECT id FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id AND finished_at IS NULL",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     );
     let unsettled: Vec<Id> = tx.read().all(unsettled).await?;
     tx.run(scoped!(
         &grant,
         "UPDATE deployments SET cancelling = TRUE \
-         WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 AND finished_at IS NULL",
-        service_environment.service_id,
-        service_environment.environment_id
+         WHERE organization_id = :tenant AND service_id = :service_id AND environment_id = :environment_id \
+         AND finished_at IS NULL",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id
     ))
     .await?;
     routes::bump_revision(&tx).await?;
@@ -65,7 +66,7 @@ pub async fn remove_from_environment(
     queries::state(&service, &grant, message.id, &message.environment).await
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Id {
     id: Uuid,
 }
@@ -89,9 +90,10 @@ async fn record_removal(
 ) -> Result<(), Problem> {
     tx.run(scoped!(
         grant,
-        "INSERT INTO removals (id, organization_id, removed_at) VALUES ($1, :tenant, $2) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO removals (id, organization_id, removed_at) VALUES (:removed, :tenant, :removed_at) \
+         ON CONFLICT (id) DO NOTHING",
         removed,
-        Timestamp::now().0
+        removed_at = Timestamp::now().0
     ))
     .await?;
     tx.run(scoped!(
@@ -111,7 +113,7 @@ async fn record_removal(
 pub async fn purge(service: &DeployService, now: Timestamp) -> Result<(), Problem> {
     let tx = service.store.begin().await?;
     let old = now.plus_seconds(-REMOVAL_RETENTION_SECONDS).0;
-    tx.run(unscoped!("the platform's own work", "DELETE FROM removals WHERE removed_at < $1", old)).await?;
+    tx.run(unscoped!("the platform's own work", "DELETE FROM removals WHERE removed_at < :old", old)).await?;
     tx.commit().await
 }
 

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use capsule_buildplan::Kind;
 use capsule_contracts::{Problem, Uuid};
 use capsule_ingress::{Endpoint, Route, Site, State, Table};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::instances::{self, WEB};
 use crate::{DeployService, deployments};
@@ -31,8 +30,7 @@ pub async fn catch_up(service: &DeployService) -> Result<(), Problem> {
     let in_force = i64::try_from(hello.revision).unwrap_or(i64::MAX - 1);
     tx.run(unscoped!(
         "one table for all tenants",
-        "UPDATE routing SET revision = $1 + 1 WHERE id = 1 AND revision <= $2",
-        in_force,
+        "UPDATE routing SET revision = :in_force + 1 WHERE id = 1 AND revision <= :in_force",
         in_force
     ))
     .await?;
@@ -65,12 +63,12 @@ pub async fn publish_if_behind(service: &DeployService) -> Result<(), Problem> {
 }
 
 /// A service in an environment, with its active release.
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct RouteRow {
     service_id: Uuid,
     environment_id: Uuid,
     host: String,
-    #[sea_orm(from_alias = "wanted")]
+    #[column("wanted")]
     desired_state: String,
     release_id: Option<Uuid>,
     plan: Option<String>,

@@ -2,12 +2,11 @@
 
 use capsule_contracts::project::Configuration;
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::{DeployService, closing, hosts, user_ids};
 
-#[derive(Clone, Debug, FromQueryResult)]
+#[derive(Clone, Debug, FromRow)]
 pub struct ServiceEnvironment {
     pub service_id: Uuid,
     pub environment_id: Uuid,
@@ -20,12 +19,12 @@ pub struct ServiceEnvironment {
     pub former_host: Option<String>,
     pub uid: i32,
     /// `running`, `stopped` or `removed`.
-    #[sea_orm(from_alias = "wanted")]
+    #[column("wanted")]
     pub desired_state: String,
     pub active_deployment_id: Option<Uuid>,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct Name {
     pub service_id: Uuid,
     pub environment_name: String,
@@ -40,7 +39,8 @@ pub async fn by_name(
 ) -> Result<Option<ServiceEnvironment>, Problem> {
     let row = scoped!(
         scope,
-        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_name = $2 AND wanted <> 'removed'",
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_name = :environment AND wanted <> 'removed'",
         service_id,
         environment
     );
@@ -56,7 +56,8 @@ pub async fn get(
 ) -> Result<ServiceEnvironment, Problem> {
     let row = scoped!(
         scope,
-        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id",
         service_id,
         environment_id
     );
@@ -72,7 +73,8 @@ pub async fn read(
 ) -> Result<ServiceEnvironment, Problem> {
     let row = scoped!(
         scope,
-        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id",
         service_id,
         environment_id
     );
@@ -88,7 +90,8 @@ pub async fn read_by_name(
 ) -> Result<ServiceEnvironment, Problem> {
     let row = scoped!(
         scope,
-        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_name = $2 AND wanted <> 'removed'",
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_name = :environment AND wanted <> 'removed'",
         service_id,
         environment
     );
@@ -104,13 +107,21 @@ pub async fn of_service(
     scope: &impl Scope,
     service_id: Uuid,
 ) -> Result<Vec<ServiceEnvironment>, Problem> {
-    let rows = scoped!(scope, "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1", service_id);
+    let rows = scoped!(
+        scope,
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id",
+        service_id
+    );
     service.store.read().all(rows).await
 }
 
 /// Reads all services in all environments, of all tenants.
 pub async fn all(service: &DeployService) -> Result<Vec<ServiceEnvironment>, Problem> {
-    service.store.read().all(unscoped!("reconciliation and routing are about all tenants", "SELECT * FROM placements")).await
+    service
+        .store
+        .read()
+        .all(unscoped!("reconciliation and routing are about all tenants", "SELECT :columns FROM placements"))
+        .await
 }
 
 /// Returns the service in its environment, which the first deployment creates. Fails if the service, environment,
@@ -124,20 +135,21 @@ pub async fn ensure(
     closing::check_open(tx, scope, configuration.service_id).await?;
     let removed = unscoped!(
         "ids of all kinds are unique",
-        "SELECT 1 FROM removals WHERE id IN ($1, $2, $3, $4)",
-        configuration.service_id,
-        configuration.environment_id,
-        configuration.project_id,
-        configuration.organization_id
+        "SELECT 1 FROM removals WHERE id IN (:service_id, :environment_id, :project_id, :organization_id)",
+        service_id = configuration.service_id,
+        environment_id = configuration.environment_id,
+        project_id = configuration.project_id,
+        organization_id = configuration.organization_id
     );
     if tx.read().exists(removed).await? {
         return Err(Problem::not_found("service in that environment"));
     }
     let existing = scoped!(
         scope,
-        "SELECT * FROM placements WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2",
-        configuration.service_id,
-        configuration.environment_id
+        "SELECT :columns FROM placements WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id",
+        service_id = configuration.service_id,
+        environment_id = configuration.environment_id
     );
     if let Some(service_environment) = tx.read().first::<ServiceEnvironment>(existing).await? {
         // The removal of its files and instances, which have the same host and user id, is still in progress.
@@ -162,15 +174,16 @@ pub async fn ensure(
     };
     tx.run(scoped!(
         scope,
-        "INSERT INTO placements (service_id, environment_id, organization_id, project_id, service_name, environment_name, host, uid, wanted) \
-         VALUES ($1, $2, :tenant, $3, $4, $5, $6, $7, 'running')",
-        service_environment.service_id,
-        service_environment.environment_id,
-        service_environment.project_id,
-        service_environment.service_name.as_str(),
-        service_environment.environment_name.as_str(),
-        service_environment.host.as_str(),
-        service_environment.uid
+        "INSERT INTO placements (service_id, environment_id, organization_id, project_id, service_name, environment_name, \
+         host, uid, wanted) \
+         VALUES (:service_id, :environment_id, :tenant, :project_id, :service_name, :environment_name, :host, :uid, 'running')",
+        service_id = service_environment.service_id,
+        environment_id = service_environment.environment_id,
+        project_id = service_environment.project_id,
+        service_name = service_environment.service_name.as_str(),
+        environment_name = service_environment.environment_name.as_str(),
+        host = service_environment.host.as_str(),
+        uid = service_environment.uid
     ))
     .await?;
     Ok(service_environment)
@@ -184,16 +197,17 @@ pub async fn remove(
     scope: &impl Scope,
     is_removed: impl Fn(&ServiceEnvironment) -> bool,
 ) -> Result<(), Problem> {
-    let all = scoped!(scope, "SELECT * FROM placements WHERE organization_id = :tenant AND wanted <> 'removed'");
+    let all = scoped!(scope, "SELECT :columns FROM placements WHERE organization_id = :tenant AND wanted <> 'removed'");
     for service_environment in tx.read().all::<ServiceEnvironment>(all).await?.into_iter().filter(is_removed) {
         hosts::quarantine(tx, scope, &service_environment.host, service.options.host_quarantine_days).await?;
         tx.run(scoped!(
             scope,
-            "UPDATE placements SET wanted = 'removed', former_host = host, host = $1 \
-             WHERE organization_id = :tenant AND service_id = $2 AND environment_id = $3 AND wanted <> 'removed'",
-            hosts::placeholder(service_environment.service_id, service_environment.environment_id),
-            service_environment.service_id,
-            service_environment.environment_id
+            "UPDATE placements SET wanted = 'removed', former_host = host, host = :host \
+             WHERE organization_id = :tenant AND service_id = :service_id AND environment_id = :environment_id \
+             AND wanted <> 'removed'",
+            host = hosts::placeholder(service_environment.service_id, service_environment.environment_id),
+            service_id = service_environment.service_id,
+            environment_id = service_environment.environment_id
         ))
         .await?;
     }
@@ -205,6 +219,6 @@ pub async fn has_host(service: &DeployService, host: &str) -> Result<bool, Probl
     service
         .store
         .read()
-        .exists(unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = $1", host))
+        .exists(unscoped!("hosts are unique over all tenants", "SELECT 1 FROM placements WHERE host = :host", host))
         .await
 }

@@ -143,12 +143,12 @@ async fn ready_to_promote(service: &DeployService) -> Row {
     let insert = unscoped!(
         "test",
         "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at) \
-         VALUES ($1, $2, $3, $4, $5, 'web', 1, 'candidate', 0)",
-        format!("i{}", row.number),
-        ORGANIZATION,
-        SERVICE,
-        ENVIRONMENT,
-        row.id
+         VALUES (:id, :organization_id, :service_id, :environment_id, :deployment_id, 'web', 1, 'candidate', 0)",
+        id = format!("i{}", row.number),
+        organization_id = ORGANIZATION,
+        service_id = SERVICE,
+        environment_id = ENVIRONMENT,
+        deployment_id = row.id
     );
     run(service, insert).await;
     row
@@ -168,7 +168,7 @@ async fn status(service: &DeployService, row: &Row) -> (String, bool) {
 }
 
 async fn role(service: &DeployService, row: &Row) -> String {
-    let role = unscoped!("test", "SELECT role FROM instances WHERE deployment_id = $1", row.id);
+    let role = unscoped!("test", "SELECT role FROM instances WHERE deployment_id = :deployment_id", deployment_id = row.id);
     service.store.read().value(role).await.expect("answers").expect("there")
 }
 
@@ -261,7 +261,7 @@ async fn instances_that_must_not_run_are_retired() {
     let candidate = ready_to_promote(&service).await;
     reconcile::retire_unwanted(&service).await.expect("retired");
     assert_eq!(role(&service, &candidate).await, "candidate", "it is being started again");
-    run(&service, unscoped!("test", "UPDATE deployments SET finished_at = 1 WHERE id = $1", candidate.id)).await;
+    run(&service, unscoped!("test", "UPDATE deployments SET finished_at = 1 WHERE id = :id", id = candidate.id)).await;
     reconcile::retire_unwanted(&service).await.expect("retired");
     assert_eq!(role(&service, &candidate).await, "retiring");
 }
@@ -406,12 +406,13 @@ async fn files_without_references_are_deleted_after_their_retention() {
     let (used, _) = writer.commit().await.expect("kept");
     let insert = unscoped!(
         "test",
-        "INSERT INTO uploads (id, organization_id, service_id, digest, bytes, created_at) VALUES ($1, $2, $3, $4, 4, $5)",
-        Uuid::from_u128(9),
-        ORGANIZATION,
-        SERVICE,
-        used.as_str(),
-        Timestamp::now().0
+        "INSERT INTO uploads (id, organization_id, service_id, digest, bytes, created_at) \
+         VALUES (:id, :organization_id, :service_id, :digest, 4, :created_at)",
+        id = Uuid::from_u128(9),
+        organization_id = ORGANIZATION,
+        service_id = SERVICE,
+        digest = used.as_str(),
+        created_at = Timestamp::now().0
     );
     run(&service, insert).await;
     let row = deploy(&service).await.expect("accepted");

@@ -8,8 +8,7 @@ use capsule_buildplan::Options;
 use capsule_bus::Call;
 use capsule_contracts::deploy::{BeginUpload, CompleteUpload, DiscardUpload, Plan, PlanUpload, Upload};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::{DeployService, disk, quotas, texts};
 
@@ -18,7 +17,7 @@ const UPLOAD_RETENTION_SECONDS: i64 = 24 * 3600;
 /// Retention of archives and directories without a reference.
 const ORPHAN_RETENTION_SECONDS: i64 = 3600;
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     service_id: Uuid,
@@ -42,10 +41,11 @@ pub async fn begin_upload(service: Arc<DeployService>, call: Call<BeginUpload>) 
     quotas::begin_upload(&tx, &call.grant, &limits, upload.id, i64::try_from(bytes).unwrap_or(i64::MAX)).await?;
     tx.run(scoped!(
         &call.grant,
-        "INSERT INTO uploads (id, organization_id, service_id, bytes, created_at) VALUES ($1, :tenant, $2, 0, $3)",
-        upload.id,
-        upload.service_id,
-        Timestamp::now().0
+        "INSERT INTO uploads (id, organization_id, service_id, bytes, created_at) \
+         VALUES (:id, :tenant, :service_id, 0, :created_at)",
+        id = upload.id,
+        service_id = upload.service_id,
+        created_at = Timestamp::now().0
     ))
     .await?;
     tx.commit().await?;
@@ -59,10 +59,10 @@ pub async fn complete_upload(service: Arc<DeployService>, call: Call<CompleteUpl
     let tx = service.store.begin().await?;
     tx.run(scoped!(
         &call.grant,
-        "UPDATE uploads SET digest = $1, bytes = $2 WHERE organization_id = :tenant AND id = $3",
-        message.digest,
+        "UPDATE uploads SET digest = :digest, bytes = :bytes WHERE organization_id = :tenant AND id = :id",
+        digest = message.digest,
         bytes,
-        message.id
+        id = message.id
     ))
     .await?;
     quotas::complete_upload(&tx, &call.grant, message.id, bytes).await?;
@@ -73,7 +73,8 @@ pub async fn complete_upload(service: Arc<DeployService>, call: Call<CompleteUpl
 pub async fn forget_upload(service: Arc<DeployService>, call: Call<DiscardUpload>) -> Result<Empty, Problem> {
     let upload = get(&service, &call.grant, call.message.id).await?;
     let tx = service.store.begin().await?;
-    tx.run(scoped!(&call.grant, "DELETE FROM uploads WHERE organization_id = :tenant AND id = $1", call.message.id)).await?;
+    tx.run(scoped!(&call.grant, "DELETE FROM uploads WHERE organization_id = :tenant AND id = :id", id = call.message.id))
+        .await?;
     tx.commit().await?;
     if let Some(digest) = upload.digest {
         remove_unused_blob(&service, &digest).await?;
@@ -86,12 +87,12 @@ pub async fn expire(service: &DeployService, now: Timestamp) -> Result<(), Probl
     let before = now.plus_seconds(-UPLOAD_RETENTION_SECONDS).0;
     let old = unscoped!(
         "the platform's own work",
-        "SELECT id, service_id, digest, bytes FROM uploads WHERE created_at < $1 ORDER BY created_at LIMIT 100",
+        "SELECT id, service_id, digest, bytes FROM uploads WHERE created_at < :before ORDER BY created_at LIMIT 100",
         before
     );
     for upload in service.store.read().all::<Row>(old).await? {
         let tx = service.store.begin().await?;
-        tx.run(unscoped!("the platform's own work", "DELETE FROM uploads WHERE id = $1", upload.id)).await?;
+        tx.run(unscoped!("the platform's own work", "DELETE FROM uploads WHERE id = :id", id = upload.id)).await?;
         tx.commit().await?;
         if let Some(digest) = upload.digest {
             remove_unused_blob(service, &digest).await?;
@@ -123,7 +124,7 @@ pub async fn remove_orphans(service: &DeployService, now: Timestamp) -> Result<(
     removed.await.map_err(|_| Problem::internal())
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct BlobUse {
     release_id: Uuid,
     finished_at: Option<i64>,
@@ -131,13 +132,13 @@ struct BlobUse {
 
 /// Deletes an archive unless an upload, an unsettled deployment or a release refers to it.
 pub async fn remove_unused_blob(service: &DeployService, digest: &str) -> Result<(), Problem> {
-    let uploads = unscoped!("blobs are shared by digest", "SELECT 1 FROM uploads WHERE digest = $1", digest);
+    let uploads = unscoped!("blobs are shared by digest", "SELECT 1 FROM uploads WHERE digest = :digest", digest);
     if service.store.read().exists(uploads).await? {
         return Ok(());
     }
     let uses = unscoped!(
         "blobs are shared by digest",
-        "SELECT release_id, finished_at FROM deployments WHERE upload_digest = $1",
+        "SELECT release_id, finished_at FROM deployments WHERE upload_digest = :digest",
         digest
     );
     let uses = service.store.read().all::<BlobUse>(uses).await?;
@@ -148,7 +149,8 @@ pub async fn remove_unused_blob(service: &DeployService, digest: &str) -> Result
 }
 
 async fn get(service: &DeployService, scope: &impl Scope, id: Uuid) -> Result<Upload, Problem> {
-    let row = scoped!(scope, "SELECT id, service_id, digest, bytes FROM uploads WHERE organization_id = :tenant AND id = $1", id);
+    let row =
+        scoped!(scope, "SELECT id, service_id, digest, bytes FROM uploads WHERE organization_id = :tenant AND id = :id", id);
     service.store.read().first::<Row>(row).await?.map(Upload::from).ok_or_else(|| Problem::not_found("upload"))
 }
 
@@ -163,7 +165,7 @@ pub async fn digest_of(service: &DeployService, scope: &impl Scope, id: Uuid, se
 
 /// Fails unless a complete upload exists. Called in the transaction that inserts its deployment, which keeps the archive.
 pub async fn check_complete(tx: &Transaction<'_>, scope: &impl Scope, id: Uuid) -> Result<(), Problem> {
-    let row = scoped!(scope, "SELECT 1 FROM uploads WHERE organization_id = :tenant AND id = $1 AND digest IS NOT NULL", id);
+    let row = scoped!(scope, "SELECT 1 FROM uploads WHERE organization_id = :tenant AND id = :id AND digest IS NOT NULL", id);
     if tx.read().exists(row).await? { Ok(()) } else { Err(Problem::not_found("upload")) }
 }
 

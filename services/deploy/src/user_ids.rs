@@ -22,8 +22,8 @@ pub async fn next(tx: &Transaction<'_>) -> Result<i32, Problem> {
     skip_after_restore(tx).await?;
     let increment = unscoped!(
         "user ids are unique over all tenants",
-        "UPDATE user_ids SET next = next + 1 WHERE id = 1 AND next <= $1",
-        LAST
+        "UPDATE user_ids SET next = next + 1 WHERE id = 1 AND next <= :next",
+        next = LAST
     );
     if tx.run(increment).await? != 1 {
         return Err(exhausted());
@@ -46,12 +46,13 @@ async fn skip_after_restore(tx: &Transaction<'_>) -> Result<(), Problem> {
     let next = unscoped!("user ids are unique over all tenants", "SELECT next FROM user_ids WHERE id = 1");
     let next = tx.read().value::<i32>(next).await?.ok_or_else(Problem::internal)?;
     let now = Timestamp::now().0;
-    let newest = unscoped!("user ids are unique over all tenants", "SELECT COALESCE(MAX(created_at), $1) FROM deployments", now);
+    let newest =
+        unscoped!("user ids are unique over all tenants", "SELECT COALESCE(MAX(created_at), :now) FROM deployments", now);
     let age = now - tx.read().value::<i64>(newest).await?.unwrap_or(now);
     let left = (LAST + 1 - next).max(0);
     let minutes = i32::try_from(age / 60_000_000).unwrap_or(i32::MAX).clamp(0, left / 2);
     let skipped = SKIP.saturating_add(minutes).min(left);
-    tx.run(unscoped!("user ids are unique over all tenants", "UPDATE user_ids SET next = next + $1 WHERE id = 1", skipped))
+    tx.run(unscoped!("user ids are unique over all tenants", "UPDATE user_ids SET next = next + :skipped WHERE id = 1", skipped))
         .await?;
     Ok(())
 }
@@ -106,7 +107,7 @@ mod tests {
         let store = open(directory.path()).await;
         assert_eq!(take(&store).await, Ok(FIRST + SKIP));
         assert_eq!(take(&store).await, Ok(FIRST + SKIP + 1));
-        run(&store, unscoped!("test", "UPDATE user_ids SET next = $1", LAST)).await;
+        run(&store, unscoped!("test", "UPDATE user_ids SET next = :next", next = LAST)).await;
         assert_eq!(take(&store).await, Ok(LAST));
         for _ in 0..2 {
             let exhausted = take(&store).await.expect_err("none is left");
@@ -137,10 +138,11 @@ mod tests {
             "test",
             "INSERT INTO deployments (id, organization_id, service_id, environment_id, number, status, phase, trigger_kind, \
              upload_digest, release_id, sealed_environment, cancelling, created_by, created_at) \
-             VALUES ($1, $1, $1, $1, 1, 'running', 'active', 'upload', '', $1, $2, FALSE, $1, $3)",
+             VALUES (:id, :id, :id, :id, 1, 'running', 'active', 'upload', '', :id, :sealed_environment, FALSE, :id, \
+             :created_at)",
             id,
-            Vec::<u8>::new(),
-            Timestamp::now().plus_seconds(-24 * 3600).0
+            sealed_environment = Vec::<u8>::new(),
+            created_at = Timestamp::now().plus_seconds(-24 * 3600).0
         );
         run(&store, insert).await;
         let (_directory, restored) = restore(directory.path()).await;
@@ -157,7 +159,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let store = open(directory.path()).await;
         for next in [LAST - SKIP / 2, LAST, LAST + 1] {
-            run(&store, unscoped!("test", "UPDATE user_ids SET next = $1", next)).await;
+            run(&store, unscoped!("test", "UPDATE user_ids SET next = :next", next)).await;
             let (_directory, restored) = restore(directory.path()).await;
             assert!(take(&restored).await.expect_err("none is left").to_string().contains("No user id is left"), "{next}");
         }

@@ -14,9 +14,10 @@ pub async fn list_users(identity: Arc<IdentityService>, call: Call<ListUsers>) -
     let limit = call.message.limit.unwrap_or(100);
     let rows = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE closed_at IS NULL AND id > $1 ORDER BY id LIMIT $2",
-        call.message.cursor.unwrap_or(Uuid::nil()),
-        i64::from(limit) + 1
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE closed_at IS NULL AND id > :id \
+         ORDER BY id LIMIT :limit",
+        id = call.message.cursor.unwrap_or(Uuid::nil()),
+        limit = i64::from(limit) + 1
     );
     let mut items: Vec<User> = identity.store.read().all::<UserRow>(rows).await?.into_iter().map(User::from).collect();
     let more = items.len() > limit as usize;
@@ -29,7 +30,7 @@ pub async fn list_users(identity: Arc<IdentityService>, call: Call<ListUsers>) -
 pub async fn check_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     let admin = unscoped!(
         "users belong to no tenant",
-        "SELECT 1 FROM users WHERE id = $1 AND platform_admin AND closed_at IS NULL",
+        "SELECT 1 FROM users WHERE id = :user AND platform_admin AND closed_at IS NULL",
         user
     );
     match tx.read().exists(admin).await? {
@@ -48,17 +49,16 @@ pub async fn update_user(identity: Arc<IdentityService>, call: Call<UpdateUser>)
     if message.platform_admin {
         tx.run(unscoped!(
             "users belong to no tenant",
-            "UPDATE users SET platform_admin = TRUE WHERE id = $1 AND closed_at IS NULL",
-            message.id
+            "UPDATE users SET platform_admin = TRUE WHERE id = :id AND closed_at IS NULL",
+            id = message.id
         ))
         .await?;
     } else if user.platform_admin {
         let revoked = unscoped!(
             "users belong to no tenant",
-            "UPDATE users SET platform_admin = FALSE WHERE id = $1 AND platform_admin AND EXISTS \
-             (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> $2)",
-            message.id,
-            message.id
+            "UPDATE users SET platform_admin = FALSE WHERE id = :id AND platform_admin AND EXISTS \
+             (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :id)",
+            id = message.id
         );
         if tx.run(revoked).await? == 0 {
             return Err(Problem::conflict(format!("{} is the last administrator of this installation.", user.email))

@@ -67,10 +67,9 @@ pub async fn begin(
     let user = profile::by_id(&tx, user_id).await?.ok_or_else(|| Problem::not_found("user"))?;
     let closed = unscoped!(
         "users belong to no tenant",
-        "UPDATE users SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL AND (NOT platform_admin OR EXISTS \
-         (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> $3))",
-        Timestamp::now().0,
-        user_id,
+        "UPDATE users SET closed_at = :closed_at WHERE id = :user_id AND closed_at IS NULL AND (NOT platform_admin OR EXISTS \
+         (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :user_id))",
+        closed_at = Timestamp::now().0,
         user_id
     );
     if tx.run(closed).await? == 0 {
@@ -83,7 +82,7 @@ pub async fn begin(
 }
 
 async fn close(tx: &Transaction<'_>, user: Uuid, at: Option<i64>) -> Result<(), Problem> {
-    tx.run(unscoped!("users belong to no tenant", "UPDATE users SET closed_at = $1 WHERE id = $2", at, user)).await?;
+    tx.run(unscoped!("users belong to no tenant", "UPDATE users SET closed_at = :at WHERE id = :user", at, user)).await?;
     Ok(())
 }
 
@@ -121,11 +120,11 @@ async fn erase(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
     let Input { user_id } = run.input()?;
     let tx = identity.store.begin().await?;
     sessions::delete_all(&tx, user_id).await?;
-    tx.run(unscoped!("credentials belong to a user", "DELETE FROM credentials WHERE user_id = $1", user_id)).await?;
+    tx.run(unscoped!("credentials belong to a user", "DELETE FROM credentials WHERE user_id = :user_id", user_id)).await?;
     tx.run(unscoped!(
         "users belong to no tenant",
-        "UPDATE users SET email = $1, name = 'erased', platform_admin = FALSE WHERE id = $2",
-        format!("erased-{user_id}"),
+        "UPDATE users SET email = :email, name = 'erased', platform_admin = FALSE WHERE id = :user_id",
+        email = format!("erased-{user_id}"),
         user_id
     ))
     .await?;

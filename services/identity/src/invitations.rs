@@ -9,12 +9,11 @@ use std::sync::Arc;
 use capsule_bus::Call;
 use capsule_contracts::identity::{INVITATION_SECONDS, InviteUser, InvitedUser, Registration, RevokeInvitation};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::{IdentityService, tokens};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct Invited {
     pub user_id: Uuid,
     pub email: String,
@@ -23,13 +22,16 @@ pub struct Invited {
 pub async fn invite_user(identity: Arc<IdentityService>, call: Call<InviteUser>) -> Result<InvitedUser, Problem> {
     let email = call.message.email.trim().to_lowercase();
     let tx = identity.store.begin().await?;
-    let known =
-        unscoped!("users belong to no tenant", "SELECT id FROM users WHERE email = $1 AND closed_at IS NULL", email.as_str());
+    let known = unscoped!(
+        "users belong to no tenant",
+        "SELECT id FROM users WHERE email = :email AND closed_at IS NULL",
+        email = email.as_str()
+    );
     let organization = call.message.organization_id;
     let reserved = unscoped!(
         "invited users belong to no tenant",
-        "SELECT user_id FROM invited_users WHERE email = $1 AND organization_id = $2",
-        email.as_str(),
+        "SELECT user_id FROM invited_users WHERE email = :email AND organization_id = :organization",
+        email = email.as_str(),
         organization
     );
     let known = tx.read().value::<Uuid>(known).await?;
@@ -56,11 +58,12 @@ pub async fn invite_user(identity: Arc<IdentityService>, call: Call<InviteUser>)
             let user_id = new_id();
             tx.run(unscoped!(
                 "invited users belong to no tenant",
-                "INSERT INTO invited_users (user_id, email, organization_id, created_at) VALUES ($1, $2, $3, $4)",
+                "INSERT INTO invited_users (user_id, email, organization_id, created_at) \
+                 VALUES (:user_id, :email, :organization, :created_at)",
                 user_id,
-                email.as_str(),
+                email = email.as_str(),
                 organization,
-                Timestamp::now().0
+                created_at = Timestamp::now().0
             ))
             .await?;
             user_id
@@ -69,12 +72,13 @@ pub async fn invite_user(identity: Arc<IdentityService>, call: Call<InviteUser>)
     let token = tokens::secret()?;
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
-        "INSERT INTO registration_tokens (digest, user_id, organization_id, expires_at) VALUES ($1, $2, $3, $4) \
+        "INSERT INTO registration_tokens (digest, user_id, organization_id, expires_at) \
+         VALUES (:digest, :user_id, :organization, :expires_at) \
          ON CONFLICT (user_id, organization_id) DO UPDATE SET digest = excluded.digest, expires_at = excluded.expires_at",
-        tokens::digest(&token),
+        digest = tokens::digest(&token),
         user_id,
         organization,
-        Timestamp::now().plus_seconds(INVITATION_SECONDS).0
+        expires_at = Timestamp::now().plus_seconds(INVITATION_SECONDS).0
     ))
     .await?;
     tx.commit().await?;
@@ -87,9 +91,9 @@ pub async fn redeem(tx: &Transaction<'_>, token: &str, email: &str) -> Result<Op
         "invited users belong to no tenant",
         "SELECT i.user_id, i.email FROM invited_users i \
          JOIN registration_tokens t ON t.user_id = i.user_id AND t.organization_id = i.organization_id \
-         WHERE t.digest = $1 AND t.expires_at > $2",
-        tokens::digest(token),
-        Timestamp::now().0
+         WHERE t.digest = :digest AND t.expires_at > :now",
+        digest = tokens::digest(token),
+        now = Timestamp::now().0
     );
     let Some(invited) = tx.read().first::<Invited>(invited).await?.filter(|invited| invited.email == email) else {
         return Ok(None);
@@ -100,7 +104,7 @@ pub async fn redeem(tx: &Transaction<'_>, token: &str, email: &str) -> Result<Op
 
 /// The invitation of a reserved user id. `None` once its user has registered.
 pub async fn find(identity: &IdentityService, id: Uuid) -> Result<Option<Invited>, Problem> {
-    let row = unscoped!("invited users belong to no tenant", "SELECT user_id, email FROM invited_users WHERE user_id = $1", id);
+    let row = unscoped!("invited users belong to no tenant", "SELECT user_id, email FROM invited_users WHERE user_id = :id", id);
     identity.store.read().first(row).await
 }
 
@@ -108,9 +112,9 @@ pub async fn revoke_invitation(identity: Arc<IdentityService>, call: Call<Revoke
     let tx = identity.store.begin().await?;
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
-        "DELETE FROM registration_tokens WHERE user_id = $1 AND organization_id = $2",
-        call.message.user_id,
-        call.message.organization_id
+        "DELETE FROM registration_tokens WHERE user_id = :user_id AND organization_id = :organization_id",
+        user_id = call.message.user_id,
+        organization_id = call.message.organization_id
     ))
     .await?;
     prune(&tx, Timestamp::now()).await?;
@@ -122,7 +126,7 @@ pub async fn revoke_invitation(identity: Arc<IdentityService>, call: Call<Revoke
 pub async fn organization_deleted(tx: &Transaction<'_>, organization: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
-        "DELETE FROM registration_tokens WHERE organization_id = $1",
+        "DELETE FROM registration_tokens WHERE organization_id = :organization",
         organization
     ))
     .await?;
@@ -139,19 +143,19 @@ pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Pro
 async fn delete(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
-        "DELETE FROM registration_tokens WHERE user_id = $1",
+        "DELETE FROM registration_tokens WHERE user_id = :user",
         user
     ))
     .await?;
-    tx.run(unscoped!("invited users belong to no tenant", "DELETE FROM invited_users WHERE user_id = $1", user)).await?;
+    tx.run(unscoped!("invited users belong to no tenant", "DELETE FROM invited_users WHERE user_id = :user", user)).await?;
     Ok(())
 }
 
 async fn prune(tx: &Transaction<'_>, now: Timestamp) -> Result<(), Problem> {
     tx.run(unscoped!(
         "registration tokens belong to an invited user",
-        "DELETE FROM registration_tokens WHERE expires_at <= $1",
-        now.0
+        "DELETE FROM registration_tokens WHERE expires_at <= :now",
+        now = now.0
     ))
     .await?;
     tx.run(unscoped!(

@@ -15,8 +15,11 @@ pub async fn login(identity: Arc<IdentityService>, call: Call<Login>) -> Result<
     let user = profile::by_email(&identity, &email).await?;
     let hash = match &user {
         Some(user) => {
-            let hash =
-                unscoped!("credentials belong to a user", "SELECT password_hash FROM credentials WHERE user_id = $1", user.id);
+            let hash = unscoped!(
+                "credentials belong to a user",
+                "SELECT password_hash FROM credentials WHERE user_id = :user_id",
+                user_id = user.id
+            );
             identity.store.read().value::<String>(hash).await?
         }
         None => None,
@@ -29,8 +32,8 @@ pub async fn login(identity: Arc<IdentityService>, call: Call<Login>) -> Result<
     // The password may have been changed, or the account closed, during the verification. Either ends all sessions.
     let present = unscoped!(
         "credentials belong to a user",
-        "SELECT c.password_hash FROM credentials c JOIN users u ON u.id = c.user_id WHERE u.id = $1 AND u.closed_at IS NULL",
-        user.id
+        "SELECT c.password_hash FROM credentials c JOIN users u ON u.id = c.user_id WHERE u.id = :id AND u.closed_at IS NULL",
+        id = user.id
     );
     if tx.read().value::<String>(present).await? != hash {
         return Err(Problem::unauthenticated("The password has just been changed.").hint("Sign in with the new one."));
@@ -56,8 +59,8 @@ pub async fn local_login(identity: Arc<IdentityService>, call: Call<LocalLogin>)
     let tx = identity.store.begin().await?;
     let local = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1 AND closed_at IS NULL",
-        LOCAL_ADMINISTRATOR
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = :email AND closed_at IS NULL",
+        email = LOCAL_ADMINISTRATOR
     );
     let user = match tx.read().first::<UserRow>(local).await?.map(User::from) {
         Some(user) if user.platform_admin => user,

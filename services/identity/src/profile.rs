@@ -5,12 +5,11 @@ use std::sync::Arc;
 use capsule_bus::Call;
 use capsule_contracts::identity::{GetProfile, GetUsers, UpdateProfile, User};
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::{IdentityService, invitations};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct UserRow {
     id: Uuid,
     email: String,
@@ -34,7 +33,7 @@ impl From<UserRow> for User {
 pub async fn by_email(identity: &IdentityService, email: &str) -> Result<Option<User>, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = $1 AND closed_at IS NULL",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE email = :email AND closed_at IS NULL",
         email
     );
     Ok(identity.store.read().first::<UserRow>(row).await?.map(User::from))
@@ -43,7 +42,7 @@ pub async fn by_email(identity: &IdentityService, email: &str) -> Result<Option<
 pub async fn by_id(tx: &Transaction<'_>, id: Uuid) -> Result<Option<User>, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1 AND closed_at IS NULL",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = :id AND closed_at IS NULL",
         id
     );
     Ok(tx.read().first::<UserRow>(row).await?.map(User::from))
@@ -57,7 +56,7 @@ pub async fn get_profile(identity: Arc<IdentityService>, call: Call<GetProfile>)
 async fn get(identity: &IdentityService, id: Uuid) -> Result<User, Problem> {
     let row = unscoped!(
         "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = $1 AND closed_at IS NULL",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE id = :id AND closed_at IS NULL",
         id
     );
     identity.store.read().first::<UserRow>(row).await?.map(User::from).ok_or_else(|| Problem::not_found("user"))
@@ -68,9 +67,9 @@ pub async fn update_profile(identity: Arc<IdentityService>, call: Call<UpdatePro
         let tx = identity.store.begin().await?;
         let renamed = unscoped!(
             "users belong to no tenant",
-            "UPDATE users SET name = $1 WHERE id = $2 AND closed_at IS NULL",
-            name.trim(),
-            call.grant.user()
+            "UPDATE users SET name = :name WHERE id = :id AND closed_at IS NULL",
+            name = name.trim(),
+            id = call.grant.user()
         );
         if tx.run(renamed).await? == 0 {
             return Err(Problem::not_found("user"));

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use capsule_bus::{Call, Caller};
 use capsule_contracts::identity::{ChangePassword, Reauthenticate};
 use capsule_contracts::{Empty, Problem, Uuid};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::login::LOCAL_ADMINISTRATOR;
 use crate::{IdentityService, sessions, tokens};
 
 /// A confirmation by password, with the account as it was then.
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct Confirmation {
     email: String,
     platform_admin: bool,
@@ -28,9 +27,9 @@ impl Confirmation {
             "credentials belong to a user",
             "SELECT c.password_hash FROM sessions s JOIN users u ON u.id = s.user_id \
              LEFT JOIN credentials c ON c.user_id = u.id \
-             WHERE s.id = $1 AND s.user_id = $2 AND s.revoked_at IS NULL AND u.closed_at IS NULL",
-            caller.session(),
-            caller.user()
+             WHERE s.id = :id AND s.user_id = :user_id AND s.revoked_at IS NULL AND u.closed_at IS NULL",
+            id = caller.session(),
+            user_id = caller.user()
         );
         match tx.read().value::<Option<String>>(present).await? {
             None => Err(Problem::unauthenticated("Your session has ended.")),
@@ -44,7 +43,7 @@ async fn row(identity: &IdentityService, user: Uuid) -> Result<Confirmation, Pro
     let row = unscoped!(
         "credentials belong to a user",
         "SELECT u.email, u.platform_admin, c.password_hash FROM users u LEFT JOIN credentials c ON c.user_id = u.id \
-         WHERE u.id = $1 AND u.closed_at IS NULL",
+         WHERE u.id = :user AND u.closed_at IS NULL",
         user
     );
     identity.store.read().first(row).await?.ok_or_else(|| Problem::not_found("user"))
@@ -88,7 +87,7 @@ pub async fn change_password(identity: Arc<IdentityService>, call: Call<ChangePa
     confirmation.check_still_valid(&tx, &grant).await?;
     tx.run(unscoped!(
         "credentials belong to a user",
-        "INSERT INTO credentials (user_id, password_hash) VALUES ($1, $2) \
+        "INSERT INTO credentials (user_id, password_hash) VALUES (:user, :hash) \
          ON CONFLICT (user_id) DO UPDATE SET password_hash = excluded.password_hash",
         user,
         hash

@@ -41,8 +41,8 @@ pub async fn register(identity: Arc<IdentityService>, call: Call<Register>) -> R
     create_user(&tx, &context, &user).await?;
     tx.run(unscoped!(
         "credentials belong to a user",
-        "INSERT INTO credentials (user_id, password_hash) VALUES ($1, $2)",
-        user.id,
+        "INSERT INTO credentials (user_id, password_hash) VALUES (:user_id, :hash)",
+        user_id = user.id,
         hash
     ))
     .await?;
@@ -91,12 +91,13 @@ async fn admit(identity: &IdentityService, tx: &Transaction<'_>, message: &Regis
 pub async fn create_user(tx: &Transaction<'_>, context: &Context, user: &User) -> Result<(), Problem> {
     tx.run(unscoped!(
         "users belong to no tenant",
-        "INSERT INTO users (id, email, name, platform_admin, created_at) VALUES ($1, $2, $3, $4, $5)",
-        user.id,
-        user.email.as_str(),
-        user.name.as_str(),
-        user.platform_admin,
-        user.created_at.0
+        "INSERT INTO users (id, email, name, platform_admin, created_at) \
+         VALUES (:id, :email, :name, :platform_admin, :created_at)",
+        id = user.id,
+        email = user.email.as_str(),
+        name = user.name.as_str(),
+        platform_admin = user.platform_admin,
+        created_at = user.created_at.0
     ))
     .await
     .map_err(|problem| match problem.code.as_str() {

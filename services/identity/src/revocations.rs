@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use capsule_cache::revocation;
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::unscoped;
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, unscoped};
 
 use crate::{IdentityService, tokens};
 
@@ -14,7 +13,7 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 /// Lifetime of the key that marks the list as complete. Longer than the interval in which it is renewed.
 const COMPLETE_TTL: Duration = Duration::from_secs(3);
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Revoked {
     id: Uuid,
     revoked_at: i64,
@@ -45,8 +44,8 @@ async fn publish(identity: &IdentityService, written: i64) -> Result<Option<i64>
     let lived = Timestamp::now().plus_seconds(-tokens::ACCESS_SECONDS).0;
     let revoked = unscoped!(
         "sessions belong to a user",
-        "SELECT id, revoked_at FROM sessions WHERE revoked_at >= $1 ORDER BY revoked_at",
-        lived.max(since)
+        "SELECT id, revoked_at FROM sessions WHERE revoked_at >= :since ORDER BY revoked_at",
+        since = lived.max(since)
     );
     let mut newest = since;
     for session in identity.store.read().all::<Revoked>(revoked).await? {

@@ -8,8 +8,7 @@ use capsule_contracts::identity::{
     SessionRevoked, TokenStatus, User, ValidateToken,
 };
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::{IdentityService, profile, tokens};
 
@@ -23,12 +22,13 @@ pub async fn open(identity: &IdentityService, tx: &Transaction<'_>, context: &Co
     let (id, now) = (new_id(), Timestamp::now());
     tx.run(unscoped!(
         "sessions belong to a user",
-        "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at) \
+         VALUES (:id, :user_id, :created_at, :last_used_at, :expires_at)",
         id,
-        user.id,
-        now.0,
-        now.0,
-        now.plus_seconds(REFRESH_TOKEN_SECONDS).0
+        user_id = user.id,
+        created_at = now.0,
+        last_used_at = now.0,
+        expires_at = now.plus_seconds(REFRESH_TOKEN_SECONDS).0
     ))
     .await?;
     tracing::info!(user = %user.id, correlation_id = context.correlation_id, "session opened");
@@ -40,10 +40,10 @@ async fn issue_tokens(identity: &IdentityService, tx: &Transaction<'_>, session:
     let refresh_token = tokens::secret()?;
     tx.run(unscoped!(
         "tokens belong to a session",
-        "INSERT INTO refresh_tokens (digest, session_id, expires_at) VALUES ($1, $2, $3)",
-        tokens::digest(&refresh_token),
+        "INSERT INTO refresh_tokens (digest, session_id, expires_at) VALUES (:digest, :session, :expires_at)",
+        digest = tokens::digest(&refresh_token),
         session,
-        Timestamp::now().plus_seconds(REFRESH_TOKEN_SECONDS).0
+        expires_at = Timestamp::now().plus_seconds(REFRESH_TOKEN_SECONDS).0
     ))
     .await?;
     let access_token = identity.signer.sign(user.id, session, user.platform_admin)?;
@@ -55,7 +55,7 @@ pub fn id_of(identity: &IdentityService, session: &Session) -> Result<Uuid, Prob
     identity.signer.verify(&session.access_token).map(|claims| claims.sid).ok_or_else(Problem::internal)
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct RefreshRow {
     session_id: Uuid,
     user_id: Uuid,
@@ -72,8 +72,8 @@ pub async fn refresh_token(identity: Arc<IdentityService>, call: Call<RefreshTok
     let row = unscoped!(
         "tokens belong to a session",
         "SELECT t.session_id, s.user_id, t.expires_at, t.used_at, s.revoked_at \
-         FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.digest = $1",
-        digest.as_str()
+         FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.digest = :digest",
+        digest = digest.as_str()
     );
     let row = tx.read().first::<RefreshRow>(row).await?.ok_or_else(refused)?;
     if row.used_at.is_some() {
@@ -85,14 +85,19 @@ pub async fn refresh_token(identity: Arc<IdentityService>, call: Call<RefreshTok
     if row.revoked_at.is_some() || row.expires_at <= now.0 {
         return Err(refused());
     }
-    tx.run(unscoped!("tokens belong to a session", "UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2", now.0, digest))
-        .await?;
+    tx.run(unscoped!(
+        "tokens belong to a session",
+        "UPDATE refresh_tokens SET used_at = :used_at WHERE digest = :digest",
+        used_at = now.0,
+        digest
+    ))
+    .await?;
     tx.run(unscoped!(
         "sessions belong to a user",
-        "UPDATE sessions SET last_used_at = $1, expires_at = $2 WHERE id = $3",
-        now.0,
-        now.plus_seconds(REFRESH_TOKEN_SECONDS).0,
-        row.session_id
+        "UPDATE sessions SET last_used_at = :last_used_at, expires_at = :expires_at WHERE id = :id",
+        last_used_at = now.0,
+        expires_at = now.plus_seconds(REFRESH_TOKEN_SECONDS).0,
+        id = row.session_id
     ))
     .await?;
     let user = profile::by_id(&tx, row.user_id).await?.ok_or_else(refused)?;
@@ -107,8 +112,8 @@ async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid)
     let ended = tx
         .run(unscoped!(
             "sessions belong to a user",
-            "UPDATE sessions SET revoked_at = $1 WHERE id = $2 AND user_id = $3 AND revoked_at IS NULL",
-            now.0,
+            "UPDATE sessions SET revoked_at = :revoked_at WHERE id = :session AND user_id = :user AND revoked_at IS NULL",
+            revoked_at = now.0,
             session,
             user
         ))
@@ -129,7 +134,7 @@ pub async fn end_all(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Res
 pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, except: Uuid) -> Result<(), Problem> {
     let live = unscoped!(
         "sessions belong to a user",
-        "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = $1 AND revoked_at IS NULL",
+        "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = :user AND revoked_at IS NULL",
         user
     );
     for session in tx.read().all::<SessionRow>(live).await?.into_iter().filter(|session| session.id != except) {
@@ -144,14 +149,13 @@ pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Pro
     let tx = identity.store.begin().await?;
     tx.run(unscoped!(
         "tokens belong to a session",
-        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE expires_at < $1 OR revoked_at < $2)",
-        old,
+        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE expires_at < :old OR revoked_at < :old)",
         old
     ))
     .await?;
     // Used tokens are kept while they would have been valid, to detect reuse.
-    tx.run(unscoped!("tokens belong to a session", "DELETE FROM refresh_tokens WHERE expires_at < $1", old)).await?;
-    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE expires_at < $1 OR revoked_at < $2", old, old))
+    tx.run(unscoped!("tokens belong to a session", "DELETE FROM refresh_tokens WHERE expires_at < :old", old)).await?;
+    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE expires_at < :old OR revoked_at < :old", old))
         .await?;
     tx.commit().await
 }
@@ -160,11 +164,11 @@ pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Pro
 pub async fn delete_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "tokens belong to a session",
-        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = $1)",
+        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = :user)",
         user
     ))
     .await?;
-    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE user_id = $1", user)).await?;
+    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE user_id = :user", user)).await?;
     Ok(())
 }
 
@@ -196,7 +200,7 @@ pub async fn revoke_sessions(identity: Arc<IdentityService>, call: Call<RevokeSe
     Ok(Empty {})
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct SessionRow {
     id: Uuid,
     created_at: i64,
@@ -207,9 +211,9 @@ async fn live(identity: &IdentityService, user: Uuid) -> Result<Vec<SessionRow>,
     let rows = unscoped!(
         "sessions belong to a user",
         "SELECT id, created_at, last_used_at FROM sessions \
-         WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 ORDER BY last_used_at DESC",
+         WHERE user_id = :user AND revoked_at IS NULL AND expires_at > :now ORDER BY last_used_at DESC",
         user,
-        Timestamp::now().0
+        now = Timestamp::now().0
     );
     identity.store.read().all(rows).await
 }
@@ -234,9 +238,9 @@ pub async fn validate_token(identity: Arc<IdentityService>, call: Call<ValidateT
     let admin = unscoped!(
         "sessions belong to a user",
         "SELECT u.platform_admin FROM sessions s JOIN users u ON u.id = s.user_id \
-         WHERE s.id = $1 AND s.user_id = $2 AND s.revoked_at IS NULL AND u.closed_at IS NULL",
-        claims.sid,
-        claims.sub
+         WHERE s.id = :id AND s.user_id = :user_id AND s.revoked_at IS NULL AND u.closed_at IS NULL",
+        id = claims.sid,
+        user_id = claims.sub
     );
     let Some(platform_admin) = identity.store.read().value::<bool>(admin).await? else {
         return Ok(inactive);
@@ -250,7 +254,7 @@ pub async fn validate_token(identity: Arc<IdentityService>, call: Call<ValidateT
     })
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct LiveRow {
     platform_admin: bool,
 }
@@ -261,7 +265,7 @@ pub async fn check_sessions(identity: Arc<IdentityService>, call: Call<CheckSess
         let row = unscoped!(
             "sessions belong to a user",
             "SELECT u.platform_admin FROM sessions s JOIN users u ON u.id = s.user_id \
-             WHERE s.id = $1 AND s.revoked_at IS NULL AND s.expires_at > $2 AND u.closed_at IS NULL",
+             WHERE s.id = :id AND s.revoked_at IS NULL AND s.expires_at > :now AND u.closed_at IS NULL",
             id,
             now
         );

@@ -112,16 +112,18 @@ async fn the_migration_drops_ids_reserved_by_several_organizations() {
     let (own, shared) = (new_id(), new_id());
     let tx = store.begin().await.expect("begins");
     for (id, email) in [(own, "ada@example.com"), (shared, "bob@example.com")] {
-        let row = unscoped!("a test", "INSERT INTO invited_users (user_id, email, created_at) VALUES ($1, $2, 0)", id, email);
+        let row =
+            unscoped!("a test", "INSERT INTO invited_users (user_id, email, created_at) VALUES (:id, :email, 0)", id, email);
         tx.run(row).await.expect("inserted");
     }
     for (digest, id) in [("a", own), ("b", shared), ("c", shared)] {
         let row = unscoped!(
             "a test",
-            "INSERT INTO registration_tokens (digest, user_id, organization_id, expires_at) VALUES ($1, $2, $3, 0)",
+            "INSERT INTO registration_tokens (digest, user_id, organization_id, expires_at) \
+             VALUES (:digest, :id, :organization_id, 0)",
             digest,
             id,
-            new_id()
+            organization_id = new_id()
         );
         tx.run(row).await.expect("inserted");
     }

@@ -7,11 +7,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use capsule_bus::Call;
 use capsule_contracts::identity::{GetKeys, KeySet};
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{Store, Transaction, unscoped};
+use capsule_store::{FromRow, Store, Transaction, unscoped};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::EncodePrivateKey;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use sea_orm::FromQueryResult;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -50,7 +49,7 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct KeyRow {
     id: String,
     sealed_seed: Vec<u8>,
@@ -90,11 +89,11 @@ impl Signer {
         let sealed = tx.keyring().seal(&format!("signing_keys/{id}"), &seed)?;
         tx.run(unscoped!(
             "keys belong to the platform",
-            "INSERT INTO signing_keys (id, sealed_seed, public_key, created_at) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO signing_keys (id, sealed_seed, public_key, created_at) VALUES (:id, :sealed, :public, :created_at)",
             id,
             sealed,
             public,
-            Timestamp::now().0
+            created_at = Timestamp::now().0
         ))
         .await?;
         Ok(seed)

@@ -60,7 +60,7 @@ async fn set_closed(
     let change = match at {
         Some(at) => scoped!(
             &grant,
-            "UPDATE organizations SET closed_at = $1 WHERE id = :tenant AND closed_at IS NULL AND deleted_at IS NULL",
+            "UPDATE organizations SET closed_at = :at WHERE id = :tenant AND closed_at IS NULL AND deleted_at IS NULL",
             at
         ),
         None => scoped!(
@@ -102,9 +102,9 @@ async fn remove(service: &OrganizationService, run: &Run) -> Result<(), Problem>
     // The row stays for references to it, without the name, which may be a person's.
     let gone = scoped!(
         &grant,
-        "UPDATE organizations SET deleted_at = $1, personal_of = NULL, name = 'deleted', slug = 'deleted' \
+        "UPDATE organizations SET deleted_at = :deleted_at, personal_of = NULL, name = 'deleted', slug = 'deleted' \
          WHERE id = :tenant AND deleted_at IS NULL",
-        Timestamp::now().0
+        deleted_at = Timestamp::now().0
     );
     if tx.run(gone).await? == 0 {
         return Ok(());

@@ -9,8 +9,7 @@ use capsule_contracts::organization::{
     AcceptInvitation, AddMember, AddedMember, Invitation, ListInvitations, Organization, RejectInvitation, RemoveMember,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Statement, Transaction, scoped, unscoped};
 
 use crate::members::{self, check_owner_change};
 use crate::{OrganizationService, leaving, organizations, quotas};
@@ -18,7 +17,7 @@ use crate::{OrganizationService, leaving, organizations, quotas};
 /// Maximum number of open invitations per organization, as each may allow a registration.
 const MAX_PENDING: i64 = 100;
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct Pending {
     pub user_id: Uuid,
     pub role: String,
@@ -29,8 +28,9 @@ pub struct Pending {
 pub fn rows(tenant: &Tenant) -> Statement {
     scoped!(
         tenant,
-        "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND expires_at > $1 ORDER BY created_at, id",
-        Timestamp::now().0
+        "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND expires_at > :now \
+         ORDER BY created_at, id",
+        now = Timestamp::now().0
     )
 }
 
@@ -45,8 +45,8 @@ pub async fn add_member(service: Arc<OrganizationService>, call: Call<AddMember>
     check_owner_change(&grant, message.role)?;
     let pending = scoped!(
         &grant,
-        "SELECT COUNT(*) FROM invitations WHERE organization_id = :tenant AND expires_at > $1",
-        Timestamp::now().0
+        "SELECT COUNT(*) FROM invitations WHERE organization_id = :tenant AND expires_at > :now",
+        now = Timestamp::now().0
     );
     let full = || {
         Problem::conflict(format!("The organization already has {MAX_PENDING} pending members, the maximum."))
@@ -78,14 +78,15 @@ pub async fn add_member(service: Arc<OrganizationService>, call: Call<AddMember>
     tx.run(scoped!(
         &grant,
         "INSERT INTO invitations (id, organization_id, user_id, role, invited_by, created_at, expires_at) \
-         VALUES ($1, :tenant, $2, $3, $4, $5, $6) ON CONFLICT (organization_id, user_id) DO UPDATE \
+         VALUES (:id, :tenant, :user_id, :role, :invited_by, :created_at, :expires_at) \
+         ON CONFLICT (organization_id, user_id) DO UPDATE \
          SET role = excluded.role, invited_by = excluded.invited_by, expires_at = excluded.expires_at",
-        new_id(),
-        invited.user_id,
-        message.role.name(),
-        grant.user(),
-        now.0,
-        expires_at.0
+        id = new_id(),
+        user_id = invited.user_id,
+        role = message.role.name(),
+        invited_by = grant.user(),
+        created_at = now.0,
+        expires_at = expires_at.0
     ))
     .await?;
     tx.commit().await?;
@@ -108,10 +109,10 @@ pub async fn revoke_unauthorized(
     for invited in Role::ALL.into_iter().filter(|invited| !may_invite(role, *invited)) {
         tx.run(unscoped!(
             "the callers hold the proof, or make the tenant",
-            "DELETE FROM invitations WHERE organization_id = $1 AND invited_by = $2 AND role = $3",
+            "DELETE FROM invitations WHERE organization_id = :organization AND invited_by = :inviter AND role = :role",
             organization,
             inviter,
-            invited.name()
+            role = invited.name()
         ))
         .await?;
     }
@@ -124,9 +125,9 @@ pub async fn change_role(tx: &Transaction<'_>, tenant: &Tenant, user: Uuid, role
     check_owner_change(tenant, present.role.parse()?)?;
     let change = scoped!(
         tenant,
-        "UPDATE invitations SET role = $1, invited_by = $2 WHERE organization_id = :tenant AND user_id = $3",
-        role.name(),
-        tenant.user(),
+        "UPDATE invitations SET role = :role, invited_by = :invited_by WHERE organization_id = :tenant AND user_id = :user",
+        role = role.name(),
+        invited_by = tenant.user(),
         user
     );
     Ok(tx.run(change).await? == 1)
@@ -137,7 +138,7 @@ pub async fn remove(service: &OrganizationService, call: &Call<RemoveMember>) ->
     let (user, tenant) = (call.message.user_id, &call.grant);
     let present = scoped!(
         tenant,
-        "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND user_id = $1",
+        "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND user_id = :user",
         user
     );
     let Some(present) = service.store.read().first::<Pending>(present).await? else { return Ok(false) };
@@ -146,7 +147,8 @@ pub async fn remove(service: &OrganizationService, call: &Call<RemoveMember>) ->
     let revoke = RevokeInvitation { user_id: user, organization_id: tenant.organization() };
     service.bus.request(&call.context.as_service("organization"), &revoke).await?;
     let tx = service.store.begin().await?;
-    let gone = tx.run(scoped!(tenant, "DELETE FROM invitations WHERE organization_id = :tenant AND user_id = $1", user)).await?;
+    let gone =
+        tx.run(scoped!(tenant, "DELETE FROM invitations WHERE organization_id = :tenant AND user_id = :user", user)).await?;
     if gone == 0 {
         // The invitation was accepted meanwhile.
         return Ok(false);
@@ -155,7 +157,7 @@ pub async fn remove(service: &OrganizationService, call: &Call<RemoveMember>) ->
     Ok(true)
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     organization_id: Uuid,
@@ -175,9 +177,9 @@ pub async fn list_invitations(
         "a user's own invitations, over all organizations",
         "SELECT i.id, i.organization_id, o.name, o.slug, i.role, i.invited_by, i.created_at, i.expires_at \
          FROM invitations i JOIN organizations o ON o.id = i.organization_id \
-         WHERE i.user_id = $1 AND i.expires_at > $2 AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY i.id",
-        call.grant.user(),
-        Timestamp::now().0
+         WHERE i.user_id = :user_id AND i.expires_at > :now AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY i.id",
+        user_id = call.grant.user(),
+        now = Timestamp::now().0
     );
     let rows = service.store.read().all::<Row>(rows).await?;
     let inviters = match rows.is_empty() {
@@ -203,7 +205,7 @@ pub async fn list_invitations(
     Ok(Page::whole(invitations))
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Accepted {
     organization_id: Uuid,
     role: String,
@@ -212,18 +214,22 @@ struct Accepted {
 
 pub async fn accept_invitation(service: Arc<OrganizationService>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
     let (id, user) = (call.message.id, call.grant.user());
-    let organization =
-        unscoped!("a user's own invitation", "SELECT organization_id FROM invitations WHERE id = $1 AND user_id = $2", id, user);
+    let organization = unscoped!(
+        "a user's own invitation",
+        "SELECT organization_id FROM invitations WHERE id = :id AND user_id = :user",
+        id,
+        user
+    );
     let organization = service.store.read().value::<Uuid>(organization).await?;
     let limits = quotas::of(&service, organization.ok_or_else(|| Problem::not_found("invitation"))?).await?;
     let tx = service.store.begin().await?;
     let row = unscoped!(
         "a user's own invitation",
         "SELECT i.organization_id, i.role, i.invited_by FROM invitations i JOIN organizations o ON o.id = i.organization_id \
-         WHERE i.id = $1 AND i.user_id = $2 AND i.expires_at > $3 AND o.closed_at IS NULL AND o.deleted_at IS NULL",
+         WHERE i.id = :id AND i.user_id = :user AND i.expires_at > :now AND o.closed_at IS NULL AND o.deleted_at IS NULL",
         id,
         user,
-        Timestamp::now().0
+        now = Timestamp::now().0
     );
     let row = tx.read().first::<Accepted>(row).await?.ok_or_else(|| Problem::not_found("invitation"))?;
     let role: Role = row.role.parse()?;
@@ -256,12 +262,12 @@ pub async fn reject_invitation(service: Arc<OrganizationService>, call: Call<Rej
 
 /// Deletes an invitation that its user accepts or rejects. Fails if there is none.
 async fn consume_invitation(tx: &Transaction<'_>, id: Uuid, user: Uuid) -> Result<(), Problem> {
-    let taken = unscoped!("a user's own invitation", "DELETE FROM invitations WHERE id = $1 AND user_id = $2", id, user);
+    let taken = unscoped!("a user's own invitation", "DELETE FROM invitations WHERE id = :id AND user_id = :user", id, user);
     if tx.run(taken).await? == 1 { Ok(()) } else { Err(Problem::not_found("invitation")) }
 }
 
 /// Deletes all invitations of a user.
 pub async fn delete_for_user(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
-    tx.run(unscoped!("a user's own invitations", "DELETE FROM invitations WHERE user_id = $1", user)).await?;
+    tx.run(unscoped!("a user's own invitations", "DELETE FROM invitations WHERE user_id = :user", user)).await?;
     Ok(())
 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use capsule_bus::{Call, Context, SystemGrant};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Count, Empty, Problem, Role, Timestamp, Uuid};
-use capsule_store::{Transaction, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, unscoped};
 
 use crate::{OrganizationService, deletion, invitations, members, personal};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     name: String,
@@ -22,7 +21,7 @@ async fn of(tx: &Transaction<'_>, user: Uuid) -> Result<Vec<Row>, Problem> {
     let rows = unscoped!(
         "a user's own memberships, over all organizations",
         "SELECT o.id, o.name FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY o.id",
+         WHERE m.user_id = :user AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY o.id",
         user
     );
     tx.read().all(rows).await
@@ -51,7 +50,7 @@ pub async fn leave_organizations(service: Arc<OrganizationService>, call: Call<L
 
 /// Whether a user has left all organizations because of the erasure. Their sessions may still send requests meanwhile.
 pub async fn has_left(tx: &Transaction<'_>, user: Uuid) -> Result<bool, Problem> {
-    tx.read().exists(unscoped!("users belong to no tenant", "SELECT 1 FROM left_users WHERE user_id = $1", user)).await
+    tx.read().exists(unscoped!("users belong to no tenant", "SELECT 1 FROM left_users WHERE user_id = :user", user)).await
 }
 
 /// Fails if the user's account is being erased.
@@ -66,9 +65,9 @@ pub async fn check_not_left(tx: &Transaction<'_>, user: Uuid) -> Result<(), Prob
 pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "users belong to no tenant",
-        "INSERT INTO left_users (user_id, left_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING",
+        "INSERT INTO left_users (user_id, left_at) VALUES (:user, :left_at) ON CONFLICT (user_id) DO NOTHING",
         user,
-        Timestamp::now().0
+        left_at = Timestamp::now().0
     ))
     .await?;
     for organization in of(tx, user).await? {
@@ -92,15 +91,15 @@ pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Resul
 pub async fn count_memberships(service: Arc<OrganizationService>, call: Call<CountMemberships>) -> Result<Count, Problem> {
     let count = unscoped!(
         "a user's own memberships, over all organizations",
-        "SELECT COUNT(*) FROM members WHERE user_id = $1 AND role IS NOT NULL",
-        call.message.user_id
+        "SELECT COUNT(*) FROM members WHERE user_id = :user_id AND role IS NOT NULL",
+        user_id = call.message.user_id
     );
     let memberships = service.store.read().value::<i64>(count).await?.unwrap_or_default();
     // Deletions begun by leaving have the same correlation id, and end when everything is deleted.
     let deletions = unscoped!(
         "sagas belong to the service",
-        "SELECT COUNT(*) FROM sagas WHERE correlation_id = $1 AND ended_at IS NULL",
-        call.context.correlation_id
+        "SELECT COUNT(*) FROM sagas WHERE correlation_id = :correlation_id AND ended_at IS NULL",
+        correlation_id = call.context.correlation_id
     );
     let deletions = service.store.read().value::<i64>(deletions).await?.unwrap_or_default();
     Ok(Count { count: memberships + deletions })

@@ -44,8 +44,8 @@ impl Service for OrganizationService {
         };
         let known = unscoped!(
             "finds out whose it is",
-            "SELECT id FROM organizations WHERE id = $1 AND closed_at IS NULL AND deleted_at IS NULL",
-            *id
+            "SELECT id FROM organizations WHERE id = :id AND closed_at IS NULL AND deleted_at IS NULL",
+            id = *id
         );
         let known = self.store.read().value::<Uuid>(known).await?;
         Ok(known.map(Location::in_organization))

@@ -9,8 +9,7 @@ use capsule_contracts::organization::{
     MembershipChanged, RemoveMember, RolePermissions,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid};
-use capsule_store::{Scope, Statement, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Statement, Transaction, scoped, unscoped};
 
 use crate::{OrganizationService, invitations};
 
@@ -25,23 +24,28 @@ pub async fn set(
 ) -> Result<(), Problem> {
     tx.run(unscoped!(
         "the callers hold the proof, or make the tenant",
-        "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) VALUES ($1, $2, $3, 1, $4) \
+        "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) \
+         VALUES (:organization, :user, :role, 1, :joined_at) \
          ON CONFLICT (organization_id, user_id) DO UPDATE SET role = excluded.role, sequence = members.sequence + 1",
         organization,
         user,
-        role.map(|role| role.name().to_owned()),
-        Timestamp::now().0
+        role = role.map(|role| role.name().to_owned()),
+        joined_at = Timestamp::now().0
     ))
     .await?;
     invitations::revoke_unauthorized(tx, organization, user, role).await?;
-    let sequence =
-        unscoped!("as above", "SELECT sequence FROM members WHERE organization_id = $1 AND user_id = $2", organization, user);
+    let sequence = unscoped!(
+        "as above",
+        "SELECT sequence FROM members WHERE organization_id = :organization AND user_id = :user",
+        organization,
+        user
+    );
     let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;
     let membership = Membership { organization_id: organization, user_id: user, role, sequence };
     emit(tx, context, &MembershipChanged { membership }).await
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 pub struct MemberRow {
     pub user_id: Uuid,
     pub role: String,
@@ -51,7 +55,8 @@ pub struct MemberRow {
 fn rows(scope: &impl Scope) -> Statement {
     scoped!(
         scope,
-        "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL ORDER BY joined_at, user_id"
+        "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL \
+         ORDER BY joined_at, user_id"
     )
 }
 
@@ -136,7 +141,7 @@ pub fn check_owner_change(tenant: &Tenant, role: Role) -> Result<(), Problem> {
     Ok(())
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct MembershipRow {
     role: Option<String>,
     sequence: i64,
@@ -148,7 +153,8 @@ pub async fn membership(service: &OrganizationService, organization_id: Uuid, us
     let row = unscoped!(
         "decides who may act for a tenant",
         "SELECT CASE WHEN o.closed_at IS NULL THEN m.role END AS role, m.sequence \
-         FROM members m JOIN organizations o ON o.id = m.organization_id WHERE m.organization_id = $1 AND m.user_id = $2",
+         FROM members m JOIN organizations o ON o.id = m.organization_id WHERE m.organization_id = :organization_id \
+         AND m.user_id = :user_id",
         organization_id,
         user_id
     );
@@ -182,7 +188,7 @@ pub async fn publish_all(tx: &Transaction<'_>, context: &Context, scope: &impl S
     Ok(())
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct PublishedRow {
     user_id: Uuid,
     role: String,

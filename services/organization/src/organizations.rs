@@ -10,12 +10,11 @@ use capsule_contracts::organization::{
     UpdateOrganization,
 };
 use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
-use capsule_store::{Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Transaction, scoped, unscoped};
 
 use crate::{OrganizationService, deletion, leaving, members, personal, quotas};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     name: String,
@@ -64,7 +63,8 @@ async fn list(service: &OrganizationService, user: Uuid) -> Result<Vec<Organizat
         "a user's own memberships, over all organizations",
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
          FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE m.user_id = $1 AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY o.created_at, o.id",
+         WHERE m.user_id = :user AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL \
+         ORDER BY o.created_at, o.id",
         user
     );
     service.store.read().all::<Row>(rows).await?.into_iter().map(TryInto::try_into).collect()
@@ -89,13 +89,14 @@ pub async fn insert(tx: &Transaction<'_>, context: &Context, new: NewOrganizatio
     let (id, now) = (new_id(), Timestamp::now());
     tx.run(unscoped!(
         "makes the tenant",
-        "INSERT INTO organizations (id, name, slug, personal_of, created_at, created_by) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO organizations (id, name, slug, personal_of, created_at, created_by) \
+         VALUES (:id, :name, :slug, :personal_of, :created_at, :created_by)",
         id,
-        new.name.as_str(),
-        new.slug.as_str(),
-        new.personal.then_some(new.owner),
-        now.0,
-        new.owner
+        name = new.name.as_str(),
+        slug = new.slug.as_str(),
+        personal_of = new.personal.then_some(new.owner),
+        created_at = now.0,
+        created_by = new.owner
     ))
     .await?;
     members::set(tx, context, id, new.owner, Some(Role::Owner)).await?;
@@ -110,8 +111,8 @@ pub async fn free_slug(tx: &Transaction<'_>, wanted: &str) -> Result<String, Pro
         let slug = if n == 1 { wanted.to_owned() } else { format!("{wanted}-{n}") };
         let taken = unscoped!(
             "slugs are unique over all",
-            "SELECT 1 FROM organizations WHERE slug = $1 AND deleted_at IS NULL",
-            slug.as_str()
+            "SELECT 1 FROM organizations WHERE slug = :slug AND deleted_at IS NULL",
+            slug = slug.as_str()
         );
         if !tx.read().exists(taken).await? {
             return Ok(slug);
@@ -142,8 +143,8 @@ async fn get(service: &OrganizationService, tenant: &Tenant) -> Result<Organizat
         tenant,
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
          FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE o.id = :tenant AND m.user_id = $1 AND o.closed_at IS NULL AND o.deleted_at IS NULL",
-        tenant.user()
+         WHERE o.id = :tenant AND m.user_id = :user_id AND o.closed_at IS NULL AND o.deleted_at IS NULL",
+        user_id = tenant.user()
     );
     service.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("organization"))?.try_into()
 }
@@ -158,7 +159,7 @@ pub async fn update_organization(
 ) -> Result<Organization, Problem> {
     if let Some(name) = &call.message.name {
         let tx = service.store.begin().await?;
-        tx.run(scoped!(&call.grant, "UPDATE organizations SET name = $1 WHERE id = :tenant", name.trim())).await?;
+        tx.run(scoped!(&call.grant, "UPDATE organizations SET name = :name WHERE id = :tenant", name = name.trim())).await?;
         tx.commit().await?;
     }
     get(&service, &call.grant).await

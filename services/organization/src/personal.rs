@@ -12,7 +12,7 @@ use crate::organizations::{self, NewOrganization};
 
 /// Creates the personal organization of `user` unless it exists or the user's account was erased.
 pub async fn create_if_missing(tx: &Transaction<'_>, user: &User) -> Result<(), Problem> {
-    let known = unscoped!("one per user", "SELECT 1 FROM organizations WHERE personal_of = $1", user.id);
+    let known = unscoped!("one per user", "SELECT 1 FROM organizations WHERE personal_of = :personal_of", personal_of = user.id);
     if tx.read().exists(known).await? || leaving::has_left(tx, user.id).await? {
         return Ok(());
     }
@@ -26,12 +26,12 @@ pub async fn create_if_missing(tx: &Transaction<'_>, user: &User) -> Result<(), 
 /// Turns the personal organization of an erased user into an ordinary one, as it may have other members. Replaces its
 /// name and slug, which contain the user's name.
 pub async fn detach(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
-    let own = unscoped!("one per user", "SELECT id FROM organizations WHERE personal_of = $1", user);
+    let own = unscoped!("one per user", "SELECT id FROM organizations WHERE personal_of = :user", user);
     if let Some(id) = tx.read().value::<Uuid>(own).await? {
         tx.run(unscoped!(
             "one per user",
-            "UPDATE organizations SET name = 'Former personal organization', slug = $1, personal_of = NULL WHERE id = $2",
-            format!("former-{}", id.simple()),
+            "UPDATE organizations SET name = 'Former personal organization', slug = :slug, personal_of = NULL WHERE id = :id",
+            slug = format!("former-{}", id.simple()),
             id
         ))
         .await?;

@@ -11,8 +11,7 @@ use capsule_contracts::quotas::{
     InspectedOrganization, OrganizationQuotas, Quantity, Quota, QuotaUse, Quotas, QuotasChanged, SetQuotas,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::OrganizationService;
 
@@ -36,7 +35,7 @@ impl Default for Limits {
     }
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     quotas: String,
     sequence: i64,
@@ -47,7 +46,7 @@ async fn own(service: &OrganizationService, organization: Uuid) -> Result<Option
     let row = unscoped!(
         "limits are not a tenant's data",
         "SELECT COALESCE(q.quotas, '{}') AS quotas, COALESCE(q.sequence, 0) AS sequence FROM organizations o \
-         LEFT JOIN organization_quotas q ON q.organization_id = o.id WHERE o.id = $1",
+         LEFT JOIN organization_quotas q ON q.organization_id = o.id WHERE o.id = :organization",
         organization
     );
     let row = service.store.read().first::<Row>(row).await?;
@@ -83,13 +82,17 @@ pub async fn set_quotas(service: Arc<OrganizationService>, call: Call<SetQuotas>
     let tx = service.store.begin().await?;
     tx.run(unscoped!(
         "an administrator of the installation sets limits for any organization",
-        "INSERT INTO organization_quotas (organization_id, quotas, sequence) VALUES ($1, $2, 1) \
+        "INSERT INTO organization_quotas (organization_id, quotas, sequence) VALUES (:organization_id, :quotas, 1) \
          ON CONFLICT (organization_id) DO UPDATE SET quotas = excluded.quotas, sequence = organization_quotas.sequence + 1",
-        message.id,
-        serde_json::to_string(&own).map_err(|_| Problem::internal())?
+        organization_id = message.id,
+        quotas = serde_json::to_string(&own).map_err(|_| Problem::internal())?
     ))
     .await?;
-    let sequence = unscoped!("as above", "SELECT sequence FROM organization_quotas WHERE organization_id = $1", message.id);
+    let sequence = unscoped!(
+        "as above",
+        "SELECT sequence FROM organization_quotas WHERE organization_id = :organization_id",
+        organization_id = message.id
+    );
     let sequence = tx.read().value::<i64>(sequence).await?.ok_or_else(Problem::internal)?;
     let confirmed = ConfirmedQuotas { organization_id: message.id, quotas: service.limits.quotas.overridden_by(&own), sequence };
     emit(&tx, &context, &QuotasChanged { confirmed }).await?;
@@ -130,7 +133,7 @@ async fn used(service: &OrganizationService, context: &Context, organization_id:
     }
     let members = unscoped!(
         "limits are not a tenant's data",
-        "SELECT COUNT(*) FROM members WHERE organization_id = $1 AND role IS NOT NULL",
+        "SELECT COUNT(*) FROM members WHERE organization_id = :organization_id AND role IS NOT NULL",
         organization_id
     );
     let members = service.store.read().value::<i64>(members).await?.unwrap_or_default();
@@ -157,9 +160,10 @@ pub async fn check_members(tx: &Transaction<'_>, scope: &impl Scope, quotas: &Qu
 pub async fn check_organizations(service: &OrganizationService, tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
     let made = unscoped!(
         "what one user has made, over all organizations",
-        "SELECT COUNT(*) FROM organizations WHERE created_by = $1 AND personal_of IS NULL AND (deleted_at IS NULL OR created_at > $2)",
+        "SELECT COUNT(*) FROM organizations WHERE created_by = :user AND personal_of IS NULL AND (deleted_at IS NULL \
+         OR created_at > :since)",
         user,
-        Timestamp::now().plus_seconds(-24 * 3600).0
+        since = Timestamp::now().plus_seconds(-24 * 3600).0
     );
     let made = tx.read().value::<i64>(made).await?.unwrap_or_default();
     let max = service.limits.organizations_per_user;
@@ -172,7 +176,7 @@ pub async fn check_organizations(service: &OrganizationService, tx: &Transaction
     ))
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Inspected {
     id: Uuid,
     name: String,
@@ -190,10 +194,11 @@ pub async fn inspect_organizations(
         "an administrator of the installation sees every organization, not what is in it",
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, \
          (SELECT COUNT(*) FROM members m WHERE m.organization_id = o.id AND m.role IS NOT NULL) AS members \
-         FROM organizations o WHERE o.deleted_at IS NULL AND ($1 = '' OR o.slug = $1) AND o.slug > $2 ORDER BY o.slug LIMIT $3",
-        call.message.slug.unwrap_or_default(),
-        call.message.cursor.unwrap_or_default(),
-        PAGE_SIZE as i64 + 1
+         FROM organizations o WHERE o.deleted_at IS NULL AND (:slug = '' OR o.slug = :slug) AND o.slug > :cursor \
+         ORDER BY o.slug LIMIT :limit",
+        slug = call.message.slug.unwrap_or_default(),
+        cursor = call.message.cursor.unwrap_or_default(),
+        limit = PAGE_SIZE as i64 + 1
     );
     let mut rows = service.store.read().all::<Inspected>(rows).await?;
     let more = rows.len() > PAGE_SIZE;
@@ -225,16 +230,21 @@ mod tests {
         let store = Store::open(&databases, crate::NAME, keyring, crate::MIGRATIONS).await.expect("opens");
         let organization = Uuid::from_u128(7);
         let tx = store.begin().await.expect("begins");
-        let make = "INSERT INTO organizations (id, name, slug, created_at) VALUES ($1, 'A', 'a', 1)";
-        tx.run(unscoped!("test", make, organization)).await.expect("made");
+        let make = unscoped!(
+            "test",
+            "INSERT INTO organizations (id, name, slug, created_at) VALUES (:organization, 'A', 'a', 1)",
+            organization
+        );
+        tx.run(make).await.expect("made");
         // One left.
         for (user, role) in [(1, Some("owner")), (2, Some("viewer")), (3, None)] {
             tx.run(unscoped!(
                 "test",
-                "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) VALUES ($1, $2, $3, 1, 1)",
+                "INSERT INTO members (organization_id, user_id, role, sequence, joined_at) \
+                 VALUES (:organization, :user_id, :role, 1, 1)",
                 organization,
-                Uuid::from_u128(user),
-                role.map(str::to_owned)
+                user_id = Uuid::from_u128(user),
+                role = role.map(str::to_owned)
             ))
             .await
             .expect("made");

@@ -51,14 +51,14 @@ impl World {
         tx.run(unscoped!(
             "a test",
             "INSERT INTO invitations (id, organization_id, user_id, role, invited_by, created_at, expires_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+             VALUES (:id, :organization_id, :whom, :role, :by, :created_at, :expires_at)",
             id,
-            self.organization,
+            organization_id = self.organization,
             whom,
-            role.name(),
+            role = role.name(),
             by,
-            now.0,
-            now.plus_seconds(60).0
+            created_at = now.0,
+            expires_at = now.plus_seconds(60).0
         ))
         .await
         .expect("invited");

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use capsule_bus::{Call, Service, SystemGrant};
 use capsule_contracts::project::{Configuration, GetConfiguration, Locate, Location};
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::unscoped;
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, unscoped};
 
 use crate::{ProjectService, environments, variables};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     organization_id: Uuid,
     project_id: Uuid,
@@ -23,11 +22,12 @@ struct Row {
 pub async fn get_configuration(projects: Arc<ProjectService>, call: Call<GetConfiguration>) -> Result<Configuration, Problem> {
     let row = unscoped!(
         "asked by a service that authorized its own caller",
-        "SELECT s.organization_id, s.project_id, s.name AS service_name, e.id AS environment_id, e.kind AS environment_kind, p.archived_at \
+        "SELECT s.organization_id, s.project_id, s.name AS service_name, e.id AS environment_id, e.kind AS environment_kind, \
+         p.archived_at \
          FROM services s JOIN projects p ON p.id = s.project_id JOIN environments e ON e.project_id = s.project_id \
-         WHERE s.id = $1 AND e.name = $2",
-        call.message.service_id,
-        call.message.environment.as_str()
+         WHERE s.id = :id AND e.name = :name",
+        id = call.message.service_id,
+        name = call.message.environment.as_str()
     );
     let row = projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))?;
     let grant = SystemGrant::new(row.organization_id, "a deployment takes its configuration");

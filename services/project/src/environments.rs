@@ -8,12 +8,11 @@ use capsule_contracts::project::{
     CreateEnvironment, DeleteEnvironment, Environment, GetEnvironment, ListEnvironments, ServicesRemoved,
 };
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Transaction, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped};
 
 use crate::{ProjectService, kind_to_text, quotas};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     project_id: Uuid,
@@ -52,12 +51,13 @@ pub async fn insert(
     let environment = Environment { id: new_id(), project_id, name, kind, created_at: Timestamp::now() };
     tx.run(scoped!(
         scope,
-        "INSERT INTO environments (id, organization_id, project_id, name, kind, created_at) VALUES ($1, :tenant, $2, $3, $4, $5)",
-        environment.id,
-        environment.project_id,
-        environment.name.as_str(),
-        kind_to_text(kind),
-        environment.created_at.0
+        "INSERT INTO environments (id, organization_id, project_id, name, kind, created_at) \
+         VALUES (:id, :tenant, :project_id, :name, :kind, :created_at)",
+        id = environment.id,
+        project_id = environment.project_id,
+        name = environment.name.as_str(),
+        kind = kind_to_text(kind),
+        created_at = environment.created_at.0
     ))
     .await?;
     Ok(environment)
@@ -69,8 +69,9 @@ pub async fn list_environments(
 ) -> Result<Page<Environment>, Problem> {
     let rows = scoped!(
         &call.grant,
-        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
-        call.message.id
+        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant \
+         AND project_id = :project_id ORDER BY id",
+        project_id = call.message.id
     );
     let rows = projects.store.read().all::<Row>(rows).await?;
     Ok(Page::whole(rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
@@ -89,7 +90,7 @@ pub async fn create_environment(projects: Arc<ProjectService>, call: Call<Create
 async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Environment, Problem> {
     let row = scoped!(
         scope,
-        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND id = $1",
+        "SELECT id, project_id, name, kind, created_at FROM environments WHERE organization_id = :tenant AND id = :id",
         id
     );
     projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("environment"))?.try_into()
@@ -102,7 +103,8 @@ pub async fn get_environment(projects: Arc<ProjectService>, call: Call<GetEnviro
 pub async fn delete_environment(projects: Arc<ProjectService>, call: Call<DeleteEnvironment>) -> Result<Empty, Problem> {
     let environment = get(&projects, &call.grant, call.message.id).await?;
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(&call.grant, "DELETE FROM environments WHERE organization_id = :tenant AND id = $1", environment.id)).await?;
+    tx.run(scoped!(&call.grant, "DELETE FROM environments WHERE organization_id = :tenant AND id = :id", id = environment.id))
+        .await?;
     let event = ServicesRemoved {
         organization_id: call.grant.organization(),
         project_id: environment.project_id,

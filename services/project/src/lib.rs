@@ -15,8 +15,7 @@ use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target, Uuid};
-use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{Databases, FromRow, Keyring, Migrations, Store, StoreError, unscoped};
 
 /// The project service.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub struct ProjectService {
     bus: Bus,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Located {
     organization_id: Uuid,
     kind: Option<String>,
@@ -47,20 +46,20 @@ impl Service for ProjectService {
             Target::ServiceEverywhere(id) => return reach::service(self, *id).await,
             Target::ProjectEverywhere(id) => return reach::project(self, *id).await,
             Target::Project(id) => {
-                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM projects WHERE id = $1", *id)
+                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM projects WHERE id = :id", id = *id)
             }
             Target::Environment(id) => {
-                unscoped!("finds out whose it is", "SELECT organization_id, kind FROM environments WHERE id = $1", *id)
+                unscoped!("finds out whose it is", "SELECT organization_id, kind FROM environments WHERE id = :id", id = *id)
             }
             Target::Service(id) => {
-                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM services WHERE id = $1", *id)
+                unscoped!("finds out whose it is", "SELECT organization_id, NULL AS kind FROM services WHERE id = :id", id = *id)
             }
             Target::ServiceIn(id, environment) => unscoped!(
                 "finds out whose it is",
                 "SELECT s.organization_id, e.kind FROM services s JOIN environments e ON e.project_id = s.project_id \
-                 WHERE s.id = $1 AND e.name = $2",
-                *id,
-                environment.as_str()
+                 WHERE s.id = :id AND e.name = :name",
+                id = *id,
+                name = environment.as_str()
             ),
             Target::Deployment(_) | Target::Upload(_) => return Ok(None),
         };

@@ -10,12 +10,11 @@ use capsule_contracts::project::{
     ProjectCreated, RestoreProject, ServicesRemoved, UpdateProject,
 };
 use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, Transaction, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped};
 
 use crate::{ProjectService, environments, quotas, reach};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     organization_id: Uuid,
@@ -41,7 +40,8 @@ impl From<Row> for Project {
 pub async fn list_projects(projects: Arc<ProjectService>, call: Call<ListProjects>) -> Result<Page<Project>, Problem> {
     let rows = scoped!(
         &call.grant,
-        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant ORDER BY id"
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects \
+         WHERE organization_id = :tenant ORDER BY id"
     );
     Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Project::from).collect()))
 }
@@ -61,11 +61,11 @@ pub async fn create_project(projects: Arc<ProjectService>, call: Call<CreateProj
     quotas::check_another_project(&tx, &grant, &limits).await?;
     tx.run(scoped!(
         &grant,
-        "INSERT INTO projects (id, organization_id, name, slug, created_at) VALUES ($1, :tenant, $2, $3, $4)",
-        project.id,
-        project.name.as_str(),
-        project.slug.as_str(),
-        project.created_at.0
+        "INSERT INTO projects (id, organization_id, name, slug, created_at) VALUES (:id, :tenant, :name, :slug, :created_at)",
+        id = project.id,
+        name = project.name.as_str(),
+        slug = project.slug.as_str(),
+        created_at = project.created_at.0
     ))
     .await?;
     environments::insert(&tx, &grant, project.id, "production".into(), EnvironmentKind::Production).await?;
@@ -78,7 +78,8 @@ pub async fn create_project(projects: Arc<ProjectService>, call: Call<CreateProj
 async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
     let row = scoped!(
         scope,
-        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant AND id = $1",
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant \
+         AND id = :id",
         id
     );
     projects.store.read().first::<Row>(row).await?.map(Project::from).ok_or_else(|| Problem::not_found("project"))
@@ -93,9 +94,9 @@ pub async fn update_project(projects: Arc<ProjectService>, call: Call<UpdateProj
         let tx = projects.store.begin().await?;
         let rename = scoped!(
             &call.grant,
-            "UPDATE projects SET name = $1 WHERE organization_id = :tenant AND id = $2",
-            name.trim(),
-            call.message.id
+            "UPDATE projects SET name = :name WHERE organization_id = :tenant AND id = :id",
+            name = name.trim(),
+            id = call.message.id
         );
         tx.run(rename).await?;
         tx.commit().await?;
@@ -105,7 +106,7 @@ pub async fn update_project(projects: Arc<ProjectService>, call: Call<UpdateProj
 
 async fn set_archived(projects: &ProjectService, scope: &impl Scope, id: Uuid, at: Option<i64>) -> Result<Project, Problem> {
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(scope, "UPDATE projects SET archived_at = $1 WHERE organization_id = :tenant AND id = $2", at, id)).await?;
+    tx.run(scoped!(scope, "UPDATE projects SET archived_at = :at WHERE organization_id = :tenant AND id = :id", at, id)).await?;
     tx.commit().await?;
     get(projects, scope, id).await
 }
@@ -127,7 +128,7 @@ pub async fn delete_project(projects: Arc<ProjectService>, call: Call<DeleteProj
 }
 
 async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id: Uuid) -> Result<(), Problem> {
-    tx.run(scoped!(scope, "DELETE FROM projects WHERE organization_id = :tenant AND id = $1", id)).await?;
+    tx.run(scoped!(scope, "DELETE FROM projects WHERE organization_id = :tenant AND id = :id", id)).await?;
     let event = ServicesRemoved { organization_id: scope.organization(), project_id: id, service_id: None, environment_id: None };
     emit(tx, context, &event).await
 }
@@ -138,8 +139,9 @@ pub async fn archive_organization(projects: Arc<ProjectService>, call: Call<Arch
     tx.run(match call.message.archived {
         true => scoped!(
             &grant,
-            "UPDATE projects SET archived_at = $1, closed = TRUE WHERE organization_id = :tenant AND archived_at IS NULL",
-            Timestamp::now().0
+            "UPDATE projects SET archived_at = :archived_at, closed = TRUE WHERE organization_id = :tenant \
+             AND archived_at IS NULL",
+            archived_at = Timestamp::now().0
         ),
         // Projects that were archived before stay archived.
         false => {

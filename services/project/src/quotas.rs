@@ -6,8 +6,7 @@ use std::sync::Arc;
 use capsule_bus::{Call, SystemGrant};
 use capsule_contracts::quotas::{CountProjectUse, Quantity, QuotaUse, Quotas};
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::{Scope, Statement, Transaction, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Statement, Transaction, scoped};
 
 use crate::ProjectService;
 
@@ -50,7 +49,8 @@ pub async fn check_another_environment(
     quotas: &Quotas,
     project: Uuid,
 ) -> Result<(), Problem> {
-    let count = scoped!(scope, "SELECT COUNT(*) FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
+    let count =
+        scoped!(scope, "SELECT COUNT(*) FROM environments WHERE organization_id = :tenant AND project_id = :project", project);
     check_one_more(tx, quotas, Quantity::EnvironmentsPerProject, count).await
 }
 
@@ -61,13 +61,13 @@ pub struct VariableUse {
     bytes: i64,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Variable {
     name: String,
     value: String,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Secret {
     name: String,
     bytes: i64,
@@ -75,14 +75,17 @@ struct Secret {
 
 /// Measures an environment. Secrets are measured encrypted, which adds some bytes to each.
 pub async fn variables(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid) -> Result<VariableUse, Problem> {
-    let plain =
-        scoped!(scope, "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = $1", environment);
+    let plain = scoped!(
+        scope,
+        "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = :environment",
+        environment
+    );
     // `LENGTH` of a text counts characters on both engines; the quota is in bytes.
     let plain = tx.read().all::<Variable>(plain).await?;
     let sealed = scoped!(
         scope,
         "SELECT name, CAST(LENGTH(sealed_value) AS BIGINT) AS bytes FROM secrets \
-         WHERE organization_id = :tenant AND environment_id = $1",
+         WHERE organization_id = :tenant AND environment_id = :environment",
         environment
     );
     let sealed = tx.read().all::<Secret>(sealed).await?;

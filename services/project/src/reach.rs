@@ -5,18 +5,17 @@ use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::deploy::{CloseService, ListServiceEnvironments};
 use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Uuid};
-use capsule_store::{Scope, Transaction, scoped, unscoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::{ProjectService, environments};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Owner {
     organization_id: Uuid,
     project_id: Uuid,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     kind: String,
@@ -24,11 +23,15 @@ struct Row {
 
 /// Locates a service, with the kinds of the environments it runs in, which the deploy service provides.
 pub async fn service(projects: &ProjectService, id: Uuid) -> Result<Option<Location>, Problem> {
-    let owner = unscoped!("finds out whose it is", "SELECT organization_id, project_id FROM services WHERE id = $1", id);
+    let owner = unscoped!("finds out whose it is", "SELECT organization_id, project_id FROM services WHERE id = :id", id);
     let Some(owner) = projects.store.read().first::<Owner>(owner).await? else { return Ok(None) };
     let ask = ListServiceEnvironments { service_id: id };
     let runs_in = projects.bus.request(&Context::background(crate::NAME), &ask).await?.environment_ids;
-    let all = unscoped!("finds out where it runs", "SELECT id, kind FROM environments WHERE project_id = $1", owner.project_id);
+    let all = unscoped!(
+        "finds out where it runs",
+        "SELECT id, kind FROM environments WHERE project_id = :project_id",
+        project_id = owner.project_id
+    );
     let all = projects.store.read().all::<Row>(all).await?;
     let kinds = all.iter().filter(|row| runs_in.contains(&row.id)).map(|row| environments::parse_kind(&row.kind));
     Ok(Some(Location { environments: distinct(kinds)?, ..Location::in_organization(owner.organization_id) }))
@@ -36,9 +39,9 @@ pub async fn service(projects: &ProjectService, id: Uuid) -> Result<Option<Locat
 
 /// Locates a project, with the kinds of all its environments.
 pub async fn project(projects: &ProjectService, id: Uuid) -> Result<Option<Location>, Problem> {
-    let owner = unscoped!("finds out whose it is", "SELECT organization_id, id AS project_id FROM projects WHERE id = $1", id);
+    let owner = unscoped!("finds out whose it is", "SELECT organization_id, id AS project_id FROM projects WHERE id = :id", id);
     let Some(owner) = projects.store.read().first::<Owner>(owner).await? else { return Ok(None) };
-    let all = unscoped!("finds out what is in it", "SELECT id, kind FROM environments WHERE project_id = $1", id);
+    let all = unscoped!("finds out what is in it", "SELECT id, kind FROM environments WHERE project_id = :id", id);
     let all = projects.store.read().all::<Row>(all).await?;
     let kinds = all.iter().map(|row| environments::parse_kind(&row.kind));
     Ok(Some(Location { environments: distinct(kinds)?, ..Location::in_organization(owner.organization_id) }))
@@ -57,7 +60,8 @@ pub async fn close_service(
     service: Uuid,
     project: Uuid,
 ) -> Result<(), Problem> {
-    let all = scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
+    let all =
+        scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = :project", project);
     let mut environment_ids = Vec::new();
     for row in projects.store.read().all::<Row>(all).await? {
         if tenant.role().allows(environments::parse_kind(&row.kind)?.deploy_permission()) {
@@ -71,7 +75,8 @@ pub async fn close_service(
 
 /// Checks again, in the transaction that deletes a project, that the caller may deploy to all of its environments.
 pub async fn check_project(tx: &Transaction<'_>, tenant: &Tenant, project: Uuid) -> Result<(), Problem> {
-    let all = scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = $1", project);
+    let all =
+        scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = :project", project);
     for row in tx.read().all::<Row>(all).await? {
         let permission = environments::parse_kind(&row.kind)?.deploy_permission();
         if !tenant.role().allows(permission) {

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use capsule_bus::{Call, emit};
 use capsule_contracts::project::{CreateService, DeleteService, GetService, ListServices, Service, ServicesRemoved};
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Scope, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, scoped};
 
 use crate::{ProjectService, quotas, reach};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct Row {
     id: Uuid,
     organization_id: Uuid,
@@ -34,8 +33,9 @@ impl From<Row> for Service {
 pub async fn list_services(projects: Arc<ProjectService>, call: Call<ListServices>) -> Result<Page<Service>, Problem> {
     let rows = scoped!(
         &call.grant,
-        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND project_id = $1 ORDER BY id",
-        call.message.project_id
+        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant \
+         AND project_id = :project_id ORDER BY id",
+        project_id = call.message.project_id
     );
     Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Service::from).collect()))
 }
@@ -54,11 +54,12 @@ pub async fn create_service(projects: Arc<ProjectService>, call: Call<CreateServ
     quotas::check_another_service(&tx, &grant, &limits).await?;
     tx.run(scoped!(
         &grant,
-        "INSERT INTO services (id, organization_id, project_id, name, created_at) VALUES ($1, :tenant, $2, $3, $4)",
-        service.id,
-        service.project_id,
-        service.name.as_str(),
-        service.created_at.0
+        "INSERT INTO services (id, organization_id, project_id, name, created_at) \
+         VALUES (:id, :tenant, :project_id, :name, :created_at)",
+        id = service.id,
+        project_id = service.project_id,
+        name = service.name.as_str(),
+        created_at = service.created_at.0
     ))
     .await?;
     tx.commit().await?;
@@ -68,7 +69,7 @@ pub async fn create_service(projects: Arc<ProjectService>, call: Call<CreateServ
 async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Service, Problem> {
     let row = scoped!(
         scope,
-        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND id = $1",
+        "SELECT id, organization_id, project_id, name, created_at FROM services WHERE organization_id = :tenant AND id = :id",
         id
     );
     projects.store.read().first::<Row>(row).await?.map(Service::from).ok_or_else(|| Problem::not_found("service"))
@@ -82,7 +83,7 @@ pub async fn delete_service(projects: Arc<ProjectService>, call: Call<DeleteServ
     let service = get(&projects, &call.grant, call.message.id).await?;
     reach::close_service(&projects, &call.context, &call.grant, service.id, service.project_id).await?;
     let tx = projects.store.begin().await?;
-    tx.run(scoped!(&call.grant, "DELETE FROM services WHERE organization_id = :tenant AND id = $1", service.id)).await?;
+    tx.run(scoped!(&call.grant, "DELETE FROM services WHERE organization_id = :tenant AND id = :id", id = service.id)).await?;
     let event = ServicesRemoved {
         organization_id: service.organization_id,
         project_id: service.project_id,

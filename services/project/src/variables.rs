@@ -7,18 +7,17 @@ use std::sync::Arc;
 use capsule_bus::Call;
 use capsule_contracts::project::{ChangeVariables, DeleteSecret, GetVariables, PutSecret, ReplaceVariables, Variables};
 use capsule_contracts::{Empty, Problem, Uuid};
-use capsule_store::{Scope, Transaction, scoped};
-use sea_orm::FromQueryResult;
+use capsule_store::{FromRow, Scope, Transaction, scoped};
 
 use crate::{ProjectService, quotas};
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct VariableRow {
     name: String,
     value: String,
 }
 
-#[derive(FromQueryResult)]
+#[derive(FromRow)]
 struct SecretRow {
     name: String,
     sealed_value: Vec<u8>,
@@ -41,15 +40,18 @@ pub async fn decrypt_all(
 }
 
 async fn plain(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
-    let rows =
-        scoped!(scope, "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = $1", environment);
+    let rows = scoped!(
+        scope,
+        "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = :environment",
+        environment
+    );
     Ok(projects.store.read().all::<VariableRow>(rows).await?.into_iter().map(|row| (row.name, row.value)).collect())
 }
 
 async fn secrets(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<Vec<SecretRow>, Problem> {
     let rows = scoped!(
         scope,
-        "SELECT name, sealed_value FROM secrets WHERE organization_id = :tenant AND environment_id = $1 ORDER BY name",
+        "SELECT name, sealed_value FROM secrets WHERE organization_id = :tenant AND environment_id = :environment ORDER BY name",
         environment
     );
     projects.store.read().all(rows).await
@@ -72,7 +74,7 @@ pub async fn get_variables(projects: Arc<ProjectService>, call: Call<GetVariable
 async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: &str, value: &str) -> Result<(), Problem> {
     tx.run(scoped!(
         scope,
-        "INSERT INTO variables (environment_id, organization_id, name, value) VALUES ($1, :tenant, $2, $3) \
+        "INSERT INTO variables (environment_id, organization_id, name, value) VALUES (:environment, :tenant, :name, :value) \
          ON CONFLICT (environment_id, name) DO UPDATE SET value = excluded.value",
         environment,
         name,
@@ -88,8 +90,8 @@ pub async fn replace_variables(projects: Arc<ProjectService>, call: Call<Replace
     let before = quotas::variables(&tx, &call.grant, call.message.id).await?;
     tx.run(scoped!(
         &call.grant,
-        "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1",
-        call.message.id
+        "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = :environment_id",
+        environment_id = call.message.id
     ))
     .await?;
     for (name, value) in &call.message.variables {
@@ -110,9 +112,9 @@ pub async fn change_variables(projects: Arc<ProjectService>, call: Call<ChangeVa
             None => {
                 let delete = scoped!(
                     &call.grant,
-                    "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
-                    call.message.id,
-                    name.as_str()
+                    "DELETE FROM variables WHERE organization_id = :tenant AND environment_id = :environment_id AND name = :name",
+                    environment_id = call.message.id,
+                    name = name.as_str()
                 );
                 tx.run(delete).await?;
             }
@@ -131,10 +133,11 @@ pub async fn put_secret(projects: Arc<ProjectService>, call: Call<PutSecret>) ->
     let before = quotas::variables(&tx, &call.grant, message.id).await?;
     tx.run(scoped!(
         &call.grant,
-        "INSERT INTO secrets (environment_id, organization_id, name, sealed_value) VALUES ($1, :tenant, $2, $3) \
+        "INSERT INTO secrets (environment_id, organization_id, name, sealed_value) \
+         VALUES (:environment_id, :tenant, :name, :sealed) \
          ON CONFLICT (environment_id, name) DO UPDATE SET sealed_value = excluded.sealed_value",
-        message.id,
-        message.name,
+        environment_id = message.id,
+        name = message.name,
         sealed
     ))
     .await?;
@@ -148,9 +151,9 @@ pub async fn delete_secret(projects: Arc<ProjectService>, call: Call<DeleteSecre
     let gone = tx
         .run(scoped!(
             &call.grant,
-            "DELETE FROM secrets WHERE organization_id = :tenant AND environment_id = $1 AND name = $2",
-            call.message.id,
-            call.message.name.as_str()
+            "DELETE FROM secrets WHERE organization_id = :tenant AND environment_id = :environment_id AND name = :name",
+            environment_id = call.message.id,
+            name = call.message.name.as_str()
         ))
         .await?;
     tx.commit().await?;

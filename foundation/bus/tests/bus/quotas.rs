@@ -34,7 +34,7 @@ async fn quotas_are_requested_once_and_cached_ones_are_used_while_the_owner_is_u
     for confirmed_at in [None, Some(0)] {
         if let Some(at) = confirmed_at {
             let tx = store.begin().await.expect("begins");
-            tx.run(unscoped!("test", "UPDATE known_quotas SET confirmed_at = $1", at)).await.expect("set");
+            tx.run(unscoped!("test", "UPDATE known_quotas SET confirmed_at = :at", at)).await.expect("set");
             tx.commit().await.expect("committed");
         }
         let quotas = capsule_bus::quotas(&unreachable, organization).await.expect("cached");

@@ -14,21 +14,27 @@ async fn fill(store: &Store, at: Timestamp) {
     for n in 0..3 {
         let id = Uuid::from_u128(n + 1);
         for insert in [
-            unscoped!("test", "INSERT INTO outbox (id, kind, envelope, relayed_at) VALUES ($1, 'k', '{}', $2)", id, at.0),
+            unscoped!(
+                "test",
+                "INSERT INTO outbox (id, kind, envelope, relayed_at) VALUES (:id, 'k', '{}', :relayed_at)",
+                id,
+                relayed_at = at.0
+            ),
             unscoped!(
                 "test",
                 "INSERT INTO inbox (id, kind, envelope, state, attempts, next_attempt_at, received_at) \
-                 VALUES ($1, 'k', '{}', 'done', 1, 0, $2)",
+                 VALUES (:id, 'k', '{}', 'done', 1, 0, :received_at)",
                 id,
-                at.0
+                received_at = at.0
             ),
-            unscoped!("test", "INSERT INTO commands (id, digest, done_at) VALUES ($1, 'd', $2)", id, at.0),
+            unscoped!("test", "INSERT INTO commands (id, digest, done_at) VALUES (:id, 'd', :done_at)", id, done_at = at.0),
             unscoped!(
                 "test",
-                "INSERT INTO sagas (id, name, input, correlation_id, state, step, attempts, next_attempt_at, history, started_at, \
-                 ended_at) VALUES ($1, 's', '{}', 'c', 'done', 1, 1, 0, '[]', 0, $2)",
+                "INSERT INTO sagas (id, name, input, correlation_id, state, step, attempts, next_attempt_at, history, \
+                 started_at, \
+                 ended_at) VALUES (:id, 's', '{}', 'c', 'done', 1, 1, 0, '[]', 0, :ended_at)",
                 id,
-                at.0
+                ended_at = at.0
             ),
         ] {
             tx.run(insert).await.expect("inserted");

@@ -62,7 +62,7 @@ async fn begin(service: &SagaService) -> Uuid {
 
 async fn final_state(service: &SagaService, id: Uuid) -> String {
     loop {
-        let ended = unscoped!("test", "SELECT state FROM sagas WHERE id = $1 AND ended_at IS NOT NULL", id);
+        let ended = unscoped!("test", "SELECT state FROM sagas WHERE id = :id AND ended_at IS NOT NULL", id);
         if let Some(state) = service.store.read().value::<String>(ended).await.expect("answers") {
             return state;
         }
@@ -95,7 +95,7 @@ async fn a_saga_resumes_at_its_stored_step_after_a_restart() {
     let directory = tempfile::tempdir().expect("a folder");
     let first = saga_service(directory.path(), Ok(())).await;
     let id = begin(&first).await;
-    let moved = unscoped!("test", "UPDATE sagas SET step = 1 WHERE id = $1", id);
+    let moved = unscoped!("test", "UPDATE sagas SET step = 1 WHERE id = :id", id);
     let tx = first.store.begin().await.expect("begins");
     tx.run(moved).await.expect("written");
     tx.commit().await.expect("committed");

@@ -34,28 +34,31 @@ pub async fn promote(service: &DeployService, row: &Row) -> Result<(), Failure> 
     }
     let activate = scoped!(
         &grant,
-        "UPDATE placements SET active_deployment_id = $1, wanted = 'running' \
-         WHERE organization_id = :tenant AND service_id = $2 AND environment_id = $3 AND wanted <> 'removed'",
-        row.id,
-        row.service_id,
-        row.environment_id
+        "UPDATE placements SET active_deployment_id = :active_deployment_id, wanted = 'running' \
+         WHERE organization_id = :tenant AND service_id = :service_id AND environment_id = :environment_id \
+         AND wanted <> 'removed'",
+        active_deployment_id = row.id,
+        service_id = row.service_id,
+        environment_id = row.environment_id
     );
     if !deployments::is_in_progress(&tx, row).await? || tx.run(activate).await? != 1 {
         return Err(Failure::Cancelled);
     }
     tx.run(scoped!(
         &grant,
-        "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
-         AND deployment_id <> $3 AND role = 'serving'",
-        row.service_id,
-        row.environment_id,
-        row.id
+        "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id \
+         AND deployment_id <> :deployment_id AND role = 'serving'",
+        service_id = row.service_id,
+        environment_id = row.environment_id,
+        deployment_id = row.id
     ))
     .await?;
     tx.run(scoped!(
         &grant,
-        "UPDATE instances SET role = 'serving' WHERE organization_id = :tenant AND deployment_id = $1 AND role = 'candidate'",
-        row.id
+        "UPDATE instances SET role = 'serving' WHERE organization_id = :tenant AND deployment_id = :deployment_id \
+         AND role = 'candidate'",
+        deployment_id = row.id
     ))
     .await?;
     routes::bump_revision(&tx).await?;
@@ -74,11 +77,12 @@ pub async fn settle(service: &DeployService, row: &Row) -> Result<(), Problem> {
     }
     let previous = scoped!(
         &grant,
-        "SELECT * FROM deployments WHERE organization_id = :tenant AND service_id = $1 AND environment_id = $2 \
-         AND status = 'running' AND id <> $3",
-        row.service_id,
-        row.environment_id,
-        row.id
+        "SELECT :columns FROM deployments WHERE organization_id = :tenant AND service_id = :service_id \
+         AND environment_id = :environment_id \
+         AND status = 'running' AND id <> :id",
+        service_id = row.service_id,
+        environment_id = row.environment_id,
+        id = row.id
     );
     for earlier in tx.read().all::<Row>(previous).await? {
         deployments::finish(service, &tx, &context, &service_environment, &earlier, Status::Superseded, None).await?;
