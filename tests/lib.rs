@@ -8,6 +8,7 @@ mod shape;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -27,6 +28,22 @@ pub fn binary() -> PathBuf {
     let path = root().join(std::env::var_os("CAPSULE_BIN").unwrap_or_else(|| "target/debug/capsule".into()));
     assert!(path.is_file(), "{} is not built: run `cargo build -p capsule`, or scripts/test", path.display());
     path
+}
+
+/// The environment variable that selects a failpoint. A binary without failpoints does not contain its name.
+pub const FAILPOINT_VARIABLE: &str = "CAPSULE_FAILPOINT";
+
+/// Whether the binary under test has failpoints.
+///
+/// # Panics
+/// If the binary cannot be searched.
+#[must_use]
+pub fn has_failpoints() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let status = Command::new("grep").args(["-qaF", FAILPOINT_VARIABLE]).arg(binary()).status().expect("grep runs");
+        status.success()
+    })
 }
 
 pub use rustix::process::Signal;

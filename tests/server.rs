@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use ureq::Agent;
 
 use crate::shape::{Dependencies, shape};
-use crate::{CommandOutput, NOBODY, Namespace, Reply, Signal, binary, eventually, signal, text};
+use crate::{
+    CommandOutput, FAILPOINT_VARIABLE, NOBODY, Namespace, Reply, Signal, binary, eventually, has_failpoints, signal, text,
+};
 
 /// A running server.
 #[derive(Debug)]
@@ -200,9 +202,17 @@ impl Server {
         all.filter(|running| running["pid"].as_u64().is_some_and(|pid| pids.contains(&pid))).collect()
     }
 
-    /// Like [`Server::start`], with environment variables for this start only.
-    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
-        self.environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    /// Like [`Server::start`], with this failpoint: see `services/deploy/src/failpoint.rs`.
+    ///
+    /// # Panics
+    /// If the binary under test has no failpoints.
+    pub fn start_with_failpoint(&mut self, point: &str) {
+        assert!(
+            has_failpoints(),
+            "{} has no failpoints: run scripts/test, or `cargo build --workspace --all-targets`",
+            binary().display()
+        );
+        self.environment.insert(FAILPOINT_VARIABLE.into(), point.into());
         self.start();
         self.environment.clear();
     }
@@ -333,7 +343,7 @@ impl Server {
             }
         };
         command.env("HOME", self.home.path()).env("XDG_CONFIG_HOME", self.home.path()).env("CAPSULE_DATA", self.data());
-        for name in ["CAPSULE_SERVER", "CAPSULE_FAILPOINT", "XDG_DATA_HOME", "CAPSULE_LISTEN"] {
+        for name in ["CAPSULE_SERVER", FAILPOINT_VARIABLE, "XDG_DATA_HOME", "CAPSULE_LISTEN"] {
             command.env_remove(name);
         }
         command.envs(&self.environment);

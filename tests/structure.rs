@@ -129,3 +129,17 @@ fn statements_of_services_name_the_columns_that_they_read() {
         assert!(!text.contains("SELECT *"), "{}: select the columns of the row type: SELECT :columns", file.display());
     }
 }
+
+#[test]
+fn a_release_build_has_no_failpoints() {
+    // Features of the binary's dependencies as `cargo build --release -p capsule` selects them: without dev-dependencies, and
+    // without the other crates of the workspace.
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--package", "capsule", "--edges", "normal,build", "--prefix", "none", "--format", "{p} {f}"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let tree = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && tree.contains("capsule-deploy"), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!tree.contains("failpoint"), "{tree}");
+}

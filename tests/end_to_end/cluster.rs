@@ -10,31 +10,29 @@ use capsule_contracts::Problem;
 use capsule_tests::{Collector, Kafka, Postgres, RabbitMq, Redis, Server, Shape, Span, eventually, probe, text, with_shape};
 use libtest_mimic::Trial;
 
-use crate::{access, crashes, deployments, test, test_of_processes};
+use crate::{access, crashes, deployments, test, test_of_processes, with_failpoints};
 
 /// One RabbitMQ for all tests, each with its own virtual host. It stops after the last test.
 type Shared = Arc<OnceLock<RabbitMq>>;
 
 /// The tests that run on every kind of cluster.
-const JOURNEYS: [(&str, fn()); 4] = [
+const JOURNEYS: [(&str, fn()); 2] = [
     ("every endpoint checks every role, non-members and unauthenticated requests", access::all),
     ("redeploys, restarts and rollbacks under load lose no request", deployments::under_load),
-    ("a server killed before building finishes the deployment after its restart", || crashes::killed_in("building", "before")),
-    ("a server killed after active finishes the deployment after its restart", || crashes::killed_in("active", "after")),
 ];
 
 pub fn trials() -> Vec<Trial> {
     let broker = Shared::default();
-    let on_rabbitmq = JOURNEYS.into_iter().map(|(name, work)| {
+    let on_rabbitmq = |(name, work): (&'static str, fn())| {
         let broker = broker.clone();
         trial("RabbitMQ", RabbitMq::is_installed(), name, move || in_cluster(&broker.get_or_init(RabbitMq::start).url(), work))
-    });
-    let on_kafka = JOURNEYS.into_iter().map(|(name, work)| {
+    };
+    let on_kafka = |(name, work): (&'static str, fn())| {
         trial("Kafka", Kafka::is_installed(), name, move || {
             let broker = Kafka::start();
             in_cluster(&broker.url(), work);
         })
-    });
+    };
     let on_broker = |name: &str, work: fn(&str)| {
         let broker = broker.clone();
         trial("RabbitMQ", RabbitMq::is_installed(), name, move || work(&broker.get_or_init(RabbitMq::start).url()))
@@ -58,7 +56,9 @@ pub fn trials() -> Vec<Trial> {
             held_up(&|| Arc::new(capsule_kafka::Kafka::connect(&broker.url(), "bench").expect("a client")));
         }),
     ];
-    on_rabbitmq.chain(on_kafka).chain(more).collect()
+    let journeys = JOURNEYS.into_iter().flat_map(|journey| [on_rabbitmq(journey), on_kafka(journey)]);
+    let kills = crashes::KILLS.into_iter().flat_map(|kill| [on_rabbitmq(kill), on_kafka(kill)]).map(with_failpoints);
+    journeys.chain(kills).chain(more).collect()
 }
 
 fn trial(broker: &str, installed: bool, name: &str, work: impl FnOnce() + Send + 'static) -> Trial {

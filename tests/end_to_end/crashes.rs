@@ -6,11 +6,17 @@ use capsule_tests::{Server, eventually, kill, probe, processes};
 use libtest_mimic::Trial;
 
 use crate::load::Load;
-use crate::test_of_processes as test;
+use crate::{test_of_failpoints, test_of_processes as test};
 
 const HOST: &str = "app-production.localhost";
 const PHASES: [&str; 7] =
     ["pulling_source", "building", "copying_files", "creating_symlinks", "updating_routes", "health_check", "active"];
+
+/// The tests with failpoints that also run on PostgreSQL and on every kind of cluster.
+pub const KILLS: [(&str, fn()); 2] = [
+    ("a server killed before building finishes the deployment after its restart", || killed_in("building", "before")),
+    ("a server killed after active finishes the deployment after its restart", || killed_in("active", "after")),
+];
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
@@ -22,7 +28,7 @@ pub fn trials() -> Vec<Trial> {
     ];
     for phase in PHASES {
         for moment in ["before", "after"] {
-            trials.push(test(
+            trials.push(test_of_failpoints(
                 &format!("a server killed {moment} {phase} finishes the deployment after its restart"),
                 move || {
                     killed_in(phase, moment);
@@ -79,11 +85,11 @@ fn ingress_outlives() {
 }
 
 /// Starts a deployment; the server dies at this point of it and is started again.
-pub fn killed_in(phase: &str, moment: &str) {
+fn killed_in(phase: &str, moment: &str) {
     let (mut server, folder) = deployed("one");
     let before = pids(&server, &folder);
     server.stop();
-    server.start_with(&[("CAPSULE_FAILPOINT", &format!("{phase}:{moment}"))]);
+    server.start_with_failpoint(&format!("{phase}:{moment}"));
     let load = Load::start(&server, HOST);
     std::fs::write(folder.path().join("version"), "two").expect("written");
     let at = folder.path().to_str().expect("a path");

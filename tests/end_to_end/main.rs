@@ -63,6 +63,18 @@ fn test_of_processes(name: &str, work: impl FnOnce() + Send + 'static) -> Trial 
     test_with(name, &["python3"], work)
 }
 
+/// A test with running applications that starts the server with a failpoint.
+fn test_of_failpoints(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    with_failpoints(test_of_processes(name, work))
+}
+
+/// Marks a test that needs failpoints: scripts/test "[failpoint]" selects these tests. They are ignored if `CAPSULE_BIN`
+/// names a release build, which has none.
+fn with_failpoints(trial: Trial) -> Trial {
+    let ignored = trial.has_ignored_flag() || (std::env::var_os("CAPSULE_BIN").is_some() && !capsule_tests::has_failpoints());
+    trial.with_kind("failpoint").with_ignored_flag(ignored)
+}
+
 /// A test with containers.
 fn test_of_containers(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
     match Docker::missing_requirement() {

@@ -4,26 +4,22 @@ use capsule_tests::{Postgres, Server, Shape, eventually, probe, with_shape};
 use libtest_mimic::Trial;
 
 use crate::attacks::quotas;
-use crate::{access, commands, crashes, deployments, test, test_of_processes};
+use crate::{access, commands, crashes, deployments, test, test_of_processes, with_failpoints};
+
+fn on(name: &str, work: impl FnOnce() + Send + 'static) -> Trial {
+    let name = format!("on PostgreSQL: {name}");
+    if Postgres::programs().is_none() {
+        return test(&format!("{name} (skipped: no PostgreSQL here)"), || {}).with_ignored_flag(true);
+    }
+    test_of_processes(&name, work)
+}
 
 pub fn trials() -> Vec<Trial> {
-    let on = |name: &str, work: fn()| {
-        let name = format!("on PostgreSQL: {name}");
-        if Postgres::programs().is_none() {
-            return test(&format!("{name} (skipped: no PostgreSQL here)"), || {}).with_ignored_flag(true);
-        }
-        test_of_processes(&name, work)
-    };
-    vec![
+    let kills = crashes::KILLS.map(|(name, work)| with_failpoints(on(name, move || with_postgres(work))));
+    let more = vec![
         on("every endpoint checks every role, non-members and unauthenticated requests", || with_postgres(access::all)),
         on("migrations are listed, validated and applied", || with_postgres(commands::migrations)),
         on("redeploys, restarts and rollbacks under load lose no request", || with_postgres(deployments::under_load)),
-        on("a server killed before building finishes the deployment after its restart", || {
-            with_postgres(|| crashes::killed_in("building", "before"));
-        }),
-        on("a server killed after active finishes the deployment after its restart", || {
-            with_postgres(|| crashes::killed_in("active", "after"));
-        }),
         on("quotas are enforced, and host names stay reserved for their organizations", || {
             with_postgres(quotas::bounded);
             with_postgres(quotas::hosts);
@@ -31,7 +27,8 @@ pub fn trials() -> Vec<Trial> {
         on("an installation moves from SQLite to PostgreSQL without changes", || with_shape(&Shape::default(), moves_over)),
         on("an exhausted connection pool is reported and recovers", pool_is_used_up),
         on("applications keep running while the database is down, and Capsule recovers when it is back", database_dies),
-    ]
+    ];
+    kills.into_iter().chain(more).collect()
 }
 
 fn with_postgres(work: impl FnOnce()) {

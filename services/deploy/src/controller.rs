@@ -17,7 +17,7 @@ use crate::build_queue::{BuildQueue, Permit};
 use crate::deployments::{self, Row};
 use crate::phases::Failure;
 use crate::service_environments::{self, ServiceEnvironment};
-use crate::{DeployService, attempts, phases, quotas, reconcile, routes, texts};
+use crate::{DeployService, attempts, failpoint, phases, quotas, reconcile, routes, texts};
 
 /// The interval between passes without a wake-up.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -210,7 +210,7 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
             _ => {}
         }
         row = deployments::enter_phase(service, service_environment, &row, phase, completed).await?;
-        failpoint(phase, "before").await;
+        failpoint::reach(phase, "before").await;
         let next = match phase {
             Phase::Queued if row.reuses_release() => Phase::UpdatingRoutes,
             Phase::Queued => Phase::PullingSource,
@@ -231,11 +231,11 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
             Phase::HealthCheck => phases::health_check::run(service, service_environment, &row).await.map(|()| Phase::Active)?,
             Phase::Active => {
                 phases::active::run(service, service_environment, &row).await?;
-                failpoint(phase, "after").await;
+                failpoint::reach(phase, "after").await;
                 return Ok(());
             }
         };
-        failpoint(phase, "after").await;
+        failpoint::reach(phase, "after").await;
         completed = Some(std::mem::replace(&mut phase, next));
     }
 }
@@ -294,21 +294,6 @@ pub async fn settle(service: &DeployService, row: &Row, status: Status, why: &st
     let _ = tokio::task::spawn_blocking(move || capsule_builder::trees::remove(&directory)).await;
     reconcile::prune(service, &service_environment).await?;
     routes::publish(service).await
-}
-
-/// For tests: `CAPSULE_FAILPOINT=<phase>:before` (or `:after`) aborts the process at that point. With the suffix
-/// `=<file>`, the worker instead creates `<file>.reached` and waits until `<file>` exists.
-async fn failpoint(phase: Phase, moment: &str) {
-    let Ok(failpoint) = std::env::var("CAPSULE_FAILPOINT") else { return };
-    let (point, file) = failpoint.split_once('=').map_or((failpoint.as_str(), None), |(point, file)| (point, Some(file)));
-    if point.split_once(':') != Some((phase.name(), moment)) {
-        return;
-    }
-    let Some(file) = file else { std::process::abort() };
-    let _ = std::fs::write(format!("{file}.reached"), "");
-    while !std::path::Path::new(file).exists() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[cfg(test)]

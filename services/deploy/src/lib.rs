@@ -12,6 +12,7 @@ mod commands;
 mod controller;
 mod deployments;
 mod disk;
+mod failpoint;
 mod hosts;
 mod ingress;
 mod instances;

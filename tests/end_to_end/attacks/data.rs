@@ -11,15 +11,15 @@ use capsule_tests::{Server, binary, eventually, probe, text};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::{test, test_of_processes};
+use crate::{test, test_of_failpoints, test_of_processes};
 
 const HOST: &str = "app-production.localhost";
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        test_of_processes("a stop during a rollout cancels it and everything queued", stopped_during_a_rollout),
+        test_of_failpoints("a stop during a rollout cancels it and everything queued", stopped_during_a_rollout),
         test_of_processes("a service stays stopped when restarts run concurrently with the stop", stop_races_restart),
-        test_of_processes("a deployment fails after the server has ended ten times in one phase", ends_the_server),
+        test_of_failpoints("a deployment fails after the server has ended ten times in one phase", ends_the_server),
         test("a too slow upload is aborted without leftovers, and concurrent uploads per user are limited", dripping_upload),
         test_of_processes("slow readers of a long log use little server memory", slow_readers),
         test("a restored backup is readable by its owner only, and a running server is not replaced", restored_modes),
@@ -66,7 +66,7 @@ fn stopped_during_a_rollout() {
     let (mut server, folder, service, token) = deployed(&[]);
     server.stop();
     let pause = folder.path().join("pause");
-    server.start_with(&[("CAPSULE_FAILPOINT", &format!("active:before={}", pause.display()))]);
+    server.start_with_failpoint(&format!("active:before={}", pause.display()));
     command(&server, &token, &service, "restart");
     eventually("the rollout is about to switch", || pause.with_extension("reached").exists().then_some(()));
     // A queued deployment.
@@ -115,18 +115,17 @@ fn change(server: &Server, sql: &str) {
 fn ends_the_server() {
     let (mut server, folder, service, token) = deployed(&[]);
     server.stop();
-    let failpoint = [("CAPSULE_FAILPOINT", "building:before")];
-    server.start_with(&failpoint);
+    server.start_with_failpoint("building:before");
     let at = folder.path().to_str().expect("a path");
     server.capsule(&["deploy", at, "--yes", "--detach"]).ok();
     server.wait_for_end();
     // Eight more times, without delays.
     change(&server, "UPDATE deployment_attempts SET unfinished = 9 WHERE phase = 'building' AND unfinished = 1");
     change(&server, "UPDATE deployments SET next_attempt_at = 0");
-    server.start_with(&failpoint);
+    server.start_with_failpoint("building:before");
     server.wait_for_end();
     change(&server, "UPDATE deployments SET next_attempt_at = 0");
-    server.start_with(&failpoint);
+    server.start_with_failpoint("building:before");
     assert_eq!(settled(&server, &token, &service), ["failed", "running"]);
     let failed = &deployments(&server, &token, &service)[0];
     assert!(text(failed, "error").contains("ended 10 times in the phase `building`"), "{failed}");
