@@ -1,4 +1,4 @@
-.PHONY: run test lint bench
+.PHONY: run test lint bench package
 
 run:
 	./scripts/run
@@ -8,3 +8,5 @@ lint:
 	./scripts/lint
 bench:
 	./scripts/bench
+package:
+	./scripts/package

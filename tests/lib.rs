@@ -127,6 +127,17 @@ impl CommandOutput {
     }
 }
 
+/// Runs a command and waits for its end.
+///
+/// # Panics
+/// If it cannot be started.
+#[must_use]
+pub fn run(command: &mut Command) -> CommandOutput {
+    CommandOutput::new(
+        &command.stdin(std::process::Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}")),
+    )
+}
+
 /// Sends a POST request to the API on this port of the loopback address.
 #[must_use]
 pub fn post(port: u16, path: &str, body: &Value) -> Reply {

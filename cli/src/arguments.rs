@@ -147,6 +147,8 @@ pub enum Command {
     Doctor,
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
+    /// Write a manual page for each command into a directory
+    ManPages { directory: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

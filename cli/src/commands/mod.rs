@@ -24,6 +24,7 @@ mod variables;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::arguments::{Arguments, Command};
@@ -76,6 +77,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Arguments::command(), "capsule", &mut script);
             terminal::print(&String::from_utf8_lossy(&script))
         }
+        Command::ManPages { directory } => clap_mangen::generate_to(Arguments::command(), &directory)
+            .with_context(|| format!("cannot write the manual pages into {}", directory.display())),
     }
     .map(|()| ExitCode::SUCCESS)
 }
