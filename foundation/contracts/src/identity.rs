@@ -167,10 +167,10 @@ message!(ChangePassword, command "auth.change_password", SignedIn => Empty, |m, 
 /// Lists the accounts of the installation, oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListUsers {
-    /// At most this many, 1 to 100.
+    /// The largest number of items on the page, 1 to 100.
     #[serde(default)]
     pub limit: Option<u32>,
-    /// `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<Uuid>,
 }

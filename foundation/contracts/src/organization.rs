@@ -63,7 +63,7 @@ message!(UpdateOrganization, command "organization.update_organization", Granted
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeleteOrganization {
     pub id: Uuid,
-    /// Confirms the act: the caller's password, or the local token where the caller has none.
+    /// The caller's password as a confirmation; for an account without a password, the server's local token.
     #[serde(default)]
     #[schema(format = Password)]
     pub password: Option<String>,
