@@ -152,7 +152,7 @@ fn dripping_upload() {
     let unfinished = || server.entries("blobs/unfinished", "");
     eventually("both are under way", || (unfinished() == 2).then_some(()));
     let third = server.api_raw("POST", &paths[0], Some(&token), "application/gzip", Some(vec![1; 10]));
-    assert!(third.status == 429 && third.body.contains("2 uploads"), "{third:?}");
+    assert!(third.status == 429 && third.body.contains("2 open uploads"), "{third:?}");
     for stream in &mut streams {
         let mut answer = String::new();
         stream.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
