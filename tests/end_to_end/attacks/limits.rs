@@ -249,8 +249,8 @@ fn reserve() {
     // More than the size of any disk.
     server.add_setting("disk.reserve_mib=4000000000");
     server.start();
-    let instance = stopped(&server, large.path(), "the reserve", "MiB of disk free");
-    assert!(instance["last_exit"].as_str().is_some_and(|text| text.contains("held 48 MiB")), "{instance}");
+    let instance = stopped(&server, large.path(), "the reserve", "MiB free");
+    assert!(instance["last_exit"].as_str().is_some_and(|text| text.contains("used 48 MiB")), "{instance}");
     let refused = server.deploy(small.path(), "small").refused();
     assert!(refused.err.contains("in reserve"), "{refused:?}");
     let token = server.admin();
