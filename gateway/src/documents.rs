@@ -17,7 +17,7 @@ use utoipa::openapi::{
 use capsule_contracts::{Access, Problem};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::rows::{self, Row};
+use crate::rows::{self, Row, RowKind};
 
 /// The OpenAPI document of all endpoints.
 #[must_use]
@@ -28,22 +28,18 @@ pub fn openapi() -> OpenApi {
         .schema(Problem::name(), Problem::schema());
     let mut others = Vec::new();
     Problem::schemas(&mut others);
-    for (row, streams) in rows::all().iter().map(|row| (row, false)).chain(rows::streams().iter().map(|row| (row, true))) {
-        paths = paths.path(format!("/api/v1{}", row.path), PathItem::new(http_method(row), operation(row, streams)));
+    for row in rows::all() {
+        paths = paths.path(format!("/api/v1{}", row.path), PathItem::new(http_method(row), operation(row)));
         components = components.schema(row.reply.name.clone(), row.reply.schema.clone());
-        if needs_body(row) {
+        if row.takes_json() && needs_body(row) {
             components = components.schema(row.message.name.clone(), row.message.schema.clone());
+        }
+        if let RowKind::Duplex { input } = &row.kind {
+            components = components.schema(input.name.clone(), input.schema.clone());
+            others.extend(input.others.iter().cloned());
         }
         others.extend(row.message.others.iter().chain(&row.reply.others).cloned());
     }
-    for (path, id, summary, reply) in [
-        ("/api/v1/uploads", "deploy.upload", "Uploads a source archive: tar, tar.gz or zip.", "Upload"),
-        ("/api/v1/plan", "deploy.plan", "Plans a source archive. Builds and keeps nothing.", "Plan"),
-    ] {
-        paths = paths.path(path, PathItem::new(HttpMethod::Post, archive_operation(id, summary, reply)));
-    }
-    others.push(("Upload".into(), capsule_contracts::deploy::Upload::schema()));
-    others.push(("Plan".into(), capsule_contracts::deploy::Plan::schema()));
     for (name, schema) in others {
         components = components.schema(name, schema);
     }
@@ -87,13 +83,13 @@ fn needs_body(row: &Row) -> bool {
         && object(&row.message.schema).is_some_and(|all| all.properties.keys().any(|name| !inside.contains(&name.as_str())))
 }
 
-fn operation(row: &Row, streams: bool) -> OperationBuilder {
+fn operation(row: &Row) -> OperationBuilder {
     let tag = row.subject.split('.').next().unwrap_or_default();
     let all = object(&row.message.schema);
     let mut operation = OperationBuilder::new()
         .operation_id(Some(row.subject))
         .tag(if tag == "auth" { "identity" } else { tag })
-        .summary(all.and_then(|object| object.description.as_deref()).map(first_sentence))
+        .summary(Some(summary(row)))
         .description(Some(access_text(row.access)));
     let inside = path_parameters(row);
     for name in &inside {
@@ -102,7 +98,7 @@ fn operation(row: &Row, streams: bool) -> OperationBuilder {
             ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Path).required(Required::True).schema(schema),
         );
     }
-    if row.method == "GET" {
+    if !row.takes_json() {
         for (name, schema) in
             all.into_iter().flat_map(|object| &object.properties).filter(|(name, _)| !inside.contains(&name.as_str()))
         {
@@ -117,11 +113,11 @@ fn operation(row: &Row, streams: bool) -> OperationBuilder {
             RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build(),
         ));
     }
-    let kind = if streams { "application/x-ndjson" } else { "application/json" };
-    let reply = Content::new(Some(Ref::from_schema_name(row.reply.name.clone())));
-    operation = operation
-        .response(row.success.as_str(), ResponseBuilder::new().description("Success").content(kind, reply).build())
-        .response("default", problem());
+    if let RowKind::Raw { media_type, .. } = row.kind {
+        let body = RequestBodyBuilder::new().content(media_type, Content::new(None::<RefOr<Schema>>));
+        operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
+    }
+    operation = operation.response(row.success.as_str(), success(row)).response("default", problem());
     if row.access == Access::Public {
         operation
     } else {
@@ -129,33 +125,30 @@ fn operation(row: &Row, streams: bool) -> OperationBuilder {
     }
 }
 
-fn archive_operation(id: &str, summary: &str, reply: &str) -> OperationBuilder {
-    let body = RequestBodyBuilder::new()
-        .content("application/octet-stream", Content::new(None::<RefOr<Schema>>))
-        .required(Some(Required::True))
-        .build();
-    OperationBuilder::new()
-        .operation_id(Some(id))
-        .tag("deploy")
-        .summary(Some(summary))
-        .description(Some("Requires the permission service:manage."))
-        .parameter(
-            ParameterBuilder::new()
-                .name("service_id")
-                .parameter_in(ParameterIn::Query)
-                .required(Required::True)
-                .schema(Some(Object::with_type(utoipa::openapi::schema::Type::String))),
-        )
-        .request_body(Some(body))
-        .response(
-            if reply == "Plan" { "200" } else { "201" },
-            ResponseBuilder::new()
-                .description("Success")
-                .content("application/json", Content::new(Some(Ref::from_schema_name(reply))))
-                .build(),
-        )
-        .response("default", problem())
-        .security(SecurityRequirement::new("token", Vec::<String>::new()))
+fn summary(row: &Row) -> String {
+    match (&row.kind, object(&row.message.schema)) {
+        (RowKind::Raw { summary, .. }, _) => (*summary).to_owned(),
+        (_, Some(object)) => object.description.as_deref().map(first_sentence).unwrap_or_default(),
+        (_, None) => String::new(),
+    }
+}
+
+fn success(row: &Row) -> utoipa::openapi::Response {
+    let reply = Content::new(Some(Ref::from_schema_name(row.reply.name.clone())));
+    let response = ResponseBuilder::new();
+    match &row.kind {
+        RowKind::Json { .. } | RowKind::Raw { .. } => response.description("Success").content("application/json", reply),
+        RowKind::Stream => response.description("Success").content("application/x-ndjson", reply),
+        RowKind::Download => {
+            response.description("A file").content("application/octet-stream", Content::new(None::<RefOr<Schema>>))
+        }
+        RowKind::Redirect => response.description("A redirect; see the header Location"),
+        RowKind::Duplex { input } => response.description(format!(
+            "A WebSocket. Text frames are JSON: the client sends {}, the server sends {}.",
+            input.name, row.reply.name
+        )),
+    }
+    .build()
 }
 
 fn problem() -> utoipa::openapi::Response {

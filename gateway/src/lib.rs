@@ -1,7 +1,7 @@
-//! The HTTP API: REST endpoints, streams, uploads, and their documentation.
+//! The HTTP API: REST endpoints, streams, WebSockets, uploads, and their documentation.
 //!
-//! Every endpoint is a row of the table in [`rows`], and every request takes the same steps: find the row,
-//! authenticate, build the message, send it over the bus. The service that owns the data authorizes the request.
+//! Every endpoint is a row of the table in [`rows`]. Requests of every kind of row take the same steps: find the row,
+//! authenticate, check the rate limit, build the message, send it over the bus. The service that owns the data authorizes the request.
 
 mod authenticate;
 mod concurrency;
@@ -10,9 +10,11 @@ mod fan_out;
 mod landing;
 mod limits;
 mod min_rate;
+mod reply;
 mod request;
 pub mod rows;
 mod uploads;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ pub use documents::openapi;
 use authenticate::Authenticator;
 use concurrency::Concurrency;
 use min_rate::MinRate;
+use rows::Row;
 
 /// The state shared by all requests.
 pub struct Gateway {
@@ -92,6 +95,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The routes of the API.
 pub fn router(options: Options, checks: Vec<Check>) -> Router {
+    router_of(options, checks, rows::all())
+}
+
+/// As [`router`], with these endpoints.
+pub fn router_of(options: Options, checks: Vec<Check>, rows: &'static [Row]) -> Router {
     let Options { bus, blobs, keyring, cache, limits, upload_bytes, upload_bytes_per_second, upload_deadline } = options;
     let authenticator = Authenticator::new(bus.clone(), cache.clone(), &keyring);
     let limiter = Limiter::new(cache);
@@ -107,24 +115,16 @@ pub fn router(options: Options, checks: Vec<Check>) -> Router {
         streams: Concurrency::new("streams", limits.concurrent_streams),
     });
     let mut api = Router::new();
-    for row in rows::all() {
+    for row in rows {
         let gateway = gateway.clone();
         let filter = MethodFilter::try_from(row.method.clone()).unwrap_or(MethodFilter::GET);
-        api = api.route(row.path, on(filter, move |request: Request| request::call(gateway, row, request)));
+        api = api.route(row.path, on(filter, move |request: Request| request::serve(gateway, row, request)));
     }
-    for row in rows::streams() {
-        let gateway = gateway.clone();
-        api = api.route(row.path, get(move |request: Request| request::stream(gateway, row, request)));
-    }
-    let uploads = gateway.clone();
-    api = api.route("/uploads", on(MethodFilter::POST, move |request: Request| uploads::upload(uploads, request)));
-    let plans = gateway.clone();
-    api = api.route("/plan", on(MethodFilter::POST, move |request: Request| uploads::plan(plans, request)));
     Router::new()
         .nest("/api/v1", api)
         .merge(documents::router())
         .merge(capsule_observe::health(checks))
-        .route("/.well-known/jwks.json", get(move |request: Request| request::call(gateway, rows::keys(), request)))
+        .route("/.well-known/jwks.json", get(move |request: Request| request::serve(gateway, rows::keys(), request)))
         .route("/", get(landing::page))
         .route("/register", get(landing::register))
         .fallback(any(request::no_such_endpoint))

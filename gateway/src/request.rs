@@ -1,6 +1,5 @@
 //! Handling of one request: its body, query and path become a message; the reply or problem becomes the response.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,10 +9,9 @@ use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use capsule_bus::{Context, Principal};
+use capsule_cache::Decision;
 use capsule_contracts::{Access, Problem, Uuid, new_id};
-use futures_util::StreamExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
@@ -21,17 +19,20 @@ use tracing::field::Empty;
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use crate::limits::Attempt;
 use crate::min_rate::{MinRate, MinRateBody};
-use crate::rows::Row;
-use crate::{BODY_BYTES, Gateway, REQUEST_TIMEOUT, fan_out, limits};
+use crate::rows::{Row, RowKind};
+use crate::uploads::RawRequest;
+use crate::{BODY_BYTES, Gateway, REQUEST_TIMEOUT, fan_out, limits, reply, websocket};
 
 /// `Retry-After` of responses with status 503.
 const RETRY_SECONDS: u64 = 5;
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 
-/// Handles a request that has one reply.
-pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
+/// Handles a request. All kinds of endpoint take the same steps: correlation id and span, authentication, rate limit,
+/// limit of open connections, the message, and its authorization by the service that handles it.
+pub async fn serve(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
     let span = tracing::info_span!(
         "http",
         otel.name = Empty,
@@ -46,39 +47,38 @@ pub async fn call(gateway: Arc<Gateway>, row: &'static Row, request: Request) ->
     handle(gateway, row, request, traceparent).instrument(span).await
 }
 
+/// What the steps before a failure found out.
+#[derive(Default)]
+struct Progress {
+    decision: Option<Decision>,
+    attempt: Option<Attempt>,
+}
+
 async fn handle(gateway: Arc<Gateway>, row: &'static Row, request: Request, traceparent: Option<String>) -> Response {
     let began = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let correlation_id = correlation_id(&parts.headers);
-    let (mut decision, mut attempt) = (None, None);
-    let work = async {
-        // Read before anything is rejected: a connection with an unread request body cannot be reused.
-        let body = read_body(body).await?;
-        let mut context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
-        context.traceparent = capsule_observe::traceparent().or(traceparent);
-        decision = limits::check(&gateway, &context, &parts, row.subject).await?;
-        let key = idempotency_key(&parts)?;
-        let client = limits::address(&parts);
-        let message = message(row, parts, &body).await?;
-        attempt = limits::check_account(&gateway, &context, &client, row.subject, &message).await?;
-        let context = match key {
-            Some(key) => with_idempotency_key(&gateway, context, row.subject, &key, &message),
-            None => context,
-        };
-        match row.fan_out {
-            true => fan_out::request(&gateway.bus, &context, row.subject, message).await,
-            false => gateway.bus.request_raw(&context, row.subject, message).await,
-        }
+    let mut progress = Progress::default();
+    let timeout = match row.kind {
+        RowKind::Raw { .. } => REQUEST_TIMEOUT + gateway.upload_min_rate.deadline,
+        _ => REQUEST_TIMEOUT,
     };
-    let outcome = tokio::time::timeout(REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
-    if let (Ok(_), Some(attempt)) = (&outcome, &attempt) {
+    let work = respond(&gateway, row, parts, &mut body, &correlation_id, traceparent, &mut progress);
+    let outcome = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(Problem::deadline(row.subject)));
+    if let (Ok(_), Some(attempt)) = (&outcome, &progress.attempt) {
         limits::mark_known_address(&gateway, attempt).await;
     }
     let mut response = match outcome {
-        Ok(reply) => (row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response(),
-        Err(problem) => problem_response(problem, &correlation_id),
+        Ok(response) => response,
+        Err(problem) => {
+            // The bodies of other requests are read before anything else.
+            if matches!(row.kind, RowKind::Raw { .. }) {
+                discard_body(&mut body).await;
+            }
+            problem_response(problem, &correlation_id)
+        }
     };
-    if let Some(decision) = &decision {
+    if let Some(decision) = &progress.decision {
         limits::set_rate_limit_headers(&mut response, decision);
     }
     let status = response.status().as_str().to_owned();
@@ -89,41 +89,58 @@ async fn handle(gateway: Arc<Gateway>, row: &'static Row, request: Request, trac
     with_correlation(response, &correlation_id)
 }
 
-/// Handles a request that has a stream of replies: one JSON object per line, or server-sent events if `Accept` lists
-/// them.
-pub async fn stream(gateway: Arc<Gateway>, row: &'static Row, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
-    let correlation_id = correlation_id(&parts.headers);
-    let events = parts
-        .headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.contains("text/event-stream"));
-    let opened = async {
-        let context = authenticate(&gateway, &parts, row.access, &correlation_id).await?;
-        limits::check(&gateway, &context, &parts, row.subject).await?;
-        let permit = gateway.streams.acquire(context.principal)?;
-        let message = message(row, parts, &[]).await?;
-        Ok((gateway.bus.open_raw(&context, row.subject, message).await?, permit))
+async fn respond(
+    gateway: &Arc<Gateway>,
+    row: &'static Row,
+    mut parts: Parts,
+    body: &mut Body,
+    correlation_id: &str,
+    traceparent: Option<String>,
+    progress: &mut Progress,
+) -> Result<Response, Problem> {
+    // Read before anything is rejected: a connection with an unread request body cannot be reused.
+    let read = match row.kind {
+        RowKind::Raw { .. } => Vec::new(),
+        _ => read_body(body).await?,
     };
-    let response = match opened.await {
-        Ok(opened) => {
-            // The permit is released when the stream ends.
-            let lines = futures_util::stream::unfold(opened, |(mut items, permit)| async move {
-                Some((items.recv().await?, (items, permit)))
-            });
-            let lines = lines.map(move |item| {
-                let mut line = if events { b"data: ".to_vec() } else { Vec::new() };
-                line.extend_from_slice(&item);
-                line.extend_from_slice(if events { b"\n\n" } else { b"\n" });
-                Ok::<_, Infallible>(Bytes::from(line))
-            });
-            let kind = if events { "text/event-stream" } else { "application/x-ndjson" };
-            ([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response()
+    let mut context = authenticate(gateway, &parts, row.access, correlation_id).await?;
+    context.traceparent = capsule_observe::traceparent().or(traceparent);
+    progress.decision = limits::check(gateway, &context, &parts, row.subject).await?;
+    // Held until the upload, the stream or the connection ends.
+    let permit = match row.kind {
+        RowKind::Raw { .. } => gateway.uploads.acquire(context.principal)?,
+        RowKind::Stream | RowKind::Duplex { .. } => gateway.streams.acquire(context.principal)?,
+        RowKind::Json { .. } | RowKind::Download | RowKind::Redirect => None,
+    };
+    let message = message(row, &mut parts, &read).await?;
+    match &row.kind {
+        RowKind::Json { .. } | RowKind::Download | RowKind::Redirect => {
+            let client = limits::address(&parts);
+            progress.attempt = limits::check_account(gateway, &context, &client, row.subject, &message).await?;
+            if let Some(key) = idempotency_key(&parts)? {
+                context = with_idempotency_key(gateway, context, row.subject, &key, &message);
+            }
+            let reply = match row.is_fan_out() {
+                true => fan_out::request(&gateway.bus, &context, row.subject, message).await?,
+                false => gateway.bus.request_raw(&context, row.subject, message).await?,
+            };
+            reply::respond(row, reply)
         }
-        Err(problem) => problem_response(problem, &correlation_id),
-    };
-    with_correlation(response, &correlation_id)
+        RowKind::Raw { handler, .. } => {
+            let request = RawRequest { gateway, context, headers: &parts.headers, message, body };
+            let reply = handler(request).await?;
+            reply::respond(row, reply)
+        }
+        RowKind::Stream => {
+            let items = gateway.bus.open_raw(&context, row.subject, message).await?;
+            Ok(reply::stream(&parts.headers, items, permit))
+        }
+        RowKind::Duplex { .. } => {
+            let upgrade = websocket::upgrade(&mut parts).await?;
+            let duplex = gateway.bus.connect_raw(&context, row.subject, message).await?;
+            Ok(websocket::respond(upgrade, duplex, permit))
+        }
+    }
 }
 
 pub async fn no_such_endpoint(request: Request) -> Response {
@@ -133,7 +150,7 @@ pub async fn no_such_endpoint(request: Request) -> Response {
 }
 
 /// Authenticates a request.
-pub async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, correlation_id: &str) -> Result<Context, Problem> {
+async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, correlation_id: &str) -> Result<Context, Problem> {
     // Ignores tokens on public endpoints, so that a stale one does not prevent signing in again.
     let principal = match access {
         Access::Public => Principal::Anonymous,
@@ -167,7 +184,7 @@ fn with_idempotency_key(gateway: &Gateway, context: Context, subject: &str, key:
 }
 
 /// The client's correlation id if it is 1 to 128 printable ASCII characters, otherwise a new one.
-pub fn correlation_id(headers: &HeaderMap) -> String {
+fn correlation_id(headers: &HeaderMap) -> String {
     headers
         .get(&CORRELATION)
         .and_then(|value| value.to_str().ok())
@@ -175,7 +192,7 @@ pub fn correlation_id(headers: &HeaderMap) -> String {
         .map_or_else(|| new_id().to_string(), str::to_owned)
 }
 
-pub fn with_correlation(mut response: Response, id: &str) -> Response {
+fn with_correlation(mut response: Response, id: &str) -> Response {
     if let Ok(value) = HeaderValue::from_str(id) {
         response.headers_mut().insert(CORRELATION, value);
     }
@@ -183,7 +200,7 @@ pub fn with_correlation(mut response: Response, id: &str) -> Response {
 }
 
 /// A problem as a response (RFC 9457).
-pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
+fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem { correlation_id: Some(correlation_id.to_owned()), ..problem };
     let mut response = (status, Json(problem)).into_response();
@@ -201,14 +218,13 @@ pub fn problem_response(problem: Problem, correlation_id: &str) -> Response {
 }
 
 /// Builds the message from body, query and path. Later ones override earlier ones.
-async fn message(row: &Row, mut parts: Parts, body: &[u8]) -> Result<Vec<u8>, Problem> {
-    let mut object = if parts.method == Method::GET { Map::new() } else { body_object(&parts.headers, body)? };
+async fn message(row: &Row, parts: &mut Parts, body: &[u8]) -> Result<Vec<u8>, Problem> {
+    let mut object = if row.takes_json() { body_object(&parts.headers, body)? } else { Map::new() };
     for (name, value) in query(parts.uri.query().unwrap_or_default())? {
         let value = parse_parameter(&row.message.schema, &name, value)?;
         object.insert(name, value);
     }
-    let path =
-        RawPathParams::from_request_parts(&mut parts, &()).await.map_err(|error| Problem::bad_request(error.to_string()))?;
+    let path = RawPathParams::from_request_parts(parts, &()).await.map_err(|error| Problem::bad_request(error.to_string()))?;
     for (name, value) in &path {
         object.insert(name.to_owned(), Value::String(value.to_owned()));
     }
@@ -232,13 +248,13 @@ fn body_object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, 
     }
 }
 
-async fn read_body(mut body: Body) -> Result<Vec<u8>, Problem> {
+async fn read_body(body: &mut Body) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
-    let mut reader = MinRateBody::new(&mut body, MinRate::ORDINARY);
+    let mut reader = MinRateBody::new(body, MinRate::ORDINARY);
     while let Some(data) = reader.data().await? {
         bytes.extend_from_slice(&data);
         if bytes.len() > BODY_BYTES {
-            discard_body(&mut body).await;
+            discard_body(body).await;
             return Err(Problem::too_large(format!("The body is larger than {} MiB.", BODY_BYTES >> 20)));
         }
     }
@@ -247,7 +263,7 @@ async fn read_body(mut body: Body) -> Result<Vec<u8>, Problem> {
 
 /// Reads and discards the rest of a body. A client that is still sending would otherwise see a closed connection
 /// instead of the response. Stops if the body arrives too slowly.
-pub async fn discard_body(body: &mut Body) {
+async fn discard_body(body: &mut Body) {
     let mut reader = MinRateBody::new(body, MinRate::DISCARDED);
     while let Ok(Some(_)) = reader.data().await {}
 }

@@ -2,8 +2,8 @@
 
 use axum::http::{Method, StatusCode};
 use capsule_contracts::deploy::{
-    CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Redeploy,
-    RemoveFromEnvironment, Restart, Rollback, Start, Stop, StreamDeploymentLog, StreamServiceLog,
+    BeginUpload, CancelDeployment, Deploy, GetDeployment, GetServiceState, ListDeploymentEvents, ListDeployments, Plan, Redeploy,
+    RemoveFromEnvironment, Restart, Rollback, Start, Stop, StreamDeploymentLog, StreamServiceLog, Upload,
 };
 use capsule_contracts::identity::{
     ChangePassword, DeleteProfile, DeleteUser, GetKeys, GetProfile, ListSessions, ListUsers, LocalLogin, Login, Logout,
@@ -20,10 +20,12 @@ use capsule_contracts::project::{
     ListServices, PutSecret, ReplaceVariables, RestoreProject, UpdateProject,
 };
 use capsule_contracts::quotas::{GetQuotas, InspectOrganizations, InspectQuotas, SetQuotas};
-use capsule_contracts::{Access, Message, Problem, StreamMessage};
+use capsule_contracts::{Access, Download, DuplexMessage, Message, Problem, Redirect, StreamMessage};
 use serde_json::{Map, Value};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
+
+use crate::uploads::{self, RawHandler};
 
 /// An endpoint.
 pub struct Row {
@@ -32,6 +34,7 @@ pub struct Row {
     pub path: &'static str,
     /// The status of a successful response.
     pub success: StatusCode,
+    /// The subject of its message, and its name in the documentation.
     pub subject: &'static str,
     pub access: Access,
     /// Name and schema of the message and of its reply.
@@ -39,8 +42,26 @@ pub struct Row {
     pub reply: TypeSchema,
     /// Checks that an object is a valid message and encodes it. The error contains the invalid field.
     pub check: fn(Map<String, Value>) -> Result<Vec<u8>, Problem>,
-    /// Whether the request is sent to every service and the replies are merged.
-    pub fan_out: bool,
+    pub kind: RowKind,
+}
+
+/// How the request becomes a message, and the reply a response.
+pub enum RowKind {
+    /// Body, query and path are the message; the reply is JSON.
+    Json {
+        /// Whether the request is sent to every service and the replies are merged.
+        fan_out: bool,
+    },
+    /// The handler takes the headers and the body as bytes. Query and path are the message; the reply is JSON.
+    Raw { handler: RawHandler, summary: &'static str, media_type: &'static str },
+    /// As `Json`, and the reply is a file.
+    Download,
+    /// As `Json`, and the reply is a redirect.
+    Redirect,
+    /// The reply is a sequence of JSON objects: one per line, or server-sent events.
+    Stream,
+    /// A WebSocket. `input` is the type of the text frames that the client sends.
+    Duplex { input: TypeSchema },
 }
 
 /// Name and schema of a contract type, for the documentation.
@@ -58,10 +79,10 @@ impl TypeSchema {
     }
 }
 
-fn row<M: Message>(method: Method, path: &'static str) -> Row {
+fn row<M: Message>(method: Method, path: &'static str, kind: RowKind) -> Row {
     Row {
+        kind,
         success: StatusCode::OK,
-        fan_out: false,
         method,
         path,
         subject: M::SUBJECT,
@@ -85,8 +106,62 @@ fn row<M: Message>(method: Method, path: &'static str) -> Row {
 }
 
 impl Row {
+    /// An endpoint with a reply in JSON.
+    #[must_use]
+    pub fn json<M: Message>(method: Method, path: &'static str) -> Self {
+        row::<M>(method, path, RowKind::Json { fan_out: false })
+    }
+
+    /// An endpoint with a file as reply.
+    #[must_use]
+    pub fn download<M: Message<Reply = Download>>(path: &'static str) -> Self {
+        row::<M>(Method::GET, path, RowKind::Download)
+    }
+
+    /// An endpoint with a redirect as reply.
+    #[must_use]
+    pub fn redirect<M: Message<Reply = Redirect>>(path: &'static str) -> Self {
+        row::<M>(Method::GET, path, RowKind::Redirect).with_status(StatusCode::SEE_OTHER)
+    }
+
+    /// An endpoint with a stream of replies.
+    #[must_use]
+    pub fn stream<M: StreamMessage>(path: &'static str) -> Self {
+        row::<M>(Method::GET, path, RowKind::Stream)
+    }
+
+    /// An endpoint that is a WebSocket.
+    #[must_use]
+    pub fn duplex<M: DuplexMessage>(path: &'static str) -> Self {
+        row::<M>(Method::GET, path, RowKind::Duplex { input: TypeSchema::of::<M::Input>() })
+            .with_status(StatusCode::SWITCHING_PROTOCOLS)
+    }
+
+    /// An endpoint whose body is an archive of source code, with the access rule of `M` and a reply of type `R`.
+    fn archive<M: Message, R: ToSchema>(
+        path: &'static str,
+        subject: &'static str,
+        summary: &'static str,
+        handler: RawHandler,
+    ) -> Self {
+        let kind = RowKind::Raw { handler, summary, media_type: "application/octet-stream" };
+        Self { subject, reply: TypeSchema::of::<R>(), ..row::<M>(Method::POST, path, kind) }
+    }
+
+    /// Whether the request is sent to every service.
+    #[must_use]
+    pub fn is_fan_out(&self) -> bool {
+        matches!(self.kind, RowKind::Json { fan_out: true })
+    }
+
+    /// Whether the body of a request is a JSON object.
+    #[must_use]
+    pub fn takes_json(&self) -> bool {
+        !matches!(self.kind, RowKind::Raw { .. }) && self.method != Method::GET
+    }
+
     fn fan_out(self) -> Self {
-        Self { fan_out: true, ..self }
+        Self { kind: RowKind::Json { fan_out: true }, ..self }
     }
 
     fn with_status(self, success: StatusCode) -> Self {
@@ -95,11 +170,11 @@ impl Row {
 }
 
 fn get<M: Message>(path: &'static str) -> Row {
-    row::<M>(Method::GET, path)
+    Row::json::<M>(Method::GET, path)
 }
 
 fn post<M: Message>(path: &'static str) -> Row {
-    row::<M>(Method::POST, path)
+    Row::json::<M>(Method::POST, path)
 }
 
 fn create<M: Message>(path: &'static str) -> Row {
@@ -111,22 +186,18 @@ fn begin<M: Message>(path: &'static str) -> Row {
 }
 
 fn put<M: Message>(path: &'static str) -> Row {
-    row::<M>(Method::PUT, path)
+    Row::json::<M>(Method::PUT, path)
 }
 
 fn patch<M: Message>(path: &'static str) -> Row {
-    row::<M>(Method::PATCH, path)
+    Row::json::<M>(Method::PATCH, path)
 }
 
 fn delete<M: Message>(path: &'static str) -> Row {
-    row::<M>(Method::DELETE, path)
+    Row::json::<M>(Method::DELETE, path)
 }
 
-fn stream<M: StreamMessage>(path: &'static str) -> Row {
-    row::<M>(Method::GET, path)
-}
-
-/// The endpoints with one reply.
+/// All endpoints below `/api/v1`.
 pub fn all() -> &'static [Row] {
     static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
         vec![
@@ -190,6 +261,21 @@ pub fn all() -> &'static [Row] {
             begin::<Redeploy>("/deployments/{id}/redeploy"),
             post::<CancelDeployment>("/deployments/{id}/cancel"),
             get::<ListDeploymentEvents>("/deployments/{id}/events"),
+            Row::stream::<StreamDeploymentLog>("/deployments/{id}/logs"),
+            Row::stream::<StreamServiceLog>("/services/{id}/logs"),
+            Row::archive::<BeginUpload, Upload>(
+                "/uploads",
+                "deploy.upload",
+                "Uploads a source archive: tar, tar.gz or zip.",
+                uploads::upload,
+            )
+            .with_status(StatusCode::CREATED),
+            Row::archive::<BeginUpload, Plan>(
+                "/plan",
+                "deploy.plan",
+                "Plans a source archive. Builds and keeps nothing.",
+                uploads::plan,
+            ),
             get::<InspectOrganizations>("/admin/organizations"),
             get::<InspectQuotas>("/admin/organizations/{id}/quotas"),
             put::<SetQuotas>("/admin/organizations/{id}/quotas"),
@@ -203,14 +289,6 @@ pub fn all() -> &'static [Row] {
             get::<ListSagas>("/admin/sagas").fan_out(),
             get::<GetSaga>("/admin/sagas/{id}").fan_out(),
         ]
-    });
-    &ROWS
-}
-
-/// The endpoints with a stream of replies, one JSON object per line.
-pub fn streams() -> &'static [Row] {
-    static ROWS: std::sync::LazyLock<Vec<Row>> = std::sync::LazyLock::new(|| {
-        vec![stream::<StreamDeploymentLog>("/deployments/{id}/logs"), stream::<StreamServiceLog>("/services/{id}/logs")]
     });
     &ROWS
 }

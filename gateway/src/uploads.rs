@@ -1,65 +1,50 @@
-//! Uploads. Their content is streamed to disk instead of over the bus, after the request is authorized.
+//! Requests whose body is taken as bytes: uploads. Their content is streamed to disk instead of over the bus, after
+//! the request is authorized.
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Query, Request};
-use axum::http::StatusCode;
-use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
 use capsule_bus::Context;
-use capsule_contracts::deploy::{BeginUpload, CompleteUpload, DiscardUpload, Plan, PlanUpload, Upload};
+use capsule_contracts::deploy::{BeginUpload, CompleteUpload, DiscardUpload, PlanUpload, Upload};
 use capsule_contracts::{Message, Problem, Uuid};
-use serde::Deserialize;
+use futures_util::future::BoxFuture;
 
 use crate::Gateway;
-use crate::concurrency::Permit;
-use crate::limits;
 use crate::min_rate::MinRateBody;
-use crate::request::{authenticate, correlation_id, discard_body, problem_response, with_correlation};
 
-#[derive(Deserialize)]
-struct Parameters {
-    service_id: Uuid,
+/// Handles a request whose body is taken as bytes, and returns the reply in JSON.
+pub type RawHandler = for<'a> fn(RawRequest<'a>) -> BoxFuture<'a, Result<Vec<u8>, Problem>>;
+
+/// An authenticated request whose body has not been read.
+#[derive(Debug)]
+pub struct RawRequest<'a> {
+    pub gateway: &'a Arc<Gateway>,
+    pub context: Context,
+    pub headers: &'a HeaderMap,
+    /// The message made of query and path, in JSON.
+    pub message: Vec<u8>,
+    pub body: &'a mut Body,
 }
 
 /// `POST /uploads?service_id=…`: the body is a `tar`, `tar.gz` or `zip` archive of the folder.
-pub async fn upload(gateway: Arc<Gateway>, request: Request) -> Response {
-    let (parts, mut body) = request.into_parts();
-    let id = correlation_id(&parts.headers);
-    let response = match receive(&gateway, &parts, &mut body, &id).await {
-        Ok((received, upload)) => {
-            received.disarm();
-            (StatusCode::CREATED, Json(upload)).into_response()
-        }
-        Err(problem) => {
-            discard_body(&mut body).await;
-            problem_response(problem, &id)
-        }
-    };
-    with_correlation(response, &id)
+pub fn upload(request: RawRequest<'_>) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
+    Box::pin(async move {
+        let (received, upload) = receive(request).await?;
+        received.disarm();
+        serde_json::to_vec(&upload).map_err(|_| Problem::internal())
+    })
 }
 
 /// `POST /plan?service_id=…`: as an upload, but replies with the plan and keeps nothing.
-pub async fn plan(gateway: Arc<Gateway>, request: Request) -> Response {
-    let (parts, mut body) = request.into_parts();
-    let id = correlation_id(&parts.headers);
-    let work = async {
-        let (received, upload) = receive(&gateway, &parts, &mut body, &id).await?;
-        let plan = gateway.bus.request(&received.context, &PlanUpload { upload_id: upload.id }).await;
+pub fn plan(request: RawRequest<'_>) -> BoxFuture<'_, Result<Vec<u8>, Problem>> {
+    Box::pin(async move {
+        let (received, upload) = receive(request).await?;
+        let message = serde_json::to_vec(&PlanUpload { upload_id: upload.id }).map_err(|_| Problem::internal())?;
+        let plan = received.gateway.bus.request_raw(&received.context, PlanUpload::SUBJECT, message).await;
         received.discard().await?;
         plan
-    };
-    let outcome: Result<Plan, Problem> = work.await;
-    let response = match outcome {
-        Ok(plan) => Json(plan).into_response(),
-        Err(problem) => {
-            discard_body(&mut body).await;
-            problem_response(problem, &id)
-        }
-    };
-    with_correlation(response, &id)
+    })
 }
 
 /// An upload in progress. Dropping it, as when the client disconnects, discards the upload, unless it is disarmed.
@@ -67,7 +52,6 @@ struct PendingUpload {
     gateway: Arc<Gateway>,
     context: Context,
     upload: Option<Uuid>,
-    _permit: Option<Permit>,
 }
 
 impl PendingUpload {
@@ -93,20 +77,12 @@ impl Drop for PendingUpload {
     }
 }
 
-async fn receive(
-    gateway: &Arc<Gateway>,
-    parts: &Parts,
-    body: &mut Body,
-    correlation_id: &str,
-) -> Result<(PendingUpload, Upload), Problem> {
-    let context = authenticate(gateway, parts, BeginUpload::ACCESS, correlation_id).await?;
-    limits::check(gateway, &context, parts, BeginUpload::SUBJECT).await?;
-    let Query(parameters) = Query::<Parameters>::try_from_uri(&parts.uri)
-        .map_err(|_| Problem::invalid_field("service_id", "must be given in the query: the id of the service"))?;
-    let permit = gateway.uploads.acquire(context.principal)?;
-    let bytes = body.size_hint().exact();
-    let upload = gateway.bus.request(&context, &BeginUpload { service_id: parameters.service_id, bytes }).await?;
-    let mut pending = PendingUpload { gateway: gateway.clone(), context, upload: Some(upload.id), _permit: permit };
+async fn receive(request: RawRequest<'_>) -> Result<(PendingUpload, Upload), Problem> {
+    let RawRequest { gateway, context, message, body, .. } = request;
+    let mut begin: BeginUpload = serde_json::from_slice(&message).map_err(|_| Problem::internal())?;
+    begin.bytes = body.size_hint().exact().or(begin.bytes);
+    let upload = gateway.bus.request(&context, &begin).await?;
+    let mut pending = PendingUpload { gateway: gateway.clone(), context, upload: Some(upload.id) };
     let written = write_blob(gateway, &pending.context, &upload, body).await;
     // Receiving the body may have taken longer than the deadline of the context.
     pending.context = Context::new(pending.context.correlation_id.clone(), pending.context.principal);

@@ -1,11 +1,12 @@
-//! Communication between services: requests with a reply and a deadline, streams, and durable events; within
-//! one process, or between processes over a broker ([`transport::Transport`]).
+//! Communication between services: requests with a reply and a deadline, streams, duplex
+//! connections, and durable events; within one process, or between processes over a broker ([`transport::Transport`]).
 //!
 //! Authorization happens only in this crate: the dispatcher checks a message's access rule and passes a
 //! grant ([`Tenant`], [`Caller`]) to the handler, which passes it to every query.
 
 mod access;
 mod context;
+mod duplex;
 mod erasure;
 mod events;
 mod operations;
@@ -22,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use capsule_contracts::{Access, EventEnvelope, Kind, Message, Problem, StreamMessage, new_id};
+use capsule_contracts::{Access, DuplexMessage, EventEnvelope, Kind, Message, Problem, StreamMessage, new_id};
 use capsule_store::{Keyring, Migration};
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::sync::mpsc;
@@ -31,12 +32,13 @@ use tracing::field::Empty;
 
 pub use access::{Authorize, Caller, Condition, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
+pub use duplex::{Duplex, Frame};
 pub use events::emit;
 pub use quotas::quotas;
 pub use service::{Call, Router, Service, StreamSink};
 
 use stream_access::StreamAccess;
-use streams::Streams;
+use streams::{Offer, Streams};
 use transport::{OutgoingRequest, Rejection, ServiceEndpoint, Transport};
 use wire::Wire;
 
@@ -49,7 +51,8 @@ const STREAM_BUFFER: usize = 16;
 type Reply = Result<Vec<u8>, Problem>;
 /// Takes the context, the payload, and whether they came from another process.
 type Handler = Box<dyn Fn(Context, Vec<u8>, bool) -> BoxFuture<'static, Reply> + Send + Sync>;
-type Streamer = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<mpsc::Receiver<Vec<u8>>, Problem>> + Send + Sync>;
+/// Authorizes the reader and starts the handler of a stream or of a duplex connection.
+type Opener<T> = Box<dyn Fn(Context, Vec<u8>) -> BoxFuture<'static, Result<T, Problem>> + Send + Sync>;
 
 struct Route {
     kind: Kind,
@@ -72,7 +75,8 @@ trait Inbox: Send + Sync {
 #[derive(Default)]
 struct Table {
     routes: HashMap<&'static str, Arc<Route>>,
-    streams: HashMap<&'static str, Arc<Streamer>>,
+    streams: HashMap<&'static str, Arc<Opener<mpsc::Receiver<Vec<u8>>>>>,
+    duplexes: HashMap<&'static str, Arc<Opener<Duplex>>>,
     inboxes: Vec<Arc<dyn Inbox>>,
 }
 
@@ -212,6 +216,32 @@ impl Bus {
         }
     }
 
+    /// Opens a duplex connection. Dropping its end closes it.
+    ///
+    /// # Errors
+    /// As [`Bus::request`], before the first frame.
+    pub async fn connect<M: DuplexMessage>(&self, context: &Context, message: &M) -> Result<Duplex, Problem> {
+        let payload = serde_json::to_vec(message).map_err(|_| Problem::internal())?;
+        self.connect_raw(context, M::SUBJECT, payload).await
+    }
+
+    /// As [`Bus::connect`], with the message as JSON.
+    ///
+    /// # Errors
+    /// As [`Bus::connect`].
+    pub async fn connect_raw(&self, context: &Context, subject: &'static str, payload: Vec<u8>) -> Result<Duplex, Problem> {
+        let opener = self.read_table().duplexes.get(subject).cloned();
+        match (opener, &self.remote) {
+            (Some(opener), _) => opener(context.clone(), payload).await,
+            (None, Some(remote)) => {
+                let ticket = remote.request(context, subject, &payload).await?;
+                let ticket = serde_json::from_slice(&ticket).map_err(|_| Problem::internal())?;
+                remote.streams.connect(ticket).await
+            }
+            (None, None) => Err(no_handler(subject)),
+        }
+    }
+
     /// Delivers events to the services that subscribe to them; returns once all are stored in an inbox or in the broker.
     async fn publish(&self, envelopes: &[EventEnvelope]) -> Result<(), Problem> {
         if let Some(remote) = &self.remote {
@@ -295,18 +325,20 @@ impl Remote {
             return Vec::new();
         };
         let (id, subject) = (request.id, request.subject.as_str());
-        let (route, streamer) = {
+        let (route, streamer, duplex) = {
             let table = bus.read_table();
             let route = table.routes.get_key_value(subject).map(|(subject, route)| (*subject, route.clone()));
-            (route, table.streams.get(subject).cloned())
+            (route, table.streams.get(subject).cloned(), table.duplexes.get(subject).cloned())
         };
-        let reply = match (route, streamer) {
-            (Some((subject, route)), _) => dispatch(&route, subject, request.context, request.payload, true).await,
-            (None, Some(streamer)) => streamer(request.context, request.payload)
-                .await
-                .and_then(|items| self.streams.offer(items))
-                .and_then(|ticket| serde_json::to_vec(&ticket).map_err(|_| Problem::internal())),
-            (None, None) => Err(no_handler(subject)),
+        let offer = |offer| {
+            let ticket = self.streams.offer(offer)?;
+            serde_json::to_vec(&ticket).map_err(|_| Problem::internal())
+        };
+        let reply = match (route, streamer, duplex) {
+            (Some((subject, route)), ..) => dispatch(&route, subject, request.context, request.payload, true).await,
+            (None, Some(open), _) => open(request.context, request.payload).await.map(Offer::Stream).and_then(offer),
+            (None, None, Some(open)) => open(request.context, request.payload).await.map(Offer::Duplex).and_then(offer),
+            (None, None, None) => Err(no_handler(subject)),
         };
         self.wire.seal_reply(id, &reply).unwrap_or_default()
     }

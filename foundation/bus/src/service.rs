@@ -10,7 +10,9 @@ use capsule_contracts::identity::{InvitedUser, Session, UserErased};
 use capsule_contracts::operations::service_subject;
 use capsule_contracts::organization::{AddedMember, GetMembership, MembershipChanged};
 use capsule_contracts::project::Location;
-use capsule_contracts::{Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid};
+use capsule_contracts::{
+    DuplexMessage, Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid,
+};
 use capsule_store::{Store, Transaction, idempotency, lease, unscoped};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
@@ -19,6 +21,7 @@ use tracing::field::Empty;
 
 use crate::access::Authorize;
 use crate::context::{Command, Context};
+use crate::duplex::Duplex;
 use crate::retention::{self, Purge};
 use crate::saga::{self, Saga};
 use crate::stream_access::StreamAccess;
@@ -211,26 +214,38 @@ impl<S: Service> Router<S> {
                 let call = decode_and_authorize::<S, M>(&service, context, &payload).await?;
                 let (channel, items) = mpsc::channel(STREAM_BUFFER);
                 let sink = StreamSink { channel, item: std::marker::PhantomData };
-                let checked = StreamAccess::begin(service.bus(), &call.context, M::Rule::condition(&call.grant));
-                tokio::spawn(async move {
-                    let access_lost = async {
-                        match checked {
-                            Some(mut checked) => checked.access_lost().await,
-                            None => std::future::pending().await,
-                        }
-                    };
-                    tokio::select! {
-                        outcome = handler(service, call, sink) => if let Err(problem) = outcome {
-                            tracing::warn!(subject = M::SUBJECT, %problem, "a stream failed");
-                        },
-                        () = access_lost => tracing::info!(subject = M::SUBJECT, "a stream ended: its reader lost access"),
-                    }
-                });
+                run_with_access(service, call, |service, call| handler(service, call, sink));
                 Ok(items)
             };
             Box::pin(work) as BoxFuture<'static, _>
         };
         self.service.bus().write_table().streams.insert(M::SUBJECT, Arc::new(Box::new(open)));
+        self.subjects.push(M::SUBJECT);
+        self
+    }
+
+    /// Handles a duplex connection. Access is checked as for a stream: the connection closes within a second after its
+    /// client loses access.
+    #[must_use]
+    pub fn duplex<M, F, Fut>(mut self, handler: F) -> Self
+    where
+        M: DuplexMessage,
+        M::Rule: Authorize,
+        F: Fn(Arc<S>, Call<M>, Duplex) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Problem>> + Send + 'static,
+    {
+        let service = self.service.clone();
+        let open = move |context: Context, payload: Vec<u8>| {
+            let (service, handler) = (service.clone(), handler.clone());
+            let work = async move {
+                let call = decode_and_authorize::<S, M>(&service, context, &payload).await?;
+                let (client, own) = Duplex::pair();
+                run_with_access(service, call, |service, call| handler(service, call, own));
+                Ok(client)
+            };
+            Box::pin(work) as BoxFuture<'static, _>
+        };
+        self.service.bus().write_table().duplexes.insert(M::SUBJECT, Arc::new(Box::new(open)));
         self.subjects.push(M::SUBJECT);
         self
     }
@@ -294,6 +309,32 @@ impl<S: Service> Router<S> {
             lease::lead(service.store().clone(), leading).await;
         });
     }
+}
+
+/// Runs the handler of a stream or of a duplex connection until it ends or the client loses access.
+fn run_with_access<S, M, Fut>(service: Arc<S>, call: Call<M>, handler: impl FnOnce(Arc<S>, Call<M>) -> Fut)
+where
+    S: Service,
+    M: Message,
+    M::Rule: Authorize,
+    Fut: Future<Output = Result<(), Problem>> + Send + 'static,
+{
+    let checked = StreamAccess::begin(service.bus(), &call.context, M::Rule::condition(&call.grant));
+    let running = handler(service, call);
+    tokio::spawn(async move {
+        let access_lost = async {
+            match checked {
+                Some(mut checked) => checked.access_lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            outcome = running => if let Err(problem) = outcome {
+                tracing::warn!(subject = M::SUBJECT, %problem, "a stream failed");
+            },
+            () = access_lost => tracing::info!(subject = M::SUBJECT, "a stream ended: its client lost access"),
+        }
+    });
 }
 
 fn encode<M: Message>(reply: &M::Reply) -> Result<Vec<u8>, Problem> {

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::STREAM_BUFFER;
+use crate::duplex::{self, Duplex, End};
 use crate::wire::Wire;
 
 /// How long a ticket can be used.
@@ -41,15 +42,22 @@ pub struct Ticket {
     ticket: String,
 }
 
-/// When a stream was offered, and its items.
-type OfferedStream = (Instant, mpsc::Receiver<Vec<u8>>);
+/// A stream or a duplex connection that another process may fetch.
+#[derive(Debug)]
+pub enum Offer {
+    Stream(mpsc::Receiver<Vec<u8>>),
+    Duplex(Duplex),
+}
+
+/// The protocol that a request for a duplex connection is upgraded to.
+const DUPLEX_PROTOCOL: &str = "capsule-duplex";
 
 /// The streams that this process offers to others, and connections to other processes' streams.
 #[derive(Debug)]
 pub struct Streams {
     address: String,
     wire: Wire,
-    offered: Mutex<HashMap<String, OfferedStream>>,
+    offered: Mutex<HashMap<String, (Instant, Offer)>>,
     /// One circuit breaker for each process, by its address.
     peers: Mutex<HashMap<String, Guard>>,
 }
@@ -60,27 +68,44 @@ impl Streams {
         Self { address, wire, offered: Mutex::default(), peers: Mutex::default() }
     }
 
-    /// Offers a stream to the process that gets the ticket.
-    pub fn offer(&self, items: mpsc::Receiver<Vec<u8>>) -> Result<Ticket, Problem> {
+    /// Offers a stream or a duplex connection to the process that gets the ticket.
+    pub fn offer(&self, offer: Offer) -> Result<Ticket, Problem> {
         let mut random = [0_u8; 32];
         getrandom::fill(&mut random).map_err(|_| Problem::internal())?;
         let ticket = hex::encode(random);
         let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
         offered.retain(|_, (since, _)| since.elapsed() < TICKET_LIFETIME);
-        offered.insert(ticket.clone(), (Instant::now(), items));
+        offered.insert(ticket.clone(), (Instant::now(), offer));
         Ok(Ticket { address: self.address.clone(), ticket })
     }
 
     /// The HTTP route that streams are fetched from.
     pub fn routes(self: Arc<Self>) -> Router {
-        Router::new().route("/streams/{ticket}", get(move |Path(ticket): Path<String>| async move { self.send(ticket) }))
+        let serve = move |Path(ticket): Path<String>, request: axum::extract::Request| async move { self.serve(ticket, request) };
+        Router::new().route("/streams/{ticket}", get(serve))
     }
 
-    fn send(&self, ticket: String) -> Response {
+    fn serve(&self, ticket: String, request: axum::extract::Request) -> Response {
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket);
-        let Some((_, items)) = offered.filter(|(since, _)| since.elapsed() < TICKET_LIFETIME) else {
-            return StatusCode::NOT_FOUND.into_response();
-        };
+        match offered.filter(|(since, _)| since.elapsed() < TICKET_LIFETIME) {
+            Some((_, Offer::Stream(items))) => self.send(ticket, items),
+            Some((_, Offer::Duplex(duplex))) => self.upgrade(ticket, duplex, request),
+            None => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+
+    fn upgrade(&self, ticket: String, duplex: Duplex, mut request: axum::extract::Request) -> Response {
+        let (upgrade, wire) = (hyper::upgrade::on(&mut request), self.wire.clone());
+        tokio::spawn(async move {
+            if let Ok(connection) = upgrade.await {
+                duplex::forward_frames(TokioIo::new(connection), duplex, &wire, &ticket, End::Handler).await;
+            }
+        });
+        let headers = [("connection", "upgrade"), ("upgrade", DUPLEX_PROTOCOL)];
+        (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    }
+
+    fn send(&self, ticket: String, items: mpsc::Receiver<Vec<u8>>) -> Response {
         let frames = futures_util::stream::unfold((items, 0_u64, self.wire.clone()), move |(mut items, index, wire)| {
             let ticket = ticket.clone();
             async move {
@@ -97,7 +122,7 @@ impl Streams {
     }
 
     /// Connects to a process, with a circuit breaker so that not every reader waits for a process that is down.
-    async fn connect(&self, address: &str) -> Result<TcpStream, Problem> {
+    async fn dial(&self, address: &str) -> Result<TcpStream, Problem> {
         let guard = {
             let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
             if peers.len() > MAX_PEERS {
@@ -111,26 +136,53 @@ impl Streams {
 
     /// Fetches a stream from the process that offers it.
     pub async fn fetch(&self, ticket: Ticket) -> Result<mpsc::Receiver<Vec<u8>>, Problem> {
-        let connection = self.connect(&ticket.address).await?;
-        receive(connection, ticket, self.wire.clone()).await
+        let response = self.send_ticket(&ticket, None, StatusCode::OK).await?;
+        Ok(receive(response, ticket, self.wire.clone()))
+    }
+
+    /// Connects to the duplex connection that another process offers.
+    pub async fn connect(&self, ticket: Ticket) -> Result<Duplex, Problem> {
+        let response = self.send_ticket(&ticket, Some(DUPLEX_PROTOCOL), StatusCode::SWITCHING_PROTOCOLS).await?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(|cause| unreachable(&ticket, &cause))?;
+        let (own, other) = Duplex::pair();
+        let wire = self.wire.clone();
+        tokio::spawn(async move {
+            duplex::forward_frames(TokioIo::new(upgraded), other, &wire, &ticket.ticket, End::Client).await;
+        });
+        Ok(own)
+    }
+
+    /// Sends a ticket to the process that issued it.
+    async fn send_ticket(
+        &self,
+        ticket: &Ticket,
+        upgrade: Option<&str>,
+        expected: StatusCode,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, Problem> {
+        let connection = self.dial(&ticket.address).await?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await;
+        let (mut sender, connection) = handshake.map_err(|cause| unreachable(ticket, &cause))?;
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::get(format!("/streams/{}", ticket.ticket)).header("host", &ticket.address);
+        if let Some(protocol) = upgrade {
+            request = request.header("connection", "upgrade").header("upgrade", protocol);
+        }
+        let request = request.body(Empty::<Bytes>::new()).map_err(|cause| unreachable(ticket, &cause))?;
+        let response = sender.send_request(request).await.map_err(|cause| unreachable(ticket, &cause))?;
+        if response.status() != expected {
+            return Err(unreachable(ticket, &response.status()));
+        }
+        Ok(response)
     }
 }
 
-/// Reads a stream from the process that serves it.
-async fn receive(connection: TcpStream, ticket: Ticket, wire: Wire) -> Result<mpsc::Receiver<Vec<u8>>, Problem> {
-    let unreachable = |cause: &dyn std::fmt::Display| {
-        tracing::warn!(address = ticket.address, %cause, "a stream cannot be fetched");
-        Problem::unavailable("The process that serves this stream cannot be reached.")
-    };
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(connection)).await;
-    let (mut sender, connection) = handshake.map_err(|cause| unreachable(&cause))?;
-    tokio::spawn(connection);
-    let request = Request::get(format!("/streams/{}", ticket.ticket)).header("host", &ticket.address).body(Empty::<Bytes>::new());
-    let request = request.map_err(|cause| unreachable(&cause))?;
-    let response = sender.send_request(request).await.map_err(|cause| unreachable(&cause))?;
-    if response.status() != StatusCode::OK {
-        return Err(unreachable(&response.status()));
-    }
+fn unreachable(ticket: &Ticket, cause: &dyn std::fmt::Display) -> Problem {
+    tracing::warn!(address = ticket.address, %cause, "a stream cannot be fetched");
+    Problem::unavailable("The process that serves this stream cannot be reached.")
+}
+
+/// Reads a stream from the response of the process that serves it.
+fn receive(response: hyper::Response<hyper::body::Incoming>, ticket: Ticket, wire: Wire) -> mpsc::Receiver<Vec<u8>> {
     let (channel, items) = mpsc::channel(STREAM_BUFFER);
     tokio::spawn(async move {
         let (mut body, mut buffer, mut index) = (response.into_body(), BytesMut::new(), 0);
@@ -154,11 +206,11 @@ async fn receive(connection: TcpStream, ticket: Ticket, wire: Wire) -> Result<mp
             }
         }
     });
-    Ok(items)
+    items
 }
 
 /// The next complete frame. The inner value is `None` for an invalid frame.
-fn next_frame(buffer: &mut BytesMut) -> Option<Option<BytesMut>> {
+pub fn next_frame(buffer: &mut BytesMut) -> Option<Option<BytesMut>> {
     let length = usize::try_from(u32::from_be_bytes(*buffer.first_chunk::<4>()?)).ok()?;
     if length > MAX_ITEM_BYTES {
         return Some(None);

@@ -18,7 +18,7 @@ pub mod time;
 
 pub use access::{Access, Permission, Role, Target};
 pub use event::{Event, EventEnvelope};
-pub use message::{Check, Count, Empty, Kind, Message, Page, StreamMessage};
+pub use message::{Check, Count, Download, DuplexMessage, Empty, Kind, Message, Page, Redirect, StreamMessage};
 pub use problem::{FieldError, Problem};
 pub use time::Timestamp;
 

@@ -52,6 +52,13 @@ pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'stat
 /// A message whose reply is a sequence of items of any length. `Reply` is the type of an item.
 pub trait StreamMessage: Message {}
 
+/// A message that opens a connection with frames in both directions. `Reply` is the type of the text frames that the
+/// handler sends; binary frames have no type.
+pub trait DuplexMessage: Message {
+    /// The type of the text frames that the client sends.
+    type Input: ToSchema;
+}
+
 /// Collects the invalid fields of a message.
 #[derive(Debug, Default)]
 pub struct Check {
@@ -121,6 +128,39 @@ pub fn to_label(text: &str, fallback: &str) -> String {
 /// The reply of a message that returns nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Empty {}
+
+/// A file as a reply. The gateway sends its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Download {
+    /// The media type, such as `application/gzip`.
+    pub media_type: String,
+    /// The name that a browser saves it under.
+    pub file_name: String,
+    /// The bytes, in base64.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub content: Vec<u8>,
+}
+
+mod base64_bytes {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        BASE64_STANDARD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// A redirect as a reply. The gateway responds with status 303.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Redirect {
+    /// An absolute URL or an absolute path.
+    pub location: String,
+}
 
 /// The number of items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
