@@ -102,7 +102,7 @@ async fn races(folder: &Path, databases: &Databases) {
     let organization_id = world.organization.id;
     let project = |n: usize| CreateProject { organization_id, name: format!("P{n}"), slug: None };
     assert_eq!(world.race((0..12).map(project)).await, 3);
-    let page = world.request(&ListProjects { organization_id }).await.expect("listed");
+    let page = world.request(&ListProjects { organization_id, ..ListProjects::default() }).await.expect("listed");
     let (one, two) = (page.items[0].id, page.items[1].id);
     // In two projects: services count across the organization.
     let service = |n: usize| CreateService { project_id: if n.is_multiple_of(2) { one } else { two }, name: format!("s{n}") };
@@ -110,26 +110,26 @@ async fn races(folder: &Path, databases: &Databases) {
     // A project has one environment from the start.
     let environment = |n: usize| CreateEnvironment { id: one, name: format!("e{n}"), kind: EnvironmentKind::Staging };
     assert_eq!(world.race((0..8).map(environment)).await, 1);
-    assert_eq!(world.request(&ListEnvironments { id: one }).await.expect("listed").items.len(), 2);
+    assert_eq!(world.request(&ListEnvironments { id: one, ..ListEnvironments::default() }).await.expect("listed").items.len(), 2);
     // The test user already has one.
     assert_eq!(world.race((0..8).map(|n| CreateOrganization { name: format!("O{n}"), slug: None })).await, 2);
 
     // Administrators find organizations, set quotas and see usage.
-    let ask = InspectOrganizations { slug: Some(world.organization.slug.clone()), cursor: None };
+    let ask = InspectOrganizations { slug: Some(world.organization.slug.clone()), ..InspectOrganizations::default() };
     assert_eq!(world.bus.request(&world.administrator, &ask).await.expect("found").items.len(), 1);
     world.set_quotas(&[("projects", 3), ("services", 4), ("members", 5)]).await;
     let shown = world.bus.request(&world.administrator, &InspectQuotas { id: organization_id }).await.expect("shown");
     let shown = |name: &str| shown.items.iter().find(|quota| quota.name == name).map(|quota| (quota.used, quota.limit));
     assert_eq!(shown("environments_per_project"), Some((Some(2), 2)));
     assert_eq!((shown("services"), shown("members")), (Some((Some(4), 4)), Some((Some(1), 5))));
-    let environments = world.request(&ListEnvironments { id: one }).await.expect("listed");
+    let environments = world.request(&ListEnvironments { id: one, ..ListEnvironments::default() }).await.expect("listed");
     let secret = PutSecret { id: environments.items[0].id, name: "S".into(), value: "x".into() };
     world.request(&secret).await.expect("kept");
 
     // Deleted projects no longer count.
     world.request(&DeleteProject { id: two }).await.expect("deleted");
     assert_eq!(world.race((20..24).map(project)).await, 1);
-    let left = world.request(&ListServices { project_id: one }).await.expect("listed").items.len();
+    let left = world.request(&ListServices { project_id: one, ..ListServices::default() }).await.expect("listed").items.len();
     assert_eq!(world.race((20..28).map(|n| CreateService { project_id: one, name: format!("s{n}") })).await, 4 - left);
 }
 
@@ -194,12 +194,12 @@ async fn only_administrators_of_the_installation_can_set_quotas_and_find_organiz
     let raise = SetQuotas { id, quotas: [("projects".to_owned(), 1_000_000)].into() };
     assert_eq!(world.request(&raise).await.expect_err("refused").code, "forbidden");
     assert_eq!(world.request(&InspectQuotas { id }).await.expect_err("refused").code, "forbidden");
-    let all = InspectOrganizations { slug: None, cursor: None };
+    let all = InspectOrganizations::default();
     assert_eq!(world.request(&all).await.expect_err("refused").code, "forbidden");
     let foreigner = world.bus.request(&signed_in(false), &GetQuotas { id }).await.expect_err("refused");
     assert_eq!(foreigner.code, "not_found");
 
-    let ask = |slug: &str| InspectOrganizations { slug: Some(slug.into()), cursor: None };
+    let ask = |slug: &str| InspectOrganizations { slug: Some(slug.into()), ..InspectOrganizations::default() };
     let found = world.bus.request(&world.administrator, &ask(&world.organization.slug)).await.expect("found");
     assert_eq!((found.items.len(), found.items[0].id, found.items[0].members), (1, id, 1));
     assert!(world.bus.request(&world.administrator, &ask("nobody")).await.expect("asked").items.is_empty());
@@ -216,7 +216,7 @@ async fn only_administrators_of_the_installation_can_set_quotas_and_find_organiz
 async fn variables_and_secrets_share_a_quota_and_can_shrink_above_it() {
     let (_folder, world) = embedded(&[("variables_per_environment", 3), ("variable_kib_per_environment", 2)]).await;
     let project = world.project("One").await.expect("made");
-    let environments = world.request(&ListEnvironments { id: project.id }).await.expect("listed");
+    let environments = world.request(&ListEnvironments { id: project.id, ..ListEnvironments::default() }).await.expect("listed");
     let id = environments.items[0].id;
     let change = |pairs: &[(&str, Option<&str>)]| ChangeVariables {
         id,

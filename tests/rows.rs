@@ -2,8 +2,8 @@
 //! bus client. The service is one of the test's own, because no service of the platform has a WebSocket yet.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
@@ -57,7 +57,26 @@ struct FindFile {
 }
 message!(FindFile, query "test.find_file", SignedIn => Redirect);
 
+/// A text that can be read and replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+struct Text {
+    text: String,
+}
+
+/// Returns the text.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+struct GetText {}
+message!(GetText, query "test.get_text", SignedIn => Text);
+
+/// Replaces the text.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+struct ReplaceText {
+    text: String,
+}
+message!(ReplaceText, command "test.replace_text", SignedIn => Text);
+
 struct TestService {
+    text: Mutex<Text>,
     store: Arc<Store>,
     bus: Bus,
     /// Whether the session is live.
@@ -115,7 +134,8 @@ fn rows() -> &'static [Row] {
         Row::duplex::<Echo>("/echo"),
         Row::download::<GetFile>("/files/{name}"),
         Row::redirect::<FindFile>("/find/{name}"),
-        Row::json::<FindFile>(Method::POST, "/find"),
+        Row::json::<GetText>(Method::GET, "/text"),
+        Row::json::<ReplaceText>(Method::PUT, "/text"),
     ]))
 }
 
@@ -148,6 +168,7 @@ impl World {
         let migrations = &[("bus", capsule_bus::MIGRATIONS)];
         let store = Store::open(&databases, "test", keyring.clone(), migrations).await.expect("opens");
         let service = Arc::new(TestService {
+            text: Mutex::new(Text { text: "short".into() }),
             store: Arc::new(store),
             bus: service_bus,
             live: AtomicBool::new(true),
@@ -162,6 +183,13 @@ impl World {
             .handle(|_, call: Call<FindFile>| async move {
                 Ok(Redirect { location: format!("/api/v1/files/{}", call.message.name) })
             })
+            .handle(|service, _: Call<GetText>| async move { Ok(service.text.lock().expect("alive").clone()) })
+            .handle(|service, call: Call<ReplaceText>| async move {
+                let mut text = service.text.lock().expect("alive");
+                call.context.check_if_match(&*text)?;
+                text.text = call.message.text;
+                Ok(text.clone())
+            })
             .duplex(echo)
             .start();
         let rate = Rate(0);
@@ -175,6 +203,7 @@ impl World {
             upload_bytes: 1 << 20,
             upload_bytes_per_second: 1,
             upload_deadline: Duration::from_secs(60),
+            allowed_origins: vec!["https://console.example.com".parse().expect("a header")],
         };
         let gateway = capsule_gateway::router_of(options, Vec::new(), rows());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
@@ -300,6 +329,68 @@ async fn a_file_and_a_redirect_are_replies() {
             (303, &"/api/v1/files/notes.txt".parse().expect("a header"))
         );
         assert_eq!(get("/echo?greeting=hello").status(), 400, "no WebSocket");
+    });
+    work.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_representation_has_an_entity_tag_and_is_compressed_where_that_pays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(folder.path(), None).await;
+    let work = tokio::task::spawn_blocking(move || {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let send = |method: &str, headers: &[(&str, &str)], body: Option<&str>| {
+            let url = format!("http://{}/api/v1/text", world.address);
+            let mut request = ureq::http::Request::builder().method(method).uri(url).header("authorization", "Bearer valid");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let body = body.map(|text| format!("{{\"text\":\"{text}\"}}")).unwrap_or_default();
+            let request = request.header("content-type", "application/json").body(body).expect("a request");
+            let mut response = agent.run(request).expect("a response");
+            let body = response.body_mut().read_to_vec().expect("a body");
+            (response.status().as_u16(), response.headers().clone(), body)
+        };
+        let tag_of = |headers: &ureq::http::HeaderMap| headers["etag"].to_str().expect("text").to_owned();
+
+        let (status, headers, short) = send("GET", &[("accept-encoding", "gzip")], None);
+        assert_eq!((status, short.as_slice()), (200, br#"{"text":"short"}"#.as_slice()));
+        assert!(!headers.contains_key("content-encoding"));
+        let first = tag_of(&headers);
+        let (status, headers, body) = send("GET", &[("if-none-match", &first)], None);
+        assert_eq!((status, tag_of(&headers), body.len()), (304, first.clone(), 0));
+        assert_eq!(send("GET", &[("if-none-match", "\"other\"")], None).0, 200);
+
+        // An update with the current tag succeeds, and the next one with the same tag is refused.
+        let long = "long".repeat(1000);
+        let (status, headers, _) = send("PUT", &[("if-match", &first)], Some(&long));
+        let second = tag_of(&headers);
+        assert!(status == 200 && first != second);
+        let (status, headers, body) = send("PUT", &[("if-match", &first)], Some("lost"));
+        let problem: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!((status, tag_of(&headers), problem["etag"].as_str()), (412, second.clone(), Some(second.as_str())));
+        assert_eq!(problem["current"]["text"], long);
+
+        let (_, headers, compressed) = send("GET", &[("accept-encoding", "gzip")], None);
+        assert_eq!(
+            (&headers["content-encoding"], &headers["vary"]),
+            (&"gzip".parse().expect("a header"), &"accept-encoding".parse().expect("a header"))
+        );
+        assert!(compressed.len() < 1000, "{}", compressed.len());
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&compressed[..]), &mut text).expect("gzip");
+        assert_eq!(serde_json::from_str::<Text>(&text).expect("JSON").text, long);
+        // The tag of the compressed representation differs, and works in both preconditions.
+        let compressed_tag = tag_of(&headers);
+        assert_ne!(compressed_tag, second);
+        assert_eq!(send("GET", &[("if-none-match", &compressed_tag)], None).0, 304);
+        assert_eq!(send("PUT", &[("if-match", &compressed_tag)], Some("new")).0, 200);
+
+        for (origin, allowed) in [("https://console.example.com", true), ("https://evil.example.com", false)] {
+            let (_, headers, _) = send("GET", &[("origin", origin)], None);
+            let value = headers.get("access-control-allow-origin");
+            assert_eq!(value.map(|value| value.to_str().expect("text")), allowed.then_some(origin));
+        }
     });
     work.await.expect("no panic");
 }

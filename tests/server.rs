@@ -457,6 +457,21 @@ impl Server {
         self.api_raw(method, path, token, "application/json", bytes)
     }
 
+    /// All items of a list, from all its pages.
+    #[must_use]
+    pub fn list(&self, path: &str, token: &str) -> Vec<Value> {
+        let first = format!("{path}{}limit=200", if path.contains('?') { '&' } else { '?' });
+        let (mut all, mut next) = (Vec::new(), first.clone());
+        loop {
+            let page = self.api("GET", &next, Some(token), None).ok();
+            all.extend(page["items"].as_array().cloned().unwrap_or_default());
+            match page["next_cursor"].as_str() {
+                Some(cursor) => next = format!("{first}&cursor={cursor}"),
+                None => return all,
+            }
+        }
+    }
+
     /// Like [`Server::api`], with another header.
     #[must_use]
     pub fn api_with_header(&self, method: &str, path: &str, token: &str, header: (&str, &str), body: Option<&Value>) -> Reply {

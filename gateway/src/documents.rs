@@ -117,6 +117,18 @@ fn operation(row: &Row) -> OperationBuilder {
         let body = RequestBodyBuilder::new().content(media_type, Content::new(None::<RefOr<Schema>>));
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
     }
+    if row.has_entity_tag() {
+        let (name, text, status, response) = match row.is_update() {
+            true => ("If-Match", "The ETag that you have seen; another current one is status 412.", "412", problem()),
+            false => {
+                let unchanged = ResponseBuilder::new().description("Not changed").build();
+                ("If-None-Match", "The ETag that you have; if it is current, the reply is status 304.", "304", unchanged)
+            }
+        };
+        let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header).required(Required::False);
+        let schema = Object::with_type(utoipa::openapi::schema::Type::String);
+        operation = operation.parameter(parameter.description(Some(text)).schema(Some(schema))).response(status, response);
+    }
     operation = operation.response(row.success.as_str(), success(row)).response("default", problem());
     if row.access == Access::Public {
         operation

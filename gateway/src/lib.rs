@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodFilter, any, get, on};
@@ -30,6 +30,7 @@ use capsule_bus::Bus;
 use capsule_cache::{Cache, Limiter, Rate};
 use capsule_observe::Check;
 use capsule_store::Keyring;
+use tower_http::cors::CorsLayer;
 
 pub use documents::openapi;
 
@@ -80,6 +81,8 @@ pub struct Options {
     /// Minimum rate of an upload, in bytes per second, and its maximum duration.
     pub upload_bytes_per_second: u64,
     pub upload_deadline: Duration,
+    /// Origins of web pages that may call the API (CORS), such as `https://console.example.com`.
+    pub allowed_origins: Vec<HeaderValue>,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -100,7 +103,8 @@ pub fn router(options: Options, checks: Vec<Check>) -> Router {
 
 /// As [`router`], with these endpoints.
 pub fn router_of(options: Options, checks: Vec<Check>, rows: &'static [Row]) -> Router {
-    let Options { bus, blobs, keyring, cache, limits, upload_bytes, upload_bytes_per_second, upload_deadline } = options;
+    let Options { bus, blobs, keyring, cache, limits, upload_bytes, upload_bytes_per_second, upload_deadline, allowed_origins } =
+        options;
     let authenticator = Authenticator::new(bus.clone(), cache.clone(), &keyring);
     let limiter = Limiter::new(cache);
     let gateway = Arc::new(Gateway {
@@ -120,7 +124,7 @@ pub fn router_of(options: Options, checks: Vec<Check>, rows: &'static [Row]) -> 
         let filter = MethodFilter::try_from(row.method.clone()).unwrap_or(MethodFilter::GET);
         api = api.route(row.path, on(filter, move |request: Request| request::serve(gateway, row, request)));
     }
-    Router::new()
+    let router = Router::new()
         .nest("/api/v1", api)
         .merge(documents::router())
         .merge(capsule_observe::health(checks))
@@ -128,7 +132,37 @@ pub fn router_of(options: Options, checks: Vec<Check>, rows: &'static [Row]) -> 
         .route("/", get(landing::page))
         .route("/register", get(landing::register))
         .fallback(any(request::no_such_endpoint))
-        .layer(middleware::from_fn(set_security_headers))
+        .layer(middleware::from_fn(set_security_headers));
+    match allowed_origins.is_empty() {
+        true => router,
+        false => router.layer(cross_origin(allowed_origins)),
+    }
+}
+
+/// Allows web pages of these origins to call the API. They send tokens in a header: cookies are not allowed.
+fn cross_origin(origins: Vec<HeaderValue>) -> CorsLayer {
+    let header = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
+            header("idempotency-key"),
+            header("traceparent"),
+            header("x-correlation-id"),
+        ])
+        .expose_headers([
+            header::ETAG,
+            header::RETRY_AFTER,
+            header("ratelimit-limit"),
+            header("ratelimit-remaining"),
+            header("ratelimit-reset"),
+            header("x-correlation-id"),
+        ])
+        .max_age(Duration::from_secs(3600))
 }
 
 /// Adds security headers for browsers to every response.

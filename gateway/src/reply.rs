@@ -1,12 +1,16 @@
 //! Replies as HTTP responses: JSON, files, redirects and streams.
 
 use std::convert::Infallible;
+use std::io::Write;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use capsule_bus::{entity_tag, matches_entity_tag};
 use capsule_contracts::{Download, Problem, Redirect};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -14,11 +18,14 @@ use tokio::sync::mpsc;
 use crate::concurrency::Permit;
 use crate::rows::{Row, RowKind};
 
-/// The response of an endpoint with one reply.
+/// JSON of more bytes is compressed where the client accepts it.
+const COMPRESSED_BYTES: usize = 1 << 10;
+
+/// The response of an endpoint with one reply, to a request with these header fields.
 ///
 /// # Errors
 /// When the reply is not of the type that the row requires.
-pub fn respond(row: &Row, reply: Vec<u8>) -> Result<Response, Problem> {
+pub fn respond(row: &Row, request: &HeaderMap, reply: Vec<u8>) -> Result<Response, Problem> {
     match row.kind {
         RowKind::Download => {
             let Download { media_type, file_name, content } = decode(&reply)?;
@@ -32,8 +39,59 @@ pub fn respond(row: &Row, reply: Vec<u8>) -> Result<Response, Problem> {
             let Redirect { location } = decode(&reply)?;
             Ok((row.success, [(header::LOCATION, header_value(&location)?)]).into_response())
         }
-        _ => Ok((row.success, [(header::CONTENT_TYPE, "application/json")], reply).into_response()),
+        _ => json(row, request, reply),
     }
+}
+
+/// JSON with its entity tag, or status 304 if the client has this representation.
+fn json(row: &Row, request: &HeaderMap, reply: Vec<u8>) -> Result<Response, Problem> {
+    let tag = row.has_entity_tag().then(|| entity_tag(&reply));
+    if let (Some(tag), Some(seen)) = (&tag, request.get(header::IF_NONE_MATCH).filter(|_| row.method == Method::GET)) {
+        // Weak comparison (RFC 9110, section 13.1.2).
+        let seen = seen.to_str().unwrap_or_default().replace("W/", "");
+        if matches_entity_tag(&seen, tag) {
+            let headers = [(header::ETAG, header_value(tag)?), (header::VARY, VARY)];
+            return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+        }
+    }
+    let (encoding, body) = encode(request, reply);
+    let mut response = (row.success, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, VARY);
+    if let Some(encoding) = encoding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+    }
+    if let Some(tag) = tag {
+        // Another encoding is another representation, so its strong tag differs.
+        let tag = if encoding.is_some() { tag.trim_end_matches('"').to_owned() + "-gzip\"" } else { tag };
+        headers.insert(header::ETAG, header_value(&tag)?);
+    }
+    Ok(response)
+}
+
+const VARY: HeaderValue = HeaderValue::from_static("accept-encoding");
+
+/// The bytes compressed, and the name of the encoding, if that pays and the client accepts it.
+fn encode(request: &HeaderMap, bytes: Vec<u8>) -> (Option<&'static str>, Vec<u8>) {
+    if bytes.len() <= COMPRESSED_BYTES || !accepts_gzip(request) {
+        return (None, bytes);
+    }
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
+    match encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
+        Ok(compressed) => (Some("gzip"), compressed),
+        Err(_) => (None, bytes),
+    }
+}
+
+fn accepts_gzip(request: &HeaderMap) -> bool {
+    let fields = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    fields.flat_map(|value| value.split(',')).any(|item| {
+        let mut parts = item.split(';').map(str::trim);
+        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
+        // A quality of 0 means that it is not accepted.
+        let quality = parts.find_map(|part| part.strip_prefix("q=")?.trim().parse::<f32>().ok());
+        named && quality.is_none_or(|quality| quality > 0.0)
+    })
 }
 
 fn decode<T: DeserializeOwned>(reply: &[u8]) -> Result<T, Problem> {
@@ -77,7 +135,24 @@ pub fn stream(request: &HeaderMap, items: mpsc::Receiver<Vec<u8>>, permit: Optio
 
 #[cfg(test)]
 mod tests {
-    use super::disposition;
+    use axum::http::{HeaderMap, HeaderValue, header};
+
+    use super::{accepts_gzip, disposition};
+
+    #[test]
+    fn gzip_is_used_only_where_the_client_accepts_it() {
+        for (value, accepted) in [
+            ("gzip", true),
+            ("br, GZIP;q=0.5", true),
+            ("gzip;q=0", false),
+            ("gzip; q=0.000", false),
+            ("identity", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]);
+            assert_eq!(accepts_gzip(&headers), accepted, "{value}");
+        }
+    }
 
     #[test]
     fn a_file_name_cannot_leave_its_header_parameter() {

@@ -120,16 +120,17 @@ async fn respond(
             if let Some(key) = idempotency_key(&parts)? {
                 context = with_idempotency_key(gateway, context, row.subject, &key, &message);
             }
+            context.if_match = if_match(row, &parts.headers)?;
             let reply = match row.is_fan_out() {
                 true => fan_out::request(&gateway.bus, &context, row.subject, message).await?,
                 false => gateway.bus.request_raw(&context, row.subject, message).await?,
             };
-            reply::respond(row, reply)
+            reply::respond(row, &parts.headers, reply)
         }
         RowKind::Raw { handler, .. } => {
             let request = RawRequest { gateway, context, headers: &parts.headers, message, body };
             let reply = handler(request).await?;
-            reply::respond(row, reply)
+            reply::respond(row, &parts.headers, reply)
         }
         RowKind::Stream => {
             let items = gateway.bus.open_raw(&context, row.subject, message).await?;
@@ -160,6 +161,17 @@ async fn authenticate(gateway: &Gateway, parts: &Parts, access: Access, correlat
         return Err(Problem::unauthenticated("You are not signed in.").hint("Run `capsule login`."));
     }
     Ok(Context::new(correlation_id.to_owned(), principal))
+}
+
+/// The value of `If-Match`, for the service to check in the transaction of the update.
+fn if_match(row: &Row, headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH).filter(|_| row.is_update()) else { return Ok(None) };
+    if !row.has_entity_tag() {
+        return Err(Problem::bad_request("This resource cannot be read, so it has no entity tag to match.")
+            .hint("Send the request without If-Match."));
+    }
+    let list = value.to_str().map_err(|_| Problem::bad_request("The If-Match header is not a list of entity tags."))?;
+    Ok(Some(list.to_owned()))
 }
 
 /// The value of `Idempotency-Key`. A command that is repeated with the same key runs once.
@@ -203,8 +215,12 @@ fn with_correlation(mut response: Response, id: &str) -> Response {
 fn problem_response(problem: Problem, correlation_id: &str) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem { correlation_id: Some(correlation_id.to_owned()), ..problem };
+    let etag = problem.etag.as_deref().and_then(|tag| HeaderValue::from_str(tag).ok());
     let mut response = (status, Json(problem)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(etag) = etag {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
     if status == StatusCode::TOO_MANY_REQUESTS {
         limits::retry_after(&mut response);
     }

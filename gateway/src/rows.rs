@@ -17,7 +17,7 @@ use capsule_contracts::organization::{
 use capsule_contracts::project::{
     ArchiveProject, ChangeVariables, CreateEnvironment, CreateProject, CreateService, DeleteEnvironment, DeleteProject,
     DeleteSecret, DeleteService, GetEnvironment, GetProject, GetService, GetVariables, ListEnvironments, ListProjects,
-    ListServices, PutSecret, ReplaceVariables, RestoreProject, UpdateProject,
+    ListServices, PutSecret, ReplaceVariables, RestoreProject, UpdateEnvironment, UpdateProject, UpdateService,
 };
 use capsule_contracts::quotas::{GetQuotas, InspectOrganizations, InspectQuotas, SetQuotas};
 use capsule_contracts::{Access, Download, DuplexMessage, Message, Problem, Redirect, StreamMessage};
@@ -43,6 +43,8 @@ pub struct Row {
     /// Checks that an object is a valid message and encodes it. The error contains the invalid field.
     pub check: fn(Map<String, Value>) -> Result<Vec<u8>, Problem>,
     pub kind: RowKind,
+    /// Whether it updates a resource that no endpoint returns.
+    write_only: bool,
 }
 
 /// How the request becomes a message, and the reply a response.
@@ -82,6 +84,7 @@ impl TypeSchema {
 fn row<M: Message>(method: Method, path: &'static str, kind: RowKind) -> Row {
     Row {
         kind,
+        write_only: false,
         success: StatusCode::OK,
         method,
         path,
@@ -160,6 +163,24 @@ impl Row {
         !matches!(self.kind, RowKind::Raw { .. }) && self.method != Method::GET
     }
 
+    /// Whether it updates a resource as a whole or in parts.
+    #[must_use]
+    pub fn is_update(&self) -> bool {
+        self.method == Method::PUT || self.method == Method::PATCH
+    }
+
+    /// Whether the reply is the representation of the resource and has an entity tag. Updates of such a resource honour
+    /// `If-Match`.
+    #[must_use]
+    pub fn has_entity_tag(&self) -> bool {
+        matches!(self.kind, RowKind::Json { .. }) && (self.method == Method::GET || (self.is_update() && !self.write_only))
+    }
+
+    /// An update of a resource that cannot be read.
+    fn write_only(self) -> Self {
+        Self { write_only: true, ..self }
+    }
+
     fn fan_out(self) -> Self {
         Self { kind: RowKind::Json { fan_out: true }, ..self }
     }
@@ -221,7 +242,7 @@ pub fn all() -> &'static [Row] {
             delete::<DeleteOrganization>("/organizations/{id}").with_status(StatusCode::ACCEPTED),
             get::<ListMembers>("/organizations/{id}/members"),
             create::<AddMember>("/organizations/{id}/members"),
-            patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role"),
+            patch::<ChangeRole>("/organizations/{id}/members/{user_id}/role").write_only(),
             delete::<RemoveMember>("/organizations/{id}/members/{user_id}"),
             get::<GetQuotas>("/organizations/{id}/quotas"),
             post::<LeaveOrganization>("/organizations/{id}/leave"),
@@ -239,15 +260,17 @@ pub fn all() -> &'static [Row] {
             get::<ListEnvironments>("/projects/{id}/environments"),
             create::<CreateEnvironment>("/projects/{id}/environments"),
             get::<GetEnvironment>("/environments/{id}"),
+            put::<UpdateEnvironment>("/environments/{id}"),
             delete::<DeleteEnvironment>("/environments/{id}"),
             get::<GetVariables>("/environments/{id}/variables"),
             put::<ReplaceVariables>("/environments/{id}/variables"),
             patch::<ChangeVariables>("/environments/{id}/variables"),
-            put::<PutSecret>("/environments/{id}/secrets/{name}"),
+            put::<PutSecret>("/environments/{id}/secrets/{name}").write_only(),
             delete::<DeleteSecret>("/environments/{id}/secrets/{name}"),
             get::<ListServices>("/services"),
             create::<CreateService>("/services"),
             get::<GetService>("/services/{id}"),
+            put::<UpdateService>("/services/{id}"),
             delete::<DeleteService>("/services/{id}"),
             begin::<Deploy>("/services/{id}/deploy"),
             begin::<Rollback>("/services/{id}/rollback"),

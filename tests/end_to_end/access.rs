@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
         let world = world.clone();
         trials.push(test(&format!("access to {} {}", row.method, row.path), move || {
             let world: &World = world.get_or_init(World::new);
+            world.check_precondition(row);
             world.check(row.method.as_str(), row.subject, row.access, |fixture| request(row, fixture));
         }));
     }
@@ -148,6 +149,18 @@ impl World {
             Body::Json(body) => self.server.api(method, &path, token, Some(&body)),
             Body::Archive(bytes) => self.server.api_raw(method, &path, token, "application/gzip", Some(bytes)),
         }
+    }
+
+    /// Checks that an update with an outdated entity tag is refused with the current representation.
+    fn check_precondition(&self, row: &Row) {
+        if !row.is_update() || !row.has_entity_tag() || matches!(row.access, Access::SignedIn | Access::PlatformAdmin) {
+            return;
+        }
+        let (path, Body::Json(body)) = request(row, &self.fixture()) else { panic!("an update has a body") };
+        let header = ("if-match", "\"outdated\"");
+        let reply = self.server.api_with_header(row.method.as_str(), &path, self.owner(), header, Some(&body));
+        assert_eq!(reply.status, 412, "{reply:?}");
+        assert!(reply.json()["current"].is_object() && reply.json()["etag"].is_string(), "{reply:?}");
     }
 
     /// Checks that the endpoint refuses unauthenticated requests, non-members, and each role without the permission, and

@@ -215,9 +215,8 @@ fn until_done(
 }
 
 fn nothing_is_lost_or_done_twice(server: &Server, postgres: &Postgres, token: &str, accepted: &BTreeMap<String, String>) {
-    let all = server.api("GET", "/organizations", Some(token), None).ok();
-    let all: Vec<(String, String)> =
-        all["items"].as_array().expect("a list").iter().map(|item| (text(item, "name"), text(item, "id"))).collect();
+    let all = server.list("/organizations", token);
+    let all: Vec<(String, String)> = all.iter().map(|item| (text(item, "name"), text(item, "id"))).collect();
     for (name, id) in accepted {
         let made: Vec<&String> = all.iter().filter(|(known, _)| known == name).map(|(_, id)| id).collect();
         assert_eq!(made, [id], "{name}");

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use capsule_contracts::Problem;
+use capsule_contracts::list::MAX_LIMIT;
+use capsule_contracts::{Page, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -240,6 +241,20 @@ impl Client {
 
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<T> {
         self.call("GET", path, None)
+    }
+
+    /// All items of a list, from all its pages.
+    pub fn list<T: DeserializeOwned>(&mut self, path: &str) -> anyhow::Result<Vec<T>> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let (mut all, first) = (Vec::new(), format!("{path}{separator}limit={MAX_LIMIT}"));
+        let mut page = self.get::<Page<T>>(&first)?;
+        loop {
+            all.append(&mut page.items);
+            match page.next_cursor {
+                Some(cursor) => page = self.get(&format!("{first}&cursor={cursor}"))?,
+                None => return Ok(all),
+            }
+        }
     }
 
     pub fn post<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {

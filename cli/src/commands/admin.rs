@@ -1,9 +1,9 @@
 //! `capsule admin`: users, quotas, dead letters and sagas of the installation.
 
 use anyhow::{anyhow, bail};
+use capsule_contracts::Empty;
 use capsule_contracts::identity::User;
 use capsule_contracts::operations::{DeadLetter, Saga};
-use capsule_contracts::{Empty, Page};
 use serde_json::json;
 
 use super::account::confirmed;
@@ -31,21 +31,10 @@ pub fn run(client: Client, command: &AdminCommand, terminal: Terminal) -> anyhow
     }
 }
 
-fn all_users(client: &mut Client) -> anyhow::Result<Vec<User>> {
-    let (mut all, mut path) = (Vec::new(), "/admin/users".to_owned());
-    loop {
-        let page: Page<User> = client.get(&path)?;
-        all.extend(page.items);
-        match page.next_cursor {
-            Some(cursor) => path = format!("/admin/users?cursor={cursor}"),
-            None => return Ok(all),
-        }
-    }
-}
-
 fn user(client: &mut Client, email: &str) -> anyhow::Result<User> {
     let wanted = email.trim().to_lowercase();
-    all_users(client)?
+    client
+        .list::<User>("/admin/users")?
         .into_iter()
         .find(|user| user.email == wanted)
         .ok_or_else(|| anyhow!("There is no account {email}. `capsule admin users list` lists the accounts."))
@@ -54,7 +43,7 @@ fn user(client: &mut Client, email: &str) -> anyhow::Result<User> {
 fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyhow::Result<()> {
     let (email, platform_admin) = match command {
         UsersCommand::List => {
-            return terminal.show(&all_users(&mut client)?, |users| {
+            return terminal.show(&client.list::<User>("/admin/users")?, |users| {
                 let rows: Vec<_> = users
                     .iter()
                     .map(|user| {
@@ -93,8 +82,8 @@ fn users(mut client: Client, command: &UsersCommand, terminal: Terminal) -> anyh
 fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Terminal) -> anyhow::Result<()> {
     match command {
         DeadLettersCommand::List => {
-            let page: Page<DeadLetter> = client.get("/admin/dead-letters")?;
-            terminal.show(&page.items, |letters| {
+            let letters: Vec<DeadLetter> = client.list("/admin/dead-letters")?;
+            terminal.show(&letters, |letters| {
                 if letters.is_empty() {
                     return "No dead letters.".into();
                 }
@@ -133,8 +122,8 @@ fn dead_letters(mut client: Client, command: DeadLettersCommand, terminal: Termi
 fn sagas(mut client: Client, command: SagasCommand, terminal: Terminal) -> anyhow::Result<()> {
     match command {
         SagasCommand::List => {
-            let page: Page<Saga> = client.get("/admin/sagas")?;
-            terminal.show(&page.items, |sagas| {
+            let sagas: Vec<Saga> = client.list("/admin/sagas")?;
+            terminal.show(&sagas, |sagas| {
                 if sagas.is_empty() {
                     return "No sagas.".into();
                 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use capsule_contracts::organization::{AddedMember, Invitation, Member, Organization};
-use capsule_contracts::{Empty, Page, Role};
+use capsule_contracts::{Empty, Role};
 use serde_json::json;
 
 use super::account::confirmed;
@@ -91,8 +91,8 @@ pub fn run(mut client: Client, command: OrgCommand, terminal: Terminal) -> anyho
 }
 
 fn list(client: &mut Client, terminal: Terminal) -> anyhow::Result<()> {
-    let organizations = client.get::<Page<Organization>>("/organizations")?.items;
-    let invitations = client.get::<Page<Invitation>>("/invitations")?.items;
+    let organizations = client.list::<Organization>("/organizations")?;
+    let invitations = client.list::<Invitation>("/invitations")?;
     terminal.show(&json!({"organizations": organizations, "invitations": invitations}), |_| {
         let own = organizations.iter().map(|organization| {
             let state = if organization.personal { "member, personal" } else { "member" };
@@ -144,7 +144,7 @@ fn add(client: &mut Client, organization: &str, email: &str, role: Role, termina
 /// # Errors
 /// `not_a_member`, with the organizations of the user.
 pub fn find(client: &mut Client, slug: &str, source: Option<&str>) -> anyhow::Result<Organization> {
-    let all = client.get::<Page<Organization>>("/organizations")?.items;
+    let all = client.list::<Organization>("/organizations")?;
     let position = all.iter().position(|organization| organization.slug == slug);
     let position = position.or_else(|| all.iter().position(|organization| organization.id.to_string() == slug));
     if let Some(position) = position {
@@ -164,7 +164,7 @@ pub fn find(client: &mut Client, slug: &str, source: Option<&str>) -> anyhow::Re
 /// `no_organization`, if there is none after five seconds: an event creates it right after registration.
 pub fn personal(client: &mut Client) -> anyhow::Result<(Organization, usize)> {
     for _ in 0..50 {
-        let all = client.get::<Page<Organization>>("/organizations")?.items;
+        let all = client.list::<Organization>("/organizations")?;
         let count = all.len();
         if let Some(personal) = all.into_iter().find(|organization| organization.personal) {
             return Ok((personal, count));
@@ -177,14 +177,14 @@ pub fn personal(client: &mut Client) -> anyhow::Result<(Organization, usize)> {
 }
 
 fn invitation(client: &mut Client, slug: &str) -> anyhow::Result<Invitation> {
-    let all = client.get::<Page<Invitation>>("/invitations")?.items;
+    let all = client.list::<Invitation>("/invitations")?;
     all.into_iter()
         .find(|invitation| invitation.organization_slug == slug || invitation.id.to_string() == slug)
         .ok_or_else(|| anyhow!("You have no invitation to {slug}. `capsule org list` lists your invitations."))
 }
 
 fn members(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Member>> {
-    Ok(client.get::<Page<Member>>(&format!("/organizations/{}/members", organization.id))?.items)
+    client.list::<Member>(&format!("/organizations/{}/members", organization.id))
 }
 
 fn member(client: &mut Client, organization: &Organization, email: &str) -> anyhow::Result<Member> {

@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 
 use anyhow::bail;
+use capsule_contracts::Permission;
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::organization::{Organization, RolePermissions};
 use capsule_contracts::project::{Environment, Project, Service};
-use capsule_contracts::{Page, Permission};
 use serde_json::json;
 
 use super::service::{self, ServiceEnvironment, announce};
@@ -124,7 +124,7 @@ fn check_permissions(
     kind: EnvironmentKind,
     selection: &Selection,
 ) -> anyhow::Result<()> {
-    let roles = client.get::<Page<RolePermissions>>("/permissions")?.items;
+    let roles = client.list::<RolePermissions>("/permissions")?;
     let role = existing.organization.role;
     let Some(own) = roles.into_iter().find(|known| known.role == role) else {
         bail!("The server did not return the permissions of the role {}.", role.name());

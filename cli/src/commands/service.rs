@@ -115,15 +115,15 @@ pub fn organization(client: &mut Client, names: &ServiceNames, terminal: Termina
 }
 
 pub fn projects(client: &mut Client, organization: &Organization) -> anyhow::Result<Vec<Project>> {
-    Ok(client.get::<Page<Project>>(&format!("/projects?organization_id={}", organization.id))?.items)
+    client.list::<Project>(&format!("/projects?organization_id={}", organization.id))
 }
 
 pub fn services(client: &mut Client, project: &Project) -> anyhow::Result<Vec<Service>> {
-    Ok(client.get::<Page<Service>>(&format!("/services?project_id={}", project.id))?.items)
+    client.list::<Service>(&format!("/services?project_id={}", project.id))
 }
 
 pub fn environments(client: &mut Client, project: &Project) -> anyhow::Result<Vec<Environment>> {
-    Ok(client.get::<Page<Environment>>(&format!("/projects/{}/environments", project.id))?.items)
+    client.list::<Environment>(&format!("/projects/{}/environments", project.id))
 }
 
 /// The other organizations of the user that have a project of the names name. None where an organization was named.
@@ -134,7 +134,7 @@ pub fn organizations_with_project(
 ) -> anyhow::Result<Vec<String>> {
     let mut slugs = Vec::new();
     if names.organization.is_none() {
-        for other in client.get::<Page<Organization>>("/organizations")?.items {
+        for other in client.list::<Organization>("/organizations")? {
             if other.id != organization.id && projects(client, &other)?.iter().any(|project| project.slug == names.project) {
                 slugs.push(other.slug);
             }

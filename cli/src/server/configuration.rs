@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use axum::http::{HeaderValue, Uri};
 use capsule_contracts::Uuid;
 use capsule_contracts::identity::Registration;
 use capsule_contracts::quotas::Quotas;
@@ -32,6 +33,8 @@ pub struct Configuration {
     /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted: addresses or networks, such as `127.0.0.1`
     /// or `10.0.0.0/8`.
     pub trusted_proxies: Vec<String>,
+    /// Origins of web pages that may call the API (CORS), such as `https://console.example.com`. Empty: none.
+    pub allowed_origins: Vec<String>,
     /// Who can create an account: `closed` nobody, `invited` people whom a member has added to an organization, `open`
     /// everyone. The first account always needs the set-up token.
     pub registration: Registration,
@@ -249,6 +252,7 @@ impl Default for Configuration {
             base_domain: "localhost".into(),
             public_url: String::new(),
             trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
             registration: Registration::Invited,
             log: Log { format: LogFormat::Pretty, levels: "info".into() },
             traces: Traces { endpoint: String::new(), percent: 100 },
@@ -296,6 +300,20 @@ impl Configuration {
         }
     }
 
+    /// The parsed `allowed_origins`.
+    pub fn allowed_origins(&self) -> anyhow::Result<Vec<HeaderValue>> {
+        let origin = |text: &String| {
+            let uri = text.parse::<Uri>().ok();
+            let origin = uri.and_then(|uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?).to_lowercase()));
+            // Browsers send it without a path and in lower case.
+            let valid = origin.as_deref() == Some(text) && text.starts_with("http") && !text.contains('@');
+            HeaderValue::from_str(text).ok().filter(|_| valid).ok_or_else(|| {
+                anyhow::anyhow!("allowed_origins must be origins such as https://console.example.com, not `{text}`")
+            })
+        };
+        self.allowed_origins.iter().map(origin).collect()
+    }
+
     /// The parsed `trusted_proxies`.
     pub fn trusted_proxies(&self) -> anyhow::Result<Vec<IpNet>> {
         let network = |text: &String| {
@@ -315,6 +333,24 @@ fn host_authorities() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn allowed_origins_are_scheme_and_host_only() {
+        let parse =
+            |text: &str| super::Configuration { allowed_origins: vec![text.into()], ..Default::default() }.allowed_origins();
+        for (text, valid) in [
+            ("https://console.example.com", true),
+            ("http://localhost:3000", true),
+            ("https://console.example.com/", false),
+            ("https://Console.example.com", false),
+            ("https://user@example.com", false),
+            ("example.com", false),
+            ("*", false),
+            ("null", false),
+        ] {
+            assert_eq!(parse(text).is_ok(), valid, "{text}");
+        }
+    }
+
     #[test]
     fn inodes_follow_the_disk_limit_unless_they_are_set() {
         assert_eq!(super::inodes(0, 10_240), 655_360);

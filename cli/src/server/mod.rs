@@ -189,6 +189,7 @@ async fn serve(mut data: Data, loaded: Loaded, parts: &[Part]) -> anyhow::Result
             upload_bytes: u64::from(uploads.max_mib) << 20,
             upload_bytes_per_second: u64::from(uploads.min_kib_per_second) << 10,
             upload_deadline: Duration::from_secs(u64::from(uploads.max_seconds)),
+            allowed_origins: configuration.allowed_origins()?,
         };
         let gateway = capsule_gateway::router(options, checks.clone());
         let gateway = axum::serve(gateway_listener, gateway).with_graceful_shutdown(stopping.clone().cancelled_owned());

@@ -36,6 +36,8 @@ pub struct Context {
     pub deadline: Instant,
     /// Set for a command that may be delivered twice.
     pub command: Option<Command>,
+    /// The header `If-Match` of the request; see [`Context::check_if_match`].
+    pub if_match: Option<String>,
 }
 
 impl Context {
@@ -46,13 +48,13 @@ impl Context {
     #[must_use]
     pub fn new(correlation_id: String, principal: Principal) -> Self {
         let deadline = Instant::now() + Self::DEFAULT_TIMEOUT;
-        Self { correlation_id, traceparent: None, principal, deadline, command: None }
+        Self { correlation_id, traceparent: None, principal, deadline, command: None, if_match: None }
     }
 
-    /// This context with the service as principal and without the command's id.
+    /// This context with the service as principal, and without the command's id and precondition.
     #[must_use]
     pub fn as_service(&self, service: &'static str) -> Self {
-        Self { principal: Principal::Service(service), command: None, ..self.clone() }
+        Self { principal: Principal::Service(service), command: None, if_match: None, ..self.clone() }
     }
 
     /// A context for a service's background work.

@@ -10,6 +10,7 @@ mod duplex;
 mod erasure;
 mod events;
 mod operations;
+mod precondition;
 mod quotas;
 pub mod retention;
 pub mod saga;
@@ -34,6 +35,7 @@ pub use access::{Authorize, Caller, Condition, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
 pub use duplex::{Duplex, Frame};
 pub use events::emit;
+pub use precondition::{entity_tag, matches_entity_tag};
 pub use quotas::quotas;
 pub use service::{Call, Router, Service, StreamSink};
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::operations::{
     DeadLetter, DiscardDeadLetter, Failure, GetDeadLetter, GetSaga, ListDeadLetters, ListSagas, ReplayDeadLetter, Saga, SagaEvent,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
-use capsule_store::{FromRow, Store, unscoped};
+use capsule_store::{FromRow, Store, page, unscoped};
 
 use crate::events;
 use crate::service::{Call, Router, Service};
@@ -50,14 +51,19 @@ impl DeadRow {
     }
 }
 
-async fn list_dead_letters<S: Service>(service: Arc<S>, _: Call<ListDeadLetters>) -> Result<Page<DeadLetter>, Problem> {
-    let rows = unscoped!(
-        "the inbox belongs to the service",
-        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox WHERE state = 'dead' \
-         ORDER BY id DESC LIMIT 200"
+async fn list_dead_letters<S: Service>(service: Arc<S>, call: Call<ListDeadLetters>) -> Result<Page<DeadLetter>, Problem> {
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "the inbox belongs to the service",
+        "SELECT id, kind, envelope, attempts, received_at, last_error, errors FROM inbox \
+         WHERE state = 'dead' AND (:kind = '' OR kind = :kind)",
+        "id" uuid,
+        ["id" => "id" uuid],
+        kind = call.message.kind.unwrap_or_default()
     );
-    let rows = service.store().read().all::<DeadRow>(rows).await?;
-    Ok(Page::whole(rows.into_iter().map(|row| row.view(service.store().name(), false)).collect()))
+    let rows = service.store().read().all::<DeadRow>(rows?).await?;
+    Ok(query.page(rows, |row| (row.id.into(), row.id)).map(|row| row.view(service.store().name(), false)))
 }
 
 async fn dead_letter(store: &Store, id: Uuid) -> Result<DeadLetter, Problem> {
@@ -135,13 +141,18 @@ impl SagaRow {
     }
 }
 
-async fn list_sagas<S: Service>(service: Arc<S>, _: Call<ListSagas>) -> Result<Page<Saga>, Problem> {
-    let rows = unscoped!(
-        "sagas belong to the service",
-        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas ORDER BY id DESC LIMIT 200"
+async fn list_sagas<S: Service>(service: Arc<S>, call: Call<ListSagas>) -> Result<Page<Saga>, Problem> {
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "sagas belong to the service",
+        "SELECT id, name, state, step, attempts, last_error, history, started_at, ended_at FROM sagas WHERE (:state = '' OR state = :state)",
+        "id" uuid,
+        ["id" => "id" uuid],
+        state = call.message.state.unwrap_or_default()
     );
-    let rows = service.store().read().all::<SagaRow>(rows).await?;
-    Ok(Page::whole(rows.into_iter().map(|row| row.view(service.store().name())).collect()))
+    let rows = service.store().read().all::<SagaRow>(rows?).await?;
+    Ok(query.page(rows, |row| (row.id.into(), row.id)).map(|row| row.view(service.store().name())))
 }
 
 async fn get_saga<S: Service>(service: Arc<S>, call: Call<GetSaga>) -> Result<Saga, Problem> {

@@ -23,6 +23,8 @@ struct RequestHeader {
     /// Microseconds since the Unix epoch.
     deadline: u64,
     command: Option<Command>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    if_match: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,6 +70,7 @@ impl Wire {
             },
             deadline: now().saturating_add(u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX)),
             command: context.command.clone(),
+            if_match: context.if_match.clone(),
         };
         let header = serde_json::to_vec(&header).map_err(|_| Problem::internal())?;
         let length = u32::try_from(header.len()).map_err(|_| Problem::internal())?.to_be_bytes();
@@ -92,6 +95,7 @@ impl Wire {
             principal,
             deadline: Instant::now() + remaining,
             command: header.command,
+            if_match: header.if_match,
         };
         Some(IncomingRequest { id: header.id, subject: header.subject, context, payload: payload.to_vec() })
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Count, Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Problem, StreamMessage, Timestamp, Uuid, list, message};
 
 macro_rules! string_enum {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
@@ -203,23 +203,17 @@ pub struct RemoveFromEnvironment {
 }
 message!(RemoveFromEnvironment, command "deploy.remove_from_environment", GrantedDeploy at ServiceIn(id, environment) => ServiceState);
 
-/// Lists the deployments of a service, newest first.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListDeployments {
-    pub service_id: Uuid,
-    /// Only deployments in the environment with this name.
-    #[serde(default)]
-    pub environment: Option<String>,
-    /// The largest number of items on the page, 1 to 100.
-    #[serde(default)]
-    pub limit: Option<u32>,
-    /// The `next_cursor` of the previous page.
-    #[serde(default)]
-    pub cursor: Option<String>,
+list! {
+    /// Lists the deployments of a service, newest first.
+    ListDeployments by ["-created_at"] {
+        service_id: Uuid,
+        /// Only deployments in the environment with this name.
+        environment: Option<String>,
+        /// Only deployments with this status.
+        status: Option<Status>,
+    }
 }
-message!(ListDeployments, query "deploy.list_deployments", Granted(ServiceView) at Service(service_id) => Page<Deployment>, |m, check| {
-    check.require(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
-});
+message!(ListDeployments, query "deploy.list_deployments", Granted(ServiceView) at Service(service_id) => Page<Deployment>, |m, check| check.list(m));
 
 /// Returns a deployment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -228,12 +222,13 @@ pub struct GetDeployment {
 }
 message!(GetDeployment, query "deploy.get_deployment", Granted(ServiceView) at Deployment(id) => Deployment);
 
-/// Lists the phases that a deployment has gone through.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListDeploymentEvents {
-    pub id: Uuid,
+list! {
+    /// Lists the phases that a deployment has gone through.
+    ListDeploymentEvents by ["at"] {
+        id: Uuid,
+    }
 }
-message!(ListDeploymentEvents, query "deploy.list_deployment_events", Granted(ServiceView) at Deployment(id) => Page<DeploymentEvent>);
+message!(ListDeploymentEvents, query "deploy.list_deployment_events", Granted(ServiceView) at Deployment(id) => Page<DeploymentEvent>, |m, check| check.list(m));
 
 /// A change of a deployment's status or phase.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

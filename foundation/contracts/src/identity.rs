@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Check, Empty, Event, Timestamp, Uuid, message};
+use crate::{Check, Empty, Event, Timestamp, Uuid, list, message};
 
 /// A user account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -164,19 +164,16 @@ message!(ChangePassword, command "auth.change_password", SignedIn => Empty, |m, 
     check_password(check, "new_password", &m.new_password, "");
 });
 
-/// Lists the accounts of the installation, oldest first.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListUsers {
-    /// The largest number of items on the page, 1 to 100.
-    #[serde(default)]
-    pub limit: Option<u32>,
-    /// The `next_cursor` of the previous page.
-    #[serde(default)]
-    pub cursor: Option<Uuid>,
+list! {
+    /// Lists the accounts of the installation, oldest first.
+    ListUsers by ["created_at", "email"] {
+        /// Only those whose e-mail address begins with this.
+        email_prefix: Option<String>,
+        /// Only administrators of the installation, or only others.
+        platform_admin: Option<bool>,
+    }
 }
-message!(ListUsers, query "auth.list_users", PlatformAdmin => crate::Page<User>, |m, check| {
-    check.require(m.limit.is_none_or(|n| (1..=100).contains(&n)), "limit", "must be 1 to 100");
-});
+message!(ListUsers, query "auth.list_users", PlatformAdmin => crate::Page<User>, |m, check| check.list(m));
 
 /// Makes a user an administrator of the installation, or removes that right. The last administrator keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -238,10 +235,11 @@ impl Event for UserErased {
     }
 }
 
-/// Lists the signed-in user's live sessions.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListSessions {}
-message!(ListSessions, query "auth.list_sessions", SignedIn => crate::Page<SessionInfo>);
+list! {
+    /// Lists the signed-in user's live sessions, the last used first.
+    ListSessions by ["-last_used_at", "created_at"] {}
+}
+message!(ListSessions, query "auth.list_sessions", SignedIn => crate::Page<SessionInfo>, |m, check| check.list(m));
 
 /// A live session.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

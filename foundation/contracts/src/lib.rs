@@ -7,6 +7,7 @@ pub mod access;
 pub mod deploy;
 pub mod event;
 pub mod identity;
+pub mod list;
 pub mod message;
 pub mod operations;
 pub mod organization;

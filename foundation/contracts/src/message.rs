@@ -8,6 +8,7 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::list::{List, PageQuery};
 use crate::{Access, FieldError, Problem, Target};
 
 /// Whether a message changes anything.
@@ -70,6 +71,13 @@ impl Check {
     pub fn require(&mut self, valid: bool, field: &str, message: &str) {
         if !valid {
             self.errors.push(FieldError { field: field.into(), message: message.into() });
+        }
+    }
+
+    /// Checks the members of a list: its limit, sort field and cursor.
+    pub fn list<M: List>(&mut self, message: &M) {
+        if let Err(problem) = PageQuery::of(message) {
+            self.errors.extend(problem.errors);
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Event, Page, Timestamp, Uuid, message};
+use crate::{Event, Page, Timestamp, Uuid, list, message};
 
 /// The names of the services, each of which has a database.
 pub const SERVICES: [&str; 4] = ["identity", "organization", "project", "deploy"];
@@ -54,10 +54,14 @@ pub struct Failure {
     pub error: String,
 }
 
-/// Lists the dead letters, newest first.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct ListDeadLetters {}
-message!(ListDeadLetters, query "operations.list_dead_letters", PlatformAdmin => Page<DeadLetter>);
+list! {
+    /// Lists the dead letters, newest first.
+    ListDeadLetters by ["-id"] {
+        /// Only events of this kind.
+        kind: Option<String>,
+    }
+}
+message!(ListDeadLetters, query "operations.list_dead_letters", PlatformAdmin => Page<DeadLetter>, |m, check| check.list(m));
 
 /// Returns a dead letter with its event.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -113,10 +117,14 @@ pub struct SagaEvent {
     pub what: String,
 }
 
-/// Lists the sagas, newest first.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct ListSagas {}
-message!(ListSagas, query "operations.list_sagas", PlatformAdmin => Page<Saga>);
+list! {
+    /// Lists the sagas, newest first.
+    ListSagas by ["-id"] {
+        /// Only sagas in this state.
+        state: Option<String>,
+    }
+}
+message!(ListSagas, query "operations.list_sagas", PlatformAdmin => Page<Saga>, |m, check| check.list(m));
 
 /// Returns a saga.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Count, Empty, Event, Page, Role, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Role, Timestamp, Uuid, list, message};
 
 /// A group of users who own projects together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -19,10 +19,14 @@ pub struct Organization {
     pub role: Role,
 }
 
-/// Lists the organizations that the caller is a member of.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListOrganizations {}
-message!(ListOrganizations, query "organization.list_organizations", SignedIn => Page<Organization>);
+list! {
+    /// Lists the organizations that the caller is a member of.
+    ListOrganizations by ["created_at", "name", "slug"] {
+        /// Only those whose name begins with this.
+        name_prefix: Option<String>,
+    }
+}
+message!(ListOrganizations, query "organization.list_organizations", SignedIn => Page<Organization>, |m, check| check.list(m));
 
 /// Creates an organization. The caller becomes its owner.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -84,12 +88,17 @@ pub struct Member {
     pub joined_at: Timestamp,
 }
 
-/// Lists the members of an organization, including pending members.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListMembers {
-    pub id: Uuid,
+list! {
+    /// Lists the members of an organization, including pending members.
+    ListMembers by ["joined_at"] {
+        id: Uuid,
+        /// Only members with this role.
+        role: Option<Role>,
+        /// Only pending members, or only others.
+        pending: Option<bool>,
+    }
 }
-message!(ListMembers, query "organization.list_members", Granted(OrgView) at Organization(id) => Page<Member>);
+message!(ListMembers, query "organization.list_members", Granted(OrgView) at Organization(id) => Page<Member>, |m, check| check.list(m));
 
 /// Invites a user to an organization. The user is a pending member, without permissions, until they accept. For an
 /// address that has no account, the reply has a registration token, which is shown only once.
@@ -143,10 +152,11 @@ pub struct LeaveOrganization {
 }
 message!(LeaveOrganization, command "organization.leave_organization", Granted(OrgView) at Organization(id) => Empty);
 
-/// Lists the caller's open invitations.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListInvitations {}
-message!(ListInvitations, query "organization.list_invitations", SignedIn => Page<Invitation>);
+list! {
+    /// Lists the caller's open invitations.
+    ListInvitations by ["created_at"] {}
+}
+message!(ListInvitations, query "organization.list_invitations", SignedIn => Page<Invitation>, |m, check| check.list(m));
 
 /// An invitation to an organization. It has no effect until it is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -35,6 +35,13 @@ pub struct Problem {
     /// The request's correlation id. The server's log has the cause under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// For a failed precondition: the current representation of the resource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub current: Option<Box<serde_json::Value>>,
+    /// For a failed precondition: the entity tag of the current representation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 impl Problem {
@@ -47,6 +54,8 @@ impl Problem {
             hint: None,
             errors: Vec::new(),
             correlation_id: None,
+            current: None,
+            etag: None,
         }
     }
 
@@ -117,6 +126,15 @@ impl Problem {
     /// The request is not possible in the target's current state (409).
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self::new("conflict", 409, "Not possible in the current state", detail)
+    }
+
+    /// The client has not seen the current representation of the resource (412).
+    #[must_use]
+    pub fn precondition_failed(current: serde_json::Value, etag: String) -> Self {
+        let detail = "The resource was changed after you read it. Your change was not made.";
+        let problem = Self::new("precondition_failed", 412, "The resource has changed", detail)
+            .hint("Apply your change to the member `current`, and send it with its entity tag in If-Match.");
+        Self { current: Some(Box::new(current)), etag: Some(etag), ..problem }
     }
 
     /// The request's body arrives too slowly (408).

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::EnvironmentKind;
-use crate::{Count, Empty, Event, Page, Timestamp, Uuid, message};
+use crate::{Count, Empty, Event, Page, Timestamp, Uuid, list, message};
 
 /// A group of services with common environments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -20,12 +20,17 @@ pub struct Project {
     pub created_at: Timestamp,
 }
 
-/// Lists the projects of an organization.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListProjects {
-    pub organization_id: Uuid,
+list! {
+    /// Lists the projects of an organization.
+    ListProjects by ["created_at", "name"] {
+        organization_id: Uuid,
+        /// Only those whose name begins with this.
+        name_prefix: Option<String>,
+        /// Only archived projects, or only others.
+        archived: Option<bool>,
+    }
 }
-message!(ListProjects, query "project.list_projects", Granted(ProjectView) at Organization(organization_id) => Page<Project>);
+message!(ListProjects, query "project.list_projects", Granted(ProjectView) at Organization(organization_id) => Page<Project>, |m, check| check.list(m));
 
 /// Creates a project with a production environment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -95,12 +100,17 @@ pub struct Environment {
     pub created_at: Timestamp,
 }
 
-/// Lists the environments of a project.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListEnvironments {
-    pub id: Uuid,
+list! {
+    /// Lists the environments of a project.
+    ListEnvironments by ["created_at", "name"] {
+        id: Uuid,
+        /// Only those whose name begins with this.
+        name_prefix: Option<String>,
+        /// Only environments of this kind.
+        kind: Option<EnvironmentKind>,
+    }
 }
-message!(ListEnvironments, query "project.list_environments", Granted(ProjectView) at Project(id) => Page<Environment>);
+message!(ListEnvironments, query "project.list_environments", Granted(ProjectView) at Project(id) => Page<Environment>, |m, check| check.list(m));
 
 /// Creates an environment in a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -119,6 +129,16 @@ pub struct GetEnvironment {
     pub id: Uuid,
 }
 message!(GetEnvironment, query "project.get_environment", Granted(ProjectView) at Environment(id) => Environment);
+
+/// Changes an environment's kind. Its name is part of host names and cannot change. A change to or from a kind requires
+/// the permission to deploy to it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpdateEnvironment {
+    pub id: Uuid,
+    pub name: String,
+    pub kind: EnvironmentKind,
+}
+message!(UpdateEnvironment, command "project.update_environment", GrantedAndDeploy(ServiceManage) at Environment(id) => Environment);
 
 /// Deletes an environment with everything that runs in it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -200,12 +220,15 @@ pub struct Service {
     pub created_at: Timestamp,
 }
 
-/// Lists the services of a project.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ListServices {
-    pub project_id: Uuid,
+list! {
+    /// Lists the services of a project.
+    ListServices by ["created_at", "name"] {
+        project_id: Uuid,
+        /// Only those whose name begins with this.
+        name_prefix: Option<String>,
+    }
 }
-message!(ListServices, query "project.list_services", Granted(ServiceView) at Project(project_id) => Page<Service>);
+message!(ListServices, query "project.list_services", Granted(ServiceView) at Project(project_id) => Page<Service>, |m, check| check.list(m));
 
 /// Creates a service in a project.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -230,6 +253,34 @@ pub struct DeleteService {
     pub id: Uuid,
 }
 message!(DeleteService, command "project.delete_service", GrantedAndDeploy(ServiceManage) at ServiceEverywhere(id) => Empty);
+
+/// Renames a service. The hosts that it has keep their names.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpdateService {
+    pub id: Uuid,
+    pub name: String,
+}
+message!(UpdateService, command "project.update_service", Granted(ServiceManage) at Service(id) => Service, |m, check| {
+    check.label("name", &m.name);
+});
+
+/// A service was renamed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceRenamed {
+    pub organization_id: Uuid,
+    pub service_id: Uuid,
+    pub name: String,
+}
+impl Event for ServiceRenamed {
+    const TYPE: &'static str = "project.service_renamed";
+    const VERSION: u16 = 1;
+    fn subject(&self) -> Uuid {
+        self.service_id
+    }
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.organization_id)
+    }
+}
 
 /// Returns a service's configuration in an environment. Sent by the deploy service, which stores it encrypted.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

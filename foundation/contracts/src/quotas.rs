@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Event, Page, Problem, Timestamp, Uuid, message};
+use crate::{Event, Page, Problem, Timestamp, Uuid, list, message};
 
 /// What a quota limits. The API, the databases and the settings `quotas.<name>` use the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -229,17 +229,16 @@ pub struct InspectedOrganization {
     pub members: i64,
 }
 
-/// Lists the organizations of the installation, ordered by slug.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct InspectOrganizations {
-    /// Only the organization with this slug.
-    #[serde(default)]
-    pub slug: Option<String>,
-    /// The `next_cursor` of the previous page.
-    #[serde(default)]
-    pub cursor: Option<String>,
+list! {
+    /// Lists the organizations of the installation, ordered by slug.
+    InspectOrganizations by ["slug", "name", "created_at"] {
+        /// Only the organization with this slug.
+        slug: Option<String>,
+        /// Only those whose name begins with this.
+        name_prefix: Option<String>,
+    }
 }
-message!(InspectOrganizations, query "organization.inspect_organizations", PlatformAdmin => Page<InspectedOrganization>);
+message!(InspectOrganizations, query "organization.inspect_organizations", PlatformAdmin => Page<InspectedOrganization>, |m, check| check.list(m));
 
 /// Returns the limits of an organization. Sent by a service whose cache has no valid entry for it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -172,6 +172,53 @@ macro_rules! named {
     };
 }
 
+/// A statement that reads one page of a list, in the order that a [`PageQuery`](capsule_contracts::list::PageQuery)
+/// gives: a [`scoped!`](crate::scoped) or [`unscoped!`](crate::unscoped) `SELECT` that ends with its `WHERE` clause, the
+/// column that is unique among items with an equal sort value (`uuid` or `text`), and the column of each sort field
+/// (`integer`, `text` or `uuid`). The statement's own values follow by
+/// name; `first_page`, `after`, `after_tie` and `rows` are taken.
+///
+/// The expression is a `Result`: a cursor can have a value of another type.
+#[macro_export]
+macro_rules! page {
+    ($query:expr, scoped $scope:expr, $sql:literal, $tie:literal $tie_type:ident, [$($name:literal => $column:literal $type:ident),+] $(, $value_name:ident = $value:expr)* $(,)?) => {
+        $crate::page!(@match $query, (scoped, $scope), $sql, $tie, $tie_type, [$($name, $column, $type);+], [$($value_name = $value),*])
+    };
+    ($query:expr, unscoped $reason:literal, $sql:literal, $tie:literal $tie_type:ident, [$($name:literal => $column:literal $type:ident),+] $(, $value_name:ident = $value:expr)* $(,)?) => {
+        $crate::page!(@match $query, (unscoped, $reason), $sql, $tie, $tie_type, [$($name, $column, $type);+], [$($value_name = $value),*])
+    };
+    (@match $query:expr, $how:tt, $sql:literal, $tie:literal, $tie_type:ident, [$($name:literal, $column:literal, $type:ident);+], $values:tt) => {{
+        let query: &capsule_contracts::list::PageQuery = &$query;
+        let statement: Result<$crate::Statement, capsule_contracts::Problem> = match (query.sort(), query.descending()) {
+            $(
+                ($name, false) => query.$type().and_then(|key| Ok($crate::page!(
+                    @statement $how, query, key, $crate::page!(@tie query $tie_type)?, $values,
+                    concat!($sql, " AND (:first_page OR (", $column, ", ", $tie, ") > (:after, :after_tie)) ORDER BY ", $column, ", ", $tie, " LIMIT :rows")
+                ))),
+                ($name, true) => query.$type().and_then(|key| Ok($crate::page!(
+                    @statement $how, query, key, $crate::page!(@tie query $tie_type)?, $values,
+                    concat!($sql, " AND (:first_page OR (", $column, ", ", $tie, ") < (:after, :after_tie)) ORDER BY ", $column, " DESC, ", $tie, " DESC LIMIT :rows")
+                ))),
+            )+
+            // A sort field of the message without a column here.
+            _ => Err(capsule_contracts::Problem::internal()),
+        };
+        statement
+    }};
+    (@tie $query:ident uuid) => { $query.tie_uuid() };
+    (@tie $query:ident text) => { $query.tie_text() };
+    (@statement (scoped, $scope:expr), $query:ident, $key:ident, $tie:expr, [$($value_name:ident = $value:expr),*], $sql:expr) => {
+        $crate::scoped!(
+            $scope, $sql, first_page = $query.is_first(), after = $key, after_tie = $tie, rows = $query.rows() $(, $value_name = $value)*
+        )
+    };
+    (@statement (unscoped, $reason:literal), $query:ident, $key:ident, $tie:expr, [$($value_name:ident = $value:expr),*], $sql:expr) => {
+        $crate::unscoped!(
+            $reason, $sql, first_page = $query.is_first(), after = $key, after_tie = $tie, rows = $query.rows() $(, $value_name = $value)*
+        )
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Query, Text};

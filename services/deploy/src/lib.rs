@@ -42,7 +42,7 @@ use capsule_builder::planner::Planner;
 use capsule_builder::{Builder, Settings, Toolchains, Versions};
 use capsule_bus::{Bus, Context, Router, Service};
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::project::{Locate, Location, ServicesRemoved};
+use capsule_contracts::project::{Locate, Location, ServiceRenamed, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime, Relaxation};
 use capsule_store::{Databases, Keyring, Migrations, Store, StoreError, unscoped};
@@ -236,6 +236,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(closing::close_service)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
+        .consume::<ServiceRenamed>(|_, tx, event| Box::pin(service_environments::rename_service(tx, event)))
         .consume::<ServicesRemoved>(|service, tx, event| Box::pin(removal::on_services_removed(service, tx, event)))
         .consume::<OrganizationDeleted>(|service, tx, event| Box::pin(removal::on_organization_deleted(service, tx, event)))
         .purge(|service, now| Box::pin(reconcile::purge(service, now)))

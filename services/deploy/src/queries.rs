@@ -5,11 +5,12 @@ use std::sync::Arc;
 use capsule_bus::Call;
 use capsule_contracts::deploy::{
     Deployment, DeploymentEvent, DiskUsage, GetDeployment, GetServiceState, Instance, ListDeploymentEvents, ListDeployments,
-    ServiceState,
+    ServiceState, Status,
 };
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
 use capsule_runtime::ShimState;
-use capsule_store::{FromRow, Scope, scoped};
+use capsule_store::{FromRow, Scope, page, scoped};
 
 use crate::deployments::{self, Row};
 use crate::phases::building::version_warning;
@@ -18,36 +19,28 @@ use crate::{DeployService, instances, service_environments, texts};
 
 pub async fn list_deployments(service: Arc<DeployService>, call: Call<ListDeployments>) -> Result<Page<Deployment>, Problem> {
     let message = call.message;
-    let limit = i64::from(message.limit.unwrap_or(20));
-    let before = match &message.cursor {
-        Some(cursor) => {
-            cursor.parse::<i64>().map_err(|_| Problem::invalid_field("cursor", "must be the next_cursor of a page"))?
-        }
-        None => i64::MAX,
-    };
-    // The cursor is the creation time of the last deployment on the page.
-    let rows = scoped!(
-        &call.grant,
+    let query = PageQuery::of(&message)?;
+    let rows = page!(
+        query,
+        scoped &call.grant,
         "SELECT d.* FROM deployments d JOIN placements p ON p.service_id = d.service_id AND p.environment_id = d.environment_id \
-         WHERE d.organization_id = :tenant AND d.service_id = :service_id AND (:environment_name = '' \
-         OR p.environment_name = :environment_name) AND d.created_at < :before \
-         ORDER BY d.created_at DESC LIMIT :limit",
+         WHERE d.organization_id = :tenant AND d.service_id = :service_id AND (:environment = '' OR p.environment_name = :environment) \
+         AND (:status = '' OR d.status = :status)",
+        "d.id" uuid,
+        ["created_at" => "d.created_at" integer],
         service_id = message.service_id,
-        environment_name = message.environment.unwrap_or_default(),
-        before,
-        limit = limit + 1
+        environment = message.environment.unwrap_or_default(),
+        status = message.status.map_or("", Status::name)
     );
-    let mut rows = service.store.read().all::<Row>(rows).await?;
-    let has_more = rows.len() as i64 > limit;
-    rows.truncate(usize::try_from(limit).unwrap_or(20));
-    let next_cursor = rows.last().filter(|_| has_more).map(|row| row.created_at.to_string());
+    let rows = service.store.read().all::<Row>(rows?).await?;
+    let page = query.page(rows, |row| (row.created_at.into(), row.id));
     let service_environments = service_environments::of_service(&service, &call.grant, message.service_id).await?;
-    let items = rows.iter().filter_map(|row| {
+    let items = page.items.iter().filter_map(|row| {
         let service_environment =
             service_environments.iter().find(|service_environment| service_environment.environment_id == row.environment_id)?;
         Some(row.view(&service, service_environment))
     });
-    Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor })
+    Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor: page.next_cursor })
 }
 
 pub async fn get_deployment(service: Arc<DeployService>, call: Call<GetDeployment>) -> Result<Deployment, Problem> {
@@ -72,22 +65,26 @@ pub async fn list_deployment_events(
     service: Arc<DeployService>,
     call: Call<ListDeploymentEvents>,
 ) -> Result<Page<DeploymentEvent>, Problem> {
-    let rows = scoped!(
-        &call.grant,
-        "SELECT at, status, phase, message FROM deployment_events WHERE organization_id = :tenant \
-         AND deployment_id = :deployment_id ORDER BY at",
-        deployment_id = call.message.id
+    let query = PageQuery::of(&call.message)?;
+    // Events have no id: a status and a phase occur once at a time.
+    let rows = page!(
+        query,
+        scoped &call.grant,
+        "SELECT at, status, phase, message FROM deployment_events WHERE organization_id = :tenant AND deployment_id = :id",
+        "status || ' ' || phase" text,
+        ["at" => "at" integer],
+        id = call.message.id
     );
-    let rows = service.store.read().all::<EventRow>(rows).await?;
-    let events = rows.into_iter().map(|row| {
+    let rows = service.store.read().all::<EventRow>(rows?).await?;
+    let page = query.page(rows, |row| (row.at.into(), format!("{} {}", row.status, row.phase)));
+    page.try_map(|row| {
         Ok(DeploymentEvent {
             at: Timestamp(row.at),
             status: row.status.parse()?,
             phase: row.phase.parse()?,
             message: row.message,
         })
-    });
-    Ok(Page::whole(events.collect::<Result<_, Problem>>()?))
+    })
 }
 
 pub async fn get_service_state(service: Arc<DeployService>, call: Call<GetServiceState>) -> Result<ServiceState, Problem> {

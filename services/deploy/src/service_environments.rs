@@ -1,6 +1,7 @@
 //! Services in environments, in the table `placements`: host, user id, desired state and active deployment.
 
-use capsule_contracts::project::Configuration;
+use capsule_bus::SystemGrant;
+use capsule_contracts::project::{Configuration, ServiceRenamed};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
@@ -113,6 +114,19 @@ pub async fn of_service(
         service_id
     );
     service.store.read().all(rows).await
+}
+
+/// Records a service's new name. Its hosts and its running instances keep the old one.
+pub async fn rename_service(tx: &Transaction<'_>, event: ServiceRenamed) -> Result<(), Problem> {
+    let grant = SystemGrant::new(event.organization_id, "a service was renamed");
+    tx.run(scoped!(
+        &grant,
+        "UPDATE placements SET service_name = :name WHERE organization_id = :tenant AND service_id = :service_id",
+        name = event.name,
+        service_id = event.service_id
+    ))
+    .await?;
+    Ok(())
 }
 
 /// Reads all services in all environments, of all tenants.

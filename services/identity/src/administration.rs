@@ -4,26 +4,30 @@ use std::sync::Arc;
 
 use capsule_bus::Call;
 use capsule_contracts::identity::{DeleteUser, ListUsers, UpdateUser, User};
+use capsule_contracts::list::{PageQuery, SortKey};
 use capsule_contracts::{Empty, Page, Problem, Uuid};
-use capsule_store::{Transaction, unscoped};
+use capsule_store::{Transaction, page, unscoped};
 
 use crate::profile::{self, UserRow};
 use crate::{IdentityService, erasure, reauthentication, sessions};
 
 pub async fn list_users(identity: Arc<IdentityService>, call: Call<ListUsers>) -> Result<Page<User>, Problem> {
-    let limit = call.message.limit.unwrap_or(100);
-    let rows = unscoped!(
-        "users belong to no tenant",
-        "SELECT id, email, name, platform_admin, created_at FROM users WHERE closed_at IS NULL AND id > :id \
-         ORDER BY id LIMIT :limit",
-        id = call.message.cursor.unwrap_or(Uuid::nil()),
-        limit = i64::from(limit) + 1
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "users belong to no tenant",
+        "SELECT id, email, name, platform_admin, created_at FROM users WHERE closed_at IS NULL \
+         AND substr(email, 1, length(:email_prefix)) = :email_prefix AND (:any OR platform_admin = :platform_admin)",
+        "id" uuid,
+        ["created_at" => "created_at" integer, "email" => "email" text],
+        email_prefix = call.message.email_prefix.unwrap_or_default().to_lowercase(),
+        any = call.message.platform_admin.is_none(),
+        platform_admin = call.message.platform_admin.unwrap_or_default()
     );
-    let mut items: Vec<User> = identity.store.read().all::<UserRow>(rows).await?.into_iter().map(User::from).collect();
-    let more = items.len() > limit as usize;
-    items.truncate(limit as usize);
-    let next_cursor = items.last().filter(|_| more).map(|user| user.id.to_string());
-    Ok(Page { items, next_cursor })
+    let users: Vec<User> = identity.store.read().all::<UserRow>(rows?).await?.into_iter().map(User::from).collect();
+    let key =
+        |user: &User| -> SortKey { if query.sort() == "email" { user.email.as_str().into() } else { user.created_at.0.into() } };
+    Ok(query.page(users, |user| (key(user), user.id)))
 }
 
 /// Fails unless `user` is an administrator of the installation now. The session may predate the loss of the role.
@@ -46,6 +50,7 @@ pub async fn update_user(identity: Arc<IdentityService>, call: Call<UpdateUser>)
     confirmation.check_still_valid(&tx, &grant).await?;
     check_admin(&tx, grant.user()).await?;
     let user = profile::by_id(&tx, message.id).await?.ok_or_else(|| Problem::not_found("user"))?;
+    context.check_if_match(&user)?;
     if message.platform_admin {
         tx.run(unscoped!(
             "users belong to no tenant",

@@ -63,20 +63,21 @@ async fn get(identity: &IdentityService, id: Uuid) -> Result<User, Problem> {
 }
 
 pub async fn update_profile(identity: Arc<IdentityService>, call: Call<UpdateProfile>) -> Result<User, Problem> {
+    let tx = identity.store.begin().await?;
+    let mut user = by_id(&tx, call.grant.user()).await?.ok_or_else(|| Problem::not_found("user"))?;
+    call.context.check_if_match(&user)?;
     if let Some(name) = &call.message.name {
-        let tx = identity.store.begin().await?;
-        let renamed = unscoped!(
+        name.trim().clone_into(&mut user.name);
+        tx.run(unscoped!(
             "users belong to no tenant",
-            "UPDATE users SET name = :name WHERE id = :id AND closed_at IS NULL",
-            name = name.trim(),
-            id = call.grant.user()
-        );
-        if tx.run(renamed).await? == 0 {
-            return Err(Problem::not_found("user"));
-        }
+            "UPDATE users SET name = :name WHERE id = :id",
+            name = user.name.as_str(),
+            id = user.id
+        ))
+        .await?;
         tx.commit().await?;
     }
-    get(&identity, call.grant.user()).await
+    Ok(user)
 }
 
 pub async fn get_users(identity: Arc<IdentityService>, call: Call<GetUsers>) -> Result<Page<User>, Problem> {

@@ -7,8 +7,9 @@ use capsule_contracts::identity::{
     CheckSessions, ListSessions, LiveSessions, Logout, RefreshToken, RevokeSession, RevokeSessions, Session, SessionInfo,
     SessionRevoked, TokenStatus, User, ValidateToken,
 };
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{FromRow, Transaction, unscoped};
+use capsule_store::{FromRow, Transaction, page, unscoped};
 
 use crate::{IdentityService, profile, tokens};
 
@@ -219,14 +220,24 @@ async fn live(identity: &IdentityService, user: Uuid) -> Result<Vec<SessionRow>,
 }
 
 pub async fn list_sessions(identity: Arc<IdentityService>, call: Call<ListSessions>) -> Result<Page<SessionInfo>, Problem> {
-    let rows = live(&identity, call.grant.user()).await?;
-    let sessions = rows.into_iter().map(|row| SessionInfo {
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "sessions belong to a user",
+        "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = :user AND revoked_at IS NULL AND expires_at > :now",
+        "id" uuid,
+        ["last_used_at" => "last_used_at" integer, "created_at" => "created_at" integer],
+        user = call.grant.user(),
+        now = Timestamp::now().0
+    );
+    let rows = identity.store.read().all::<SessionRow>(rows?).await?;
+    let key = |row: &SessionRow| if query.sort() == "created_at" { row.created_at } else { row.last_used_at };
+    Ok(query.page(rows, |row| (key(row).into(), row.id)).map(|row| SessionInfo {
         id: row.id,
         created_at: Timestamp(row.created_at),
         last_used_at: Timestamp(row.last_used_at),
         current: row.id == call.grant.session(),
-    });
-    Ok(Page::whole(sessions.collect()))
+    }))
 }
 
 pub async fn validate_token(identity: Arc<IdentityService>, call: Call<ValidateToken>) -> Result<TokenStatus, Problem> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, SystemGrant, Tenant};
 use capsule_contracts::identity::{GetUsers, INVITATION_SECONDS, InviteUser, InvitedUser, RevokeInvitation};
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::organization::{
     AcceptInvitation, AddMember, AddedMember, Invitation, ListInvitations, Organization, RejectInvitation, RemoveMember,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid, new_id};
-use capsule_store::{FromRow, Scope, Statement, Transaction, scoped, unscoped};
+use capsule_store::{FromRow, Scope, Transaction, page, scoped, unscoped};
 
 use crate::members::{self, check_owner_change};
 use crate::{OrganizationService, leaving, organizations, quotas};
@@ -18,24 +19,18 @@ use crate::{OrganizationService, leaving, organizations, quotas};
 const MAX_PENDING: i64 = 100;
 
 #[derive(FromRow)]
-pub struct Pending {
-    pub user_id: Uuid,
-    pub role: String,
-    pub created_at: i64,
-}
-
-/// The query for the pending members of an organization.
-pub fn rows(tenant: &Tenant) -> Statement {
-    scoped!(
-        tenant,
-        "SELECT user_id, role, created_at FROM invitations WHERE organization_id = :tenant AND expires_at > :now \
-         ORDER BY created_at, id",
-        now = Timestamp::now().0
-    )
+struct Pending {
+    user_id: Uuid,
+    role: String,
 }
 
 async fn of(tx: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<Pending>, Problem> {
-    tx.read().all(rows(tenant)).await
+    let rows = scoped!(
+        tenant,
+        "SELECT user_id, role FROM invitations WHERE organization_id = :tenant AND expires_at > :now ORDER BY created_at, id",
+        now = Timestamp::now().0
+    );
+    tx.read().all(rows).await
 }
 
 /// Invites a user, or changes the role in their invitation. For an address without an account, the reply has a
@@ -173,15 +168,20 @@ pub async fn list_invitations(
     service: Arc<OrganizationService>,
     call: Call<ListInvitations>,
 ) -> Result<Page<Invitation>, Problem> {
-    let rows = unscoped!(
-        "a user's own invitations, over all organizations",
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "a user's own invitations, over all organizations",
         "SELECT i.id, i.organization_id, o.name, o.slug, i.role, i.invited_by, i.created_at, i.expires_at \
          FROM invitations i JOIN organizations o ON o.id = i.organization_id \
-         WHERE i.user_id = :user_id AND i.expires_at > :now AND o.closed_at IS NULL AND o.deleted_at IS NULL ORDER BY i.id",
-        user_id = call.grant.user(),
+         WHERE i.user_id = :user AND i.expires_at > :now AND o.closed_at IS NULL AND o.deleted_at IS NULL",
+        "i.id" uuid,
+        ["created_at" => "i.created_at" integer],
+        user = call.grant.user(),
         now = Timestamp::now().0
     );
-    let rows = service.store.read().all::<Row>(rows).await?;
+    let rows = service.store.read().all::<Row>(rows?).await?;
+    let Page { items: rows, next_cursor } = query.page(rows, |row| (row.created_at.into(), row.id));
     let inviters = match rows.is_empty() {
         true => Vec::new(),
         false => {
@@ -202,7 +202,7 @@ pub async fn list_invitations(
             expires_at: Timestamp(row.expires_at),
         });
     }
-    Ok(Page::whole(invitations))
+    Ok(Page { items: invitations, next_cursor })
 }
 
 #[derive(FromRow)]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Context, Tenant, emit};
 use capsule_contracts::identity::GetUsers;
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::organization::{
     ChangeRole, GetMembership, GetMemberships, LeaveOrganization, ListMembers, ListPermissions, Member, Membership,
     MembershipChanged, RemoveMember, RolePermissions,
 };
 use capsule_contracts::{Empty, Page, Permission, Problem, Role, Timestamp, Uuid};
-use capsule_store::{FromRow, Scope, Statement, Transaction, scoped, unscoped};
+use capsule_store::{FromRow, Scope, Transaction, page, scoped, unscoped};
 
 use crate::{OrganizationService, invitations};
 
@@ -49,45 +50,63 @@ pub async fn set(
 pub struct MemberRow {
     pub user_id: Uuid,
     pub role: String,
-    pub joined_at: i64,
-}
-
-fn rows(scope: &impl Scope) -> Statement {
-    scoped!(
-        scope,
-        "SELECT user_id, role, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL \
-         ORDER BY joined_at, user_id"
-    )
 }
 
 /// The members of an organization, in the order in which they joined.
 pub async fn of(tx: &Transaction<'_>, scope: &impl Scope) -> Result<Vec<MemberRow>, Problem> {
-    tx.read().all(rows(scope)).await
+    let rows = scoped!(
+        scope,
+        "SELECT user_id, role FROM members WHERE organization_id = :tenant AND role IS NOT NULL ORDER BY joined_at, user_id"
+    );
+    tx.read().all(rows).await
+}
+
+/// A member or a pending member.
+#[derive(FromRow)]
+struct ListedMember {
+    user_id: Uuid,
+    role: String,
+    pending: bool,
+    joined_at: i64,
 }
 
 pub async fn list_members(service: Arc<OrganizationService>, call: Call<ListMembers>) -> Result<Page<Member>, Problem> {
-    let rows = service.store.read().all::<MemberRow>(rows(&call.grant)).await?;
-    let pending = service.store.read().all::<invitations::Pending>(invitations::rows(&call.grant)).await?;
-    let joined = rows.into_iter().map(|row| (row.user_id, row.role, false, row.joined_at));
-    let pending = pending.into_iter().map(|row| (row.user_id, row.role, true, row.created_at));
-    let rows: Vec<_> = joined.chain(pending).collect();
-    let ask = GetUsers { ids: rows.iter().map(|row| row.0).collect() };
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        scoped &call.grant,
+        "SELECT user_id, role, pending, joined_at FROM ( \
+             SELECT user_id, role, FALSE AS pending, joined_at FROM members WHERE organization_id = :tenant AND role IS NOT NULL \
+             UNION ALL \
+             SELECT user_id, role, TRUE AS pending, created_at AS joined_at FROM invitations \
+             WHERE organization_id = :tenant AND expires_at > :now \
+         ) AS m WHERE (:role = '' OR role = :role) AND (:any OR pending = :pending)",
+        "user_id" uuid,
+        ["joined_at" => "joined_at" integer],
+        now = Timestamp::now().0,
+        role = call.message.role.map_or("", Role::name),
+        any = call.message.pending.is_none(),
+        pending = call.message.pending.unwrap_or_default()
+    );
+    let rows = service.store.read().all::<ListedMember>(rows?).await?;
+    let page = query.page(rows, |row| (row.joined_at.into(), row.user_id));
+    let ask = GetUsers { ids: page.items.iter().map(|row| row.user_id).collect() };
     let users = service.bus.request(&call.context.as_service("organization"), &ask).await?;
-    let mut members = Vec::with_capacity(rows.len());
-    for (user_id, role, pending, since) in rows {
-        if let Some(user) = users.items.iter().find(|user| user.id == user_id) {
+    let mut members = Vec::with_capacity(page.items.len());
+    for row in page.items {
+        if let Some(user) = users.items.iter().find(|user| user.id == row.user_id) {
             members.push(Member {
-                user_id,
+                user_id: row.user_id,
                 email: user.email.clone(),
                 // A pending member has not agreed to show their name.
-                name: if pending { String::new() } else { user.name.clone() },
-                role: role.parse()?,
-                pending,
-                joined_at: Timestamp(since),
+                name: if row.pending { String::new() } else { user.name.clone() },
+                role: row.role.parse()?,
+                pending: row.pending,
+                joined_at: Timestamp(row.joined_at),
             });
         }
     }
-    Ok(Page::whole(members))
+    Ok(Page { items: members, next_cursor: page.next_cursor })
 }
 
 pub async fn change_role(service: Arc<OrganizationService>, call: Call<ChangeRole>) -> Result<Empty, Problem> {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Context, Tenant, emit};
 use capsule_contracts::identity::{GetUsers, Reauthenticate};
+use capsule_contracts::list::{PageQuery, SortKey};
 use capsule_contracts::message::to_label;
 use capsule_contracts::organization::{
     CreateOrganization, DeleteOrganization, GetOrganization, ListOrganizations, Organization, OrganizationCreated,
     UpdateOrganization,
 };
 use capsule_contracts::{Empty, Page, Problem, Role, Timestamp, Uuid, new_id};
-use capsule_store::{FromRow, Transaction, scoped, unscoped};
+use capsule_store::{FromRow, Statement, Transaction, page, scoped, unscoped};
 
 use crate::{OrganizationService, deletion, leaving, members, personal, quotas};
 
@@ -43,19 +44,47 @@ pub async fn list_organizations(
     service: Arc<OrganizationService>,
     call: Call<ListOrganizations>,
 ) -> Result<Page<Organization>, Problem> {
-    let mine = list(&service, call.grant.user()).await?;
-    if !mine.is_empty() {
-        return Ok(Page::whole(mine));
+    let user = call.grant.user();
+    if !list(&service, user).await?.is_empty() {
+        return list_page(&service, user, call.message).await;
     }
     // The registration event may not have arrived yet.
-    let ask = GetUsers { ids: vec![call.grant.user()] };
+    let ask = GetUsers { ids: vec![user] };
     let users = service.bus.request(&call.context.as_service("organization"), &ask).await?;
     let tx = service.store.begin().await?;
     for user in &users.items {
         personal::create_if_missing(&tx, user).await?;
     }
     tx.commit().await?;
-    Ok(Page::whole(list(&service, call.grant.user()).await?))
+    list_page(&service, user, call.message).await
+}
+
+async fn list_page(service: &OrganizationService, user: Uuid, message: ListOrganizations) -> Result<Page<Organization>, Problem> {
+    let query = PageQuery::of(&message)?;
+    let rows = page!(
+        query,
+        unscoped "a user's own memberships, over all organizations",
+        "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
+         FROM organizations o JOIN members m ON m.organization_id = o.id \
+         WHERE m.user_id = :user AND m.role IS NOT NULL AND o.closed_at IS NULL AND o.deleted_at IS NULL \
+         AND substr(o.name, 1, length(:name_prefix)) = :name_prefix",
+        "o.id" uuid,
+        ["created_at" => "o.created_at" integer, "name" => "o.name" text, "slug" => "o.slug" text],
+        user = user,
+        name_prefix = message.name_prefix.unwrap_or_default()
+    );
+    let rows = service.store.read().all::<Row>(rows?).await?;
+    let page = query.page(rows, |row| (sort_key(&query, &row.name, &row.slug, row.created_at), row.id));
+    page.try_map(TryInto::try_into)
+}
+
+/// An organization's value of the sort field of a list.
+pub fn sort_key(query: &PageQuery, name: &str, slug: &str, created_at: i64) -> SortKey {
+    match query.sort() {
+        "name" => name.into(),
+        "slug" => slug.into(),
+        _ => created_at.into(),
+    }
 }
 
 async fn list(service: &OrganizationService, user: Uuid) -> Result<Vec<Organization>, Problem> {
@@ -138,15 +167,22 @@ pub async fn create_organization(
     Ok(organization)
 }
 
-async fn get(service: &OrganizationService, tenant: &Tenant) -> Result<Organization, Problem> {
-    let row = scoped!(
+fn select(tenant: &Tenant) -> Statement {
+    scoped!(
         tenant,
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, m.role \
          FROM organizations o JOIN members m ON m.organization_id = o.id \
-         WHERE o.id = :tenant AND m.user_id = :user_id AND o.closed_at IS NULL AND o.deleted_at IS NULL",
-        user_id = tenant.user()
-    );
-    service.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("organization"))?.try_into()
+         WHERE o.id = :tenant AND m.user_id = :user AND o.closed_at IS NULL AND o.deleted_at IS NULL",
+        user = tenant.user()
+    )
+}
+
+fn found(row: Option<Row>) -> Result<Organization, Problem> {
+    row.ok_or_else(|| Problem::not_found("organization"))?.try_into()
+}
+
+async fn get(service: &OrganizationService, tenant: &Tenant) -> Result<Organization, Problem> {
+    found(service.store.read().first(select(tenant)).await?)
 }
 
 pub async fn get_organization(service: Arc<OrganizationService>, call: Call<GetOrganization>) -> Result<Organization, Problem> {
@@ -157,12 +193,20 @@ pub async fn update_organization(
     service: Arc<OrganizationService>,
     call: Call<UpdateOrganization>,
 ) -> Result<Organization, Problem> {
+    let tx = service.store.begin().await?;
+    let mut organization = found(tx.read().first(select(&call.grant)).await?)?;
+    call.context.check_if_match(&organization)?;
     if let Some(name) = &call.message.name {
-        let tx = service.store.begin().await?;
-        tx.run(scoped!(&call.grant, "UPDATE organizations SET name = :name WHERE id = :tenant", name = name.trim())).await?;
+        name.trim().clone_into(&mut organization.name);
+        tx.run(scoped!(
+            &call.grant,
+            "UPDATE organizations SET name = :name WHERE id = :tenant",
+            name = organization.name.as_str()
+        ))
+        .await?;
         tx.commit().await?;
     }
-    get(&service, &call.grant).await
+    Ok(organization)
 }
 
 pub async fn delete_organization(service: Arc<OrganizationService>, call: Call<DeleteOrganization>) -> Result<Empty, Problem> {

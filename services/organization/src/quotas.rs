@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_bus::{Call, Context, emit};
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::quotas::{
     ConfirmQuotas, ConfirmedQuotas, CountDeployUse, CountProjectUse, GetQuotas, InspectOrganizations, InspectQuotas,
     InspectedOrganization, OrganizationQuotas, Quantity, Quota, QuotaUse, Quotas, QuotasChanged, SetQuotas,
 };
 use capsule_contracts::{Page, Problem, Timestamp, Uuid};
-use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
+use capsule_store::{FromRow, Scope, Statement, Transaction, page, scoped, unscoped};
 
-use crate::OrganizationService;
+use crate::{OrganizationService, organizations};
 
 /// Timeout of requests for usage. Without a reply, quotas are shown without usage.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Organizations per page.
-const PAGE_SIZE: usize = 100;
 
 /// The limits of this installation.
 #[derive(Clone, Debug)]
@@ -42,14 +41,20 @@ struct Row {
 }
 
 /// The quotas set for an organization, and their sequence. `None` if there is no such organization.
-async fn own(service: &OrganizationService, organization: Uuid) -> Result<Option<(Quotas, i64)>, Problem> {
-    let row = unscoped!(
+fn select_own(organization: Uuid) -> Statement {
+    unscoped!(
         "limits are not a tenant's data",
         "SELECT COALESCE(q.quotas, '{}') AS quotas, COALESCE(q.sequence, 0) AS sequence FROM organizations o \
          LEFT JOIN organization_quotas q ON q.organization_id = o.id WHERE o.id = :organization",
         organization
-    );
-    let row = service.store.read().first::<Row>(row).await?;
+    )
+}
+
+async fn own(service: &OrganizationService, organization: Uuid) -> Result<Option<(Quotas, i64)>, Problem> {
+    parse_own(service.store.read().first(select_own(organization)).await?)
+}
+
+fn parse_own(row: Option<Row>) -> Result<Option<(Quotas, i64)>, Problem> {
     row.map(|row| Ok((serde_json::from_str(&row.quotas).map_err(|_| Problem::internal())?, row.sequence))).transpose()
 }
 
@@ -68,18 +73,21 @@ pub async fn confirm_quotas(service: Arc<OrganizationService>, call: Call<Confir
 }
 
 pub async fn get_quotas(service: Arc<OrganizationService>, call: Call<GetQuotas>) -> Result<OrganizationQuotas, Problem> {
-    view(&service, &call.context, call.grant.organization()).await
+    read_view(&service, &call.context, call.grant.organization()).await
 }
 
 pub async fn inspect_quotas(service: Arc<OrganizationService>, call: Call<InspectQuotas>) -> Result<OrganizationQuotas, Problem> {
-    view(&service, &call.context, call.message.id).await
+    read_view(&service, &call.context, call.message.id).await
 }
 
 pub async fn set_quotas(service: Arc<OrganizationService>, call: Call<SetQuotas>) -> Result<OrganizationQuotas, Problem> {
     let Call { message, grant, context } = call;
-    own(&service, message.id).await?.ok_or_else(|| Problem::not_found("organization"))?;
-    let own = Quotas(message.quotas);
+    let used = used(&service, &context, message.id).await?;
     let tx = service.store.begin().await?;
+    let current = parse_own(tx.read().first(select_own(message.id)).await?)?;
+    let (current, _) = current.ok_or_else(|| Problem::not_found("organization"))?;
+    context.check_if_match(&view(&service, message.id, &current, &used))?;
+    let own = Quotas(message.quotas);
     tx.run(unscoped!(
         "an administrator of the installation sets limits for any organization",
         "INSERT INTO organization_quotas (organization_id, quotas, sequence) VALUES (:organization_id, :quotas, 1) \
@@ -98,14 +106,17 @@ pub async fn set_quotas(service: Arc<OrganizationService>, call: Call<SetQuotas>
     emit(&tx, &context, &QuotasChanged { confirmed }).await?;
     tx.commit().await?;
     tracing::info!(organization = %message.id, administrator = %grant.user(), quotas = ?own.0, "quotas were set");
-    view(&service, &context, message.id).await
+    Ok(view(&service, message.id, &own, &used))
 }
 
 /// The quotas of an organization, with their usage as far as it is known.
-async fn view(service: &OrganizationService, context: &Context, organization: Uuid) -> Result<OrganizationQuotas, Problem> {
+async fn read_view(service: &OrganizationService, context: &Context, organization: Uuid) -> Result<OrganizationQuotas, Problem> {
     let (own, _) = own(service, organization).await?.ok_or_else(|| Problem::not_found("organization"))?;
-    let quotas = service.limits.quotas.overridden_by(&own);
-    let used = used(service, context, organization).await?;
+    Ok(view(service, organization, &own, &used(service, context, organization).await?))
+}
+
+fn view(service: &OrganizationService, organization: Uuid, own: &Quotas, used: &BTreeMap<String, i64>) -> OrganizationQuotas {
+    let quotas = service.limits.quotas.overridden_by(own);
     let items = Quantity::ALL.into_iter().map(|quantity| Quota {
         name: quantity.name().into(),
         description: quantity.description().into(),
@@ -113,7 +124,7 @@ async fn view(service: &OrganizationService, context: &Context, organization: Uu
         used: used.get(quantity.name()).copied(),
         own: own.0.contains_key(quantity.name()),
     });
-    Ok(OrganizationQuotas { organization_id: organization, items: items.collect() })
+    OrganizationQuotas { organization_id: organization, items: items.collect() }
 }
 
 async fn used(service: &OrganizationService, context: &Context, organization_id: Uuid) -> Result<BTreeMap<String, i64>, Problem> {
@@ -190,29 +201,29 @@ pub async fn inspect_organizations(
     service: Arc<OrganizationService>,
     call: Call<InspectOrganizations>,
 ) -> Result<Page<InspectedOrganization>, Problem> {
-    let rows = unscoped!(
-        "an administrator of the installation sees every organization, not what is in it",
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        unscoped "an administrator of the installation sees every organization, not what is in it",
         "SELECT o.id, o.name, o.slug, o.personal_of IS NOT NULL AS personal, o.created_at, \
          (SELECT COUNT(*) FROM members m WHERE m.organization_id = o.id AND m.role IS NOT NULL) AS members \
-         FROM organizations o WHERE o.deleted_at IS NULL AND (:slug = '' OR o.slug = :slug) AND o.slug > :cursor \
-         ORDER BY o.slug LIMIT :limit",
+         FROM organizations o WHERE o.deleted_at IS NULL AND (:slug = '' OR o.slug = :slug) \
+         AND substr(o.name, 1, length(:name_prefix)) = :name_prefix",
+        "o.id" uuid,
+        ["slug" => "o.slug" text, "name" => "o.name" text, "created_at" => "o.created_at" integer],
         slug = call.message.slug.unwrap_or_default(),
-        cursor = call.message.cursor.unwrap_or_default(),
-        limit = PAGE_SIZE as i64 + 1
+        name_prefix = call.message.name_prefix.unwrap_or_default()
     );
-    let mut rows = service.store.read().all::<Inspected>(rows).await?;
-    let more = rows.len() > PAGE_SIZE;
-    rows.truncate(PAGE_SIZE);
-    let next_cursor = rows.last().filter(|_| more).map(|row| row.slug.clone());
-    let items = rows.into_iter().map(|row| InspectedOrganization {
+    let rows = service.store.read().all::<Inspected>(rows?).await?;
+    let page = query.page(rows, |row| (organizations::sort_key(&query, &row.name, &row.slug, row.created_at), row.id));
+    Ok(page.map(|row| InspectedOrganization {
         id: row.id,
         name: row.name,
         slug: row.slug,
         personal: row.personal,
         created_at: Timestamp(row.created_at),
         members: row.members,
-    });
-    Ok(Page { items: items.collect(), next_cursor })
+    }))
 }
 
 #[cfg(test)]

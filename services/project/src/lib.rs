@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::list::{PageQuery, SortKey};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Target, Uuid};
@@ -71,6 +72,11 @@ impl Service for ProjectService {
     }
 }
 
+/// An item's value of the sort field of a list: its name or its creation time.
+fn sort_key(query: &PageQuery, name: &str, created_at: i64) -> SortKey {
+    if query.sort() == "name" { name.into() } else { created_at.into() }
+}
+
 /// The stored text of a kind of environment.
 fn kind_to_text(kind: EnvironmentKind) -> &'static str {
     match kind {
@@ -108,6 +114,7 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(environments::list_environments)
         .handle(environments::create_environment)
         .handle(environments::get_environment)
+        .handle(environments::update_environment)
         .handle(environments::delete_environment)
         .handle(variables::get_variables)
         .handle(variables::replace_variables)
@@ -117,6 +124,7 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(services::list_services)
         .handle(services::create_service)
         .handle(services::get_service)
+        .handle(services::update_service)
         .handle(services::delete_service)
         .handle(configuration::get_configuration)
         .handle(configuration::locate)

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Context, SystemGrant, emit};
 use capsule_contracts::access::EnvironmentKind;
+use capsule_contracts::list::PageQuery;
 use capsule_contracts::message::to_label;
 use capsule_contracts::project::{
     ArchiveOrganization, ArchiveProject, CountProjects, CreateProject, DeleteProject, GetProject, ListProjects, Project,
     ProjectCreated, RestoreProject, ServicesRemoved, UpdateProject,
 };
 use capsule_contracts::{Count, Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{FromRow, Scope, Transaction, scoped};
+use capsule_store::{FromRow, Scope, Statement, Transaction, page, scoped};
 
-use crate::{ProjectService, environments, quotas, reach};
+use crate::{ProjectService, environments, quotas, reach, sort_key};
 
 #[derive(FromRow)]
 struct Row {
@@ -38,12 +39,20 @@ impl From<Row> for Project {
 }
 
 pub async fn list_projects(projects: Arc<ProjectService>, call: Call<ListProjects>) -> Result<Page<Project>, Problem> {
-    let rows = scoped!(
-        &call.grant,
-        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects \
-         WHERE organization_id = :tenant ORDER BY id"
+    let query = PageQuery::of(&call.message)?;
+    let rows = page!(
+        query,
+        scoped &call.grant,
+        "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant \
+         AND substr(name, 1, length(:name_prefix)) = :name_prefix AND (:any OR (archived_at IS NOT NULL) = :archived)",
+        "id" uuid,
+        ["created_at" => "created_at" integer, "name" => "name" text],
+        name_prefix = call.message.name_prefix.unwrap_or_default(),
+        any = call.message.archived.is_none(),
+        archived = call.message.archived.unwrap_or_default()
     );
-    Ok(Page::whole(projects.store.read().all::<Row>(rows).await?.into_iter().map(Project::from).collect()))
+    let rows = projects.store.read().all::<Row>(rows?).await?;
+    Ok(query.page(rows, |row| (sort_key(&query, &row.name, row.created_at), row.id)).map(Project::from))
 }
 
 pub async fn create_project(projects: Arc<ProjectService>, call: Call<CreateProject>) -> Result<Project, Problem> {
@@ -75,14 +84,21 @@ pub async fn create_project(projects: Arc<ProjectService>, call: Call<CreateProj
     Ok(project)
 }
 
-async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
-    let row = scoped!(
+fn select(scope: &impl Scope, id: Uuid) -> Statement {
+    scoped!(
         scope,
         "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant \
          AND id = :id",
         id
-    );
-    projects.store.read().first::<Row>(row).await?.map(Project::from).ok_or_else(|| Problem::not_found("project"))
+    )
+}
+
+fn found(row: Option<Row>) -> Result<Project, Problem> {
+    row.map(Project::from).ok_or_else(|| Problem::not_found("project"))
+}
+
+async fn get(projects: &ProjectService, scope: &impl Scope, id: Uuid) -> Result<Project, Problem> {
+    found(projects.store.read().first(select(scope, id)).await?)
 }
 
 pub async fn get_project(projects: Arc<ProjectService>, call: Call<GetProject>) -> Result<Project, Problem> {
@@ -90,18 +106,22 @@ pub async fn get_project(projects: Arc<ProjectService>, call: Call<GetProject>) 
 }
 
 pub async fn update_project(projects: Arc<ProjectService>, call: Call<UpdateProject>) -> Result<Project, Problem> {
-    if let Some(name) = &call.message.name {
-        let tx = projects.store.begin().await?;
-        let rename = scoped!(
-            &call.grant,
+    let Call { message, grant, context } = call;
+    let tx = projects.store.begin().await?;
+    let mut project = found(tx.read().first(select(&grant, message.id)).await?)?;
+    context.check_if_match(&project)?;
+    if let Some(name) = message.name {
+        name.trim().clone_into(&mut project.name);
+        tx.run(scoped!(
+            &grant,
             "UPDATE projects SET name = :name WHERE organization_id = :tenant AND id = :id",
-            name = name.trim(),
-            id = call.message.id
-        );
-        tx.run(rename).await?;
+            name = project.name.as_str(),
+            id = project.id
+        ))
+        .await?;
         tx.commit().await?;
     }
-    get(&projects, &call.grant, call.message.id).await
+    Ok(project)
 }
 
 async fn set_archived(projects: &ProjectService, scope: &impl Scope, id: Uuid, at: Option<i64>) -> Result<Project, Problem> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use capsule_bus::Call;
 use capsule_contracts::project::{ChangeVariables, DeleteSecret, GetVariables, PutSecret, ReplaceVariables, Variables};
 use capsule_contracts::{Empty, Problem, Uuid};
-use capsule_store::{FromRow, Scope, Transaction, scoped};
+use capsule_store::{FromRow, Scope, Statement, Transaction, scoped};
 
 use crate::{ProjectService, quotas};
 
@@ -30,8 +30,9 @@ pub async fn decrypt_all(
     scope: &impl Scope,
     environment: Uuid,
 ) -> Result<(BTreeMap<String, String>, Vec<String>), Problem> {
-    let (mut all, mut names) = (plain(projects, scope, environment).await?, Vec::new());
-    for secret in secrets(projects, scope, environment).await? {
+    let read = projects.store.read();
+    let (mut all, mut names) = (by_name(read.all(select_variables(scope, environment)).await?), Vec::new());
+    for secret in read.all::<SecretRow>(select_secrets(scope, environment)).await? {
         let value = projects.store.keyring().open_sealed(&context(environment, &secret.name), &secret.sealed_value)?;
         all.insert(secret.name.clone(), String::from_utf8(value).map_err(|_| Problem::internal())?);
         names.push(secret.name);
@@ -39,36 +40,44 @@ pub async fn decrypt_all(
     Ok((all, names))
 }
 
-async fn plain(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<BTreeMap<String, String>, Problem> {
-    let rows = scoped!(
+fn select_variables(scope: &impl Scope, environment: Uuid) -> Statement {
+    scoped!(
         scope,
         "SELECT name, value FROM variables WHERE organization_id = :tenant AND environment_id = :environment",
         environment
-    );
-    Ok(projects.store.read().all::<VariableRow>(rows).await?.into_iter().map(|row| (row.name, row.value)).collect())
+    )
 }
 
-async fn secrets(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<Vec<SecretRow>, Problem> {
-    let rows = scoped!(
+fn select_secrets(scope: &impl Scope, environment: Uuid) -> Statement {
+    scoped!(
         scope,
         "SELECT name, sealed_value FROM secrets WHERE organization_id = :tenant AND environment_id = :environment ORDER BY name",
         environment
-    );
-    projects.store.read().all(rows).await
+    )
+}
+
+fn by_name(rows: Vec<VariableRow>) -> BTreeMap<String, String> {
+    rows.into_iter().map(|row| (row.name, row.value)).collect()
 }
 
 fn context(environment: Uuid, name: &str) -> String {
     format!("secrets/{environment}/{name}")
 }
 
-async fn view(projects: &ProjectService, scope: &impl Scope, environment: Uuid) -> Result<Variables, Problem> {
-    let variables = plain(projects, scope, environment).await?;
-    let secrets = secrets(projects, scope, environment).await?.into_iter().map(|row| row.name).collect();
-    Ok(Variables { variables, secrets })
+fn view(variables: Vec<VariableRow>, secrets: Vec<SecretRow>) -> Variables {
+    Variables { variables: by_name(variables), secrets: secrets.into_iter().map(|row| row.name).collect() }
+}
+
+/// As [`get_variables`], in a transaction.
+async fn current(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid) -> Result<Variables, Problem> {
+    let variables = tx.read().all(select_variables(scope, environment)).await?;
+    Ok(view(variables, tx.read().all(select_secrets(scope, environment)).await?))
 }
 
 pub async fn get_variables(projects: Arc<ProjectService>, call: Call<GetVariables>) -> Result<Variables, Problem> {
-    view(&projects, &call.grant, call.message.id).await
+    let (read, environment) = (projects.store.read(), call.message.id);
+    let variables = read.all(select_variables(&call.grant, environment)).await?;
+    Ok(view(variables, read.all(select_secrets(&call.grant, environment)).await?))
 }
 
 async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: &str, value: &str) -> Result<(), Problem> {
@@ -87,6 +96,7 @@ async fn put(tx: &Transaction<'_>, scope: &impl Scope, environment: Uuid, name: 
 pub async fn replace_variables(projects: Arc<ProjectService>, call: Call<ReplaceVariables>) -> Result<Variables, Problem> {
     let limits = capsule_bus::quotas(&*projects, call.grant.organization()).await?;
     let tx = projects.store.begin().await?;
+    call.context.check_if_match(&current(&tx, &call.grant, call.message.id).await?)?;
     let before = quotas::variables(&tx, &call.grant, call.message.id).await?;
     tx.run(scoped!(
         &call.grant,
@@ -98,13 +108,15 @@ pub async fn replace_variables(projects: Arc<ProjectService>, call: Call<Replace
         put(&tx, &call.grant, call.message.id, name, value).await?;
     }
     quotas::check_variables(&tx, &call.grant, &limits, call.message.id, before).await?;
+    let changed = current(&tx, &call.grant, call.message.id).await?;
     tx.commit().await?;
-    view(&projects, &call.grant, call.message.id).await
+    Ok(changed)
 }
 
 pub async fn change_variables(projects: Arc<ProjectService>, call: Call<ChangeVariables>) -> Result<Variables, Problem> {
     let limits = capsule_bus::quotas(&*projects, call.grant.organization()).await?;
     let tx = projects.store.begin().await?;
+    call.context.check_if_match(&current(&tx, &call.grant, call.message.id).await?)?;
     let before = quotas::variables(&tx, &call.grant, call.message.id).await?;
     for (name, value) in &call.message.variables {
         match value {
@@ -121,8 +133,9 @@ pub async fn change_variables(projects: Arc<ProjectService>, call: Call<ChangeVa
         }
     }
     quotas::check_variables(&tx, &call.grant, &limits, call.message.id, before).await?;
+    let changed = current(&tx, &call.grant, call.message.id).await?;
     tx.commit().await?;
-    view(&projects, &call.grant, call.message.id).await
+    Ok(changed)
 }
 
 pub async fn put_secret(projects: Arc<ProjectService>, call: Call<PutSecret>) -> Result<Empty, Problem> {

@@ -120,6 +120,7 @@ fn check(configuration: &Configuration) -> anyhow::Result<()> {
     }
     configuration.public_url()?;
     configuration.trusted_proxies()?;
+    configuration.allowed_origins()?;
     if configuration.listen == configuration.private_listen && configuration.listen.port() != 0 {
         bail!(
             "listen and private_listen are both {}. Set private_listen to another address, for health and metrics.",
