@@ -1,7 +1,7 @@
 //! The structure of the workspace: the dependencies between its crates, and the licences of all dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use capsule_tests::root;
@@ -91,6 +91,30 @@ fn dependencies_point_downward_and_never_between_services() {
                 own != "gateway" || layer(&other) == 0,
                 "{own} depends on {other}: the gateway calls services over the bus only"
             );
+        }
+    }
+}
+
+/// The Rust files below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        match entry.is_dir() {
+            true => found.extend(sources(&entry)),
+            false if entry.extension().is_some_and(|extension| extension == "rs") => found.push(entry),
+            false => {}
+        }
+    }
+    found
+}
+
+/// A handler that could make a scope could access the data of every organization.
+#[test]
+fn only_the_bus_makes_scopes() {
+    for folder in ["services", "gateway", "cli"] {
+        for file in sources(&root().join(folder)).into_iter().filter(|file| !file.ends_with("tests.rs")) {
+            let text = std::fs::read_to_string(&file).expect("text");
+            assert!(!text.contains("Scope for "), "{} implements a scope; take the grant of the message", file.display());
         }
     }
 }

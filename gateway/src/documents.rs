@@ -180,6 +180,7 @@ fn access_text(access: Access) -> String {
         Access::Public => "No authentication required.".into(),
         Access::SignedIn => "Requires a signed-in user.".into(),
         Access::PlatformAdmin => "Requires an administrator of the installation.".into(),
+        Access::Invited => "Requires the signed-in user who is invited.".into(),
         Access::Internal => "Only for services of the platform.".into(),
         Access::Granted(permission) => format!("Requires the permission {}.", permission.name()),
         Access::GrantedAndDeploy(permission) => format!(

@@ -168,7 +168,7 @@ impl World {
     fn check(&self, method: &str, subject: &str, access: Access, request: impl Fn(&Fixture) -> (String, Body)) {
         let taken = match access {
             Access::Public => return,
-            Access::SignedIn => {
+            Access::SignedIn | Access::Invited => {
                 // A new user for each endpoint, because the request may end the user's sessions.
                 let token = self.server.register(&format!("{}@example.com", unique()));
                 let session = text(&self.server.api("GET", "/auth/sessions", Some(&token), None).ok()["items"][0], "id");

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use capsule_contracts::access::{EnvironmentKind, rule};
 use capsule_contracts::project::Location;
-use capsule_contracts::{Access, Message, Permission, Problem, Role, Uuid};
+use capsule_contracts::{Access, Message, Permission, Problem, Role, Target, Uuid};
 use capsule_store::Scope;
 
 use crate::context::{Context, Principal};
@@ -72,22 +72,66 @@ impl Scope for Tenant {
     }
 }
 
-/// A grant for background work on an organization's data.
+/// The capability of the platform's own work to make grants. The bus passes it to leader tasks, consumers, sagas, and
+/// handlers of internal messages. A handler of a user's message has none, and cannot make one:
+///
+/// ```compile_fail
+/// let system = capsule_bus::SystemAccess { service: "project" };
+/// ```
+///
+/// ```compile_fail
+/// let system = capsule_bus::SystemAccess::new("project");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct SystemAccess {
+    service: &'static str,
+}
+
+impl SystemAccess {
+    pub(crate) fn new(service: &'static str) -> Self {
+        Self { service }
+    }
+
+    /// Grants access to an organization's data. `reason` is logged.
+    #[must_use]
+    pub fn organization(&self, organization: Uuid, reason: &'static str) -> SystemGrant {
+        tracing::debug!(service = self.service, %organization, reason, "system grant");
+        SystemGrant { organization }
+    }
+}
+
+/// A grant for the platform's own work on an organization's data. Made only from [`SystemAccess`]:
+///
+/// ```compile_fail
+/// let grant = capsule_bus::SystemGrant { organization: capsule_contracts::Uuid::nil() };
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct SystemGrant {
     organization: Uuid,
 }
 
-impl SystemGrant {
-    /// Grants access to `organization`'s data. `reason` is logged.
-    #[must_use]
-    pub fn new(organization: Uuid, reason: &'static str) -> Self {
-        tracing::debug!(%organization, reason, "system grant");
-        Self { organization }
+impl Scope for SystemGrant {
+    fn organization(&self) -> Uuid {
+        self.organization
     }
 }
 
-impl Scope for SystemGrant {
+/// The grant of a user who accepts an invitation to an organization. Made only here.
+#[derive(Clone, Copy, Debug)]
+pub struct Invitee {
+    organization: Uuid,
+    user: Uuid,
+}
+
+impl Invitee {
+    /// The invited user, who sent the message.
+    #[must_use]
+    pub fn user(&self) -> Uuid {
+        self.user
+    }
+}
+
+impl Scope for Invitee {
     fn organization(&self) -> Uuid {
         self.organization
     }
@@ -163,16 +207,32 @@ impl Authorize for rule::PlatformAdmin {
     }
 }
 
-impl Authorize for rule::Internal {
-    type Grant = ();
+impl Authorize for rule::Invited {
+    type Grant = Invitee;
 
-    fn condition((): &()) -> Condition {
+    fn condition(_: &Invitee) -> Condition {
+        Condition::Session
+    }
+
+    async fn authorize<S: Service, M: Message>(service: &S, context: &Context, message: &M) -> Result<Invitee, Problem> {
+        let user = Caller::from_context(context)?.user;
+        let Some(Target::Invitation(id)) = message.target() else { return Err(Problem::internal()) };
+        // The same for a missing invitation and for one of another user.
+        let organization = service.invited_to(id, user).await?.ok_or_else(|| Problem::not_found("invitation"))?;
+        Ok(Invitee { organization, user })
+    }
+}
+
+impl Authorize for rule::Internal {
+    type Grant = SystemAccess;
+
+    fn condition(_: &SystemAccess) -> Condition {
         Condition::None
     }
 
-    async fn authorize<S: Service, M: Message>(_: &S, context: &Context, _: &M) -> Result<(), Problem> {
+    async fn authorize<S: Service, M: Message>(service: &S, context: &Context, _: &M) -> Result<SystemAccess, Problem> {
         match context.principal {
-            Principal::Service(_) => Ok(()),
+            Principal::Service(_) => Ok(SystemAccess::new(service.store().name())),
             Principal::User { .. } | Principal::Anonymous => Err(Problem::not_found("endpoint")),
         }
     }
@@ -189,7 +249,9 @@ fn required_permissions(access: Access, location: &Location) -> Result<Vec<Permi
             Ok(vec![location.environment.map_or(Permission::DeployProduction, EnvironmentKind::deploy_permission)])
         }
         Access::GrantedAndDeploy(permission) => Ok(std::iter::once(permission).chain(affected).collect()),
-        Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Internal => Err(Problem::internal()),
+        Access::Public | Access::SignedIn | Access::PlatformAdmin | Access::Invited | Access::Internal => {
+            Err(Problem::internal())
+        }
     }
 }
 

@@ -31,13 +31,13 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use access::{Authorize, Caller, Condition, SystemGrant, Tenant};
+pub use access::{Authorize, Caller, Condition, Invitee, SystemAccess, SystemGrant, Tenant};
 pub use context::{Command, Context, Principal};
 pub use duplex::{Duplex, Frame};
 pub use events::emit;
 pub use precondition::{entity_tag, matches_entity_tag};
 pub use quotas::quotas;
-pub use service::{Call, Router, Service, StreamSink};
+pub use service::{Call, Delivery, Router, Service, StreamSink};
 
 use stream_access::StreamAccess;
 use streams::{Offer, Streams};

@@ -87,6 +87,8 @@ impl<S: Service> Router<S> {
     #[must_use]
     pub fn keep_quotas(self) -> Self {
         LazyLock::force(&STARTED);
-        self.consume::<QuotasChanged>(|_, tx, event| Box::pin(async move { cache_quotas(tx, &event.confirmed).await }))
+        self.consume::<QuotasChanged>(|_, tx, delivery| {
+            Box::pin(async move { cache_quotas(tx, &delivery.event.confirmed).await })
+        })
     }
 }

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::access::SystemAccess;
 use crate::context::{Context, Principal};
 use crate::events::backoff;
 use crate::service::Service;
@@ -74,6 +75,12 @@ impl Run {
     /// When the input does not have the type `T`.
     pub fn input<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         serde_json::from_str(&self.input).map_err(|_| Problem::internal())
+    }
+
+    /// The capability to make grants.
+    #[must_use]
+    pub fn system(&self) -> SystemAccess {
+        SystemAccess::new(self.service)
     }
 
     /// The context for queries to other services.

@@ -19,8 +19,8 @@ use tokio::sync::{Notify, mpsc};
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use crate::access::Authorize;
-use crate::context::{Command, Context};
+use crate::access::{Authorize, SystemAccess};
+use crate::context::{Command, Context, Principal};
 use crate::duplex::Duplex;
 use crate::retention::{self, Purge};
 use crate::saga::{self, Saga};
@@ -42,6 +42,11 @@ pub trait Service: Send + Sync + 'static {
     /// Finds the organization and environment of a target: the only look-up without an organization's scope. `None` if
     /// the target does not exist.
     fn locate(&self, target: &Target) -> impl Future<Output = Result<Option<Location>, Problem>> + Send;
+
+    /// The organization that an invitation is for, if it is an invitation of this user that has not expired.
+    fn invited_to(&self, _invitation: Uuid, _user: Uuid) -> impl Future<Output = Result<Option<Uuid>, Problem>> + Send {
+        std::future::ready(Ok(None))
+    }
 
     /// A member's role from this service's cache, if it was confirmed recently enough.
     fn cached_role(&self, organization: Uuid, user: Uuid) -> impl Future<Output = Result<Option<Role>, Problem>> + Send {
@@ -85,6 +90,15 @@ where
     pub context: Context,
 }
 
+/// An event, as its consumer gets it.
+#[derive(Debug)]
+pub struct Delivery<E> {
+    pub event: E,
+    /// The context for what the event causes: its correlation id, with the consuming service as principal.
+    pub context: Context,
+    pub system: SystemAccess,
+}
+
 /// Sends a stream's items to its reader.
 #[derive(Debug)]
 pub struct StreamSink<T> {
@@ -108,7 +122,7 @@ impl<T: serde::Serialize> StreamSink<T> {
 }
 
 type Consumer<S> =
-    Box<dyn for<'a> Fn(&'a S, &'a Transaction<'a>, serde_json::Value) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync>;
+    Box<dyn for<'a> Fn(&'a S, &'a Transaction<'a>, &EventEnvelope) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync>;
 
 /// Collects a service's handlers and consumers, then registers it on the bus.
 pub struct Router<S: Service> {
@@ -131,10 +145,10 @@ impl<S: Service> Router<S> {
     pub fn new(service: Arc<S>) -> Self {
         let router = Self { service, subjects: Vec::new(), sagas: Vec::new(), purge: None, consumers: HashMap::new() };
         operations::serve(router)
-            .consume::<MembershipChanged>(|_, tx, event| {
-                Box::pin(async move { events::cache_membership(tx, &event.membership).await })
+            .consume::<MembershipChanged>(|_, tx, delivery| {
+                Box::pin(async move { events::cache_membership(tx, &delivery.event.membership).await })
             })
-            .consume::<UserErased>(|_, tx, event| Box::pin(erasure::erase(tx, event.user_id)))
+            .consume::<UserErased>(|_, tx, delivery| erasure::erase(tx, delivery.event.user_id))
     }
 
     /// Handles a message. The type of the grant in its [`Call`] follows from the message's access rule.
@@ -255,13 +269,17 @@ impl<S: Service> Router<S> {
     #[must_use]
     pub fn consume<E: Event>(
         mut self,
-        consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, E) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync + 'static,
+        consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, Delivery<E>) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync + 'static,
     ) -> Self {
-        let run: Consumer<S> = Box::new(move |service, tx, data| match serde_path_to_error::deserialize::<_, E>(data) {
-            Ok(event) => consumer(service, tx, event),
-            Err(cause) => Box::pin(async move {
-                Err(Problem::bad_request(format!("Invalid event {}: {}: {}.", E::TYPE, cause.path(), cause.inner())))
-            }),
+        let name = self.service.store().name();
+        let run: Consumer<S> = Box::new(move |service, tx, envelope| {
+            let context = Context::new(envelope.correlationid.clone(), Principal::Service(name));
+            match serde_path_to_error::deserialize::<_, E>(&envelope.data) {
+                Ok(event) => consumer(service, tx, Delivery { event, context, system: SystemAccess::new(name) }),
+                Err(cause) => Box::pin(async move {
+                    Err(Problem::bad_request(format!("Invalid event {}: {}: {}.", E::TYPE, cause.path(), cause.inner())))
+                }),
+            }
         });
         self.consumers.entry(E::TYPE).or_default().push(run);
         self
@@ -284,11 +302,11 @@ impl<S: Service> Router<S> {
     /// Registers the service on the bus and starts to consume events. While this process is the service's leader, it
     /// also relays the service's own events and runs its sagas.
     pub fn start(self) {
-        self.start_with(|_| Box::pin(std::future::pending()));
+        self.start_with(|_, _| Box::pin(std::future::pending()));
     }
 
     /// As [`Router::start`]; `lead` is background work of the leader.
-    pub fn start_with(self, lead: impl Fn(Arc<S>) -> BoxFuture<'static, ()> + Send + Sync + 'static) {
+    pub fn start_with(self, lead: impl Fn(Arc<S>, SystemAccess) -> BoxFuture<'static, ()> + Send + Sync + 'static) {
         let Self { service, subjects, sagas, purge, consumers } = self;
         let inbox = Arc::new(ServiceInbox { service: service.clone(), consumers, arrived: Notify::new() });
         let shared: Arc<dyn Inbox> = inbox.clone();
@@ -303,7 +321,7 @@ impl<S: Service> Router<S> {
                     saga::run(&service, &sagas),
                     operations::report_queue_metrics(store),
                     retention::run(&service, purge),
-                    lead(service.clone())
+                    lead(service.clone(), SystemAccess::new(store.name()))
                 );
             };
             lease::lead(service.store().clone(), leading).await;
@@ -468,7 +486,7 @@ impl<S: Service> ServiceInbox<S> {
                 return Ok(());
             }
             for consumer in self.consumers.get(row.kind.as_str()).into_iter().flatten() {
-                consumer(&self.service, &tx, envelope.data.clone()).await?;
+                consumer(&self.service, &tx, &envelope).await?;
             }
             tx.commit().await?;
             if row.kind == UserErased::TYPE {

@@ -171,6 +171,7 @@ pub enum Target {
     ProjectEverywhere(Uuid),
     Deployment(Uuid),
     Upload(Uuid),
+    Invitation(Uuid),
 }
 
 impl Target {
@@ -185,6 +186,7 @@ impl Target {
             Self::ServiceIn(..) => "service or environment",
             Self::Deployment(_) => "deployment",
             Self::Upload(_) => "upload",
+            Self::Invitation(_) => "invitation",
         }
     }
 }
@@ -198,6 +200,8 @@ pub enum Access {
     SignedIn,
     /// Administrators of this installation.
     PlatformAdmin,
+    /// The signed-in user who has the invitation that is the message's target.
+    Invited,
     /// Only other services of the platform. The gateway has no endpoint for it.
     Internal,
     /// Members of the organization that the message's target belongs to, with this permission.
@@ -220,6 +224,9 @@ pub mod rule {
     /// See [`super::Access::PlatformAdmin`].
     #[derive(Debug)]
     pub enum PlatformAdmin {}
+    /// See [`super::Access::Invited`].
+    #[derive(Debug)]
+    pub enum Invited {}
     /// See [`super::Access::Internal`].
     #[derive(Debug)]
     pub enum Internal {}

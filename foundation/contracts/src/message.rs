@@ -231,6 +231,10 @@ macro_rules! message {
         $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedAndDeploy($crate::Permission::$permission), $reply,
             |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
     };
+    ($name:ident, $kind:ident $subject:literal, Invited at $target:ident($field:ident) => $reply:ty $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Invited, $crate::Access::Invited, $reply,
+            |m: &$name| Some($crate::Target::$target(m.$field)) $(, $check)?);
+    };
     ($name:ident, $kind:ident $subject:literal, $rule:ident => $reply:ty $(, $check:expr)?) => {
         $crate::message!(@impl $name, $kind, $subject, $rule, $crate::Access::$rule, $reply, |_: &$name| None $(, $check)?);
     };

@@ -179,7 +179,7 @@ pub struct Invitation {
 pub struct AcceptInvitation {
     pub id: Uuid,
 }
-message!(AcceptInvitation, command "organization.accept_invitation", SignedIn => Organization);
+message!(AcceptInvitation, command "organization.accept_invitation", Invited at Invitation(id) => Organization);
 
 /// Rejects an invitation.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -3,7 +3,7 @@
 
 use capsule_contracts::deploy::Phase;
 use capsule_contracts::{Problem, Timestamp};
-use capsule_store::{FromRow, Transaction, scoped};
+use capsule_store::{FromRow, Scope, Transaction, scoped};
 
 use crate::deployments::Row;
 
@@ -21,9 +21,9 @@ struct Counts {
     hindered: i32,
 }
 
-async fn counts(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Counts, Problem> {
+async fn counts(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phase) -> Result<Counts, Problem> {
     let counts = scoped!(
-        &row.grant(),
+        scope,
         "SELECT unfinished, hindered FROM deployment_attempts WHERE organization_id = :tenant \
          AND deployment_id = :deployment_id AND phase = :phase",
         deployment_id = row.id,
@@ -32,9 +32,9 @@ async fn counts(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Counts,
     Ok(tx.read().first(counts).await?.unwrap_or_default())
 }
 
-async fn store(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, delay: i64) -> Result<(), Problem> {
+async fn store(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phase, counts: &Counts, delay: i64) -> Result<(), Problem> {
     tx.run(scoped!(
-        &row.grant(),
+        scope,
         "INSERT INTO deployment_attempts (deployment_id, organization_id, phase, unfinished, hindered) \
          VALUES (:deployment_id, :tenant, :phase, :unfinished, :hindered) ON CONFLICT (deployment_id, phase) \
          DO UPDATE SET unfinished = excluded.unfinished, hindered = excluded.hindered",
@@ -45,7 +45,7 @@ async fn store(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, d
     ))
     .await?;
     tx.run(scoped!(
-        &row.grant(),
+        scope,
         "UPDATE deployments SET next_attempt_at = :next_attempt_at WHERE organization_id = :tenant AND id = :id",
         next_attempt_at = Timestamp::now().plus_seconds(delay).0,
         id = row.id
@@ -56,8 +56,8 @@ async fn store(tx: &Transaction<'_>, row: &Row, phase: Phase, counts: &Counts, d
 
 /// Counts an attempt that begins. If the server crashes during it, the next attempt is delayed: not after the first
 /// crash, then by a growing back-off. `Some` is the reason why there is no further attempt.
-pub async fn begin(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Option<String>, Problem> {
-    let Counts { unfinished, hindered } = counts(tx, row, phase).await?;
+pub async fn begin(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phase) -> Result<Option<String>, Problem> {
+    let Counts { unfinished, hindered } = counts(tx, scope, row, phase).await?;
     if unfinished >= MAX_UNFINISHED {
         return Ok(Some(format!(
             "The server ended {unfinished} times in the phase `{}` of this deployment, so it is not tried again. \
@@ -66,14 +66,14 @@ pub async fn begin(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<Opti
         )));
     }
     let counts = Counts { unfinished: unfinished + 1, hindered };
-    store(tx, row, phase, &counts, delay(unfinished)).await?;
+    store(tx, scope, row, phase, &counts, delay(unfinished)).await?;
     Ok(None)
 }
 
 /// Subtracts an attempt that ended without a crash.
-pub async fn complete(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<(), Problem> {
+pub async fn complete(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phase) -> Result<(), Problem> {
     tx.run(scoped!(
-        &row.grant(),
+        scope,
         "UPDATE deployment_attempts SET unfinished = unfinished - 1 \
          WHERE organization_id = :tenant AND deployment_id = :deployment_id AND phase = :phase AND unfinished > 0",
         deployment_id = row.id,
@@ -87,14 +87,15 @@ pub async fn complete(tx: &Transaction<'_>, row: &Row, phase: Phase) -> Result<(
 /// `Some` is the reason why there is no further attempt.
 pub async fn record_hindered(
     tx: &Transaction<'_>,
+    scope: &impl Scope,
     row: &Row,
     phase: Phase,
     problem: &Problem,
 ) -> Result<Option<String>, Problem> {
-    complete(tx, row, phase).await?;
-    let Counts { unfinished, hindered } = counts(tx, row, phase).await?;
+    complete(tx, scope, row, phase).await?;
+    let Counts { unfinished, hindered } = counts(tx, scope, row, phase).await?;
     let counts = Counts { unfinished, hindered: hindered + 1 };
-    store(tx, row, phase, &counts, delay(counts.hindered)).await?;
+    store(tx, scope, row, phase, &counts, delay(counts.hindered)).await?;
     Ok((counts.hindered >= MAX_HINDERED).then(|| {
         format!("The phase `{}` failed {} times: {} Deploy again later.", phase.name(), counts.hindered, problem.detail)
     }))

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, SystemGrant};
+use capsule_bus::Call;
 use capsule_contracts::deploy::{CloseService, ListServiceEnvironments, ServiceEnvironments};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
 use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
@@ -30,7 +30,7 @@ pub async fn list_service_environments(
 }
 
 pub async fn close_service(service: Arc<DeployService>, call: Call<CloseService>) -> Result<Empty, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "the service is being deleted");
+    let grant = call.grant.organization(call.message.organization_id, "the service is being deleted");
     let tx = service.store.begin().await?;
     close(&tx, &grant, call.message.service_id, &call.message.environment_ids).await?;
     tx.commit().await?;
@@ -72,9 +72,10 @@ pub async fn check_open(tx: &Transaction<'_>, scope: &impl Scope, service_id: Uu
 
 #[cfg(test)]
 mod tests {
-    use capsule_bus::SystemGrant;
     use capsule_contracts::Uuid;
     use capsule_store::{Databases, Keyring, Store, unscoped};
+
+    use crate::tests::TestScope;
 
     #[tokio::test]
     async fn a_service_is_closed_only_with_access_to_all_its_environments() {
@@ -83,7 +84,7 @@ mod tests {
         let databases = Databases::Embedded(folder.path().into());
         let store = Store::open(&databases, crate::NAME, keyring, crate::MIGRATIONS).await.expect("opens");
         let [organization, service, staging, production] = [1, 2, 3, 4].map(Uuid::from_u128);
-        let grant = SystemGrant::new(organization, "test");
+        let grant = TestScope(organization);
         let tx = store.begin().await.expect("begins");
         for (number, environment) in [(1, staging), (2, production)] {
             tx.run(unscoped!(

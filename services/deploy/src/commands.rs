@@ -252,7 +252,7 @@ pub async fn stop_service(
     for row in &in_progress {
         // A deployment that is active already only has to be settled.
         if service_environment.active_deployment_id != Some(row.id) {
-            deployments::cancel(service, &tx, context, &service_environment, row).await?;
+            deployments::cancel(service, &tx, context, scope, &service_environment, row).await?;
         }
     }
     tx.run(scoped!(
@@ -282,7 +282,7 @@ pub async fn cancel_deployment(service: Arc<DeployService>, call: Call<CancelDep
         return Err(Problem::conflict(format!("Deployment {} is live already.", row.number))
             .hint("Roll back to an earlier one, or stop the service."));
     }
-    deployments::cancel(&service, &tx, &call.context, &service_environment, &row).await?;
+    deployments::cancel(&service, &tx, &call.context, &call.grant, &service_environment, &row).await?;
     let row = deployments::read(&tx, &call.grant, row.id).await?;
     tx.commit().await?;
     service.controller.cancel(row.id);

@@ -5,16 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use capsule_bus::Context;
+use capsule_bus::{Context, SystemAccess, SystemGrant};
 use capsule_contracts::deploy::{Phase, Status};
 use capsule_contracts::quotas::Quantity;
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::{lease, scoped};
+use capsule_store::{Scope, lease, scoped};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::build_queue::{BuildQueue, Permit};
-use crate::deployments::{self, Row};
+use crate::deployments::{self, Outcome, Row};
 use crate::phases::Failure;
 use crate::service_environments::{self, ServiceEnvironment};
 use crate::{DeployService, attempts, failpoint, phases, quotas, reconcile, routes, texts};
@@ -99,12 +99,12 @@ impl Drop for RetireGuard {
 }
 
 /// Starts workers for unsettled deployments, while this process is the leader.
-pub async fn run(service: &Arc<DeployService>) {
+pub async fn run(service: &Arc<DeployService>, system: &SystemAccess) {
     loop {
         match deployments::unsettled(service).await {
             Ok(rows) => {
                 service.controller.builds.retain(|deployment| rows.iter().any(|row| row.id == deployment));
-                due_deployments(rows, Timestamp::now()).into_iter().for_each(|row| start_worker(service, row));
+                due_deployments(rows, Timestamp::now()).into_iter().for_each(|row| start_worker(service, system, row));
             }
             Err(problem) => tracing::warn!(%problem, "cannot read the unsettled deployments; trying again"),
         }
@@ -123,7 +123,7 @@ fn due_deployments(rows: Vec<Row>, now: Timestamp) -> Vec<Row> {
     rows.into_iter().filter(is_due).collect()
 }
 
-fn start_worker(service: &Arc<DeployService>, row: Row) {
+fn start_worker(service: &Arc<DeployService>, system: &SystemAccess, row: Row) {
     let token = CancellationToken::new();
     {
         let mut running = service.controller.running();
@@ -136,10 +136,11 @@ fn start_worker(service: &Arc<DeployService>, row: Row) {
         }
         running.workers.insert(row.id, token.clone());
     }
+    let grant = system.organization(row.organization_id, "a deployment is carried out");
     let service = service.clone();
     lease::spawn(async move {
         let (id, key) = (row.id, (row.service_id, row.environment_id));
-        if let Err(problem) = run_worker(&service, row, token).await {
+        if let Err(problem) = run_worker(&service, &grant, row, token).await {
             // The next pass starts a worker at the same phase: the row has not changed.
             tracing::warn!(deployment = %id, %problem, "the worker of a deployment failed; trying again");
             tokio::time::sleep(PERIOD).await;
@@ -152,21 +153,26 @@ fn start_worker(service: &Arc<DeployService>, row: Row) {
     });
 }
 
-async fn run_worker(service: &Arc<DeployService>, row: Row, token: CancellationToken) -> Result<(), Problem> {
-    let service_environment = service_environments::get(service, &row.grant(), row.service_id, row.environment_id).await?;
+async fn run_worker(
+    service: &Arc<DeployService>,
+    grant: &SystemGrant,
+    row: Row,
+    token: CancellationToken,
+) -> Result<(), Problem> {
+    let service_environment = service_environments::get(service, grant, row.service_id, row.environment_id).await?;
     // Dropping the future of the phases ends the current step.
     let outcome = tokio::select! {
-        outcome = run_phases(service, &service_environment, row.clone()) => outcome,
+        outcome = run_phases(service, grant, &service_environment, row.clone()) => outcome,
         () = token.cancelled() => Err(Failure::Cancelled),
     };
     match outcome {
         Ok(()) => Ok(()),
-        Err(Failure::Cancelled) => settle(service, &row, Status::Cancelled, "cancelled").await,
-        Err(Failure::Failed(why)) => fail(service, &row, &why).await,
+        Err(Failure::Cancelled) => settle(service, grant, &row, Status::Cancelled, "cancelled").await,
+        Err(Failure::Failed(why)) => fail(service, grant, &row, &why).await,
         Err(Failure::Retry(problem)) => {
             tracing::warn!(deployment = %row.id, %problem, "a part of the platform was not available; the attempt is repeated");
-            match record_hindered(service, &row, &problem).await? {
-                Some(why) => fail(service, &row, &why).await,
+            match record_hindered(service, grant, &row, &problem).await? {
+                Some(why) => fail(service, grant, &row, &why).await,
                 None => Ok(()),
             }
         }
@@ -174,23 +180,33 @@ async fn run_worker(service: &Arc<DeployService>, row: Row, token: CancellationT
 }
 
 /// Sets the time of the next attempt. Returns the reason if there is none.
-async fn record_hindered(service: &DeployService, row: &Row, problem: &Problem) -> Result<Option<String>, Problem> {
+async fn record_hindered(
+    service: &DeployService,
+    scope: &impl Scope,
+    row: &Row,
+    problem: &Problem,
+) -> Result<Option<String>, Problem> {
     let tx = service.store.begin().await?;
-    let row = deployments::read(&tx, &row.grant(), row.id).await?;
-    let given_up = attempts::record_hindered(&tx, &row, row.phase()?, problem).await?;
+    let row = deployments::read(&tx, scope, row.id).await?;
+    let given_up = attempts::record_hindered(&tx, scope, &row, row.phase()?, problem).await?;
     tx.commit().await?;
     Ok(given_up)
 }
 
 /// Settles a deployment as failed. `why` may contain secrets and paths of the host, which are removed first.
-async fn fail(service: &DeployService, row: &Row, why: &str) -> Result<(), Problem> {
+async fn fail(service: &DeployService, scope: &impl Scope, row: &Row, why: &str) -> Result<(), Problem> {
     let why = texts::for_users(service, row, why);
     let _ = capsule_builder::log_line(&service.build_log(row.id), &why);
-    settle(service, row, Status::Failed, &why).await
+    settle(service, scope, row, Status::Failed, &why).await
 }
 
 /// Runs the phases from the stored one to the last.
-async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceEnvironment, mut row: Row) -> Result<(), Failure> {
+async fn run_phases(
+    service: &Arc<DeployService>,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+    mut row: Row,
+) -> Result<(), Failure> {
     let mut phase = match row.phase()? {
         // A build that was interrupted starts again with a fresh copy of the source.
         Phase::Building => Phase::PullingSource,
@@ -201,7 +217,7 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
     let mut completed = None;
     loop {
         match phase {
-            Phase::PullingSource if permit.is_none() => match acquire_build_permit(service, &row).await? {
+            Phase::PullingSource if permit.is_none() => match acquire_build_permit(service, scope, &row).await? {
                 Some(granted) => permit = Some(granted),
                 // It was settled in the meantime: a newer deployment supersedes it.
                 None => return Ok(()),
@@ -209,14 +225,14 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
             Phase::CopyingFiles => permit = None,
             _ => {}
         }
-        row = deployments::enter_phase(service, service_environment, &row, phase, completed).await?;
+        row = deployments::enter_phase(service, scope, service_environment, &row, phase, completed).await?;
         failpoint::reach(phase, "before").await;
         let next = match phase {
             Phase::Queued if row.reuses_release() => Phase::UpdatingRoutes,
             Phase::Queued => Phase::PullingSource,
             Phase::PullingSource => phases::pulling_source::run(service, &row).await.map(|()| Phase::Building)?,
             Phase::Building => {
-                row = phases::building::run(service, service_environment, &row).await?;
+                row = phases::building::run(service, scope, service_environment, &row).await?;
                 Phase::CopyingFiles
             }
             Phase::CopyingFiles => phases::copying_files::run(service, &row).await.map(|()| Phase::CreatingSymlinks)?,
@@ -225,12 +241,12 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
                 Phase::UpdatingRoutes
             }
             Phase::UpdatingRoutes => {
-                phases::updating_routes::run(service, service_environment, &row).await?;
+                phases::updating_routes::run(service, scope, service_environment, &row).await?;
                 Phase::HealthCheck
             }
-            Phase::HealthCheck => phases::health_check::run(service, service_environment, &row).await.map(|()| Phase::Active)?,
+            Phase::HealthCheck => phases::health_check::run(service, scope, service_environment, &row).await.map(|()| Phase::Active)?,
             Phase::Active => {
-                phases::active::run(service, service_environment, &row).await?;
+                phases::active::run(service, scope, service_environment, &row).await?;
                 failpoint::reach(phase, "after").await;
                 return Ok(());
             }
@@ -242,7 +258,7 @@ async fn run_phases(service: &Arc<DeployService>, service_environment: &ServiceE
 
 /// Waits for a permit to build. `None` if the deployment was settled in the meantime. The stored phase is `queued`,
 /// in which no attempts are counted.
-async fn acquire_build_permit(service: &DeployService, row: &Row) -> Result<Option<Permit>, Problem> {
+async fn acquire_build_permit(service: &DeployService, scope: &impl Scope, row: &Row) -> Result<Option<Permit>, Problem> {
     loop {
         let limits = quotas::limits_of(service, row.organization_id).await?;
         let limit = usize::try_from(limits.limit(Quantity::ConcurrentBuilds)).unwrap_or(1);
@@ -256,7 +272,7 @@ async fn acquire_build_permit(service: &DeployService, row: &Row) -> Result<Opti
                 acquiring.await
             }
         };
-        let now = deployments::get(service, &row.grant(), row.id).await?;
+        let now = deployments::get(service, scope, row.id).await?;
         if permit.is_some() || now.finished_at.is_some() {
             return Ok(permit.filter(|_| now.finished_at.is_none()));
         }
@@ -265,22 +281,28 @@ async fn acquire_build_permit(service: &DeployService, row: &Row) -> Result<Opti
 
 /// Settles a deployment that failed or was cancelled: its candidates retire, and the previous release stays live. A
 /// deployment that is active already is settled as running.
-pub async fn settle(service: &DeployService, row: &Row, status: Status, why: &str) -> Result<(), Problem> {
-    let grant = row.grant();
+pub async fn settle(
+    service: &DeployService,
+    scope: &impl Scope,
+    row: &Row,
+    status: Status,
+    why: &str,
+) -> Result<(), Problem> {
     let tx = service.store.begin().await?;
-    let row = deployments::read(&tx, &grant, row.id).await?;
-    let service_environment = service_environments::read(&tx, &grant, row.service_id, row.environment_id).await?;
+    let row = deployments::read(&tx, scope, row.id).await?;
+    let service_environment = service_environments::read(&tx, scope, row.service_id, row.environment_id).await?;
     if row.finished_at.is_some() {
         return Ok(());
     }
     if service_environment.active_deployment_id == Some(row.id) && service_environment.desired_state != "removed" {
         drop(tx);
-        return phases::active::settle(service, &row).await;
+        return phases::active::settle(service, scope, &row).await;
     }
     let error = (status == Status::Failed).then(|| why.to_owned());
-    deployments::finish(service, &tx, &Context::background("deploy"), &service_environment, &row, status, error).await?;
+    let outcome = Outcome { status, error };
+    deployments::finish(service, &tx, &Context::background("deploy"), scope, &service_environment, &row, outcome).await?;
     tx.run(scoped!(
-        &grant,
+        scope,
         "UPDATE instances SET role = 'retiring' WHERE organization_id = :tenant AND deployment_id = :deployment_id \
          AND role = 'candidate'",
         deployment_id = row.id

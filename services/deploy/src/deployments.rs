@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use capsule_buildplan::Plan;
-use capsule_bus::{Context, SystemGrant, emit};
+use capsule_bus::{Context, emit};
 use capsule_contracts::deploy::{Deployment, DeploymentChanged, Phase, Status};
 use capsule_contracts::text::truncated;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
@@ -44,11 +44,6 @@ impl Row {
 
     pub fn status(&self) -> Result<Status, Problem> {
         self.status.parse()
-    }
-
-    /// The permission for the platform's own work on the deployment.
-    pub fn grant(&self) -> SystemGrant {
-        SystemGrant::new(self.organization_id, "a deployment is carried out")
     }
 
     /// Whether the release was built by an earlier deployment.
@@ -123,14 +118,15 @@ pub async fn cancel(
     service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     row: &Row,
 ) -> Result<(), Problem> {
     if row.phase()? == Phase::Queued {
-        return finish(service, tx, context, service_environment, row, Status::Cancelled, None).await;
+        return finish(service, tx, context, scope, service_environment, row, Status::Cancelled).await;
     }
     let mark = scoped!(
-        &row.grant(),
+        scope,
         "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL",
         id = row.id
     );
@@ -242,7 +238,7 @@ pub async fn insert(
         environment_id = service_environment.environment_id
     );
     for older in tx.read().all::<Row>(waiting).await? {
-        finish(service, tx, context, service_environment, &older, Status::Superseded, None).await?;
+        finish(service, tx, context, scope, service_environment, &older, Status::Superseded).await?;
     }
     tx.run(scoped!(
         scope,
@@ -267,7 +263,7 @@ pub async fn insert(
         created_at = row.created_at
     ))
     .await?;
-    record(service, tx, context, service_environment, &row, "queued").await?;
+    record(service, tx, context, scope, service_environment, &row, "queued").await?;
     Ok(row)
 }
 
@@ -284,6 +280,7 @@ fn sealing_context(id: Uuid) -> String {
 /// [`Failure::Cancelled`] if the deployment was cancelled or settled.
 pub async fn enter_phase(
     service: &DeployService,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     row: &Row,
     phase: Phase,
@@ -298,7 +295,7 @@ pub async fn enter_phase(
     let tx = service.store.begin().await?;
     let entered = tx
         .run(scoped!(
-            &row.grant(),
+            scope,
             "UPDATE deployments SET status = :status, phase = :phase \
              WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL AND NOT cancelling",
             status = moved.status.as_str(),
@@ -310,23 +307,23 @@ pub async fn enter_phase(
         return Err(Failure::Cancelled);
     }
     if let Some(phase) = completed {
-        attempts::complete(&tx, row, phase).await?;
+        attempts::complete(&tx, scope, row, phase).await?;
     }
     // No work is done in the queue, so no attempt is counted.
     if phase != Phase::Queued {
-        if let Some(why) = attempts::begin(&tx, row, phase).await? {
+        if let Some(why) = attempts::begin(&tx, scope, row, phase).await? {
             return Err(Failure::Failed(why));
         }
-        record(service, &tx, &Context::background("deploy"), service_environment, &moved, phase.name()).await?;
+        record(service, &tx, &Context::background("deploy"), scope, service_environment, &moved, phase.name()).await?;
     }
     tx.commit().await?;
     Ok(moved)
 }
 
 /// Whether a deployment is neither cancelled nor settled.
-pub async fn is_in_progress(tx: &Transaction<'_>, row: &Row) -> Result<bool, Problem> {
+pub async fn is_in_progress(tx: &Transaction<'_>, scope: &impl Scope, row: &Row) -> Result<bool, Problem> {
     let row = scoped!(
-        &row.grant(),
+        scope,
         "SELECT 1 FROM deployments WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL AND NOT cancelling",
         id = row.id
     );
@@ -334,11 +331,11 @@ pub async fn is_in_progress(tx: &Transaction<'_>, row: &Row) -> Result<bool, Pro
 }
 
 /// Stores the plan of a deployment.
-pub async fn set_plan(service: &DeployService, row: &Row, plan: &Plan) -> Result<Row, Problem> {
+pub async fn set_plan(service: &DeployService, scope: &impl Scope, row: &Row, plan: &Plan) -> Result<Row, Problem> {
     let text = serde_json::to_string(plan).map_err(|_| Problem::internal())?;
     let tx = service.store.begin().await?;
     let update = scoped!(
-        &row.grant(),
+        scope,
         "UPDATE deployments SET plan = :plan WHERE organization_id = :tenant AND id = :id AND finished_at IS NULL",
         plan = text.as_str(),
         id = row.id
@@ -348,16 +345,30 @@ pub async fn set_plan(service: &DeployService, row: &Row, plan: &Plan) -> Result
     Ok(Row { plan: Some(text), ..row.clone() })
 }
 
+/// The outcome of a deployment.
+pub struct Outcome {
+    pub status: Status,
+    /// The reason of a failure, for users.
+    pub error: Option<String>,
+}
+
+impl From<Status> for Outcome {
+    fn from(status: Status) -> Self {
+        Self { status, error: None }
+    }
+}
+
 /// Settles a deployment. `row` must have been read in this transaction.
 pub async fn finish(
     service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     row: &Row,
-    status: Status,
-    error: Option<String>,
+    outcome: impl Into<Outcome>,
 ) -> Result<(), Problem> {
+    let Outcome { status, error } = outcome.into();
     let phase = if status == Status::Running { Phase::Active } else { row.phase()? };
     // The text may contain file names and output of any length.
     let error = error.map(truncated);
@@ -370,7 +381,7 @@ pub async fn finish(
         ..row.clone()
     };
     let settle = scoped!(
-        &row.grant(),
+        scope,
         "UPDATE deployments SET status = :status, phase = :phase, error = :error, finished_at = :finished_at \
          WHERE organization_id = :tenant AND id = :id AND status = :known_status AND phase = :known_phase",
         status = settled.status.as_str(),
@@ -384,19 +395,20 @@ pub async fn finish(
     check_updated(tx.run(settle).await?)?;
     metrics::counter!("capsule_deployments_total", "status" => status.name()).increment(1);
     let message = settled.error.clone().unwrap_or_else(|| status.name().into());
-    record(service, tx, context, service_environment, &settled, &message).await
+    record(service, tx, context, scope, service_environment, &settled, &message).await
 }
 
 async fn record(
     service: &DeployService,
     tx: &Transaction<'_>,
     context: &Context,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     row: &Row,
     message: &str,
 ) -> Result<(), Problem> {
     tx.run(scoped!(
-        &row.grant(),
+        scope,
         "INSERT INTO deployment_events (deployment_id, organization_id, at, status, phase, message) \
          VALUES (:deployment_id, :tenant, :at, :status, :phase, :message)",
         deployment_id = row.id,

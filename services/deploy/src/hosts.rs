@@ -129,13 +129,13 @@ pub async fn prune(store: &Store) -> Result<(), Problem> {
 
 #[cfg(test)]
 mod tests {
-    use capsule_bus::SystemGrant;
     use capsule_contracts::access::EnvironmentKind;
     use capsule_contracts::project::Configuration;
     use capsule_contracts::{Uuid, new_id};
     use capsule_store::{Databases, Keyring, Store, unscoped};
 
     use super::{RESERVED, is_reserved};
+    use crate::tests::TestScope;
 
     const DAYS: u32 = 30;
 
@@ -172,7 +172,7 @@ mod tests {
 
     async fn take(store: &Store, organization: Uuid, service: &str, environment: &str) -> String {
         let tx = store.begin().await.expect("begins");
-        let grant = SystemGrant::new(organization, "test");
+        let grant = TestScope(organization);
         let configuration = configuration(organization, service, environment);
         let host = super::take(&tx, &grant, "example.com", &configuration).await.expect("a host");
         tx.commit().await.expect("committed");
@@ -181,7 +181,7 @@ mod tests {
 
     async fn release(store: &Store, organization: Uuid, host: &str) {
         let tx = store.begin().await.expect("begins");
-        super::quarantine(&tx, &SystemGrant::new(organization, "test"), host, DAYS).await.expect("kept");
+        super::quarantine(&tx, &TestScope(organization), host, DAYS).await.expect("kept");
         tx.commit().await.expect("committed");
     }
 

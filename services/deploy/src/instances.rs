@@ -8,7 +8,7 @@ use capsule_buildplan::{Kind, Plan};
 use capsule_contracts::quotas::Quotas;
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_runtime::{Limits, Network, Spec, Writes};
-use capsule_store::{FromRow, scoped, unscoped};
+use capsule_store::{FromRow, Scope, scoped, unscoped};
 
 use crate::deployments::{self, Row as Deployment};
 use crate::phases::Failure;
@@ -62,13 +62,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// their organization.
 pub async fn candidates(
     service: &DeployService,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     deployment: &Deployment,
 ) -> Result<Vec<Row>, Failure> {
     let plan = deployment.plan()?;
-    let grant = deployment.grant();
     let existing = scoped!(
-        &grant,
+        scope,
         "SELECT :columns FROM instances WHERE organization_id = :tenant AND deployment_id = :deployment_id \
          AND role = 'candidate'",
         deployment_id = deployment.id
@@ -81,7 +81,7 @@ pub async fn candidates(
     let limits = quotas::limits_of(service, service_environment.organization_id).await?;
     let deadline = Instant::now() + Duration::from_secs(service.options.drain_seconds) + STOP_TIMEOUT;
     loop {
-        if let Some(rows) = insert_candidates(service, service_environment, deployment, &plan, &limits).await? {
+        if let Some(rows) = insert_candidates(service, scope, service_environment, deployment, &plan, &limits).await? {
             return Ok(rows);
         }
         if Instant::now() > deadline {
@@ -95,19 +95,19 @@ pub async fn candidates(
 /// Inserts the candidates of a deployment. `None` while too many instances of the organization still drain.
 async fn insert_candidates(
     service: &DeployService,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
     deployment: &Deployment,
     plan: &Plan,
     limits: &Quotas,
 ) -> Result<Option<Vec<Row>>, Failure> {
-    let grant = deployment.grant();
     let memory = i64::try_from(memory_limit(plan)).unwrap_or(i64::MAX);
     let tx = service.store.begin().await?;
-    if !deployments::is_in_progress(&tx, deployment).await? {
+    if !deployments::is_in_progress(&tx, scope, deployment).await? {
         return Err(Failure::Cancelled);
     }
     let key = (service_environment.service_id, service_environment.environment_id);
-    if quotas::admit_instances(&tx, &grant, limits, key, Load::of(plan)).await? == Admission::Later {
+    if quotas::admit_instances(&tx, scope, limits, key, Load::of(plan)).await? == Admission::Later {
         return Ok(None);
     }
     let mut rows = Vec::new();
@@ -124,7 +124,7 @@ async fn insert_candidates(
             created_at: Timestamp::now().0,
         };
         tx.run(scoped!(
-            &grant,
+            scope,
             "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, \
              created_at, \
              memory_bytes) VALUES (:id, :tenant, :service_id, :environment_id, :deployment_id, :process, :port, 'candidate', \
@@ -171,10 +171,9 @@ pub async fn is_serving(service: &DeployService, id: &str) -> Result<bool, Probl
 }
 
 /// Starts an instance unless it runs.
-pub async fn start(service: &DeployService, instance: &Row) -> Result<(), Problem> {
-    let grant = capsule_bus::SystemGrant::new(instance.organization_id, "an instance is started");
-    let deployment = deployments::get(service, &grant, instance.deployment_id).await?;
-    let service_environment = service_environments::get(service, &grant, instance.service_id, instance.environment_id).await?;
+pub async fn start(service: &DeployService, scope: &impl Scope, instance: &Row) -> Result<(), Problem> {
+    let deployment = deployments::get(service, scope, instance.deployment_id).await?;
+    let service_environment = service_environments::get(service, scope, instance.service_id, instance.environment_id).await?;
     let spec = spec(service, &service_environment, &deployment, instance)?;
     service.runtime.start(&spec).await.map_err(|error| {
         tracing::warn!(instance = instance.id, %error, "cannot start an instance");

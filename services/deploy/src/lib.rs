@@ -40,7 +40,7 @@ use std::time::Duration;
 use capsule_blob::Blobs;
 use capsule_builder::planner::Planner;
 use capsule_builder::{Builder, Settings, Toolchains, Versions};
-use capsule_bus::{Bus, Context, Router, Service};
+use capsule_bus::{Bus, Context, Router, Service, SystemAccess};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{Locate, Location, ServiceRenamed, ServicesRemoved};
 use capsule_contracts::{Problem, Target, Uuid};
@@ -236,21 +236,23 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .handle(closing::close_service)
         .stream(logs::stream_deployment_log)
         .stream(logs::stream_service_log)
-        .consume::<ServiceRenamed>(|_, tx, event| Box::pin(service_environments::rename_service(tx, event)))
-        .consume::<ServicesRemoved>(|service, tx, event| Box::pin(removal::on_services_removed(service, tx, event)))
-        .consume::<OrganizationDeleted>(|service, tx, event| Box::pin(removal::on_organization_deleted(service, tx, event)))
+        .consume::<ServiceRenamed>(|_, tx, delivery| Box::pin(service_environments::rename_service(tx, delivery)))
+        .consume::<ServicesRemoved>(|service, tx, delivery| Box::pin(removal::on_services_removed(service, tx, delivery)))
+        .consume::<OrganizationDeleted>(|service, tx, delivery| {
+            Box::pin(removal::on_organization_deleted(service, tx, delivery))
+        })
         .purge(|service, now| Box::pin(reconcile::purge(service, now)))
-        .start_with(|service| Box::pin(run_as_leader(service)));
+        .start_with(|service, system| Box::pin(run_as_leader(service, system)));
     Ok(service)
 }
 
 /// Runs the controller and the reconciler, in the process that is the leader.
-async fn run_as_leader(service: Arc<DeployService>) {
+async fn run_as_leader(service: Arc<DeployService>, system: SystemAccess) {
     while let Err(problem) = routes::catch_up(&service).await {
         tracing::warn!(%problem, "cannot publish the routing table to the ingress; trying again");
         tokio::time::sleep(reconcile::PERIOD).await;
     }
-    tokio::join!(controller::run(&service), reconcile::run(&service));
+    tokio::join!(controller::run(&service, &system), reconcile::run(&service, &system));
 }
 
 /// Checks the host's packet filter periodically and restores it: programs that manage the host's rules replace all of

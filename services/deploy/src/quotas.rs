@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use capsule_buildplan::Plan;
-use capsule_bus::{Call, SystemGrant};
+use capsule_bus::Call;
 use capsule_contracts::quotas::{CountDeployUse, Quantity, QuotaUse, Quotas};
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
 use capsule_store::{FromRow, Scope, Store, Transaction, scoped, unscoped};
@@ -234,7 +234,7 @@ pub async fn prune(store: &Store) -> Result<(), Problem> {
 }
 
 pub async fn count_use(service: Arc<DeployService>, call: Call<CountDeployUse>) -> Result<QuotaUse, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "what an organization uses is counted");
+    let grant = call.grant.organization(call.message.organization_id, "what an organization uses is counted");
     let tx = service.store.begin().await?;
     let all = loads(&tx, &grant).await?;
     let load = all.iter().fold(Load::default(), |sum, (_, load)| sum.plus(load.counted()));
@@ -257,11 +257,11 @@ pub async fn count_use(service: Arc<DeployService>, call: Call<CountDeployUse>) 
 mod tests {
     use std::sync::Arc;
 
-    use capsule_bus::SystemGrant;
     use capsule_contracts::quotas::{Quantity, Quotas};
     use capsule_contracts::{Problem, Uuid, new_id};
     use capsule_store::{Databases, Keyring, Store, unscoped};
 
+    use crate::tests::TestScope;
     use super::{Admission, Load, MIB};
 
     const ONE: Uuid = Uuid::from_u128(1);
@@ -288,7 +288,7 @@ mod tests {
     /// Checks the quotas for instances, and inserts them as candidates if they are admitted.
     async fn start(store: &Store, organization: Uuid, limits: &Quotas, at: u128, count: i64) -> Result<Admission, Problem> {
         let tx = store.begin().await?;
-        let grant = SystemGrant::new(organization, "test");
+        let grant = TestScope(organization);
         let room = super::admit_instances(&tx, &grant, limits, place(at), load(count)).await?;
         for _ in (0..count).filter(|_| room == Admission::Now) {
             let (service, environment) = place(at);
@@ -391,7 +391,7 @@ mod tests {
         let limits = quotas(&[(Quantity::BuildsPerHour, 2), (Quantity::BuildsPerDay, 3), (Quantity::DeploymentsPerHour, 4)]);
         let deploy = async |has_build: bool| {
             let tx = store.begin().await.expect("begins");
-            super::count_deployment(&tx, &SystemGrant::new(ONE, "test"), &limits, has_build).await?;
+            super::count_deployment(&tx, &TestScope(ONE), &limits, has_build).await?;
             tx.commit().await
         };
         let shift = async || {
@@ -421,7 +421,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path()).await;
         let limits = quotas(&[(Quantity::UploadMibPerDay, 2)]);
-        let grant = SystemGrant::new(ONE, "test");
+        let grant = TestScope(ONE);
         let tx = store.begin().await.expect("begins");
         let upload = new_id();
         super::begin_upload(&tx, &grant, &limits, upload, 2 * MIB).await.expect("fits");

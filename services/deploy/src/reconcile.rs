@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use capsule_bus::SystemAccess;
 use capsule_contracts::{Problem, Timestamp, Uuid};
 use capsule_store::{FromRow, Statement, Store, lease, scoped, unscoped};
 
@@ -23,9 +24,9 @@ const KEPT_BUILD_LOGS: usize = 100;
 const KEPT_GONE_INSTANCES: usize = 10;
 
 /// Reconciles while this process is the leader.
-pub async fn run(service: &Arc<DeployService>) {
+pub async fn run(service: &Arc<DeployService>, system: &SystemAccess) {
     loop {
-        if let Err(problem) = reconcile(service).await {
+        if let Err(problem) = reconcile(service, system).await {
             tracing::warn!(%problem, "reconciliation failed; trying again");
         }
         let _ = tokio::time::timeout(PERIOD, service.controller.reconcile_requested()).await;
@@ -33,7 +34,7 @@ pub async fn run(service: &Arc<DeployService>) {
 }
 
 /// Runs one pass, which is idempotent.
-pub async fn reconcile(service: &Arc<DeployService>) -> Result<(), Problem> {
+pub async fn reconcile(service: &Arc<DeployService>, system: &SystemAccess) -> Result<(), Problem> {
     service.ingress.ensure().await.map_err(|error| Problem::unavailable(format!("The ingress cannot be started: {error}.")))?;
     retire_unwanted(service).await?;
     routes::publish_if_behind(service).await?;
@@ -42,7 +43,8 @@ pub async fn reconcile(service: &Arc<DeployService>) -> Result<(), Problem> {
         // The instance may have been retired since the list was read.
         if service.runtime.status(&instance.id).await.is_none() && instances::is_serving(service, &instance.id).await? {
             tracing::info!(instance = instance.id, "an instance is gone; starting it again");
-            if let Err(problem) = instances::start(service, instance).await {
+            let grant = system.organization(instance.organization_id, "an instance is started");
+            if let Err(problem) = instances::start(service, &grant, instance).await {
                 tracing::warn!(instance = instance.id, %problem, "cannot start an instance");
             }
         }
@@ -53,7 +55,7 @@ pub async fn reconcile(service: &Arc<DeployService>) -> Result<(), Problem> {
     stop_orphans(service).await?;
     disk::remove_layers(service).await?;
     disk::keep_reserve(service).await;
-    remove_files(service).await?;
+    remove_files(service, system).await?;
     uploads::expire(service, Timestamp::now()).await?;
     hosts::prune(&service.store).await?;
     quotas::prune(&service.store).await
@@ -138,7 +140,7 @@ struct Release {
 }
 
 /// Deletes the rows and files of removed services once none of their instances is live.
-async fn remove_files(service: &DeployService) -> Result<(), Problem> {
+async fn remove_files(service: &DeployService, system: &SystemAccess) -> Result<(), Problem> {
     for service_environment in service_environments::all(service)
         .await?
         .into_iter()
@@ -173,7 +175,7 @@ async fn remove_files(service: &DeployService) -> Result<(), Problem> {
             let _ = std::fs::remove_dir(cache);
         });
         let _ = removed.await;
-        let grant = capsule_bus::SystemGrant::new(service_environment.organization_id, "the service was removed");
+        let grant = system.organization(service_environment.organization_id, "the service was removed");
         let tx = service.store.begin().await?;
         let (service_id, environment_id) = (service_environment.service_id, service_environment.environment_id);
         tx.run(scoped!(

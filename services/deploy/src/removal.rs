@@ -3,28 +3,42 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, SystemGrant};
+use capsule_bus::{Call, Delivery};
 use capsule_contracts::deploy::{CountServiceEnvironments, RemoveFromEnvironment, ServiceState};
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::ServicesRemoved;
 use capsule_contracts::{Count, Problem, Timestamp, Uuid};
-use capsule_store::{FromRow, Transaction, scoped, unscoped};
+use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
 
 use crate::{DeployService, queries, routes, service_environments};
 
 /// Retention of removals, in seconds: longer than any request takes.
 const REMOVAL_RETENTION_SECONDS: i64 = 7 * 24 * 3600;
 
-pub async fn on_services_removed(service: &DeployService, tx: &Transaction<'_>, event: ServicesRemoved) -> Result<(), Problem> {
-    let grant = SystemGrant::new(event.organization_id, "services were removed");
+pub async fn on_services_removed(
+    service: &DeployService,
+    tx: &Transaction<'_>,
+    delivery: Delivery<ServicesRemoved>,
+) -> Result<(), Problem> {
+    let grant = delivery.system.organization(delivery.event.organization_id, "services were removed");
+    remove_services(service, tx, &grant, &delivery.event).await
+}
+
+/// Marks the services of an event as removed.
+pub async fn remove_services(
+    service: &DeployService,
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    event: &ServicesRemoved,
+) -> Result<(), Problem> {
     let removed = event.service_id.or(event.environment_id).unwrap_or(event.project_id);
-    service_environments::remove(service, tx, &grant, |service_environment| match (event.service_id, event.environment_id) {
+    service_environments::remove(service, tx, scope, |service_environment| match (event.service_id, event.environment_id) {
         (Some(service_id), _) => service_environment.service_id == service_id,
         (None, Some(environment_id)) => service_environment.environment_id == environment_id,
         (None, None) => service_environment.project_id == event.project_id,
     })
     .await?;
-    record_removal(service, tx, &grant, removed).await
+    record_removal(service, tx, scope, removed).await
 }
 
 pub async fn remove_from_environment(
@@ -74,22 +88,23 @@ struct Id {
 pub async fn on_organization_deleted(
     service: &DeployService,
     tx: &Transaction<'_>,
-    event: OrganizationDeleted,
+    delivery: Delivery<OrganizationDeleted>,
 ) -> Result<(), Problem> {
-    let grant = SystemGrant::new(event.organization_id, "the organization was deleted");
+    let organization = delivery.event.organization_id;
+    let grant = delivery.system.organization(organization, "the organization was deleted");
     service_environments::remove(service, tx, &grant, |_| true).await?;
-    record_removal(service, tx, &grant, event.organization_id).await
+    record_removal(service, tx, &grant, organization).await
 }
 
 /// Records a removal in its transaction, so that no later deployment reverts it, and cancels the deployments in progress.
 async fn record_removal(
     service: &DeployService,
     tx: &Transaction<'_>,
-    grant: &SystemGrant,
+    scope: &impl Scope,
     removed: Uuid,
 ) -> Result<(), Problem> {
     tx.run(scoped!(
-        grant,
+        scope,
         "INSERT INTO removals (id, organization_id, removed_at) VALUES (:removed, :tenant, :removed_at) \
          ON CONFLICT (id) DO NOTHING",
         removed,
@@ -97,7 +112,7 @@ async fn record_removal(
     ))
     .await?;
     tx.run(scoped!(
-        grant,
+        scope,
         "UPDATE deployments SET cancelling = TRUE WHERE organization_id = :tenant AND finished_at IS NULL AND EXISTS \
          (SELECT 1 FROM placements p WHERE p.service_id = deployments.service_id \
          AND p.environment_id = deployments.environment_id AND p.wanted = 'removed')"
@@ -118,7 +133,7 @@ pub async fn purge(service: &DeployService, now: Timestamp) -> Result<(), Proble
 }
 
 pub async fn count_placements(service: Arc<DeployService>, call: Call<CountServiceEnvironments>) -> Result<Count, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let grant = call.grant.organization(call.message.organization_id, "the organization is being deleted");
     let count = scoped!(&grant, "SELECT COUNT(*) FROM placements WHERE organization_id = :tenant");
     Ok(Count { count: service.store.read().value::<i64>(count).await?.unwrap_or_default() })
 }

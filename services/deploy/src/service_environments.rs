@@ -117,8 +117,9 @@ pub async fn of_service(
 }
 
 /// Records a service's new name. Its hosts and its running instances keep the old one.
-pub async fn rename_service(tx: &Transaction<'_>, event: ServiceRenamed) -> Result<(), Problem> {
-    let grant = SystemGrant::new(event.organization_id, "a service was renamed");
+pub async fn rename_service(tx: &Transaction<'_>, delivery: Delivery<ServiceRenamed>) -> Result<(), Problem> {
+    let Delivery { event, system, .. } = delivery;
+    let grant = system.organization(event.organization_id, "a service was renamed");
     tx.run(scoped!(
         &grant,
         "UPDATE placements SET service_name = :name WHERE organization_id = :tenant AND service_id = :service_id",

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use capsule_blob::Blobs;
 use capsule_builder::planner::Planner;
 use capsule_builder::{Builder, Settings, Toolchains, Versions};
-use capsule_bus::{Bus, Context, SystemGrant};
+use capsule_bus::{Bus, Context};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::deploy::{Phase, Status};
 use capsule_contracts::project::{Configuration, ServicesRemoved};
 use capsule_contracts::{Problem, Timestamp, Uuid};
 use capsule_runtime::{Limits, ProcessRuntime};
-use capsule_store::{Databases, Keyring, Statement, Store, unscoped};
+use capsule_store::{Databases, Keyring, Scope, Statement, Store, unscoped};
 
 use crate::deployments::{self, Environment, EnvironmentSnapshot, NewDeployment, Row};
 use crate::phases::{Failure, active};
@@ -89,8 +89,17 @@ async fn open_service(data: &Path) -> Arc<DeployService> {
     })
 }
 
-fn grant() -> SystemGrant {
-    SystemGrant::new(ORGANIZATION, "test")
+/// Access to an organization in tests.
+pub struct TestScope(pub Uuid);
+
+impl Scope for TestScope {
+    fn organization(&self) -> Uuid {
+        self.0
+    }
+}
+
+fn grant() -> TestScope {
+    TestScope(ORGANIZATION)
 }
 
 fn context() -> Context {
@@ -139,7 +148,7 @@ async fn ready_to_promote(service: &DeployService) -> Row {
     let row = deploy(service).await.expect("accepted");
     let service_environment = service_environment(service).await;
     let row =
-        deployments::enter_phase(service, &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("it goes on");
+        deployments::enter_phase(service, &grant(), &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("it goes on");
     let insert = unscoped!(
         "test",
         "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at) \
@@ -175,8 +184,8 @@ async fn role(service: &DeployService, row: &Row) -> String {
 /// A deployment that is running.
 async fn serving(service: &DeployService) -> Row {
     let row = ready_to_promote(service).await;
-    active::promote(service, &row).await.ok().expect("promoted");
-    active::settle(service, &row).await.expect("settled");
+    active::promote(service, &grant(), &row).await.ok().expect("promoted");
+    active::settle(service, &grant(), &row).await.expect("settled");
     assert_eq!((status(service, &row).await.0.as_str(), role(service, &row).await.as_str()), ("running", "serving"));
     row
 }
@@ -191,20 +200,20 @@ async fn a_stop_before_the_promotion_cancels_a_rollout() {
     stop(&service).await;
     assert_eq!(status(&service, &queued).await, ("cancelled".into(), false), "a queued deployment is settled at once");
     assert_eq!(status(&service, &new).await, ("deploying".into(), true));
-    assert!(matches!(active::promote(&service, &new).await, Err(Failure::Cancelled)));
+    assert!(matches!(active::promote(&service, &grant(), &new).await, Err(Failure::Cancelled)));
     for row in [&new, &queued] {
-        let entered = deployments::enter_phase(&service, &service_environment(&service).await, row, Phase::Active, None).await;
+        let entered = deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Active, None).await;
         assert!(matches!(entered, Err(Failure::Cancelled)));
     }
     // The routing table cannot be published here.
-    let _ = controller::settle(&service, &new, Status::Cancelled, "cancelled").await;
+    let _ = controller::settle(&service, &grant(), &new, Status::Cancelled, "cancelled").await;
     assert_eq!(status(&service, &new).await.0, "cancelled");
     assert_eq!((role(&service, &old).await.as_str(), role(&service, &new).await.as_str()), ("retiring", "retiring"));
     let stopped = service_environment(&service).await;
     assert_eq!((stopped.desired_state.as_str(), stopped.active_deployment_id), ("stopped", Some(old.id)));
     // A later deployment starts the service.
     let later = ready_to_promote(&service).await;
-    active::promote(&service, &later).await.ok().expect("promoted");
+    active::promote(&service, &grant(), &later).await.ok().expect("promoted");
     assert_eq!(service_environment(&service).await.desired_state, "running");
 }
 
@@ -213,11 +222,11 @@ async fn a_stop_after_the_promotion_stays_in_force_when_the_promotion_is_repeate
     let data = tempfile::tempdir().expect("a folder");
     let service = open_service(data.path()).await;
     let row = ready_to_promote(&service).await;
-    active::promote(&service, &row).await.ok().expect("promoted");
+    active::promote(&service, &grant(), &row).await.ok().expect("promoted");
     stop(&service).await;
     // The server crashed before the deployment was settled, and its worker begins the phase again.
-    active::promote(&service, &row).await.ok().expect("promoted before");
-    active::settle(&service, &row).await.expect("settled");
+    active::promote(&service, &grant(), &row).await.ok().expect("promoted before");
+    active::settle(&service, &grant(), &row).await.expect("settled");
     assert_eq!(status(&service, &row).await, ("running".into(), false), "it ran");
     assert_eq!(
         (service_environment(&service).await.desired_state.as_str(), role(&service, &row).await.as_str()),
@@ -234,14 +243,14 @@ async fn a_stop_that_races_with_the_promotion_stops_the_service() {
         let promoting = tokio::spawn({
             let (service, row) = (service.clone(), row.clone());
             async move {
-                if active::promote(&service, &row).await.is_ok() {
-                    let _ = active::settle(&service, &row).await;
+                if active::promote(&service, &grant(), &row).await.is_ok() {
+                    let _ = active::settle(&service, &grant(), &row).await;
                 }
             }
         });
         stop(&service).await;
         promoting.await.expect("ends");
-        let _ = controller::settle(&service, &row, Status::Cancelled, "cancelled").await;
+        let _ = controller::settle(&service, &grant(), &row, Status::Cancelled, "cancelled").await;
         assert_eq!(service_environment(&service).await.desired_state, "stopped");
         assert_eq!(role(&service, &row).await, "retiring");
         assert!(matches!(status(&service, &row).await.0.as_str(), "cancelled" | "running"));
@@ -293,12 +302,12 @@ async fn a_deployment_does_not_revert_a_removal() {
             let row = if deployed_before { Some(ready_to_promote(&service).await) } else { None };
             let event = ServicesRemoved { organization_id: ORGANIZATION, project_id: PROJECT, service_id, environment_id };
             let tx = service.store.begin().await.expect("begins");
-            removal::on_services_removed(&service, &tx, event).await.expect("marked");
+            removal::remove_services(&service, &tx, &grant(), &event).await.expect("marked");
             tx.commit().await.expect("committed");
             // The configuration was read before the removal.
             assert_eq!(deploy(&service).await.expect_err("removed").code, "not_found");
             if let Some(row) = row {
-                assert!(matches!(active::promote(&service, &row).await, Err(Failure::Cancelled)));
+                assert!(matches!(active::promote(&service, &grant(), &row).await, Err(Failure::Cancelled)));
                 assert!(status(&service, &row).await.1, "it is being cancelled");
                 reconcile::retire_unwanted(&service).await.expect("retired");
                 assert_eq!(role(&service, &row).await, "retiring");
@@ -317,26 +326,26 @@ async fn a_settled_deployment_does_not_change() {
     let service = open_service(data.path()).await;
     let row = serving(&service).await;
     let before = ready_to_promote(&service).await;
-    let _ = controller::settle(&service, &before, Status::Failed, "because").await;
+    let _ = controller::settle(&service, &grant(), &before, Status::Failed, "because").await;
     for row in [&row, &before] {
         let is = status(&service, row).await;
-        let _ = controller::settle(&service, row, Status::Cancelled, "cancelled").await;
-        let entered = deployments::enter_phase(&service, &service_environment(&service).await, row, Phase::Building, None).await;
+        let _ = controller::settle(&service, &grant(), row, Status::Cancelled, "cancelled").await;
+        let entered = deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Building, None).await;
         assert!(matches!(entered, Err(Failure::Cancelled)));
         assert!(
-            deployments::is_in_progress(&service.store.begin().await.expect("begins"), row).await.is_ok_and(|goes_on| !goes_on)
+            deployments::is_in_progress(&service.store.begin().await.expect("begins"), &grant(), row).await.is_ok_and(|goes_on| !goes_on)
         );
         assert_eq!(status(&service, row).await, is);
     }
     // A row that has changed since it was read cannot be settled.
     let stale = deploy(&service).await.expect("accepted");
-    deployments::enter_phase(&service, &service_environment(&service).await, &stale, Phase::Building, None)
+    deployments::enter_phase(&service, &grant(), &service_environment(&service).await, &stale, Phase::Building, None)
         .await
         .ok()
         .expect("it goes on");
     let tx = service.store.begin().await.expect("begins");
     let service_environment = service_environment(&service).await;
-    let refused = deployments::finish(&service, &tx, &context(), &service_environment, &stale, Status::Cancelled, None).await;
+    let refused = deployments::finish(&service, &tx, &context(), &grant(), &service_environment, &stale, Status::Cancelled).await;
     assert_eq!(refused.expect_err("it changed").code, "conflict");
 }
 
@@ -350,8 +359,8 @@ async fn a_phase_that_crashes_the_server_is_tried_ten_times() {
     for _ in 0..10 {
         // The first phase succeeds and the second crashes the server, so both begin again.
         let row =
-            deployments::enter_phase(&service, &service_environment, &row, Phase::PullingSource, None).await.ok().expect("tried");
-        deployments::enter_phase(&service, &service_environment, &row, Phase::Building, Some(Phase::PullingSource))
+            deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::PullingSource, None).await.ok().expect("tried");
+        deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::Building, Some(Phase::PullingSource))
             .await
             .ok()
             .expect("tried");
@@ -359,11 +368,11 @@ async fn a_phase_that_crashes_the_server_is_tried_ten_times() {
         delays.push((next - Timestamp::now().0 + 500_000).div_euclid(1_000_000));
     }
     assert!(delays[0] == 0 && delays.is_sorted() && delays[9] > 200, "{delays:?}");
-    let row = deployments::enter_phase(&service, &service_environment, &row, Phase::PullingSource, None)
+    let row = deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::PullingSource, None)
         .await
         .ok()
         .expect("it always succeeded");
-    let Err(Failure::Failed(why)) = deployments::enter_phase(&service, &service_environment, &row, Phase::Building, None).await
+    let Err(Failure::Failed(why)) = deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::Building, None).await
     else {
         panic!("it is tried for ever")
     };
@@ -380,9 +389,9 @@ async fn attempts_that_fail_because_of_the_platform_are_bounded_and_do_not_count
     let mut delays = Vec::new();
     for attempt in 1.. {
         let row =
-            deployments::enter_phase(&service, &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("tried");
+            deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("tried");
         let tx = service.store.begin().await.expect("begins");
-        let given_up = crate::attempts::record_hindered(&tx, &row, Phase::HealthCheck, &problem).await.expect("counted");
+        let given_up = crate::attempts::record_hindered(&tx, &grant(), &row, Phase::HealthCheck, &problem).await.expect("counted");
         tx.commit().await.expect("committed");
         let next = deployments::get(&service, &grant(), row.id).await.expect("there").next_attempt_at;
         delays.push(next - Timestamp::now().0);

@@ -114,7 +114,9 @@ pub async fn start(
         .saga(&erasure::ERASURE)
         .handle(invitations::invite_user)
         .handle(invitations::revoke_invitation)
-        .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(invitations::organization_deleted(tx, event.organization_id)))
+        .consume::<OrganizationDeleted>(|_, tx, delivery| {
+            Box::pin(invitations::organization_deleted(tx, delivery.event.organization_id))
+        })
         .handle(profile::get_users)
         .handle(tokens::get_keys)
         .purge(|identity, now| {
@@ -123,6 +125,6 @@ pub async fn start(
                 invitations::purge(identity, now).await
             })
         })
-        .start_with(|identity| Box::pin(async move { revocations::maintain_list(&identity).await }));
+        .start_with(|identity, _| Box::pin(async move { revocations::maintain_list(&identity).await }));
     Ok(identity)
 }

@@ -12,8 +12,7 @@ use capsule_contracts::deploy::CountServiceEnvironments;
 use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{ArchiveOrganization, CountProjects};
 use capsule_contracts::{Problem, Timestamp, Uuid};
-use capsule_store::Transaction;
-use capsule_store::scoped;
+use capsule_store::{Scope, Transaction, scoped};
 use serde::{Deserialize, Serialize};
 
 use crate::{OrganizationService, members};
@@ -43,8 +42,9 @@ pub static DELETION: Saga<OrganizationService> = Saga {
 };
 
 /// Closes an organization and begins its deletion, in one transaction.
-pub async fn begin(tx: &Transaction<'_>, context: &capsule_bus::Context, organization_id: Uuid) -> Result<(), Problem> {
-    set_closed(tx, context, organization_id, Some(Timestamp::now().0)).await?;
+pub async fn begin(tx: &Transaction<'_>, context: &capsule_bus::Context, scope: &impl Scope) -> Result<(), Problem> {
+    let organization_id = scope.organization();
+    set_closed(tx, context, scope, Some(Timestamp::now().0)).await?;
     capsule_bus::saga::begin(tx, context, &DELETION, &Input { organization_id }).await?;
     Ok(())
 }
@@ -53,38 +53,43 @@ pub async fn begin(tx: &Transaction<'_>, context: &capsule_bus::Context, organiz
 async fn set_closed(
     tx: &Transaction<'_>,
     context: &capsule_bus::Context,
-    organization: Uuid,
+    scope: &impl Scope,
     at: Option<i64>,
 ) -> Result<(), Problem> {
-    let grant = SystemGrant::new(organization, "the organization is deleted");
     let change = match at {
         Some(at) => scoped!(
-            &grant,
+            scope,
             "UPDATE organizations SET closed_at = :at WHERE id = :tenant AND closed_at IS NULL AND deleted_at IS NULL",
             at
         ),
         None => scoped!(
-            &grant,
+            scope,
             "UPDATE organizations SET closed_at = NULL WHERE id = :tenant AND closed_at IS NOT NULL AND deleted_at IS NULL"
         ),
     };
     if tx.run(change).await? == 1 {
-        members::publish_all(tx, context, &grant, at.is_some()).await?;
+        members::publish_all(tx, context, scope, at.is_some()).await?;
     }
     Ok(())
 }
 
+/// The grant for the organization that a saga deletes.
+fn grant(run: &Run) -> Result<SystemGrant, Problem> {
+    let Input { organization_id } = run.input()?;
+    Ok(run.system().organization(organization_id, "the organization is deleted"))
+}
+
 async fn close(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
-    let input: Input = run.input()?;
+    let grant = grant(run)?;
     let tx = service.store.begin().await?;
-    set_closed(&tx, &run.context(), input.organization_id, Some(Timestamp::now().0)).await?;
+    set_closed(&tx, &run.context(), &grant, Some(Timestamp::now().0)).await?;
     tx.commit().await
 }
 
 async fn reopen(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
-    let input: Input = run.input()?;
+    let grant = grant(run)?;
     let tx = service.store.begin().await?;
-    set_closed(&tx, &run.context(), input.organization_id, None).await?;
+    set_closed(&tx, &run.context(), &grant, None).await?;
     tx.commit().await
 }
 
@@ -95,8 +100,8 @@ async fn archive(service: &OrganizationService, run: &Run, archived: bool) -> Re
 }
 
 async fn remove(service: &OrganizationService, run: &Run) -> Result<(), Problem> {
-    let Input { organization_id } = run.input()?;
-    let grant = SystemGrant::new(organization_id, "the organization is deleted");
+    let grant = grant(run)?;
+    let organization_id = grant.organization();
     let context = run.context();
     let tx = service.store.begin().await?;
     // The row stays for references to it, without the name, which may be a person's.

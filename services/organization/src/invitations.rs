@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, SystemGrant, Tenant};
+use capsule_bus::{Call, Tenant};
 use capsule_contracts::identity::{GetUsers, INVITATION_SECONDS, InviteUser, InvitedUser, RevokeInvitation};
 use capsule_contracts::list::PageQuery;
 use capsule_contracts::organization::{
@@ -212,21 +212,27 @@ struct Accepted {
     invited_by: Uuid,
 }
 
+/// The organization of a user's own invitation that has not expired.
+pub async fn organization_of(service: &OrganizationService, id: Uuid, user: Uuid) -> Result<Option<Uuid>, Problem> {
+    let organization = unscoped!(
+        "finds out whose it is",
+        "SELECT organization_id FROM invitations WHERE id = :id AND user_id = :user AND expires_at > :now",
+        id,
+        user,
+        now = Timestamp::now().0
+    );
+    service.store.read().value(organization).await
+}
+
 pub async fn accept_invitation(service: Arc<OrganizationService>, call: Call<AcceptInvitation>) -> Result<Organization, Problem> {
     let (id, user) = (call.message.id, call.grant.user());
-    let organization = unscoped!(
-        "a user's own invitation",
-        "SELECT organization_id FROM invitations WHERE id = :id AND user_id = :user",
-        id,
-        user
-    );
-    let organization = service.store.read().value::<Uuid>(organization).await?;
-    let limits = quotas::of(&service, organization.ok_or_else(|| Problem::not_found("invitation"))?).await?;
+    let limits = quotas::of(&service, call.grant.organization()).await?;
     let tx = service.store.begin().await?;
-    let row = unscoped!(
-        "a user's own invitation",
+    let row = scoped!(
+        &call.grant,
         "SELECT i.organization_id, i.role, i.invited_by FROM invitations i JOIN organizations o ON o.id = i.organization_id \
-         WHERE i.id = :id AND i.user_id = :user AND i.expires_at > :now AND o.closed_at IS NULL AND o.deleted_at IS NULL",
+         WHERE i.organization_id = :tenant AND i.id = :id AND i.user_id = :user AND i.expires_at > :now \
+         AND o.closed_at IS NULL AND o.deleted_at IS NULL",
         id,
         user,
         now = Timestamp::now().0
@@ -235,8 +241,7 @@ pub async fn accept_invitation(service: Arc<OrganizationService>, call: Call<Acc
     let role: Role = row.role.parse()?;
     leaving::check_not_left(&tx, user).await?;
     consume_invitation(&tx, id, user).await?;
-    let grant = SystemGrant::new(row.organization_id, "an invitation is accepted");
-    let present = members::of(&tx, &grant).await?;
+    let present = members::of(&tx, &call.grant).await?;
     if present.iter().any(|member| member.user_id == user) {
         return Err(Problem::conflict("You are already a member of this organization."));
     }
@@ -247,7 +252,7 @@ pub async fn accept_invitation(service: Arc<OrganizationService>, call: Call<Acc
         return Err(Problem::conflict("This invitation is void: its sender is no longer allowed to invite you.")
             .hint("Ask a member of the organization to add you again."));
     }
-    quotas::check_members(&tx, &grant, &limits, 1).await?;
+    quotas::check_members(&tx, &call.grant, &limits, 1).await?;
     members::set(&tx, &call.context, row.organization_id, user, Some(role)).await?;
     tx.commit().await?;
     organizations::of_user(&service, user, row.organization_id).await

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, Context, SystemGrant};
+use capsule_bus::{Call, Context, SystemAccess};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Count, Empty, Problem, Role, Timestamp, Uuid};
 use capsule_store::{FromRow, Transaction, unscoped};
@@ -30,7 +30,7 @@ async fn of(tx: &Transaction<'_>, user: Uuid) -> Result<Vec<Row>, Problem> {
 pub async fn check_leaving(service: Arc<OrganizationService>, call: Call<CheckLeaving>) -> Result<Empty, Problem> {
     let tx = service.store.begin().await?;
     for organization in of(&tx, call.message.user_id).await? {
-        let grant = SystemGrant::new(organization.id, "a member's account is erased");
+        let grant = call.grant.organization(organization.id, "a member's account is erased");
         let others: Vec<_> =
             members::of(&tx, &grant).await?.into_iter().filter(|row| row.user_id != call.message.user_id).collect();
         if !others.is_empty() && others.iter().all(|row| row.role != Role::Owner.name()) {
@@ -43,7 +43,7 @@ pub async fn check_leaving(service: Arc<OrganizationService>, call: Call<CheckLe
 
 pub async fn leave_organizations(service: Arc<OrganizationService>, call: Call<LeaveOrganizations>) -> Result<Empty, Problem> {
     let tx = service.store.begin().await?;
-    leave(&tx, &call.context, call.message.user_id).await?;
+    leave(&tx, &call.context, &call.grant, call.message.user_id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
@@ -62,7 +62,7 @@ pub async fn check_not_left(tx: &Transaction<'_>, user: Uuid) -> Result<(), Prob
 }
 
 /// Removes a user from every organization for good, and deletes their pending invitations. Idempotent.
-pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
+pub async fn leave(tx: &Transaction<'_>, context: &Context, system: &SystemAccess, user: Uuid) -> Result<(), Problem> {
     tx.run(unscoped!(
         "users belong to no tenant",
         "INSERT INTO left_users (user_id, left_at) VALUES (:user, :left_at) ON CONFLICT (user_id) DO NOTHING",
@@ -71,10 +71,10 @@ pub async fn leave(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Resul
     ))
     .await?;
     for organization in of(tx, user).await? {
-        let grant = SystemGrant::new(organization.id, "a member's account is erased");
+        let grant = system.organization(organization.id, "a member's account is erased");
         let others: Vec<_> = members::of(tx, &grant).await?.into_iter().filter(|row| row.user_id != user).collect();
         let Some(oldest) = others.first() else {
-            deletion::begin(tx, context, organization.id).await?;
+            deletion::begin(tx, context, &grant).await?;
             continue;
         };
         // The other owner may have lost the role since `check_leaving`.

@@ -13,7 +13,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use capsule_bus::{Bus, Context, Router, Service};
+use capsule_bus::{Bus, Router, Service};
 use capsule_contracts::identity::{UserErased, UserRegistered};
 use capsule_contracts::project::Location;
 use capsule_contracts::{Problem, Role, Target, Uuid};
@@ -49,6 +49,10 @@ impl Service for OrganizationService {
         );
         let known = self.store.read().value::<Uuid>(known).await?;
         Ok(known.map(Location::in_organization))
+    }
+
+    async fn invited_to(&self, invitation: Uuid, user: Uuid) -> Result<Option<Uuid>, Problem> {
+        invitations::organization_of(self, invitation, user).await
     }
 
     /// Reads the membership itself, as this service owns it.
@@ -112,10 +116,12 @@ pub async fn start(
         .handle(leaving::count_memberships)
         .saga(&deletion::DELETION)
         // The user has already left; this removes memberships created since by late events.
-        .consume::<UserErased>(|_, tx, event| {
-            Box::pin(async move { leaving::leave(tx, &Context::background(NAME), event.user_id).await })
+        .consume::<UserErased>(|_, tx, delivery| {
+            Box::pin(async move { leaving::leave(tx, &delivery.context, &delivery.system, delivery.event.user_id).await })
         })
-        .consume::<UserRegistered>(|_, tx, event| Box::pin(async move { personal::create_if_missing(tx, &event.user).await }))
+        .consume::<UserRegistered>(|_, tx, delivery| {
+            Box::pin(async move { personal::create_if_missing(tx, &delivery.event.user).await })
+        })
         .start();
     Ok(organizations)
 }

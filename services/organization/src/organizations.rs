@@ -220,7 +220,7 @@ pub async fn delete_organization(service: Arc<OrganizationService>, call: Call<D
     let confirm = Reauthenticate { user_id: call.grant.user(), password: call.message.password };
     service.bus.request(&call.context.as_service("organization"), &confirm).await?;
     let tx = service.store.begin().await?;
-    deletion::begin(&tx, &call.context, organization.id).await?;
+    deletion::begin(&tx, &call.context, &call.grant).await?;
     tx.commit().await?;
     Ok(Empty {})
 }

@@ -228,7 +228,7 @@ pub async fn inspect_organizations(
 
 #[cfg(test)]
 mod tests {
-    use capsule_bus::SystemGrant;
+    use crate::tests::TestScope;
     use capsule_contracts::Uuid;
     use capsule_contracts::quotas::Quotas;
     use capsule_store::{Databases, Keyring, Store, unscoped};
@@ -260,7 +260,7 @@ mod tests {
             .await
             .expect("made");
         }
-        let grant = SystemGrant::new(organization, "test");
+        let grant = TestScope(organization);
         let quotas = |limit| Quotas([("members".to_owned(), limit)].into());
         super::check_members(&tx, &grant, &quotas(3), 1).await.expect("a third may join");
         let problem = super::check_members(&tx, &grant, &quotas(2), 1).await.expect_err("refused");

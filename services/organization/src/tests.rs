@@ -8,9 +8,18 @@ use capsule_contracts::organization::{
     AcceptInvitation, ChangeRole, CountMemberships, CreateOrganization, LeaveOrganizations, Organization, RemoveMember,
 };
 use capsule_contracts::{Message, Problem, Role, Timestamp, Uuid, new_id};
-use capsule_store::{Databases, Keyring, unscoped};
+use capsule_store::{Databases, Keyring, Scope, unscoped};
 
 use crate::{Limits, OrganizationService, members, personal};
+
+/// Access to an organization in tests.
+pub struct TestScope(pub Uuid);
+
+impl Scope for TestScope {
+    fn organization(&self) -> Uuid {
+        self.0
+    }
+}
 
 /// The service on its own bus, and an organization with two owners.
 struct World {

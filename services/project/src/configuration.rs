@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, Service, SystemGrant};
+use capsule_bus::{Call, Service};
 use capsule_contracts::project::{Configuration, GetConfiguration, Locate, Location};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{FromRow, unscoped};
@@ -30,7 +30,7 @@ pub async fn get_configuration(projects: Arc<ProjectService>, call: Call<GetConf
         name = call.message.environment.as_str()
     );
     let row = projects.store.read().first::<Row>(row).await?.ok_or_else(|| Problem::not_found("service in that environment"))?;
-    let grant = SystemGrant::new(row.organization_id, "a deployment takes its configuration");
+    let grant = call.grant.organization(row.organization_id, "a deployment takes its configuration");
     let (environment, secrets) = variables::decrypt_all(&projects, &grant, row.environment_id).await?;
     Ok(Configuration {
         organization_id: row.organization_id,

@@ -62,7 +62,7 @@ impl Service for ProjectService {
                 id = *id,
                 name = environment.as_str()
             ),
-            Target::Deployment(_) | Target::Upload(_) => return Ok(None),
+            Target::Deployment(_) | Target::Upload(_) | Target::Invitation(_) => return Ok(None),
         };
         let Some(found) = self.store.read().first::<Located>(found).await? else {
             return Ok(None);
@@ -131,7 +131,7 @@ pub async fn start(databases: &Databases, bus: &Bus, keyring: Keyring) -> Result
         .handle(projects::archive_organization)
         .handle(projects::count_projects)
         .handle(quotas::count_use)
-        .consume::<OrganizationDeleted>(|_, tx, event| Box::pin(projects::remove_all(tx, event.organization_id)))
+        .consume::<OrganizationDeleted>(|_, tx, delivery| Box::pin(projects::remove_all(tx, delivery)))
         .start();
     Ok(projects)
 }

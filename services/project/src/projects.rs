@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, Context, SystemGrant, emit};
+use capsule_bus::{Call, Context, Delivery, emit};
 use capsule_contracts::access::EnvironmentKind;
 use capsule_contracts::list::PageQuery;
 use capsule_contracts::message::to_label;
+use capsule_contracts::organization::OrganizationDeleted;
 use capsule_contracts::project::{
     ArchiveOrganization, ArchiveProject, CountProjects, CreateProject, DeleteProject, GetProject, ListProjects, Project,
     ProjectCreated, RestoreProject, ServicesRemoved, UpdateProject,
@@ -154,7 +155,7 @@ async fn remove(tx: &Transaction<'_>, context: &Context, scope: &impl Scope, id:
 }
 
 pub async fn archive_organization(projects: Arc<ProjectService>, call: Call<ArchiveOrganization>) -> Result<Empty, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let grant = call.grant.organization(call.message.organization_id, "the organization is being deleted");
     let tx = projects.store.begin().await?;
     tx.run(match call.message.archived {
         true => scoped!(
@@ -174,20 +175,20 @@ pub async fn archive_organization(projects: Arc<ProjectService>, call: Call<Arch
 }
 
 pub async fn count_projects(projects: Arc<ProjectService>, call: Call<CountProjects>) -> Result<Count, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "the organization is being deleted");
+    let grant = call.grant.organization(call.message.organization_id, "the organization is being deleted");
     let count = scoped!(&grant, "SELECT COUNT(*) FROM projects WHERE organization_id = :tenant");
     Ok(Count { count: projects.store.read().value::<i64>(count).await?.unwrap_or_default() })
 }
 
 /// Deletes every project of a deleted organization.
-pub async fn remove_all(tx: &Transaction<'_>, organization: Uuid) -> Result<(), Problem> {
-    let grant = SystemGrant::new(organization, "the organization was deleted");
+pub async fn remove_all(tx: &Transaction<'_>, delivery: Delivery<OrganizationDeleted>) -> Result<(), Problem> {
+    let grant = delivery.system.organization(delivery.event.organization_id, "the organization was deleted");
     let rows = scoped!(
         &grant,
         "SELECT id, organization_id, name, slug, archived_at, created_at FROM projects WHERE organization_id = :tenant"
     );
     for row in tx.read().all::<Row>(rows).await? {
-        remove(tx, &Context::background("project"), &grant, row.id).await?;
+        remove(tx, &delivery.context, &grant, row.id).await?;
     }
     Ok(())
 }

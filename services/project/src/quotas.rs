@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, SystemGrant};
+use capsule_bus::Call;
 use capsule_contracts::quotas::{CountProjectUse, Quantity, QuotaUse, Quotas};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{FromRow, Scope, Statement, Transaction, scoped};
@@ -117,7 +117,7 @@ pub async fn check_variables(
 }
 
 pub async fn count_use(service: Arc<ProjectService>, call: Call<CountProjectUse>) -> Result<QuotaUse, Problem> {
-    let grant = SystemGrant::new(call.message.organization_id, "what an organization uses is counted");
+    let grant = call.grant.organization(call.message.organization_id, "what an organization uses is counted");
     let most = scoped!(
         &grant,
         "SELECT COUNT(*) AS environments FROM environments WHERE organization_id = :tenant GROUP BY project_id \

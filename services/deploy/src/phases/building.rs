@@ -9,8 +9,9 @@ use crate::deployments::{self, Row};
 use crate::quotas::{self, Load};
 use crate::service_environments::ServiceEnvironment;
 use crate::{DeployService, disk, texts};
+use capsule_store::Scope;
 
-pub async fn run(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) -> Result<Row, Failure> {
+pub async fn run(service: &DeployService, scope: &impl Scope, service_environment: &ServiceEnvironment, row: &Row) -> Result<Row, Failure> {
     let source = service.work_directory(row.id).join("source");
     let log = service.build_log(row.id);
     let log_line = |text: &str| capsule_builder::log_line(&log, &texts::for_users(service, row, text));
@@ -41,8 +42,8 @@ pub async fn run(service: &DeployService, service_environment: &ServiceEnvironme
         );
         return Err(Failure::Failed(format!("no start command found. {answer}")));
     }
-    check_quotas(service, service_environment, row, &plan).await?;
-    let row = deployments::set_plan(service, row, &plan).await?;
+    check_quotas(service, scope, service_environment, &plan).await?;
+    let row = deployments::set_plan(service, scope, row, &plan).await?;
     disk::check_reserve(service).map_err(|problem| Failure::Failed(problem.to_string()))?;
     let environment = deployments::environment(service, &row)?;
     let job = Job {
@@ -64,8 +65,8 @@ pub async fn run(service: &DeployService, service_environment: &ServiceEnvironme
 /// Fails before the build if the organization could not run its instances, which count when they are created.
 async fn check_quotas(
     service: &DeployService,
+    scope: &impl Scope,
     service_environment: &ServiceEnvironment,
-    row: &Row,
     plan: &Plan,
 ) -> Result<(), Failure> {
     if plan.kind == Kind::Static {
@@ -74,7 +75,7 @@ async fn check_quotas(
     let limits = quotas::limits_of(service, service_environment.organization_id).await?;
     let tx = service.store.begin().await?;
     let key = (service_environment.service_id, service_environment.environment_id);
-    match quotas::admit_instances(&tx, &row.grant(), &limits, key, Load::of(plan)).await.map_err(Failure::from) {
+    match quotas::admit_instances(&tx, scope, &limits, key, Load::of(plan)).await.map_err(Failure::from) {
         Ok(_) => Ok(()),
         Err(Failure::Failed(why)) => {
             Err(Failure::Failed(format!("{} process types are too many, one instance for each: {why}", plan.processes.len())))

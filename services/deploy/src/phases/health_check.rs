@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use capsule_builder::log_line;
 use capsule_runtime::logs::{Reader, Stream, is_partial};
 use capsule_runtime::{Mask, ShimState, ShimStatus};
+use capsule_store::Scope;
 
 use super::Failure;
 use crate::deployments::Row;
@@ -24,10 +25,10 @@ const LINES_SHOWN: usize = 20;
 /// The number of log entries read for them: a long line has several entries.
 const LINES_READ: usize = 200;
 
-pub async fn run(service: &DeployService, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
+pub async fn run(service: &DeployService, scope: &impl Scope, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
     let path = row.plan()?.networking.health_check;
-    for candidate in instances::candidates(service, service_environment, row).await? {
-        let outcome = wait_until_healthy(service, &candidate, path.as_deref()).await?;
+    for candidate in instances::candidates(service, scope, service_environment, row).await? {
+        let outcome = wait_until_healthy(service, scope, &candidate, path.as_deref()).await?;
         if let Err(why) = outcome {
             log_last_output(service, row, &candidate);
             return Err(Failure::Failed(format!("the {} process did not become healthy: {why}", candidate.process)));
@@ -38,6 +39,7 @@ pub async fn run(service: &DeployService, service_environment: &ServiceEnvironme
 
 async fn wait_until_healthy(
     service: &DeployService,
+    scope: &impl Scope,
     candidate: &instances::Row,
     path: Option<&str>,
 ) -> Result<Result<(), String>, Failure> {
@@ -46,7 +48,7 @@ async fn wait_until_healthy(
     let mut last = String::from("it did not answer");
     loop {
         let Some(status) = service.runtime.status(&candidate.id).await else {
-            instances::start(service, candidate).await?;
+            instances::start(service, scope, candidate).await?;
             continue;
         };
         if status.restarts > MAX_RESTARTS {
