@@ -1,14 +1,13 @@
 //! A service on the bus: its handlers, the events it consumes, and the work it does for both.
 
-use std::any::TypeId;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use capsule_contracts::identity::{InvitedUser, Session, UserErased};
+use capsule_contracts::identity::UserErased;
 use capsule_contracts::operations::service_subject;
-use capsule_contracts::organization::{AddedMember, GetMembership, MembershipChanged};
+use capsule_contracts::organization::{GetMembership, MembershipChanged};
 use capsule_contracts::project::Location;
 use capsule_contracts::{
     DuplexMessage, Event, EventEnvelope, Kind, Message, Problem, Role, StreamMessage, Target, Timestamp, Uuid,
@@ -377,7 +376,7 @@ where
     match outcome {
         Ok(reply) => {
             let reply = encode::<M>(&reply)?;
-            if committed && !holds_credentials::<M>() {
+            if committed && !M::REPLY_HOLDS_CREDENTIALS {
                 idempotency::store_reply(&store, command.id, &reply).await?;
             }
             Ok(reply)
@@ -388,11 +387,6 @@ where
         }
         Err(problem) => Err(problem),
     }
-}
-
-/// Whether the reply contains tokens: they are returned once and never stored.
-fn holds_credentials<M: Message>() -> bool {
-    [TypeId::of::<Session>(), TypeId::of::<InvitedUser>(), TypeId::of::<AddedMember>()].contains(&TypeId::of::<M::Reply>())
 }
 
 /// The stored reply of a command that ran before; waits for it while the command is still running.
@@ -409,7 +403,7 @@ async fn stored_reply<M: Message>(
         if let Some(reply) = &record.reply {
             return idempotency::open_reply(store, command.id, reply);
         }
-        if holds_credentials::<M>() || Instant::now() + events::POLL > deadline {
+        if M::REPLY_HOLDS_CREDENTIALS || Instant::now() + events::POLL > deadline {
             return Err(Problem::conflict("The command was carried out before, but its reply is not available.")
                 .hint("Check its result before you send it again."));
         }

@@ -63,7 +63,7 @@ pub struct Register {
     #[schema(format = Password)]
     pub registration_token: Option<String>,
 }
-message!(Register, command "auth.register", Public => Session, |m, check| {
+message!(Register, command "auth.register", Public => Session; credentials, |m, check| {
     check_email(check, &m.email);
     check_password(check, "password", &m.password, &m.email);
     if let Some(name) = &m.name {
@@ -78,7 +78,7 @@ pub struct Login {
     #[schema(format = Password)]
     pub password: String,
 }
-message!(Login, command "auth.login", Public => Session);
+message!(Login, command "auth.login", Public => Session; credentials);
 
 /// Signs in as the local administrator, with the token from the server's data directory, which only the server's
 /// owner can read.
@@ -87,14 +87,14 @@ pub struct LocalLogin {
     #[schema(format = Password)]
     pub token: String,
 }
-message!(LocalLogin, command "auth.local_login", Public => Session);
+message!(LocalLogin, command "auth.local_login", Public => Session; credentials);
 
 /// Exchanges a refresh token for a new access token and refresh token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RefreshToken {
     pub refresh_token: String,
 }
-message!(RefreshToken, command "auth.refresh_token", Public => Session);
+message!(RefreshToken, command "auth.refresh_token", Public => Session; credentials);
 
 /// Ends the session of the access token.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -280,7 +280,7 @@ pub struct InviteUser {
     pub email: String,
     pub organization_id: Uuid,
 }
-message!(InviteUser, command "auth.invite_user", Internal => InvitedUser, |m, check| {
+message!(InviteUser, command "auth.invite_user", Internal => InvitedUser; credentials, |m, check| {
     check_email(check, &m.email);
 });
 

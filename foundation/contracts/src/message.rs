@@ -28,6 +28,8 @@ pub trait Message: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'stat
     const KIND: Kind;
     /// Who may send it.
     const ACCESS: Access;
+    /// Whether the reply has tokens. Such a reply is returned once and never stored.
+    const REPLY_HOLDS_CREDENTIALS: bool = false;
     /// The marker type of `ACCESS`. It decides the type of the handler's grant.
     type Rule;
     /// The type of the reply.
@@ -217,34 +219,39 @@ impl<T> Page<T> {
 
 /// Binds a type to its subject, kind, access rule and reply:
 /// `message!(GetProject, query "project.get_project", Granted(ProjectView) at Project(id) => Project);`
+///
+/// `=> Session; credentials` sets [`Message::REPLY_HOLDS_CREDENTIALS`]. A function that checks the fields can follow.
 #[macro_export]
 macro_rules! message {
-    ($name:ident, $kind:ident $subject:literal, Granted($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
-        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::Granted($crate::Permission::$permission), $reply,
+    ($name:ident, $kind:ident $subject:literal, Granted($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(; $flag:ident)? $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::Granted($crate::Permission::$permission), $reply, [$($flag)?],
             |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
     };
-    ($name:ident, $kind:ident $subject:literal, GrantedDeploy at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
-        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedDeploy, $reply,
+    ($name:ident, $kind:ident $subject:literal, GrantedDeploy at $target:ident($($field:ident),+) => $reply:ty $(; $flag:ident)? $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedDeploy, $reply, [$($flag)?],
             |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
     };
-    ($name:ident, $kind:ident $subject:literal, GrantedAndDeploy($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(, $check:expr)?) => {
-        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedAndDeploy($crate::Permission::$permission), $reply,
+    ($name:ident, $kind:ident $subject:literal, GrantedAndDeploy($permission:ident) at $target:ident($($field:ident),+) => $reply:ty $(; $flag:ident)? $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Granted, $crate::Access::GrantedAndDeploy($crate::Permission::$permission), $reply, [$($flag)?],
             |m: &$name| Some($crate::Target::$target($(m.$field.clone()),+)) $(, $check)?);
     };
-    ($name:ident, $kind:ident $subject:literal, Invited at $target:ident($field:ident) => $reply:ty $(, $check:expr)?) => {
-        $crate::message!(@impl $name, $kind, $subject, Invited, $crate::Access::Invited, $reply,
+    ($name:ident, $kind:ident $subject:literal, Invited at $target:ident($field:ident) => $reply:ty $(; $flag:ident)? $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, Invited, $crate::Access::Invited, $reply, [$($flag)?],
             |m: &$name| Some($crate::Target::$target(m.$field)) $(, $check)?);
     };
-    ($name:ident, $kind:ident $subject:literal, $rule:ident => $reply:ty $(, $check:expr)?) => {
-        $crate::message!(@impl $name, $kind, $subject, $rule, $crate::Access::$rule, $reply, |_: &$name| None $(, $check)?);
+    ($name:ident, $kind:ident $subject:literal, $rule:ident => $reply:ty $(; $flag:ident)? $(, $check:expr)?) => {
+        $crate::message!(@impl $name, $kind, $subject, $rule, $crate::Access::$rule, $reply, [$($flag)?], |_: &$name| None $(, $check)?);
     };
     (@kind query) => { $crate::Kind::Query };
     (@kind command) => { $crate::Kind::Command };
-    (@impl $name:ident, $kind:ident, $subject:literal, $rule:ident, $access:expr, $reply:ty, $target:expr $(, $check:expr)?) => {
+    (@credentials credentials) => { true };
+    (@credentials) => { false };
+    (@impl $name:ident, $kind:ident, $subject:literal, $rule:ident, $access:expr, $reply:ty, [$($flag:ident)?], $target:expr $(, $check:expr)?) => {
         impl $crate::Message for $name {
             const SUBJECT: &'static str = $subject;
             const KIND: $crate::Kind = $crate::message!(@kind $kind);
             const ACCESS: $crate::Access = $access;
+            const REPLY_HOLDS_CREDENTIALS: bool = $crate::message!(@credentials $($flag)?);
             type Rule = $crate::access::rule::$rule;
             type Reply = $reply;
             fn target(&self) -> Option<$crate::Target> {
@@ -261,7 +268,18 @@ macro_rules! message {
 
 #[cfg(test)]
 mod tests {
-    use super::{Check, is_label, to_label};
+    use super::{Check, Message, is_label, to_label};
+    use crate::{identity, organization};
+
+    #[test]
+    fn replies_with_tokens_hold_credentials() {
+        const {
+            assert!(identity::Register::REPLY_HOLDS_CREDENTIALS && identity::Login::REPLY_HOLDS_CREDENTIALS);
+            assert!(identity::LocalLogin::REPLY_HOLDS_CREDENTIALS && identity::RefreshToken::REPLY_HOLDS_CREDENTIALS);
+            assert!(identity::InviteUser::REPLY_HOLDS_CREDENTIALS && organization::AddMember::REPLY_HOLDS_CREDENTIALS);
+            assert!(!identity::GetProfile::REPLY_HOLDS_CREDENTIALS);
+        }
+    }
 
     #[test]
     fn any_text_becomes_a_label() {

@@ -108,7 +108,7 @@ pub struct AddMember {
     pub email: String,
     pub role: Role,
 }
-message!(AddMember, command "organization.add_member", Granted(OrgManage) at Organization(id) => AddedMember);
+message!(AddMember, command "organization.add_member", Granted(OrgManage) at Organization(id) => AddedMember; credentials);
 
 /// A user who was invited to an organization.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
