@@ -322,9 +322,13 @@ impl Remote {
 
     /// Handles a request of another process and returns the sealed reply.
     async fn handle_request(&self, bus: &Bus, sealed: &[u8]) -> Vec<u8> {
-        let Some(request) = self.wire.open_request(sealed) else {
-            tracing::error!("a request cannot be decrypted: it comes from another installation, or the master keys differ");
-            return Vec::new();
+        let request = match self.wire.open_request(sealed) {
+            Some(Ok(request)) => request,
+            Some(Err(refused)) => return self.wire.seal_reply(refused.id, &Err(refused.problem)).unwrap_or_default(),
+            None => {
+                tracing::error!("a request cannot be decrypted: it comes from another installation, or the master keys differ");
+                return Vec::new();
+            }
         };
         let (id, subject) = (request.id, request.subject.as_str());
         let (route, streamer, duplex) = {

@@ -273,6 +273,9 @@ impl<S: Service> Router<S> {
         let name = self.service.store().name();
         let run: Consumer<S> = Box::new(move |service, tx, envelope| {
             let context = Context::new(envelope.correlationid.clone(), Principal::Service(name));
+            if let Err(problem) = check_version::<E>(envelope) {
+                return Box::pin(std::future::ready(Err(problem)));
+            }
             match serde_path_to_error::deserialize::<_, E>(&envelope.data) {
                 Ok(event) => consumer(service, tx, Delivery { event, context, system: SystemAccess::new(name) }),
                 Err(cause) => Box::pin(async move {
@@ -422,6 +425,20 @@ where
     let grant = M::Rule::authorize(service, &context, &message).await?;
     message.validate()?;
     Ok(Call { message, grant, context })
+}
+
+/// Fails if the event has a later version than this process reads. It is retried, as another process may be upgraded.
+fn check_version<E: Event>(envelope: &EventEnvelope) -> Result<(), Problem> {
+    let version = envelope.dataschema.rsplit_once("/v").and_then(|(_, version)| version.parse::<u16>().ok());
+    match version.filter(|version| *version > E::VERSION) {
+        None => Ok(()),
+        Some(version) => Err(Problem::unavailable(format!(
+            "The event {} has version {version}; this process reads versions up to {}.",
+            E::TYPE,
+            E::VERSION
+        ))
+        .hint("Run the same version of Capsule in every process of the installation.")),
+    }
 }
 
 struct ServiceInbox<S: Service> {

@@ -1,8 +1,17 @@
 //! The format of messages between processes. Requests and replies are sealed and events are signed with a key that
 //! only the processes of one installation have, so other clients of the broker can neither read nor forge them.
+//!
+//! While an installation is upgraded, processes of two versions exchange messages. A reader ignores members that it does
+//! not know. A change that an older reader cannot ignore gets a new major version, which the older reader refuses. Every
+//! version keeps the sealing, the length before the header, and the header's members `version` and `id`. A reply has the
+//! version of its request.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use capsule_contracts::message::is_label;
+use capsule_contracts::text::truncated;
 use capsule_contracts::{EventEnvelope, Problem, Uuid};
 use capsule_store::{DerivedKey, Keyring};
 use serde::{Deserialize, Serialize};
@@ -11,9 +20,25 @@ use crate::Reply;
 use crate::context::{Command, Context, Principal};
 use crate::transport::{OutgoingEvent, Rejection};
 
+/// The version of the format: major and minor.
+type Version = (u16, u16);
+
+/// The version that this process writes. It reads every minor version of the same or an older major version.
+const VERSION: Version = (1, 1);
+
+/// The version of requests without one.
+fn first_version() -> Version {
+    (1, 0)
+}
+
+/// The major version of the envelope of events (`CloudEvents`).
+const EVENT_VERSION: &str = "1";
+
 /// The header before a request's payload.
 #[derive(Serialize, Deserialize)]
 struct RequestHeader {
+    #[serde(default = "first_version")]
+    version: Version,
     /// The reply is sealed for this id.
     id: Uuid,
     subject: String,
@@ -25,6 +50,14 @@ struct RequestHeader {
     command: Option<Command>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     if_match: Option<String>,
+}
+
+/// The members of a header that every version has.
+#[derive(Deserialize)]
+struct Preamble {
+    #[serde(default = "first_version")]
+    version: Version,
+    id: Uuid,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,11 +75,20 @@ pub struct Wire {
 }
 
 /// A received request.
+#[derive(Debug)]
 pub struct IncomingRequest {
     pub id: Uuid,
     pub subject: String,
     pub context: Context,
     pub payload: Vec<u8>,
+}
+
+/// A request of this installation that this process cannot read.
+#[derive(Debug)]
+pub struct RefusedRequest {
+    pub id: Uuid,
+    /// The reply.
+    pub problem: Problem,
 }
 
 impl Wire {
@@ -59,6 +101,7 @@ impl Wire {
         let id = capsule_contracts::new_id();
         let remaining = context.deadline.saturating_duration_since(Instant::now());
         let header = RequestHeader {
+            version: VERSION,
             id,
             subject: subject.into(),
             correlation_id: context.correlation_id.clone(),
@@ -78,26 +121,22 @@ impl Wire {
     }
 
     /// Opens a request. `None` if it does not come from a process of this installation.
-    pub fn open_request(&self, sealed: &[u8]) -> Option<IncomingRequest> {
+    pub fn open_request(&self, sealed: &[u8]) -> Option<Result<IncomingRequest, RefusedRequest>> {
         let open = self.key.open("request", sealed)?;
         let (length, rest) = open.split_first_chunk::<4>()?;
         let (header, payload) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
-        let header: RequestHeader = serde_json::from_slice(header).ok()?;
-        let remaining = std::time::Duration::from_micros(header.deadline.saturating_sub(now()));
-        let principal = match header.principal {
-            SenderPrincipal::Anonymous => Principal::Anonymous,
-            SenderPrincipal::User { id, session, platform_admin } => Principal::User { id, session, platform_admin },
-            SenderPrincipal::Service(_) => Principal::Service("another process"),
-        };
-        let context = Context {
-            correlation_id: header.correlation_id,
-            traceparent: header.traceparent,
-            principal,
-            deadline: Instant::now() + remaining,
-            command: header.command,
-            if_match: header.if_match,
-        };
-        Some(IncomingRequest { id: header.id, subject: header.subject, context, payload: payload.to_vec() })
+        Some(match serde_json::from_slice::<RequestHeader>(header) {
+            Ok(header) if header.version.0 <= VERSION.0 => read_request(header, payload),
+            Ok(header) => Err(RefusedRequest { id: header.id, problem: newer_version("request", header.version) }),
+            Err(cause) => {
+                let Preamble { version, id } = serde_json::from_slice(header).ok()?;
+                let problem = match version.0 > VERSION.0 {
+                    true => newer_version("request", version),
+                    false => other_version(format!("The request of another process cannot be read: {cause}.")),
+                };
+                Err(RefusedRequest { id, problem })
+            }
+        })
     }
 
     /// Seals the reply to the request of this id.
@@ -117,7 +156,8 @@ impl Wire {
         };
         match self.key.open(&format!("reply/{id}"), sealed).as_deref().and_then(<[u8]>::split_first) {
             Some((b'+', payload)) => Ok(payload.to_vec()),
-            Some((_, problem)) => Err(serde_json::from_slice(problem).map_err(|_| unreadable())?),
+            Some((b'-', problem)) => Err(serde_json::from_slice(problem).map_err(|_| unreadable())?),
+            Some(_) => Err(other_version("The reply of another process cannot be read.".into())),
             None => Err(unreadable()),
         }
     }
@@ -149,9 +189,72 @@ impl Wire {
         if !self.key.verifies(body, signature) {
             return Err(Rejection::Permanent(Problem::forbidden("The event's signature is invalid.")));
         }
-        serde_json::from_slice(body)
-            .map_err(|cause| Rejection::Permanent(Problem::bad_request(format!("Invalid event envelope: {cause}."))))
+        let envelope: EventEnvelope = serde_json::from_slice(body)
+            .map_err(|cause| Rejection::Permanent(Problem::bad_request(format!("Invalid event envelope: {cause}."))))?;
+        if envelope.specversion.split('.').next() != Some(EVENT_VERSION) {
+            return Err(Rejection::Permanent(Problem::bad_request(format!(
+                "The event envelope has version {}; this process reads version {EVENT_VERSION}.x. \
+                 Run the same version of Capsule in every process of the installation.",
+                truncated(envelope.specversion)
+            ))));
+        }
+        Ok(envelope)
     }
+}
+
+/// The request of a header that this process can read.
+fn read_request(header: RequestHeader, payload: &[u8]) -> Result<IncomingRequest, RefusedRequest> {
+    let id = header.id;
+    let unknown = || RefusedRequest { id, problem: other_version("The request's sender has an invalid name.".into()) };
+    let remaining = std::time::Duration::from_micros(header.deadline.saturating_sub(now()));
+    let principal = match header.principal {
+        SenderPrincipal::Anonymous => Principal::Anonymous,
+        SenderPrincipal::User { id, session, platform_admin } => Principal::User { id, session, platform_admin },
+        SenderPrincipal::Service(name) => Principal::Service(service_name(&name).ok_or_else(unknown)?),
+    };
+    let context = Context {
+        correlation_id: header.correlation_id,
+        traceparent: header.traceparent,
+        principal,
+        deadline: Instant::now() + remaining,
+        command: header.command,
+        if_match: header.if_match,
+    };
+    Ok(IncomingRequest { id, subject: header.subject, context, payload: payload.to_vec() })
+}
+
+/// The most service names of an installation.
+const MAX_SERVICES: usize = 64;
+
+/// The names of other processes' services. They are kept, so that a principal is `Copy`.
+static SERVICE_NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+/// A service's name that lives as long as the process. `None` if the name is invalid.
+fn service_name(name: &str) -> Option<&'static str> {
+    let mut names = SERVICE_NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name) {
+        return Some(known);
+    }
+    if names.len() >= MAX_SERVICES || !is_label(name) {
+        return None;
+    }
+    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.insert(name);
+    Some(name)
+}
+
+/// The problem of a message in a newer major version than this process reads.
+fn newer_version(what: &str, (major, minor): Version) -> Problem {
+    other_version(format!(
+        "The {what} has version {major}.{minor} of the format between processes; this process reads versions up to {}.x.",
+        VERSION.0
+    ))
+}
+
+/// A problem that ends once the processes run the same version.
+fn other_version(detail: String) -> Problem {
+    tracing::error!(detail, "a message of another version of Capsule cannot be read");
+    Problem::unavailable(detail).hint("Run the same version of Capsule in every process of the installation.")
 }
 
 fn now() -> u64 {
@@ -160,38 +263,4 @@ fn now() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::Wire;
-    use crate::context::{Context, Principal};
-    use capsule_contracts::{Problem, Uuid};
-    use capsule_store::Keyring;
-
-    fn wire() -> Wire {
-        let folder = tempfile::tempdir().expect("a folder");
-        Wire::new(&Keyring::open(&folder.path().join("key")).expect("a key"))
-    }
-
-    #[test]
-    fn a_request_is_readable_only_within_the_installation() {
-        let wire = wire();
-        let principal = Principal::User { id: Uuid::from_u128(1), session: Uuid::from_u128(2), platform_admin: true };
-        let context = Context::new("c-1".into(), principal);
-        let (id, sealed) = wire.seal_request(&context, "auth.get_profile", b"{\"secret\":1}").expect("seals");
-        assert!(!sealed.windows(6).any(|window| window == b"secret"));
-        let received = wire.open_request(&sealed).expect("opens");
-        assert_eq!((received.id, received.subject.as_str(), received.context.principal), (id, "auth.get_profile", principal));
-        assert_eq!(received.payload, b"{\"secret\":1}");
-        assert!(self::wire().open_request(&sealed).is_none(), "another installation");
-    }
-
-    #[test]
-    fn a_reply_opens_only_for_its_request() {
-        let wire = wire();
-        let id = Uuid::from_u128(7);
-        let sealed = wire.seal_reply(id, &Err(Problem::not_found("thing"))).expect("seals");
-        assert_eq!(wire.open_reply(id, &sealed), Err(Problem::not_found("thing")));
-        assert_eq!(wire.open_reply(Uuid::from_u128(8), &sealed).expect_err("another's").code, "unavailable");
-        let sealed = wire.seal_reply(id, &Ok(b"yes".to_vec())).expect("seals");
-        assert_eq!(wire.open_reply(id, &sealed), Ok(b"yes".to_vec()));
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! Services in environments, in the table `placements`: host, user id, desired state and active deployment.
 
-use capsule_bus::SystemGrant;
+use capsule_bus::Delivery;
 use capsule_contracts::project::{Configuration, ServiceRenamed};
 use capsule_contracts::{Problem, Uuid};
 use capsule_store::{FromRow, Scope, Transaction, scoped, unscoped};
