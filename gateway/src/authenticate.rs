@@ -91,7 +91,11 @@ impl Authenticator {
 
     /// Fails if the session ended while the request was being received.
     pub async fn recheck(&self, context: &Context) -> Result<(), Problem> {
-        let Principal::User { session, .. } = context.principal else { return Ok(()) };
+        let session = match context.principal {
+            Principal::User { session, .. } => session,
+            Principal::ApiKey { .. } => return Err(Problem::unauthenticated("The API key cannot be checked again.")),
+            Principal::Anonymous | Principal::Service(_) => return Ok(()),
+        };
         let own_context = Context::new(context.correlation_id.clone(), Principal::Service("gateway"));
         let live = self.bus.request(&own_context, &CheckSessions { ids: vec![session] }).await?;
         match live.ids.contains(&session) {

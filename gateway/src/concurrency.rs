@@ -26,7 +26,7 @@ impl Concurrency {
     /// # Errors
     /// When the user is at the limit.
     pub fn acquire(&self, principal: Principal) -> Result<Option<Permit>, Problem> {
-        let Principal::User { id, .. } = principal else { return Ok(None) };
+        let Some(id) = principal.account() else { return Ok(None) };
         if self.limit == 0 {
             return Ok(None);
         }

@@ -30,7 +30,7 @@ pub async fn check(gateway: &Gateway, context: &Context, parts: &Parts, subject:
         _ if subject == Login::SUBJECT || subject == Register::SUBJECT => {
             gateway.limiter.check(&format!("sign-in:{}", address(parts)), gateway.limits.sign_ins).await
         }
-        Principal::User { id, .. } => gateway.limiter.check(&id.to_string(), gateway.limits.requests).await,
+        Principal::User { id, .. } | Principal::ApiKey { id, .. } => gateway.limiter.check(&id.to_string(), gateway.limits.requests).await,
         _ => gateway.limiter.check(&address(parts), gateway.limits.requests).await,
     };
     match decision {
@@ -59,7 +59,7 @@ pub async fn check_account(
     message: &[u8],
 ) -> Result<Option<Attempt>, Problem> {
     let Ok(PasswordFields { email, password, current_password }) = serde_json::from_slice(message) else { return Ok(None) };
-    if let (Principal::User { id, .. }, true) = (context.principal, password.is_some() || current_password.is_some()) {
+    if let (Some(id), true) = (context.principal.account(), password.is_some() || current_password.is_some()) {
         let decision = gateway.limiter.check(&format!("password:{id}"), gateway.limits.sign_ins).await;
         return match decision {
             Some(decision) if !decision.allowed => Err(limit_exceeded("Too many attempts to enter your password.".into())

@@ -186,7 +186,7 @@ fn idempotency_key(parts: &Parts) -> Result<Option<String>, Problem> {
 /// Gives the command an id derived from its sender, its subject and the key, so that keys of different users never
 /// collide.
 fn with_idempotency_key(gateway: &Gateway, context: Context, subject: &str, key: &str, message: &[u8]) -> Context {
-    let Principal::User { id, .. } = context.principal else { return context };
+    let (Principal::User { id, .. } | Principal::ApiKey { id, .. }) = context.principal else { return context };
     let mut digest = Sha256::new_with_prefix(id.as_bytes());
     digest.update(format!("\0{subject}\0{key}"));
     let mut bytes = [0; 16];

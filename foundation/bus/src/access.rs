@@ -4,7 +4,7 @@ use std::future::Future;
 
 use capsule_contracts::access::{EnvironmentKind, rule};
 use capsule_contracts::project::Location;
-use capsule_contracts::{Access, Message, Permission, Problem, Role, Target, Uuid};
+use capsule_contracts::{Access, Message, Permission, Permissions, Problem, Role, Target, Uuid};
 use capsule_store::Scope;
 
 use crate::context::{Context, Principal};
@@ -37,32 +37,45 @@ impl Caller {
     fn from_context(context: &Context) -> Result<Self, Problem> {
         match context.principal {
             Principal::User { id, session, platform_admin } => Ok(Self { user: id, session, platform_admin }),
+            Principal::ApiKey { .. } => Err(Problem::forbidden("An API key has access only to the resources of its organization.")
+                .hint("Sign in with `capsule login`.")),
             Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("You are not signed in.")),
         }
     }
 }
 
-/// The grant of a member of an organization who has the permissions that the message requires. Made only here.
+/// The grant of a member of an organization who has the permissions that the message requires, or of an API key of such a
+/// member. Made only here.
 #[derive(Clone, Copy, Debug)]
 pub struct Tenant {
     organization: Uuid,
     user: Uuid,
     role: Role,
+    /// The scopes of an API key.
+    scopes: Option<Permissions>,
     /// The lowest role that has the required permissions.
     min_role: Role,
 }
 
 impl Tenant {
-    /// The member who sent the message.
+    /// The member who sent the message, or the owner of the API key.
     #[must_use]
     pub fn user(&self) -> Uuid {
         self.user
     }
 
-    /// The member's role.
+    /// The member's role. For an API key, the highest role that its scopes contain entirely, at most its owner's.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.role
+        effective_role(self.role, self.scopes)
+    }
+
+    /// Checks a further permission.
+    ///
+    /// # Errors
+    /// [`Problem::forbidden`] if the role does not have it, or it is not among the scopes of the API key.
+    pub fn check(&self, permission: Permission) -> Result<(), Problem> {
+        check_permission(self.role, self.scopes, permission)
     }
 }
 
@@ -233,7 +246,7 @@ impl Authorize for rule::Internal {
     async fn authorize<S: Service, M: Message>(service: &S, context: &Context, _: &M) -> Result<SystemAccess, Problem> {
         match context.principal {
             Principal::Service(_) => Ok(SystemAccess::new(service.store().name())),
-            Principal::User { .. } | Principal::Anonymous => Err(Problem::not_found("endpoint")),
+            Principal::User { .. } | Principal::ApiKey { .. } | Principal::Anonymous => Err(Problem::not_found("endpoint")),
         }
     }
 }
@@ -255,6 +268,46 @@ fn required_permissions(access: Access, location: &Location) -> Result<Vec<Permi
     }
 }
 
+/// Fails unless the role has the permission and it is among the scopes of the API key, if there is one.
+fn check_permission(role: Role, scopes: Option<Permissions>, permission: Permission) -> Result<(), Problem> {
+    if !role.allows(permission) {
+        return Err(Problem::missing_permission(permission, role));
+    }
+    match scopes {
+        Some(scopes) if !scopes.contains(permission) => Err(Problem::missing_scope(permission)),
+        _ => Ok(()),
+    }
+}
+
+/// The highest role up to `role` whose permissions are all among the scopes; the lowest role if there is none.
+fn effective_role(role: Role, scopes: Option<Permissions>) -> Role {
+    let Some(scopes) = scopes else { return role };
+    let is_within = |one: &Role| Permission::ALL.into_iter().all(|permission| !one.allows(permission) || scopes.contains(permission));
+    Role::ALL.into_iter().filter(|one| *one <= role && is_within(one)).max().unwrap_or(Role::Viewer)
+}
+
+/// The sender of a message on the resources of an organization.
+struct Sender {
+    user: Uuid,
+    /// The organization and the scopes of an API key.
+    key: Option<(Uuid, Permissions)>,
+}
+
+impl Sender {
+    fn from_context(context: &Context) -> Result<Self, Problem> {
+        match context.principal {
+            Principal::User { id, .. } => Ok(Self { user: id, key: None }),
+            Principal::ApiKey { owner, organization, scopes, .. } => Ok(Self { user: owner, key: Some((organization, scopes)) }),
+            Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("You are not signed in.")),
+        }
+    }
+
+    /// Whether the sender can have access to an organization at all.
+    fn reaches(&self, organization: Uuid) -> bool {
+        self.key.is_none_or(|(own, _)| own == organization)
+    }
+}
+
 impl Authorize for rule::Granted {
     type Grant = Tenant;
 
@@ -263,33 +316,72 @@ impl Authorize for rule::Granted {
     }
 
     async fn authorize<S: Service, M: Message>(service: &S, context: &Context, message: &M) -> Result<Tenant, Problem> {
-        let caller = Caller::from_context(context)?;
+        let sender = Sender::from_context(context)?;
         let target = message.target().ok_or_else(Problem::internal)?;
-        // The same for a missing target and for one of an organization that the caller is not a member of.
+        // The same for a missing target and for one of an organization that the sender has no access to.
         let not_found = || Problem::not_found(target.noun());
-        let location = service.locate(&target).await?.ok_or_else(not_found)?;
+        let location = service.locate(&target).await?.filter(|location| sender.reaches(location.organization_id));
+        let location = location.ok_or_else(not_found)?;
         let permissions = required_permissions(M::ACCESS, &location)?;
         let missing = |role: Role| permissions.iter().copied().find(|permission| !role.allows(*permission));
-        let cached = service.cached_role(location.organization_id, caller.user).await?;
+        let cached = service.cached_role(location.organization_id, sender.user).await?;
         let role = match cached {
             Some(role) if missing(role).is_none() => role,
             // The cache may be outdated: request the role before refusing.
-            _ => service.fetch_role(location.organization_id, caller.user).await?.ok_or_else(not_found)?,
+            _ => service.fetch_role(location.organization_id, sender.user).await?.ok_or_else(not_found)?,
         };
-        if let Some(permission) = missing(role) {
-            return Err(Problem::missing_permission(permission, role));
+        let scopes = sender.key.map(|(_, scopes)| scopes);
+        for permission in &permissions {
+            check_permission(role, scopes, *permission)?;
         }
         let min_role = Role::ALL.into_iter().find(|role| missing(*role).is_none()).unwrap_or(role);
-        Ok(Tenant { organization: location.organization_id, user: caller.user, role, min_role })
+        Ok(Tenant { organization: location.organization_id, user: sender.user, role, scopes, min_role })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::required_permissions;
+    use super::{check_permission, effective_role, required_permissions};
     use capsule_contracts::access::EnvironmentKind as Kind;
     use capsule_contracts::project::Location;
-    use capsule_contracts::{Access, Permission, Uuid};
+    use capsule_contracts::{Access, Permission, Permissions, Role, Uuid};
+
+    #[test]
+    fn the_scopes_of_a_key_bound_what_its_owners_role_permits() {
+        let all: Permissions = Permission::ALL.into_iter().collect();
+        for role in Role::ALL {
+            for permission in Permission::ALL {
+                let only: Permissions = [permission].into_iter().collect();
+                let others: Permissions = Permission::ALL.into_iter().filter(|one| *one != permission).collect();
+                let check = |scopes| check_permission(role, scopes, permission);
+                let (name, allowed) = (format!("{} of {}", permission.name(), role.name()), role.allows(permission));
+                for scopes in [None, Some(all), Some(only)] {
+                    assert_eq!(check(scopes).is_ok(), allowed, "{name}");
+                }
+                for scopes in [others, Permissions::default()] {
+                    let problem = check(Some(scopes)).expect_err(&name);
+                    assert_eq!((problem.status, problem.detail.contains("API key")), (403, allowed), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_has_a_role_only_with_all_of_its_permissions() {
+        for owner in Role::ALL {
+            assert_eq!(effective_role(owner, None), owner);
+            for role in Role::ALL {
+                let scopes: Permissions = Permission::ALL.into_iter().filter(|permission| role.allows(*permission)).collect();
+                assert_eq!(effective_role(owner, Some(scopes)), role.min(owner), "{role:?} of {owner:?}");
+                for left_out in scopes.iter() {
+                    let fewer: Permissions = scopes.iter().filter(|permission| *permission != left_out).collect();
+                    let effective = effective_role(owner, Some(fewer));
+                    assert!(effective == Role::Viewer || !effective.allows(left_out), "{role:?} of {owner:?} without {left_out:?}");
+                }
+            }
+            assert_eq!(effective_role(owner, Some(Permissions::default())), Role::Viewer);
+        }
+    }
 
     #[test]
     fn a_target_in_several_environments_requires_the_deploy_permission_of_each() {

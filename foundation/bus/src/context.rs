@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use capsule_contracts::Uuid;
+use capsule_contracts::{Permissions, Uuid};
 use serde::{Deserialize, Serialize};
 
 /// The sender of a message.
@@ -12,8 +12,23 @@ pub enum Principal {
     Anonymous,
     /// A signed-in user, whose access token was verified.
     User { id: Uuid, session: Uuid, platform_admin: bool },
-    /// A service of the platform itself.
+    /// An API key, which was verified. It can do what its owner's role permits within its scopes, only in its
+    /// organization.
+    ApiKey { id: Uuid, owner: Uuid, organization: Uuid, scopes: Permissions },
+    /// A service of the platform itself, by its name.
     Service(&'static str),
+}
+
+impl Principal {
+    /// The account that the message is sent for: the user, or the owner of the API key.
+    #[must_use]
+    pub fn account(&self) -> Option<Uuid> {
+        match *self {
+            Self::User { id, .. } => Some(id),
+            Self::ApiKey { owner, .. } => Some(owner),
+            Self::Anonymous | Self::Service(_) => None,
+        }
+    }
 }
 
 /// Identifies a command, so that it does not run again when it is delivered again.

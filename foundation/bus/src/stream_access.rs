@@ -39,7 +39,8 @@ struct OpenStreams {
 #[derive(Debug)]
 struct Stream {
     user: Uuid,
-    session: Uuid,
+    /// `None` for an API key.
+    session: Option<Uuid>,
     condition: Condition,
     /// When access was last confirmed.
     confirmed: Instant,
@@ -76,7 +77,11 @@ impl StreamAccess {
     /// Checks `condition` for the principal of `context` until the result is dropped. `None` where there is nothing to
     /// check.
     pub fn begin(bus: &Bus, context: &Context, condition: Condition) -> Option<CheckedStream> {
-        let Principal::User { id: user, session, .. } = context.principal else { return None };
+        let (user, session) = match context.principal {
+            Principal::User { id, session, .. } => (id, Some(session)),
+            Principal::ApiKey { owner, .. } => (owner, None),
+            Principal::Anonymous | Principal::Service(_) => return None,
+        };
         if condition == Condition::None {
             return None;
         }
@@ -128,7 +133,7 @@ type Roles = HashMap<(Uuid, Uuid), Option<Role>>;
 
 impl OpenStreams {
     fn sessions(&self) -> Vec<Uuid> {
-        self.streams.values().map(|stream| stream.session).collect::<HashSet<_>>().into_iter().collect()
+        self.streams.values().filter_map(|stream| stream.session).collect::<HashSet<_>>().into_iter().collect()
     }
 
     fn memberships(&self) -> Vec<GetMembership> {
@@ -146,10 +151,15 @@ impl OpenStreams {
             if *id >= next_id {
                 return true;
             }
-            let session = live.map(|live| live.ids.contains(&stream.session));
+            let session = match stream.session {
+                Some(session) => live.map(|live| live.ids.contains(&session)),
+                None => Some(true),
+            };
             let condition = match stream.condition {
                 Condition::None | Condition::Session => Some(true),
-                Condition::PlatformAdmin => live.map(|live| live.platform_admins.contains(&stream.session)),
+                Condition::PlatformAdmin => live.map(|live| {
+                    stream.session.is_some_and(|session| live.platform_admins.contains(&session))
+                }),
                 Condition::Member { organization, min_role } => {
                     let role = roles.and_then(|roles| roles.get(&(organization, stream.user)));
                     role.map(|role| role.is_some_and(|role| role >= min_role))
@@ -183,7 +193,7 @@ mod tests {
     const ORGANIZATION: Uuid = Uuid::from_u128(3);
 
     fn open(condition: Condition, confirmed: Instant) -> OpenStreams {
-        let stream = Stream { user: USER, session: SESSION, condition, confirmed, _alive: oneshot::channel().0 };
+        let stream = Stream { user: USER, session: Some(SESSION), condition, confirmed, _alive: oneshot::channel().0 };
         OpenStreams { next_id: 1, streams: HashMap::from([(0, stream)]), checking: true }
     }
 
@@ -208,6 +218,18 @@ mod tests {
         assert!(!stays_open(Condition::Session, Some(&LiveSessions::default()), None), "the session ended");
         assert!(stays_open(Condition::PlatformAdmin, Some(&live(true)), None));
         assert!(!stays_open(Condition::PlatformAdmin, Some(&live(false)), None), "no longer an administrator");
+    }
+
+    #[test]
+    fn a_stream_of_an_api_key_ends_with_its_owners_membership() {
+        let member = Condition::Member { organization: ORGANIZATION, min_role: Role::Developer };
+        for (role, stays) in [(Some(Role::Developer), true), (Some(Role::Viewer), false), (None, false)] {
+            let mut open = open(member, Instant::now());
+            open.streams.values_mut().for_each(|stream| stream.session = None);
+            assert!(open.sessions().is_empty());
+            open.apply(1, Some(&LiveSessions::default()), Some(&HashMap::from([((ORGANIZATION, USER), role)])));
+            assert_eq!(!open.streams.is_empty(), stays, "{role:?}");
+        }
     }
 
     #[test]

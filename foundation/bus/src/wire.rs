@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use capsule_contracts::message::is_label;
 use capsule_contracts::text::truncated;
-use capsule_contracts::{EventEnvelope, Problem, Uuid};
+use capsule_contracts::{EventEnvelope, Permissions, Problem, Uuid};
 use capsule_store::{DerivedKey, Keyring};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,7 @@ struct Preamble {
 enum SenderPrincipal {
     Anonymous,
     User { id: Uuid, session: Uuid, platform_admin: bool },
+    ApiKey { id: Uuid, owner: Uuid, organization: Uuid, scopes: Permissions },
     Service(String),
 }
 
@@ -109,6 +110,9 @@ impl Wire {
             principal: match context.principal {
                 Principal::Anonymous => SenderPrincipal::Anonymous,
                 Principal::User { id, session, platform_admin } => SenderPrincipal::User { id, session, platform_admin },
+                Principal::ApiKey { id, owner, organization, scopes } => {
+                    SenderPrincipal::ApiKey { id, owner, organization, scopes }
+                }
                 Principal::Service(name) => SenderPrincipal::Service(name.into()),
             },
             deadline: now().saturating_add(u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX)),
@@ -210,6 +214,7 @@ fn read_request(header: RequestHeader, payload: &[u8]) -> Result<IncomingRequest
     let principal = match header.principal {
         SenderPrincipal::Anonymous => Principal::Anonymous,
         SenderPrincipal::User { id, session, platform_admin } => Principal::User { id, session, platform_admin },
+        SenderPrincipal::ApiKey { id, owner, organization, scopes } => Principal::ApiKey { id, owner, organization, scopes },
         SenderPrincipal::Service(name) => Principal::Service(service_name(&name).ok_or_else(unknown)?),
     };
     let context = Context {

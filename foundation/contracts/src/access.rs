@@ -60,6 +60,11 @@ impl Permission {
         Self::AlertsManage,
     ];
 
+    /// Its bit in [`Permissions`]. Not stored or sent.
+    fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
     /// The name in the API and the documentation.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -80,6 +85,42 @@ impl Permission {
             Self::MetricsView => "metrics:view",
             Self::AlertsManage => "alerts:manage",
         }
+    }
+}
+
+/// A set of permissions, such as the scopes of an API key. In JSON it is a list of names; unknown names are ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<String>", into = "Vec<String>")]
+pub struct Permissions(u32);
+
+impl Permissions {
+    /// Whether the set has a permission.
+    #[must_use]
+    pub fn contains(self, permission: Permission) -> bool {
+        self.0 & permission.bit() != 0
+    }
+
+    /// The permissions of the set, in display order.
+    pub fn iter(self) -> impl Iterator<Item = Permission> {
+        Permission::ALL.into_iter().filter(move |permission| self.contains(*permission))
+    }
+}
+
+impl FromIterator<Permission> for Permissions {
+    fn from_iter<I: IntoIterator<Item = Permission>>(permissions: I) -> Self {
+        Self(permissions.into_iter().fold(0, |bits, permission| bits | permission.bit()))
+    }
+}
+
+impl From<Vec<String>> for Permissions {
+    fn from(names: Vec<String>) -> Self {
+        Permission::ALL.into_iter().filter(|permission| names.iter().any(|name| name == permission.name())).collect()
+    }
+}
+
+impl From<Permissions> for Vec<String> {
+    fn from(permissions: Permissions) -> Self {
+        permissions.iter().map(|permission| permission.name().to_owned()).collect()
     }
 }
 
@@ -237,7 +278,22 @@ pub mod rule {
 
 #[cfg(test)]
 mod tests {
-    use super::{Permission, Role};
+    use super::{Permission, Permissions, Role};
+
+    #[test]
+    fn a_set_of_permissions_has_what_it_was_made_of() {
+        for permission in Permission::ALL {
+            let one: Permissions = [permission].into_iter().collect();
+            assert_eq!(one.iter().collect::<Vec<_>>(), [permission]);
+            let text = serde_json::to_string(&one).expect("JSON");
+            assert_eq!(text, format!("[\"{}\"]", permission.name()));
+            assert_eq!(serde_json::from_str::<Permissions>(&text).expect("a set"), one);
+        }
+        let all: Permissions = Permission::ALL.into_iter().collect();
+        assert!(Permission::ALL.into_iter().all(|permission| all.contains(permission)));
+        let later: Permissions = serde_json::from_str("[\"fly:moon\",\"org:view\"]").expect("a set");
+        assert_eq!(later.iter().collect::<Vec<_>>(), [Permission::OrgView]);
+    }
 
     #[test]
     fn an_owner_has_every_permission_and_a_viewer_only_those_to_view() {

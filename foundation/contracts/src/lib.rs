@@ -17,7 +17,7 @@ pub mod quotas;
 pub mod text;
 pub mod time;
 
-pub use access::{Access, Permission, Role, Target};
+pub use access::{Access, Permission, Permissions, Role, Target};
 pub use event::{Event, EventEnvelope};
 pub use message::{Check, Count, Download, DuplexMessage, Empty, Kind, Message, Page, Redirect, StreamMessage};
 pub use problem::{FieldError, Problem};

@@ -110,6 +110,13 @@ impl Problem {
             .hint("Ask an owner or admin of the organization for a role that has it.")
     }
 
+    /// The API key does not have a required permission among its scopes (403).
+    #[must_use]
+    pub fn missing_scope(permission: Permission) -> Self {
+        Self::forbidden(format!("You need the {} permission. It is not among the scopes of this API key.", permission.name()))
+            .hint("Use a key that has it.")
+    }
+
     /// The thing does not exist, or the caller may not see it (404). `what` is a noun, such as `service`.
     #[must_use]
     pub fn not_found(what: &str) -> Self {

@@ -64,7 +64,7 @@ pub async fn close_service(
         scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = :project", project);
     let mut environment_ids = Vec::new();
     for row in projects.store.read().all::<Row>(all).await? {
-        if tenant.role().allows(environments::parse_kind(&row.kind)?.deploy_permission()) {
+        if tenant.check(environments::parse_kind(&row.kind)?.deploy_permission()).is_ok() {
             environment_ids.push(row.id);
         }
     }
@@ -78,10 +78,7 @@ pub async fn check_project(tx: &Transaction<'_>, tenant: &Tenant, project: Uuid)
     let all =
         scoped!(tenant, "SELECT id, kind FROM environments WHERE organization_id = :tenant AND project_id = :project", project);
     for row in tx.read().all::<Row>(all).await? {
-        let permission = environments::parse_kind(&row.kind)?.deploy_permission();
-        if !tenant.role().allows(permission) {
-            return Err(Problem::missing_permission(permission, tenant.role()));
-        }
+        tenant.check(environments::parse_kind(&row.kind)?.deploy_permission())?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 use capsule_contracts::organization::OrganizationDeleted;
-use capsule_contracts::{Event, EventEnvelope, Problem, Uuid};
+use capsule_contracts::{Event, EventEnvelope, Permission, Problem, Uuid};
 use capsule_store::Keyring;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -99,6 +99,20 @@ fn a_service_is_known_by_its_name_in_another_process() {
         header["principal"] = json!({"service": name});
         assert_eq!(refusal(&request(&header)).1.code, "unavailable", "{name}");
     }
+}
+
+#[test]
+fn an_api_key_keeps_its_scopes_in_another_process() {
+    let scopes = [Permission::DeployStaging, Permission::LogsView].into_iter().collect();
+    let [id, owner, organization] = [1, 2, 3].map(Uuid::from_u128);
+    let key = Principal::ApiKey { id, owner, organization, scopes };
+    let (_, sealed) = wire().seal_request(&Context::new("c-1".into(), key), "deploy.deploy", b"{}").expect("seals");
+    assert_eq!(open(&sealed).context.principal, key);
+    // A scope that only a later version knows gives nothing here.
+    let mut header = later_header();
+    let scopes = ["deploy:staging", "deploy:moon", "logs:view"];
+    header["principal"] = json!({"api_key": {"id": id, "owner": owner, "organization": organization, "scopes": scopes}});
+    assert_eq!(open(&request(&header)).context.principal, key);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The bus on a real database.
 
 mod events;
+mod principals;
 mod quotas;
 mod retention;
 mod sagas;
