@@ -5,7 +5,7 @@ use std::future::Future;
 use capsule_contracts::access::{EnvironmentKind, rule};
 use capsule_contracts::project::Location;
 use capsule_contracts::{Access, Message, Permission, Permissions, Problem, Role, Target, Uuid};
-use capsule_store::Scope;
+use capsule_store::{Scope, UserScope};
 
 use crate::context::{Context, Principal};
 use crate::service::Service;
@@ -34,6 +34,17 @@ impl Caller {
         self.platform_admin
     }
 
+    /// Grants access to a user's rows: to the caller's own, and for an administrator of the installation to any user's.
+    ///
+    /// # Errors
+    /// [`Problem::not_found`] if the caller may not access them.
+    pub fn access_to(&self, user: Uuid) -> Result<UserGrant, Problem> {
+        match user == self.user || self.platform_admin {
+            true => Ok(UserGrant { user }),
+            false => Err(Problem::not_found("user")),
+        }
+    }
+
     fn from_context(context: &Context) -> Result<Self, Problem> {
         match context.principal {
             Principal::User { id, session, platform_admin } => Ok(Self { user: id, session, platform_admin }),
@@ -41,6 +52,24 @@ impl Caller {
                 .hint("Sign in with `capsule login`.")),
             Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("You are not signed in.")),
         }
+    }
+}
+
+impl UserScope for Caller {
+    fn user(&self) -> Uuid {
+        self.user
+    }
+}
+
+/// A grant for the rows of a user, made from [`Caller::access_to`] or [`SystemAccess::user`].
+#[derive(Clone, Copy, Debug)]
+pub struct UserGrant {
+    user: Uuid,
+}
+
+impl UserScope for UserGrant {
+    fn user(&self) -> Uuid {
+        self.user
     }
 }
 
@@ -110,6 +139,13 @@ impl SystemAccess {
     pub fn organization(&self, organization: Uuid, reason: &'static str) -> SystemGrant {
         tracing::debug!(service = self.service, %organization, reason, "system grant");
         SystemGrant { organization }
+    }
+
+    /// Grants access to a user's rows. `reason` is logged.
+    #[must_use]
+    pub fn user(&self, user: Uuid, reason: &'static str) -> UserGrant {
+        tracing::debug!(service = self.service, %user, reason, "user grant");
+        UserGrant { user }
     }
 }
 

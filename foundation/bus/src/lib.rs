@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-pub use access::{Authorize, Caller, Condition, Invitee, SystemAccess, SystemGrant, Tenant};
+pub use access::{Authorize, Caller, Condition, Invitee, SystemAccess, SystemGrant, Tenant, UserGrant};
 pub use context::{Command, Context, Principal};
 pub use duplex::{Duplex, Frame};
 pub use events::emit;

@@ -36,7 +36,7 @@ pub use databases::Databases;
 pub use keyring::{DerivedKey, Keyring, create_secret_file};
 pub use migrate::{Migration, MigrationState, MigrationStatus, Migrations};
 pub use row::{DecodeError, FromColumn, FromRow, Row};
-pub use statement::{Query, Scope, Statement};
+pub use statement::{Query, Scope, Statement, UserScope};
 pub use transaction::{Reader, Transaction};
 pub use value::{Value, ValueType};
 

@@ -14,6 +14,13 @@ pub trait Scope {
     fn organization(&self) -> Uuid;
 }
 
+/// Permission to access a user's own rows. Made by the dispatcher, and by the identity service for a user whose credential
+/// it has verified.
+pub trait UserScope {
+    /// The user whose rows may be read and written.
+    fn user(&self) -> Uuid;
+}
+
 /// The text of a statement: one for each place in the program that makes it.
 #[derive(Debug)]
 pub struct Query {
@@ -69,6 +76,14 @@ impl Statement {
         Self { query, values }
     }
 
+    /// Called by [`user_scoped!`](crate::user_scoped), for which the user is the last value.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn user_scoped(scope: &impl UserScope, query: &'static Query, mut values: Vec<Value>) -> Self {
+        values.push(scope.user().into());
+        Self { query, values }
+    }
+
     /// Called by [`unscoped!`](crate::unscoped).
     #[doc(hidden)]
     #[must_use]
@@ -118,6 +133,33 @@ macro_rules! scoped {
     ($scope:expr, $sql:expr $(, $name:ident $(= $value:expr)?)* $(,)?) => {{
         static QUERY: $crate::Query = $crate::query!($sql, [$($name,)* tenant]);
         $crate::Statement::scoped($scope, &QUERY, vec![$($crate::named!($name $(= $value)?)),*])
+    }};
+}
+
+/// A statement on a user's rows. Takes a [`UserScope`], and does not compile unless its SQL contains `:user`, which is
+/// bound to the scope's user. Values are given as to [`scoped!`](crate::scoped).
+///
+/// ```
+/// # struct Grant;
+/// # impl capsule_store::UserScope for Grant {
+/// #     fn user(&self) -> capsule_contracts::Uuid { capsule_contracts::Uuid::nil() }
+/// # }
+/// capsule_store::user_scoped!(&Grant, "SELECT id FROM sessions WHERE user_id = :user AND revoked_at IS NULL");
+/// ```
+///
+/// ```compile_fail
+/// # struct Grant;
+/// # impl capsule_store::UserScope for Grant {
+/// #     fn user(&self) -> capsule_contracts::Uuid { capsule_contracts::Uuid::nil() }
+/// # }
+/// // Without `:user`.
+/// capsule_store::user_scoped!(&Grant, "SELECT id FROM sessions WHERE revoked_at IS NULL");
+/// ```
+#[macro_export]
+macro_rules! user_scoped {
+    ($scope:expr, $sql:expr $(, $name:ident $(= $value:expr)?)* $(,)?) => {{
+        static QUERY: $crate::Query = $crate::query!($sql, [$($name,)* user]);
+        $crate::Statement::user_scoped($scope, &QUERY, vec![$($crate::named!($name $(= $value)?)),*])
     }};
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use capsule_bus::Call;
+use capsule_bus::{Call, Caller};
 use capsule_contracts::identity::{DeleteUser, ListUsers, UpdateUser, User};
 use capsule_contracts::list::{PageQuery, SortKey};
 use capsule_contracts::{Empty, Page, Problem, Uuid};
-use capsule_store::{Transaction, page, unscoped};
+use capsule_store::{Transaction, page, unscoped, user_scoped};
 
 use crate::profile::{self, UserRow};
 use crate::{IdentityService, erasure, reauthentication, sessions};
@@ -30,13 +30,9 @@ pub async fn list_users(identity: Arc<IdentityService>, call: Call<ListUsers>) -
     Ok(query.page(users, |user| (key(user), user.id)))
 }
 
-/// Fails unless `user` is an administrator of the installation now. The session may predate the loss of the role.
-pub async fn check_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
-    let admin = unscoped!(
-        "users belong to no tenant",
-        "SELECT 1 FROM users WHERE id = :user AND platform_admin AND closed_at IS NULL",
-        user
-    );
+/// Fails unless the caller is an administrator of the installation now. The session may predate the loss of the role.
+pub async fn check_admin(tx: &Transaction<'_>, caller: &Caller) -> Result<(), Problem> {
+    let admin = user_scoped!(caller, "SELECT 1 FROM users WHERE id = :user AND platform_admin AND closed_at IS NULL");
     match tx.read().exists(admin).await? {
         true => Ok(()),
         false => Err(Problem::forbidden("You are no longer an administrator of this installation.")),
@@ -45,32 +41,27 @@ pub async fn check_admin(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem
 
 pub async fn update_user(identity: Arc<IdentityService>, call: Call<UpdateUser>) -> Result<User, Problem> {
     let Call { message, grant, context } = call;
-    let confirmation = reauthentication::confirm(&identity, grant.user(), message.password.as_deref()).await?;
+    let confirmation = reauthentication::confirm(&identity, &grant, message.password.as_deref()).await?;
     let tx = identity.store.begin().await?;
     confirmation.check_still_valid(&tx, &grant).await?;
-    check_admin(&tx, grant.user()).await?;
-    let user = profile::by_id(&tx, message.id).await?.ok_or_else(|| Problem::not_found("user"))?;
+    check_admin(&tx, &grant).await?;
+    let other = grant.access_to(message.id)?;
+    let user = profile::by_id(&tx, &other).await?.ok_or_else(|| Problem::not_found("user"))?;
     context.check_if_match(&user)?;
     if message.platform_admin {
-        tx.run(unscoped!(
-            "users belong to no tenant",
-            "UPDATE users SET platform_admin = TRUE WHERE id = :id AND closed_at IS NULL",
-            id = message.id
-        ))
-        .await?;
+        tx.run(user_scoped!(&other, "UPDATE users SET platform_admin = TRUE WHERE id = :user AND closed_at IS NULL")).await?;
     } else if user.platform_admin {
-        let revoked = unscoped!(
-            "users belong to no tenant",
-            "UPDATE users SET platform_admin = FALSE WHERE id = :id AND platform_admin AND EXISTS \
-             (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :id)",
-            id = message.id
+        let revoked = user_scoped!(
+            &other,
+            "UPDATE users SET platform_admin = FALSE WHERE id = :user AND platform_admin AND EXISTS \
+             (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :user)"
         );
         if tx.run(revoked).await? == 0 {
             return Err(Problem::conflict(format!("{} is the last administrator of this installation.", user.email))
                 .hint("Make another user an administrator first: capsule admin users grant EMAIL"));
         }
         // Their access tokens still contain the role.
-        sessions::end_all(&tx, &context, message.id).await?;
+        sessions::end_all(&tx, &context, &other).await?;
     }
     tx.commit().await?;
     tracing::info!(user = %message.id, platform_admin = message.platform_admin, by = %grant.user(), "administrator changed");
@@ -79,7 +70,7 @@ pub async fn update_user(identity: Arc<IdentityService>, call: Call<UpdateUser>)
 
 pub async fn delete_user(identity: Arc<IdentityService>, call: Call<DeleteUser>) -> Result<Empty, Problem> {
     let Call { message, grant, context } = call;
-    let confirmation = reauthentication::confirm(&identity, grant.user(), message.password.as_deref()).await?;
+    let confirmation = reauthentication::confirm(&identity, &grant, message.password.as_deref()).await?;
     erasure::begin(&identity, &context, (&grant, &confirmation), message.id).await?;
     tracing::info!(user = %message.id, by = %grant.user(), "account erasure begun by an administrator");
     Ok(Empty {})

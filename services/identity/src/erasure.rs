@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsule_bus::saga::{self, Run, Saga, Step};
-use capsule_bus::{Call, Caller, Context, emit};
+use capsule_bus::{Call, Caller, Context, UserGrant, emit};
 use capsule_contracts::identity::{DeleteProfile, UserErased};
 use capsule_contracts::organization::{CheckLeaving, CountMemberships, LeaveOrganizations};
 use capsule_contracts::{Empty, Problem, Timestamp, Uuid};
-use capsule_store::{Transaction, unscoped};
+use capsule_store::{UserScope, user_scoped};
 use serde::{Deserialize, Serialize};
 
 use crate::reauthentication::{self, Confirmation};
@@ -45,7 +45,7 @@ pub static ERASURE: Saga<IdentityService> = Saga {
 
 pub async fn delete_profile(identity: Arc<IdentityService>, call: Call<DeleteProfile>) -> Result<Empty, Problem> {
     let user = call.grant.user();
-    let confirmation = reauthentication::confirm(&identity, user, call.message.password.as_deref()).await?;
+    let confirmation = reauthentication::confirm(&identity, &call.grant, call.message.password.as_deref()).await?;
     begin(&identity, &call.context, (&call.grant, &confirmation), user).await?;
     Ok(Empty {})
 }
@@ -62,34 +62,36 @@ pub async fn begin(
     let tx = identity.store.begin().await?;
     confirmation.check_still_valid(&tx, caller).await?;
     if caller.user() != user_id {
-        administration::check_admin(&tx, caller.user()).await?;
+        administration::check_admin(&tx, caller).await?;
     }
-    let user = profile::by_id(&tx, user_id).await?.ok_or_else(|| Problem::not_found("user"))?;
-    let closed = unscoped!(
-        "users belong to no tenant",
-        "UPDATE users SET closed_at = :closed_at WHERE id = :user_id AND closed_at IS NULL AND (NOT platform_admin OR EXISTS \
-         (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :user_id))",
-        closed_at = Timestamp::now().0,
-        user_id
+    let grant = caller.access_to(user_id)?;
+    let user = profile::by_id(&tx, &grant).await?.ok_or_else(|| Problem::not_found("user"))?;
+    let closed = user_scoped!(
+        &grant,
+        "UPDATE users SET closed_at = :now WHERE id = :user AND closed_at IS NULL AND (NOT platform_admin OR EXISTS \
+         (SELECT 1 FROM users u WHERE u.platform_admin AND u.closed_at IS NULL AND u.id <> :user))",
+        now = Timestamp::now().0
     );
     if tx.run(closed).await? == 0 {
         return Err(Problem::conflict(format!("{} is the only administrator of this installation.", user.email))
             .hint("Make another user an administrator first: capsule admin users grant EMAIL"));
     }
-    sessions::end_all(&tx, context, user_id).await?;
+    sessions::end_all(&tx, context, &grant).await?;
     saga::begin(&tx, context, &ERASURE, &Input { user_id }).await?;
     tx.commit().await
 }
 
-async fn close(tx: &Transaction<'_>, user: Uuid, at: Option<i64>) -> Result<(), Problem> {
-    tx.run(unscoped!("users belong to no tenant", "UPDATE users SET closed_at = :at WHERE id = :user", at, user)).await?;
-    Ok(())
+/// The grant for the user that a saga erases.
+fn grant(run: &Run) -> Result<UserGrant, Problem> {
+    let Input { user_id } = run.input()?;
+    Ok(run.system().user(user_id, "the account is erased"))
 }
 
 async fn set_closed(identity: &IdentityService, run: &Run, closed: bool) -> Result<(), Problem> {
-    let Input { user_id } = run.input()?;
+    let grant = grant(run)?;
+    let at = closed.then(|| Timestamp::now().0);
     let tx = identity.store.begin().await?;
-    close(&tx, user_id, closed.then(|| Timestamp::now().0)).await?;
+    tx.run(user_scoped!(&grant, "UPDATE users SET closed_at = :at WHERE id = :user", at)).await?;
     tx.commit().await
 }
 
@@ -117,15 +119,15 @@ async fn wait(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
 }
 
 async fn erase(identity: &IdentityService, run: &Run) -> Result<(), Problem> {
-    let Input { user_id } = run.input()?;
+    let grant = grant(run)?;
+    let user_id = grant.user();
     let tx = identity.store.begin().await?;
-    sessions::delete_all(&tx, user_id).await?;
-    tx.run(unscoped!("credentials belong to a user", "DELETE FROM credentials WHERE user_id = :user_id", user_id)).await?;
-    tx.run(unscoped!(
-        "users belong to no tenant",
-        "UPDATE users SET email = :email, name = 'erased', platform_admin = FALSE WHERE id = :user_id",
-        email = format!("erased-{user_id}"),
-        user_id
+    sessions::delete_all(&tx, &grant).await?;
+    tx.run(user_scoped!(&grant, "DELETE FROM credentials WHERE user_id = :user")).await?;
+    tx.run(user_scoped!(
+        &grant,
+        "UPDATE users SET email = :email, name = 'erased', platform_admin = FALSE WHERE id = :user",
+        email = format!("erased-{user_id}")
     ))
     .await?;
     // Every service, including this one, deletes its other data of the user when it receives the event.

@@ -4,6 +4,7 @@
 //! second use means that the token was stolen, so it ends the session.
 
 mod administration;
+mod authenticated;
 mod erasure;
 mod invitations;
 mod login;

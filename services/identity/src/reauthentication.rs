@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use capsule_bus::{Call, Caller};
 use capsule_contracts::identity::{ChangePassword, Reauthenticate};
-use capsule_contracts::{Empty, Problem, Uuid};
-use capsule_store::{FromRow, Transaction, unscoped};
+use capsule_contracts::{Empty, Problem};
+use capsule_store::{FromRow, Transaction, UserScope, user_scoped};
 
 use crate::login::LOCAL_ADMINISTRATOR;
 use crate::{IdentityService, sessions, tokens};
@@ -23,13 +23,12 @@ impl Confirmation {
     /// Fails if the caller's session ended or the password changed since. Call it in the transaction of the action, so
     /// that a change of the password stops actions confirmed with the old one.
     pub async fn check_still_valid(&self, tx: &Transaction<'_>, caller: &Caller) -> Result<(), Problem> {
-        let present = unscoped!(
-            "credentials belong to a user",
+        let present = user_scoped!(
+            caller,
             "SELECT c.password_hash FROM sessions s JOIN users u ON u.id = s.user_id \
              LEFT JOIN credentials c ON c.user_id = u.id \
-             WHERE s.id = :id AND s.user_id = :user_id AND s.revoked_at IS NULL AND u.closed_at IS NULL",
-            id = caller.session(),
-            user_id = caller.user()
+             WHERE s.id = :session AND s.user_id = :user AND s.revoked_at IS NULL AND u.closed_at IS NULL",
+            session = caller.session()
         );
         match tx.read().value::<Option<String>>(present).await? {
             None => Err(Problem::unauthenticated("Your session has ended.")),
@@ -39,20 +38,23 @@ impl Confirmation {
     }
 }
 
-async fn row(identity: &IdentityService, user: Uuid) -> Result<Confirmation, Problem> {
-    let row = unscoped!(
-        "credentials belong to a user",
+async fn row(identity: &IdentityService, scope: &impl UserScope) -> Result<Confirmation, Problem> {
+    let row = user_scoped!(
+        scope,
         "SELECT u.email, u.platform_admin, c.password_hash FROM users u LEFT JOIN credentials c ON c.user_id = u.id \
-         WHERE u.id = :user AND u.closed_at IS NULL",
-        user
+         WHERE u.id = :user AND u.closed_at IS NULL"
     );
     identity.store.read().first(row).await?.ok_or_else(|| Problem::not_found("user"))
 }
 
 /// Checks the user's password. The local administrator, who may have no password, can use the server's local token
 /// instead.
-pub async fn confirm(identity: &IdentityService, user: Uuid, password: Option<&str>) -> Result<Confirmation, Problem> {
-    let row = row(identity, user).await?;
+pub async fn confirm(
+    identity: &IdentityService,
+    scope: &impl UserScope,
+    password: Option<&str>,
+) -> Result<Confirmation, Problem> {
+    let row = row(identity, scope).await?;
     let Some(password) = password.filter(|password| !password.is_empty()) else {
         return Err(Problem::reauthentication_required("This action requires your password."));
     };
@@ -62,19 +64,20 @@ pub async fn confirm(identity: &IdentityService, user: Uuid, password: Option<&s
     if identity.passwords.verify(password.to_owned(), row.password_hash.clone()).await? {
         return Ok(row);
     }
-    tracing::warn!(%user, "wrong password in a confirmation");
+    tracing::warn!(user = %scope.user(), "wrong password in a confirmation");
     Err(Problem::reauthentication_required("The password is wrong."))
 }
 
 pub async fn reauthenticate(identity: Arc<IdentityService>, call: Call<Reauthenticate>) -> Result<Empty, Problem> {
-    confirm(&identity, call.message.user_id, call.message.password.as_deref()).await?;
+    let grant = call.grant.user(call.message.user_id, "a service asks for the password");
+    confirm(&identity, &grant, call.message.password.as_deref()).await?;
     Ok(Empty {})
 }
 
 pub async fn change_password(identity: Arc<IdentityService>, call: Call<ChangePassword>) -> Result<Empty, Problem> {
     let Call { message, grant, context } = call;
     let user = grant.user();
-    let confirmation = confirm(&identity, user, message.password.as_deref()).await?;
+    let confirmation = confirm(&identity, &grant, message.password.as_deref()).await?;
     if message.new_password.eq_ignore_ascii_case(&confirmation.email) {
         return Err(Problem::invalid_field("new_password", "must not be your e-mail address"));
     }
@@ -85,15 +88,14 @@ pub async fn change_password(identity: Arc<IdentityService>, call: Call<ChangePa
     let tx = identity.store.begin().await?;
     // The transaction is the only writer, so the check holds until the commit.
     confirmation.check_still_valid(&tx, &grant).await?;
-    tx.run(unscoped!(
-        "credentials belong to a user",
+    tx.run(user_scoped!(
+        &grant,
         "INSERT INTO credentials (user_id, password_hash) VALUES (:user, :hash) \
          ON CONFLICT (user_id) DO UPDATE SET password_hash = excluded.password_hash",
-        user,
         hash
     ))
     .await?;
-    sessions::end_others(&tx, &context, user, grant.session()).await?;
+    sessions::end_others(&tx, &context, &grant, grant.session()).await?;
     tx.commit().await?;
     tracing::info!(%user, correlation_id = context.correlation_id, "password changed");
     Ok(Empty {})

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use capsule_bus::{Call, Context, emit};
-use capsule_contracts::identity::{Register, Registration, Session, User, UserRegistered};
+use capsule_bus::Call;
+use capsule_contracts::identity::{Register, Registration, Session, User};
 use capsule_contracts::{Problem, Timestamp, Uuid, new_id};
-use capsule_store::{Transaction, unscoped};
+use capsule_store::{Transaction, unscoped, user_scoped};
 
+use crate::authenticated::Authenticated;
 use crate::login::LOCAL_ADMINISTRATOR;
 use crate::{IdentityService, invitations, sessions, tokens};
 
@@ -38,15 +39,9 @@ pub async fn register(identity: Arc<IdentityService>, call: Call<Register>) -> R
     };
     let name = message.name.unwrap_or_else(|| email.split('@').next().unwrap_or_default().to_owned());
     let user = User { id, email, name, platform_admin, created_at: Timestamp::now() };
-    create_user(&tx, &context, &user).await?;
-    tx.run(unscoped!(
-        "credentials belong to a user",
-        "INSERT INTO credentials (user_id, password_hash) VALUES (:user_id, :hash)",
-        user_id = user.id,
-        hash
-    ))
-    .await?;
-    let session = sessions::open(&identity, &tx, &context, user).await?;
+    let grant = Authenticated::by_registration(&tx, &context, &user).await?;
+    tx.run(user_scoped!(&grant, "INSERT INTO credentials (user_id, password_hash) VALUES (:user, :hash)", hash)).await?;
+    let session = sessions::open(&identity, &tx, &context, &grant, user).await?;
     tx.commit().await?;
     Ok(session)
 }
@@ -85,26 +80,4 @@ async fn admit(identity: &IdentityService, tx: &Transaction<'_>, message: &Regis
             Err(Problem::forbidden("Registration is closed on this installation.").hint("Ask its operator for an account."))
         }
     }
-}
-
-/// Creates an account and emits [`UserRegistered`].
-pub async fn create_user(tx: &Transaction<'_>, context: &Context, user: &User) -> Result<(), Problem> {
-    tx.run(unscoped!(
-        "users belong to no tenant",
-        "INSERT INTO users (id, email, name, platform_admin, created_at) \
-         VALUES (:id, :email, :name, :platform_admin, :created_at)",
-        id = user.id,
-        email = user.email.as_str(),
-        name = user.name.as_str(),
-        platform_admin = user.platform_admin,
-        created_at = user.created_at.0
-    ))
-    .await
-    .map_err(|problem| match problem.code.as_str() {
-        "conflict" => {
-            Problem::conflict("An account with this e-mail address already exists.").hint("Sign in with `capsule login`.")
-        }
-        _ => problem,
-    })?;
-    emit(tx, context, &UserRegistered { user: user.clone() }).await
 }

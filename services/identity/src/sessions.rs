@@ -9,8 +9,9 @@ use capsule_contracts::identity::{
 };
 use capsule_contracts::list::PageQuery;
 use capsule_contracts::{Empty, Page, Problem, Timestamp, Uuid, new_id};
-use capsule_store::{FromRow, Transaction, page, unscoped};
+use capsule_store::{FromRow, Transaction, UserScope, page, unscoped, user_scoped};
 
+use crate::authenticated::Authenticated;
 use crate::{IdentityService, profile, tokens};
 
 /// How long a refresh token is valid.
@@ -19,16 +20,20 @@ const REFRESH_TOKEN_SECONDS: i64 = 7 * 24 * 3600;
 const ENDED_SESSION_RETENTION_SECONDS: i64 = 30 * 24 * 3600;
 
 /// Begins a session and issues its first tokens.
-pub async fn open(identity: &IdentityService, tx: &Transaction<'_>, context: &Context, user: User) -> Result<Session, Problem> {
+pub async fn open(
+    identity: &IdentityService,
+    tx: &Transaction<'_>,
+    context: &Context,
+    scope: &impl UserScope,
+    user: User,
+) -> Result<Session, Problem> {
     let (id, now) = (new_id(), Timestamp::now());
-    tx.run(unscoped!(
-        "sessions belong to a user",
+    tx.run(user_scoped!(
+        scope,
         "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at) \
-         VALUES (:id, :user_id, :created_at, :last_used_at, :expires_at)",
+         VALUES (:id, :user, :now, :now, :expires_at)",
         id,
-        user_id = user.id,
-        created_at = now.0,
-        last_used_at = now.0,
+        now = now.0,
         expires_at = now.plus_seconds(REFRESH_TOKEN_SECONDS).0
     ))
     .await?;
@@ -56,30 +61,15 @@ pub fn id_of(identity: &IdentityService, session: &Session) -> Result<Uuid, Prob
     identity.signer.verify(&session.access_token).map(|claims| claims.sid).ok_or_else(Problem::internal)
 }
 
-#[derive(FromRow)]
-struct RefreshRow {
-    session_id: Uuid,
-    user_id: Uuid,
-    expires_at: i64,
-    used_at: Option<i64>,
-    revoked_at: Option<i64>,
-}
-
 pub async fn refresh_token(identity: Arc<IdentityService>, call: Call<RefreshToken>) -> Result<Session, Problem> {
     let refused = || Problem::unauthenticated("The refresh token is not valid.").hint("Sign in again with `capsule login`.");
     let digest = tokens::digest(&call.message.refresh_token);
     let now = Timestamp::now();
     let tx = identity.store.begin().await?;
-    let row = unscoped!(
-        "tokens belong to a session",
-        "SELECT t.session_id, s.user_id, t.expires_at, t.used_at, s.revoked_at \
-         FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.digest = :digest",
-        digest = digest.as_str()
-    );
-    let row = tx.read().first::<RefreshRow>(row).await?.ok_or_else(refused)?;
+    let (grant, row) = Authenticated::by_refresh_token(&tx, &digest).await?.ok_or_else(refused)?;
     if row.used_at.is_some() {
-        tracing::warn!(user = %row.user_id, session = %row.session_id, "a refresh token was used twice; ending the session");
-        end(&tx, &call.context, row.user_id, row.session_id).await?;
+        tracing::warn!(user = %grant.user(), session = %row.session_id, "a refresh token was used twice; ending the session");
+        end(&tx, &call.context, &grant, row.session_id).await?;
         tx.commit().await?;
         return Err(refused());
     }
@@ -93,53 +83,49 @@ pub async fn refresh_token(identity: Arc<IdentityService>, call: Call<RefreshTok
         digest
     ))
     .await?;
-    tx.run(unscoped!(
-        "sessions belong to a user",
-        "UPDATE sessions SET last_used_at = :last_used_at, expires_at = :expires_at WHERE id = :id",
+    tx.run(user_scoped!(
+        &grant,
+        "UPDATE sessions SET last_used_at = :last_used_at, expires_at = :expires_at WHERE id = :id AND user_id = :user",
         last_used_at = now.0,
         expires_at = now.plus_seconds(REFRESH_TOKEN_SECONDS).0,
         id = row.session_id
     ))
     .await?;
-    let user = profile::by_id(&tx, row.user_id).await?.ok_or_else(refused)?;
+    let user = profile::by_id(&tx, &grant).await?.ok_or_else(refused)?;
     let session = issue_tokens(&identity, &tx, row.session_id, user).await?;
     tx.commit().await?;
     Ok(session)
 }
 
 /// Ends a session. Its access tokens are no longer accepted.
-async fn end(tx: &Transaction<'_>, context: &Context, user: Uuid, session: Uuid) -> Result<(), Problem> {
+async fn end(tx: &Transaction<'_>, context: &Context, scope: &impl UserScope, session: Uuid) -> Result<(), Problem> {
     let now = Timestamp::now();
     let ended = tx
-        .run(unscoped!(
-            "sessions belong to a user",
-            "UPDATE sessions SET revoked_at = :revoked_at WHERE id = :session AND user_id = :user AND revoked_at IS NULL",
+        .run(user_scoped!(
+            scope,
+            "UPDATE sessions SET revoked_at = :revoked_at WHERE id = :id AND user_id = :user AND revoked_at IS NULL",
             revoked_at = now.0,
-            session,
-            user
+            id = session
         ))
         .await?;
     if ended > 0 {
         let until = now.plus_seconds(tokens::ACCESS_SECONDS);
-        emit(tx, context, &SessionRevoked { user_id: user, session_id: session, until }).await?;
+        emit(tx, context, &SessionRevoked { user_id: scope.user(), session_id: session, until }).await?;
     }
     Ok(())
 }
 
 /// Ends every session of a user.
-pub async fn end_all(tx: &Transaction<'_>, context: &Context, user: Uuid) -> Result<(), Problem> {
-    end_others(tx, context, user, Uuid::nil()).await
+pub async fn end_all(tx: &Transaction<'_>, context: &Context, scope: &impl UserScope) -> Result<(), Problem> {
+    end_others(tx, context, scope, Uuid::nil()).await
 }
 
 /// Ends every session of a user except one.
-pub async fn end_others(tx: &Transaction<'_>, context: &Context, user: Uuid, except: Uuid) -> Result<(), Problem> {
-    let live = unscoped!(
-        "sessions belong to a user",
-        "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = :user AND revoked_at IS NULL",
-        user
-    );
+pub async fn end_others(tx: &Transaction<'_>, context: &Context, scope: &impl UserScope, except: Uuid) -> Result<(), Problem> {
+    let live =
+        user_scoped!(scope, "SELECT id, created_at, last_used_at FROM sessions WHERE user_id = :user AND revoked_at IS NULL");
     for session in tx.read().all::<SessionRow>(live).await?.into_iter().filter(|session| session.id != except) {
-        end(tx, context, user, session.id).await?;
+        end(tx, context, scope, session.id).await?;
     }
     Ok(())
 }
@@ -162,40 +148,36 @@ pub async fn purge(identity: &IdentityService, now: Timestamp) -> Result<(), Pro
 }
 
 /// Deletes all sessions of a user, with their tokens.
-pub async fn delete_all(tx: &Transaction<'_>, user: Uuid) -> Result<(), Problem> {
-    tx.run(unscoped!(
-        "tokens belong to a session",
-        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = :user)",
-        user
-    ))
-    .await?;
-    tx.run(unscoped!("sessions belong to a user", "DELETE FROM sessions WHERE user_id = :user", user)).await?;
+pub async fn delete_all(tx: &Transaction<'_>, scope: &impl UserScope) -> Result<(), Problem> {
+    tx.run(user_scoped!(scope, "DELETE FROM refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE user_id = :user)"))
+        .await?;
+    tx.run(user_scoped!(scope, "DELETE FROM sessions WHERE user_id = :user")).await?;
     Ok(())
 }
 
 pub async fn logout(identity: Arc<IdentityService>, call: Call<Logout>) -> Result<Empty, Problem> {
     let tx = identity.store.begin().await?;
-    end(&tx, &call.context, call.grant.user(), call.grant.session()).await?;
+    end(&tx, &call.context, &call.grant, call.grant.session()).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
 pub async fn revoke_session(identity: Arc<IdentityService>, call: Call<RevokeSession>) -> Result<Empty, Problem> {
-    let own = live(&identity, call.grant.user()).await?;
+    let own = live(&identity, &call.grant).await?;
     if own.iter().all(|session| session.id != call.message.id) {
         return Err(Problem::not_found("session"));
     }
     let tx = identity.store.begin().await?;
-    end(&tx, &call.context, call.grant.user(), call.message.id).await?;
+    end(&tx, &call.context, &call.grant, call.message.id).await?;
     tx.commit().await?;
     Ok(Empty {})
 }
 
 pub async fn revoke_sessions(identity: Arc<IdentityService>, call: Call<RevokeSessions>) -> Result<Empty, Problem> {
-    let own = live(&identity, call.grant.user()).await?;
+    let own = live(&identity, &call.grant).await?;
     let tx = identity.store.begin().await?;
     for session in own {
-        end(&tx, &call.context, call.grant.user(), session.id).await?;
+        end(&tx, &call.context, &call.grant, session.id).await?;
     }
     tx.commit().await?;
     Ok(Empty {})
@@ -208,12 +190,11 @@ struct SessionRow {
     last_used_at: i64,
 }
 
-async fn live(identity: &IdentityService, user: Uuid) -> Result<Vec<SessionRow>, Problem> {
-    let rows = unscoped!(
-        "sessions belong to a user",
+async fn live(identity: &IdentityService, scope: &impl UserScope) -> Result<Vec<SessionRow>, Problem> {
+    let rows = user_scoped!(
+        scope,
         "SELECT id, created_at, last_used_at FROM sessions \
          WHERE user_id = :user AND revoked_at IS NULL AND expires_at > :now ORDER BY last_used_at DESC",
-        user,
         now = Timestamp::now().0
     );
     identity.store.read().all(rows).await
