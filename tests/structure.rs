@@ -116,7 +116,11 @@ fn only_the_bus_makes_scopes() {
         for file in sources(&root().join(folder)).into_iter().filter(|file| !file.ends_with("tests.rs")) {
             let text = std::fs::read_to_string(&file).expect("text");
             let verifies = file.ends_with("services/identity/src/authenticated.rs");
-            assert!(verifies || !text.contains("Scope for "), "{} implements a scope; take the grant of the message", file.display());
+            assert!(
+                verifies || !text.contains("Scope for "),
+                "{} implements a scope; take the grant of the message",
+                file.display()
+            );
         }
     }
 }

@@ -30,7 +30,9 @@ pub async fn check(gateway: &Gateway, context: &Context, parts: &Parts, subject:
         _ if subject == Login::SUBJECT || subject == Register::SUBJECT => {
             gateway.limiter.check(&format!("sign-in:{}", address(parts)), gateway.limits.sign_ins).await
         }
-        Principal::User { id, .. } | Principal::ApiKey { id, .. } => gateway.limiter.check(&id.to_string(), gateway.limits.requests).await,
+        Principal::User { id, .. } | Principal::ApiKey { id, .. } => {
+            gateway.limiter.check(&id.to_string(), gateway.limits.requests).await
+        }
         _ => gateway.limiter.check(&address(parts), gateway.limits.requests).await,
     };
     match decision {

@@ -48,8 +48,10 @@ impl Caller {
     fn from_context(context: &Context) -> Result<Self, Problem> {
         match context.principal {
             Principal::User { id, session, platform_admin } => Ok(Self { user: id, session, platform_admin }),
-            Principal::ApiKey { .. } => Err(Problem::forbidden("An API key has access only to the resources of its organization.")
-                .hint("Sign in with `capsule login`.")),
+            Principal::ApiKey { .. } => {
+                Err(Problem::forbidden("An API key has access only to the resources of its organization.")
+                    .hint("Sign in with `capsule login`."))
+            }
             Principal::Anonymous | Principal::Service(_) => Err(Problem::unauthenticated("You are not signed in.")),
         }
     }
@@ -318,7 +320,8 @@ fn check_permission(role: Role, scopes: Option<Permissions>, permission: Permiss
 /// The highest role up to `role` whose permissions are all among the scopes; the lowest role if there is none.
 fn effective_role(role: Role, scopes: Option<Permissions>) -> Role {
     let Some(scopes) = scopes else { return role };
-    let is_within = |one: &Role| Permission::ALL.into_iter().all(|permission| !one.allows(permission) || scopes.contains(permission));
+    let is_within =
+        |one: &Role| Permission::ALL.into_iter().all(|permission| !one.allows(permission) || scopes.contains(permission));
     Role::ALL.into_iter().filter(|one| *one <= role && is_within(one)).max().unwrap_or(Role::Viewer)
 }
 
@@ -412,7 +415,10 @@ mod tests {
                 for left_out in scopes.iter() {
                     let fewer: Permissions = scopes.iter().filter(|permission| *permission != left_out).collect();
                     let effective = effective_role(owner, Some(fewer));
-                    assert!(effective == Role::Viewer || !effective.allows(left_out), "{role:?} of {owner:?} without {left_out:?}");
+                    assert!(
+                        effective == Role::Viewer || !effective.allows(left_out),
+                        "{role:?} of {owner:?} without {left_out:?}"
+                    );
                 }
             }
             assert_eq!(effective_role(owner, Some(Permissions::default())), Role::Viewer);

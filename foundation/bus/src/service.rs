@@ -268,7 +268,10 @@ impl<S: Service> Router<S> {
     #[must_use]
     pub fn consume<E: Event>(
         mut self,
-        consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, Delivery<E>) -> BoxFuture<'a, Result<(), Problem>> + Send + Sync + 'static,
+        consumer: impl for<'a> Fn(&'a S, &'a Transaction<'a>, Delivery<E>) -> BoxFuture<'a, Result<(), Problem>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         let name = self.service.store().name();
         let run: Consumer<S> = Box::new(move |service, tx, envelope| {

@@ -157,9 +157,9 @@ impl OpenStreams {
             };
             let condition = match stream.condition {
                 Condition::None | Condition::Session => Some(true),
-                Condition::PlatformAdmin => live.map(|live| {
-                    stream.session.is_some_and(|session| live.platform_admins.contains(&session))
-                }),
+                Condition::PlatformAdmin => {
+                    live.map(|live| stream.session.is_some_and(|session| live.platform_admins.contains(&session)))
+                }
                 Condition::Member { organization, min_role } => {
                     let role = roles.and_then(|roles| roles.get(&(organization, stream.user)));
                     role.map(|role| role.is_some_and(|role| role >= min_role))

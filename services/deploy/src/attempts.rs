@@ -32,7 +32,14 @@ async fn counts(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phas
     Ok(tx.read().first(counts).await?.unwrap_or_default())
 }
 
-async fn store(tx: &Transaction<'_>, scope: &impl Scope, row: &Row, phase: Phase, counts: &Counts, delay: i64) -> Result<(), Problem> {
+async fn store(
+    tx: &Transaction<'_>,
+    scope: &impl Scope,
+    row: &Row,
+    phase: Phase,
+    counts: &Counts,
+    delay: i64,
+) -> Result<(), Problem> {
     tx.run(scoped!(
         scope,
         "INSERT INTO deployment_attempts (deployment_id, organization_id, phase, unfinished, hindered) \

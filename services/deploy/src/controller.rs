@@ -244,7 +244,9 @@ async fn run_phases(
                 phases::updating_routes::run(service, scope, service_environment, &row).await?;
                 Phase::HealthCheck
             }
-            Phase::HealthCheck => phases::health_check::run(service, scope, service_environment, &row).await.map(|()| Phase::Active)?,
+            Phase::HealthCheck => {
+                phases::health_check::run(service, scope, service_environment, &row).await.map(|()| Phase::Active)?
+            }
             Phase::Active => {
                 phases::active::run(service, scope, service_environment, &row).await?;
                 failpoint::reach(phase, "after").await;
@@ -281,13 +283,7 @@ async fn acquire_build_permit(service: &DeployService, scope: &impl Scope, row: 
 
 /// Settles a deployment that failed or was cancelled: its candidates retire, and the previous release stays live. A
 /// deployment that is active already is settled as running.
-pub async fn settle(
-    service: &DeployService,
-    scope: &impl Scope,
-    row: &Row,
-    status: Status,
-    why: &str,
-) -> Result<(), Problem> {
+pub async fn settle(service: &DeployService, scope: &impl Scope, row: &Row, status: Status, why: &str) -> Result<(), Problem> {
     let tx = service.store.begin().await?;
     let row = deployments::read(&tx, scope, row.id).await?;
     let service_environment = service_environments::read(&tx, scope, row.service_id, row.environment_id).await?;

@@ -238,9 +238,7 @@ pub async fn start(options: Options, bus: &Bus, keyring: Keyring, blobs: Blobs) 
         .stream(logs::stream_service_log)
         .consume::<ServiceRenamed>(|_, tx, delivery| Box::pin(service_environments::rename_service(tx, delivery)))
         .consume::<ServicesRemoved>(|service, tx, delivery| Box::pin(removal::on_services_removed(service, tx, delivery)))
-        .consume::<OrganizationDeleted>(|service, tx, delivery| {
-            Box::pin(removal::on_organization_deleted(service, tx, delivery))
-        })
+        .consume::<OrganizationDeleted>(|service, tx, delivery| Box::pin(removal::on_organization_deleted(service, tx, delivery)))
         .purge(|service, now| Box::pin(reconcile::purge(service, now)))
         .start_with(|service, system| Box::pin(run_as_leader(service, system)));
     Ok(service)

@@ -261,8 +261,8 @@ mod tests {
     use capsule_contracts::{Problem, Uuid, new_id};
     use capsule_store::{Databases, Keyring, Store, unscoped};
 
-    use crate::tests::TestScope;
     use super::{Admission, Load, MIB};
+    use crate::tests::TestScope;
 
     const ONE: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);

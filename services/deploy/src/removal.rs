@@ -97,12 +97,7 @@ pub async fn on_organization_deleted(
 }
 
 /// Records a removal in its transaction, so that no later deployment reverts it, and cancels the deployments in progress.
-async fn record_removal(
-    service: &DeployService,
-    tx: &Transaction<'_>,
-    scope: &impl Scope,
-    removed: Uuid,
-) -> Result<(), Problem> {
+async fn record_removal(service: &DeployService, tx: &Transaction<'_>, scope: &impl Scope, removed: Uuid) -> Result<(), Problem> {
     tx.run(scoped!(
         scope,
         "INSERT INTO removals (id, organization_id, removed_at) VALUES (:removed, :tenant, :removed_at) \

@@ -147,8 +147,10 @@ async fn run(service: &DeployService, statement: Statement) {
 async fn ready_to_promote(service: &DeployService) -> Row {
     let row = deploy(service).await.expect("accepted");
     let service_environment = service_environment(service).await;
-    let row =
-        deployments::enter_phase(service, &grant(), &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("it goes on");
+    let row = deployments::enter_phase(service, &grant(), &service_environment, &row, Phase::HealthCheck, None)
+        .await
+        .ok()
+        .expect("it goes on");
     let insert = unscoped!(
         "test",
         "INSERT INTO instances (id, organization_id, service_id, environment_id, deployment_id, process, port, role, created_at) \
@@ -202,7 +204,8 @@ async fn a_stop_before_the_promotion_cancels_a_rollout() {
     assert_eq!(status(&service, &new).await, ("deploying".into(), true));
     assert!(matches!(active::promote(&service, &grant(), &new).await, Err(Failure::Cancelled)));
     for row in [&new, &queued] {
-        let entered = deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Active, None).await;
+        let entered =
+            deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Active, None).await;
         assert!(matches!(entered, Err(Failure::Cancelled)));
     }
     // The routing table cannot be published here.
@@ -330,10 +333,13 @@ async fn a_settled_deployment_does_not_change() {
     for row in [&row, &before] {
         let is = status(&service, row).await;
         let _ = controller::settle(&service, &grant(), row, Status::Cancelled, "cancelled").await;
-        let entered = deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Building, None).await;
+        let entered =
+            deployments::enter_phase(&service, &grant(), &service_environment(&service).await, row, Phase::Building, None).await;
         assert!(matches!(entered, Err(Failure::Cancelled)));
         assert!(
-            deployments::is_in_progress(&service.store.begin().await.expect("begins"), &grant(), row).await.is_ok_and(|goes_on| !goes_on)
+            deployments::is_in_progress(&service.store.begin().await.expect("begins"), &grant(), row)
+                .await
+                .is_ok_and(|goes_on| !goes_on)
         );
         assert_eq!(status(&service, row).await, is);
     }
@@ -358,8 +364,10 @@ async fn a_phase_that_crashes_the_server_is_tried_ten_times() {
     let mut delays = Vec::new();
     for _ in 0..10 {
         // The first phase succeeds and the second crashes the server, so both begin again.
-        let row =
-            deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::PullingSource, None).await.ok().expect("tried");
+        let row = deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::PullingSource, None)
+            .await
+            .ok()
+            .expect("tried");
         deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::Building, Some(Phase::PullingSource))
             .await
             .ok()
@@ -372,7 +380,8 @@ async fn a_phase_that_crashes_the_server_is_tried_ten_times() {
         .await
         .ok()
         .expect("it always succeeded");
-    let Err(Failure::Failed(why)) = deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::Building, None).await
+    let Err(Failure::Failed(why)) =
+        deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::Building, None).await
     else {
         panic!("it is tried for ever")
     };
@@ -388,10 +397,13 @@ async fn attempts_that_fail_because_of_the_platform_are_bounded_and_do_not_count
     let problem = Problem::unavailable("The ingress does not answer.");
     let mut delays = Vec::new();
     for attempt in 1.. {
-        let row =
-            deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::HealthCheck, None).await.ok().expect("tried");
+        let row = deployments::enter_phase(&service, &grant(), &service_environment, &row, Phase::HealthCheck, None)
+            .await
+            .ok()
+            .expect("tried");
         let tx = service.store.begin().await.expect("begins");
-        let given_up = crate::attempts::record_hindered(&tx, &grant(), &row, Phase::HealthCheck, &problem).await.expect("counted");
+        let given_up =
+            crate::attempts::record_hindered(&tx, &grant(), &row, Phase::HealthCheck, &problem).await.expect("counted");
         tx.commit().await.expect("committed");
         let next = deployments::get(&service, &grant(), row.id).await.expect("there").next_attempt_at;
         delays.push(next - Timestamp::now().0);

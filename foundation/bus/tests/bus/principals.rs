@@ -161,9 +161,11 @@ async fn a_member_needs_the_permission_and_a_key_needs_it_in_its_scopes_too() {
     let bus = start(directory.path()).await;
     let id = ORGANIZATION;
     for role in Role::ALL {
-        for (scopes, view, manage) in
-            [(all(), true, true), ([Permission::OrgView].into_iter().collect(), true, false), (Permissions::default(), false, false)]
-        {
+        for (scopes, view, manage) in [
+            (all(), true, true),
+            ([Permission::OrgView].into_iter().collect(), true, false),
+            (Permissions::default(), false, false),
+        ] {
             let status = |permission, in_scope: bool| if role.allows(permission) && in_scope { 200 } else { 403 };
             let own = member(role);
             assert_eq!(send(&bus, user(own), Manage { id }).await, status(Permission::OrgManage, true), "{role:?}");

@@ -11,7 +11,12 @@ use crate::deployments::{self, Row};
 use crate::service_environments::{self, ServiceEnvironment};
 use crate::{DeployService, reconcile, routes};
 
-pub async fn run(service: &DeployService, scope: &impl Scope, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
+pub async fn run(
+    service: &DeployService,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+    row: &Row,
+) -> Result<(), Failure> {
     promote(service, scope, row).await?;
     routes::publish(service).await?;
     settle(service, scope, row).await?;

@@ -11,7 +11,12 @@ use crate::service_environments::ServiceEnvironment;
 use crate::{DeployService, disk, texts};
 use capsule_store::Scope;
 
-pub async fn run(service: &DeployService, scope: &impl Scope, service_environment: &ServiceEnvironment, row: &Row) -> Result<Row, Failure> {
+pub async fn run(
+    service: &DeployService,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+    row: &Row,
+) -> Result<Row, Failure> {
     let source = service.work_directory(row.id).join("source");
     let log = service.build_log(row.id);
     let log_line = |text: &str| capsule_builder::log_line(&log, &texts::for_users(service, row, text));

@@ -25,7 +25,12 @@ const LINES_SHOWN: usize = 20;
 /// The number of log entries read for them: a long line has several entries.
 const LINES_READ: usize = 200;
 
-pub async fn run(service: &DeployService, scope: &impl Scope, service_environment: &ServiceEnvironment, row: &Row) -> Result<(), Failure> {
+pub async fn run(
+    service: &DeployService,
+    scope: &impl Scope,
+    service_environment: &ServiceEnvironment,
+    row: &Row,
+) -> Result<(), Failure> {
     let path = row.plan()?.networking.health_check;
     for candidate in instances::candidates(service, scope, service_environment, row).await? {
         let outcome = wait_until_healthy(service, scope, &candidate, path.as_deref()).await?;
