@@ -138,20 +138,6 @@ fn every_dependency_has_a_compatible_licence() {
     }
 }
 
-/// The sources below a folder.
-fn sources(folder: &Path) -> Vec<std::path::PathBuf> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            all.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            all.push(path);
-        }
-    }
-    all
-}
-
 #[test]
 fn statements_of_services_name_the_columns_that_they_read() {
     for file in sources(&root().join("services")) {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use capsule_bus::{Call, Caller};
 use capsule_contracts::identity::{DeleteUser, ListUsers, UpdateUser, User};
 use capsule_contracts::list::{PageQuery, SortKey};
-use capsule_contracts::{Empty, Page, Problem, Uuid};
-use capsule_store::{Transaction, page, unscoped, user_scoped};
+use capsule_contracts::{Empty, Page, Problem};
+use capsule_store::{Transaction, page, user_scoped};
 
 use crate::profile::{self, UserRow};
 use crate::{IdentityService, erasure, reauthentication, sessions};
