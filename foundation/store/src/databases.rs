@@ -137,7 +137,7 @@ async fn pool(url: &str, database: &str, connections: u32) -> Result<PgPool, Sto
     pool.await.map_err(failed)
 }
 
-/// A connection of one's own. A pool makes it: it tries again while the server starts.
+/// A separate connection. A pool opens it, because a pool retries while the server starts.
 async fn connect(url: &str, database: &str) -> Result<PgConnection, StoreError> {
     let pool = pool(url, database, 1).await?;
     let connection = pool.acquire().await.map_err(|cause| connection_error(database, &cause))?;

@@ -12,18 +12,18 @@ use crate::databases::ACQUIRE_TIMEOUT;
 use crate::failure::Failure;
 use crate::{DecodeError, Row, Value};
 
-/// A reader that is not used for this long is closed.
+/// A reader that was idle for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Prepared statements that a connection keeps.
-const STATEMENTS: usize = 100;
-/// Pauses between attempts to get the lock that another process has.
+/// Maximum number of prepared statements per connection.
+const MAX_STATEMENTS: usize = 100;
+/// Back-off while another process holds the lock.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 const MAX_BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A service's file.
 ///
-/// A read runs on the thread that asks for it: it takes some microseconds, less than it takes to wake another
-/// thread. Whoever reads whole tables opens a [`Session`](crate::session::Session).
+/// A read runs on the calling thread: by an index it takes a few microseconds, less than waking another thread. Code
+/// that reads whole tables uses a [`Session`](crate::session::Session).
 #[derive(Debug)]
 pub struct Embedded {
     file: PathBuf,
@@ -48,7 +48,7 @@ struct Idle {
 pub fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(ACQUIRE_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_prepared_statement_cache_capacity(MAX_STATEMENTS);
     // `secure_delete` overwrites deleted rows, so that free pages hold no data of erased users.
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA cache_size = -512; \
@@ -57,8 +57,7 @@ pub fn connect(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Locks a connection. A panic in its use leaves nothing behind that matters: at most an open transaction, which
-/// its owner rolls back.
+/// Locks a connection. Ignores poisoning: after a panic the connection is usable, and [`Writing`] rolls back.
 pub fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -110,7 +109,7 @@ impl Embedded {
     /// When it cannot be opened.
     pub fn open(file: PathBuf) -> rusqlite::Result<Self> {
         let writer = Arc::new(Mutex::new(connect(&file)?));
-        // Reads do not wait for each other: more than one per thread are never under way.
+        // Each thread runs one read at a time.
         let max_idle = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self { file, idle: Mutex::default(), used: AtomicUsize::new(0), max_idle, turn: Arc::default(), writer })
     }
@@ -141,7 +140,7 @@ impl Embedded {
     fn keep(&self, connection: Connection) {
         let mut idle = self.idle();
         idle.push(Idle { connection, since: Instant::now() });
-        // The one that was used last is used next: the first has been idle the longest.
+        // Readers are reused last in, first out, so the first has been idle the longest.
         let surplus = idle.len() > self.max_idle || idle[0].since.elapsed() > IDLE_TIMEOUT;
         let closed = surplus.then(|| idle.remove(0));
         drop(idle);
@@ -152,12 +151,12 @@ impl Embedded {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many readers are in use, and how many are kept.
+    /// The number of readers in use, and the maximum number of idle ones.
     pub fn connections(&self) -> (usize, usize) {
         (self.used.load(Ordering::Relaxed), self.max_idle)
     }
 
-    /// Begins a transaction that may write, once no other is under way in this process or in another.
+    /// Begins a transaction that may write, after any other of this or another process has ended.
     ///
     /// # Errors
     /// When the lock is not free in time, or the file cannot be read.
@@ -168,7 +167,7 @@ impl Embedded {
         loop {
             match try_begin(&lock(&self.writer)) {
                 Ok(()) => return Ok(Writing { connection: self.writer.clone(), _turn: turn }),
-                // SQLite would wait on this thread.
+                // With a busy timeout, SQLite would block this thread.
                 Err(busy) if busy.is_busy() => {
                     if tokio::time::Instant::now() >= deadline {
                         return Err(Failure::Exhausted(busy.to_string()));
@@ -183,20 +182,20 @@ impl Embedded {
 
     async fn wait_for_turn(&self, deadline: tokio::time::Instant) -> Result<OwnedMutexGuard<()>, Failure> {
         let turn = tokio::time::timeout_at(deadline, self.turn.clone().lock_owned()).await;
-        turn.map_err(|_| Failure::Exhausted("another transaction is still under way".into()))
+        turn.map_err(|_| Failure::Exhausted("another transaction has not ended".into()))
     }
 
     /// Moves the write-ahead log into the file and empties it.
     ///
     /// # Errors
-    /// When others read or write for too long.
+    /// When another connection reads or writes for too long.
     pub async fn checkpoint(&self) -> Result<(), Failure> {
         let turn = self.wait_for_turn(tokio::time::Instant::now() + ACQUIRE_TIMEOUT).await?;
         let writer = self.writer.clone();
         blocking(move || {
             let _turn = turn;
             let busy: bool = lock(&writer).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-            if busy { Err(Failure::Exhausted("others read it for too long".into())) } else { Ok(()) }
+            if busy { Err(Failure::Exhausted("another connection reads it for too long".into())) } else { Ok(()) }
         })
         .await
     }
@@ -226,9 +225,9 @@ impl Writing {
         if connection.is_autocommit() { Err(Failure::RolledBack) } else { work(&connection) }
     }
 
-    /// Commits. This waits for the disk, and so has a thread of its own: `spawn_blocking` rather than
-    /// `block_in_place`, which only some runtimes allow, and which would move the other tasks of the calling thread.
-    /// If the caller is dropped meanwhile, the commit still comes to its end before the next transaction begins.
+    /// Commits, in `spawn_blocking`, since it waits for the disk. `block_in_place` panics in a runtime with one thread, and
+    /// moves the other tasks of the calling thread. If the caller is dropped meanwhile, the commit completes before the
+    /// next transaction begins.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -248,7 +247,7 @@ impl Drop for Writing {
     }
 }
 
-/// Runs `work` on a thread that may wait.
+/// Runs `work` on a thread that may block.
 ///
 /// # Errors
 /// When `work` fails, or the program ends before it begins.
@@ -275,21 +274,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_does_not_write() {
+    async fn a_reader_cannot_write() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path());
         store.read(|connection| execute(connection, "INSERT INTO things VALUES (1)", &[])).expect_err("refused");
     }
 
     #[tokio::test]
-    async fn a_commit_whose_caller_is_dropped_comes_to_its_end() {
+    async fn a_commit_completes_if_its_caller_is_dropped() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path());
         for id in 1..=20 {
             let transaction = store.begin().await.expect("begins");
             transaction.run(|connection| execute(connection, "INSERT INTO things VALUES (1)", &[])).expect("inserts");
             let mut commit = Box::pin(transaction.commit());
-            // Handed to its thread, and dropped.
+            // It runs on another thread by now.
             poll_once(&mut commit).await;
             drop(commit);
             drop(store.begin().await.expect("the next transaction begins after it"));
@@ -300,11 +299,15 @@ mod tests {
     /// Polls once.
     async fn poll_once(future: &mut (impl Future + Unpin)) {
         let mut future = std::pin::Pin::new(future);
-        std::future::poll_fn(|context| std::task::Poll::Ready(drop(future.as_mut().poll(context)))).await;
+        std::future::poll_fn(|context| {
+            let _ = future.as_mut().poll(context);
+            std::task::Poll::Ready(())
+        })
+        .await;
     }
 
     #[tokio::test]
-    async fn a_transaction_waits_for_that_of_another_process() {
+    async fn a_transaction_waits_for_another_process() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path());
         let other = connect(&folder.path().join("test.db")).expect("opens");
@@ -319,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_written_once_the_transaction_was_rolled_back() {
+    async fn a_transaction_that_was_rolled_back_cannot_write() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = open(folder.path());
         let transaction = store.begin().await.expect("begins");

@@ -1,4 +1,4 @@
-//! Why a statement failed, and what a caller is told of it.
+//! Errors of statements, and the problems that callers receive.
 
 use capsule_contracts::Problem;
 use rusqlite::ErrorCode;
@@ -8,9 +8,9 @@ use crate::DecodeError;
 /// Why a statement failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// No connection, or `SQLite`'s lock, was to be had in time.
+    /// No connection, or `SQLite`'s lock, was available in time.
     Exhausted(String),
-    /// The transaction is over: `SQLite` rolls back by itself when the disk is full, for one.
+    /// `SQLite` has rolled the transaction back, as it does when the disk is full.
     RolledBack,
     Decode(DecodeError),
     Embedded(rusqlite::Error),
@@ -32,7 +32,7 @@ impl Failure {
         }
     }
 
-    /// Whether another connection has the lock that is needed.
+    /// Whether another connection holds the lock.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Embedded(cause) if cause.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
     }
@@ -40,7 +40,7 @@ impl Failure {
     /// Logs the failure and returns a problem that does not show it.
     pub fn into_problem(self) -> Problem {
         let cause = self;
-        if matches!(cause, Self::Exhausted(_)) {
+        if matches!(cause, Self::Exhausted(_)) || cause.is_busy() {
             metrics::counter!("capsule_database_exhausted_total").increment(1);
             tracing::error!(%cause, "no database connection was available");
             return Problem::unavailable("The database does not respond, or is overloaded.");
@@ -54,7 +54,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exhausted(why) => f.write_str(why),
-            Self::RolledBack => f.write_str("an earlier error has rolled the transaction back"),
+            Self::RolledBack => f.write_str("the transaction was rolled back after an earlier error"),
             Self::Decode(cause) => cause.fmt(f),
             Self::Embedded(cause) => cause.fmt(f),
             Self::Server(cause) => cause.fmt(f),

@@ -160,7 +160,7 @@ pub async fn run(session: &Session, component: &str, migrations: &[Migration]) -
             continue;
         }
         if let Err(error) = apply(session, component, migration).await {
-            // The session may be used again.
+            // The session remains usable.
             session.run_plain("ROLLBACK").await.ok();
             return Err(error);
         }

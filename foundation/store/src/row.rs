@@ -15,7 +15,7 @@ enum Inner<'a> {
     Server(&'a PgRow),
 }
 
-/// Why a row could not be read; names the column.
+/// Why a row cannot be read. Names the column.
 #[derive(Debug)]
 pub struct DecodeError(String);
 
@@ -29,7 +29,7 @@ impl std::error::Error for DecodeError {}
 
 /// A type that a row is read as. `#[derive(FromRow)]` reads each field from the column of its name.
 pub trait FromRow: Sized {
-    /// The names of the columns, as a statement selects them: `id, name`. It writes `SELECT :columns`.
+    /// The names of the columns, such as `id, name`. They replace `:columns` in a statement.
     const COLUMNS: &'static str;
 
     /// Reads a row.
@@ -39,12 +39,12 @@ pub trait FromRow: Sized {
     fn from_row(row: &Row<'_>) -> Result<Self, DecodeError>;
 }
 
-/// A type that a column is read as; `Option` where it may be `NULL`.
+/// A type that a column is read as: `Option` where it may be `NULL`.
 pub trait FromColumn: Sized {
     /// Reads the column at this index.
     ///
     /// # Errors
-    /// What is wrong with the column: `is NULL`.
+    /// What is wrong with the column, such as `is NULL`.
     fn from_column(row: &Row<'_>, at: usize) -> Result<Self, String>;
 }
 
@@ -57,7 +57,7 @@ impl<'a> Row<'a> {
         Self(Inner::Server(row))
     }
 
-    /// Reads the column of this name. It is found at once if it is the one at the index `expected`.
+    /// Reads the column of this name. The search for it begins at the index `expected`.
     ///
     /// # Errors
     /// When the column is missing, or does not hold a value of the type.
@@ -101,7 +101,7 @@ impl<T: FromColumn> FromColumn for Option<T> {
     }
 }
 
-/// Reads a column of `SQLite` by the storage classes that are given, and one of `PostgreSQL` as `sqlx` does.
+/// Reads the given storage classes of `SQLite`, and what `sqlx` decodes from `PostgreSQL`.
 macro_rules! columns {
     ($($type:ty { $($class:pat => $value:expr),+ $(,)? })+) => {$(
         impl FromColumn for $type {

@@ -34,7 +34,7 @@ pub async fn execute(executor: impl PgExecutor<'_>, sql: Cow<'static, str>, valu
     Ok(sqlx::query_with(text(sql), arguments(values)?).execute(executor).await?.rows_affected())
 }
 
-/// Statements are constants of this program, or made of the names of its tables and columns.
+/// Statements are constants, or contain the names of tables and columns; never a value.
 pub fn text(sql: Cow<'static, str>) -> SqlStr {
     match sql {
         Cow::Borrowed(sql) => sql.into_sql_str(),

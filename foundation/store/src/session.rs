@@ -1,4 +1,4 @@
-//! A connection of one's own to a service's database, to migrate it, to copy it, or to hold a lock.
+//! A separate connection to a service's database, for migrations, copies and locks.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::embedded::{self, blocking};
 use crate::failure::Failure;
 use crate::{DecodeError, Row, Value, server};
 
-/// A connection of one's own. Dropping it ends it, with the transaction and the locks that it holds.
+/// A separate connection. Dropping it closes it, rolls its transaction back and releases its locks.
 #[derive(Debug)]
 pub enum Session {
     Embedded(Arc<Mutex<rusqlite::Connection>>),
@@ -30,7 +30,7 @@ impl Session {
         Self::Server(Box::new(tokio::sync::Mutex::new(connection)))
     }
 
-    /// The text for the engine at hand.
+    /// The text for the engine of this session.
     pub fn select(&self, embedded: &'static str, server: &'static str) -> &'static str {
         match self {
             Self::Embedded(_) => embedded,
@@ -56,7 +56,7 @@ impl Session {
         }
     }
 
-    /// Runs a statement once for each list of values (`$1` and so on), and returns how many rows it changed.
+    /// Runs a statement once for each list of values (`$1` and so on), and returns the number of changed rows.
     ///
     /// # Errors
     /// When it fails.
@@ -103,10 +103,10 @@ impl Session {
         }
     }
 
-    /// Ends the session, and waits for it.
+    /// Closes the connection.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not respond.
     pub async fn close(self) -> Result<(), Failure> {
         match self {
             Self::Embedded(connection) => {
@@ -121,7 +121,7 @@ impl Session {
     }
 }
 
-/// `SQLite` numbers `$1` by its place in the statement, and only `?1` by its number.
+/// `SQLite` counts `$1` by its position in the text; only `?1` has a number.
 fn numbered(sql: &str) -> String {
     sql.replace('$', "?")
 }

@@ -1,13 +1,13 @@
 //! Named values in SQL, checked and numbered at compile time.
 //!
-//! `:name` stands for a value, `:tenant` for the organization of the grant, and `:columns` for the columns of the
-//! row type that the statement is read as. Texts and names in quotes are left alone, and so are casts (`::int`).
+//! `:name` stands for a value, `:tenant` for the organization of the grant, and `:columns` for the columns of the row
+//! type. Quoted text and casts (`::int`) are not names.
 
-/// Stands for the columns of a row type; filled when the statement runs.
+/// Stands for the columns of the row type. Replaced when the statement runs.
 pub const COLUMNS: &str = ":columns";
 
-/// How many bytes the statement has once its names are numbers. Fails to compile unless each name in `sql` is one of
-/// `names`, and each of `names` is in `sql`.
+/// The length of the statement in bytes, once names are numbers. Panics, at compile time, unless `sql` contains exactly
+/// these names.
 #[must_use]
 pub const fn length(sql: &str, names: &[&str]) -> usize {
     let bytes = sql.as_bytes();
@@ -17,7 +17,7 @@ pub const fn length(sql: &str, names: &[&str]) -> usize {
     while let Some((start, end)) = next(bytes, at) {
         if !is_word(bytes, start, end, COLUMNS.as_bytes()) {
             let Some(index) = position(names, bytes, start, end) else {
-                panic!("the statement names a value that it is not given");
+                panic!("the statement contains a name without a value");
             };
             used[index] = true;
             length = length - (end - start) + 1 + digits(index + 1);
@@ -28,16 +28,16 @@ pub const fn length(sql: &str, names: &[&str]) -> usize {
     while index < names.len() {
         if !used[index] {
             if equal(names[index].as_bytes(), b"tenant") {
-                panic!("a statement on tenant data must name :tenant");
+                panic!("a statement on tenant data must contain :tenant");
             }
-            panic!("the statement is given a value that it does not name");
+            panic!("the statement does not contain the name of a value");
         }
         index += 1;
     }
     length
 }
 
-/// `sql` with the number of each name in its place, after `marker`: `?1` for `SQLite`, `$1` for `PostgreSQL`.
+/// Replaces each name by its number after `marker`: `?1` for `SQLite`, `$1` for `PostgreSQL`.
 #[must_use]
 pub const fn number<const LENGTH: usize>(marker: u8, sql: &str, names: &[&str]) -> [u8; LENGTH] {
     let bytes = sql.as_bytes();
@@ -59,7 +59,7 @@ pub const fn number<const LENGTH: usize>(marker: u8, sql: &str, names: &[&str]) 
         }
         if !is_columns {
             let Some(index) = position(names, bytes, start, end) else {
-                panic!("the statement names a value that it is not given");
+                panic!("the statement contains a name without a value");
             };
             let number = index as u8 + 1;
             text[to] = marker;
@@ -75,7 +75,7 @@ pub const fn number<const LENGTH: usize>(marker: u8, sql: &str, names: &[&str]) 
     }
 }
 
-/// What [`number`] made, as text.
+/// The result of [`number`] as text.
 #[must_use]
 pub const fn text(bytes: &[u8]) -> &str {
     match std::str::from_utf8(bytes) {
@@ -84,7 +84,7 @@ pub const fn text(bytes: &[u8]) -> &str {
     }
 }
 
-/// The first `:name` at or after `at`: where its colon is, and where it ends.
+/// The start (its colon) and the end of the first `:name` at or after `at`.
 const fn next(sql: &[u8], mut at: usize) -> Option<(usize, usize)> {
     while at < sql.len() {
         match sql[at] {
@@ -103,7 +103,7 @@ const fn next(sql: &[u8], mut at: usize) -> Option<(usize, usize)> {
                 }
                 return Some((at, end));
             }
-            b'$' | b'?' => panic!("values have names: `:name`"),
+            b'$' | b'?' => panic!("values have names, such as `:id`, not numbers"),
             _ => at += 1,
         }
     }

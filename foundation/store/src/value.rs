@@ -1,4 +1,4 @@
-//! The values of statements, and how each engine stores them.
+//! The values of statements, and their encoding for each engine.
 
 use capsule_contracts::Uuid;
 use rusqlite::ToSql;
@@ -6,7 +6,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use sqlx::Arguments;
 use sqlx::postgres::PgArguments;
 
-/// A value of a statement, or the `NULL` of its type: `PostgreSQL` needs to know the type of a `NULL`, too.
+/// A value of a statement, or a `NULL` with its type, which `PostgreSQL` requires.
 ///
 /// `SQLite` stores a UUID as a blob of 16 bytes, a boolean as the integer 0 or 1, and JSON as text.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub enum Value {
 
 /// The types that a [`Value`] holds.
 pub trait ValueType: Into<Value> {
-    /// Its `NULL`.
+    /// The `NULL` of this type.
     const NULL: Value;
 }
 

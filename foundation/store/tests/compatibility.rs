@@ -1,9 +1,9 @@
-//! Databases that earlier versions wrote, through SeaORM and sqlx, are read and written as before.
+//! Databases of earlier versions, which used SeaORM, remain readable, and values are stored in the same way.
 
 use capsule_contracts::Uuid;
 use capsule_store::{Databases, FromRow, Keyring, Migration, Store, unscoped};
 
-/// As it was when the file was written.
+/// The migration of the file.
 const TABLES: Migration = Migration {
     version: 1,
     name: "create_things",
@@ -58,7 +58,7 @@ async fn a_file_of_an_earlier_version_is_read() {
 }
 
 #[tokio::test]
-async fn values_are_stored_as_an_earlier_version_stores_them() {
+async fn values_are_stored_as_by_an_earlier_version() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("test.db"), include_bytes!("by_sea_orm.db")).expect("written");
     let store = open(folder.path()).await;
@@ -80,7 +80,7 @@ async fn values_are_stored_as_an_earlier_version_stores_them() {
     .await
     .expect("inserts");
     tx.commit().await.expect("commits");
-    // Bytes and storage classes alike.
+    // `IS` compares storage classes, too.
     let same = unscoped!(
         "test",
         "SELECT COUNT(*) FROM things a JOIN things b ON a.name = b.name AND a.small IS b.small AND a.large IS b.large \
