@@ -61,7 +61,7 @@ fn beginning_of_response(address: SocketAddr, host: &str) -> String {
 
 #[test]
 fn a_response_head_without_end_is_a_bad_gateway_and_does_not_slow_others_down() {
-    let mut world = World::new(1000, Duration::from_secs(1));
+    let mut world = World::new(1000, Duration::from_secs(3));
     world.app("good", echo_head);
     world.app("hints", |stream| endless(stream, b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"));
     world.app("continues", |stream| endless(stream, b"", b"HTTP/1.1 100 Continue\r\n\r\n"));
@@ -98,7 +98,7 @@ fn a_response_head_without_end_is_a_bad_gateway_and_does_not_slow_others_down() 
 
 #[test]
 fn a_response_body_without_end_does_not_slow_others_down() {
-    let mut world = World::new(1000, Duration::from_secs(1));
+    let mut world = World::new(1000, Duration::from_secs(5));
     world.app("good", echo_head);
     const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     world.app("small-chunks", |stream| endless(stream, CHUNKED, b"1\r\nx\r\n"));
