@@ -99,7 +99,10 @@ fn killed_in(phase: &str, moment: &str) {
     server.wait_for_end();
     let answer = server.get(HOST, "/").body;
     assert!(["version one", "version two"].contains(&answer.as_str()), "{answer}");
-    assert!(before.iter().all(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()), "the old instance ended");
+    // After the promotion the server drains the old instance, which may end before the server does.
+    let drains = (phase, moment) == ("active", "after");
+    let old_runs = before.iter().all(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(drains || old_runs, "the old instance ended");
     server.start();
     settled(&server, &folder, "two");
     load.stop();
