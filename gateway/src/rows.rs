@@ -63,7 +63,7 @@ pub enum RowKind {
     /// The reply is a sequence of JSON objects: one per line, or server-sent events.
     Stream,
     /// A WebSocket. `input` is the type of the text frames that the client sends.
-    Duplex { input: TypeSchema },
+    Duplex { input: Box<TypeSchema> },
 }
 
 /// Name and schema of a contract type, for the documentation.
@@ -136,7 +136,7 @@ impl Row {
     /// An endpoint that is a WebSocket.
     #[must_use]
     pub fn duplex<M: DuplexMessage>(path: &'static str) -> Self {
-        row::<M>(Method::GET, path, RowKind::Duplex { input: TypeSchema::of::<M::Input>() })
+        row::<M>(Method::GET, path, RowKind::Duplex { input: Box::new(TypeSchema::of::<M::Input>()) })
             .with_status(StatusCode::SWITCHING_PROTOCOLS)
     }
 

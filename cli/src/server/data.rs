@@ -272,7 +272,7 @@ pub fn restrict(directory: &Path) -> Vec<(PathBuf, u32)> {
         match std::fs::set_permissions(&path, PermissionsExt::from_mode(mode & !not_allowed)) {
             Ok(()) => wrong.push((path, mode)),
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "other users can read this, and its mode cannot be changed")
+                tracing::error!(path = %path.display(), %error, "other users can read this, and its mode cannot be changed");
             }
         }
     }

@@ -441,7 +441,7 @@ pub fn cpp(repo: &Repo<'_>, draft: &mut Draft) -> Result<(), PlanError> {
             let port = sources.iter().find_map(|file| super::port_in(&repo.text(file)).map(|(port, line)| (file, port, line)));
             match port {
                 Some((file, port, line)) => {
-                    draft.port(port, Source { file, line: Some(line) }, "default beside PORT in this file", 0.9)
+                    draft.port(port, Source { file, line: Some(line) }, "default beside PORT in this file", 0.9);
                 }
                 None => draft.default_port(None, 8080, source),
             }

@@ -118,7 +118,7 @@ fn programs(repo: &Repo<'_>, manifest: &toml::Table, found: Option<&Found>, draf
     draft.process("web", &start, source, "what the build makes", if serves { confidence } else { 0.5 });
     match super::port_in(&repo.text(&bin.main)) {
         Some((port, line)) => {
-            draft.port(port, Source { file: &bin.main, line: Some(line) }, "default beside PORT in this file", 0.9)
+            draft.port(port, Source { file: &bin.main, line: Some(line) }, "default beside PORT in this file", 0.9);
         }
         None => draft.default_port(found, 8080, found.map_or(source, Found::source)),
     }
