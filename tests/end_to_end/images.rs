@@ -182,17 +182,21 @@ fn done_before() {
     once();
     let again = once().json();
     assert_eq!(again["steps"].as_u64().map(|steps| steps > 4), Some(true));
-    let text = std::fs::read_to_string(folder.path().join("app.py")).expect("read");
-    std::fs::write(folder.path().join("app.py"), text.replace("installed by uv", "changed")).expect("written");
-    let changed = once();
-    let all = events(&changed);
-    let number = |sign: &str| {
-        all.iter().find(|event| event["name"].as_str().is_some_and(|name| name.contains(sign))).map(|event| event["step"].clone())
+    let source = std::fs::read_to_string(folder.path().join("app.py")).expect("read");
+    // Whether a build of this source takes the installed dependencies from the cache.
+    let is_cached = |text: &str| {
+        std::fs::write(folder.path().join("app.py"), source.replace("installed by uv", text)).expect("written");
+        let all = events(&once());
+        let is_install = |event: &&Value| event["name"].as_str().is_some_and(|name| name.contains("uv sync"));
+        let install = all.iter().find(is_install).expect("the dependencies have a step of their own")["step"].clone();
+        let done = all.iter().find(|event| event["event"] == "done" && event["step"] == install).expect("the step ends");
+        done["cached"] == true
     };
-    let install = number("uv sync").expect("the dependencies have a step of their own");
-    let done = all.iter().find(|event| event["event"] == "done" && event["step"] == install).expect("it is done");
-    assert_eq!(done["cached"], true, "what is fetched is not fetched again: {all:?}");
-    assert_eq!(page(&engine, tag, "/"), "changed");
+    // Docker Engine 20.10 may repeat all steps of a build that shares its base image with a build that is cancelled at that
+    // moment, as another test does.
+    let text = (1..=6).map(|round| format!("changed {round} times")).find(|text| is_cached(text));
+    let text = text.expect("a build that changes only the source takes the dependencies from the cache");
+    assert_eq!(page(&engine, tag, "/"), text);
 }
 
 /// Debian's Engine crashes if a build begins while the cache entries that it uses are pruned.
